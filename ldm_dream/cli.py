@@ -1,0 +1,22 @@
+"""What all tools share: a user's mistake is one sentence on stderr and exit status 2, without a traceback.
+
+Imports no torch, so `--help` and `--dry-run` answer at once.
+"""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from .errors import UserError
+
+EXIT_USER_ERROR = 2  # argparse uses the same status for a wrong command line
+
+
+@contextmanager
+def user_errors() -> Iterator[None]:
+    """Body of a tool's `main`: `UserError` -> its text on one line of stderr, exit 2. Everything else passes through."""
+    try:
+        yield
+    except UserError as error:
+        sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
+        raise SystemExit(EXIT_USER_ERROR) from None

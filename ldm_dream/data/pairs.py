@@ -1,0 +1,223 @@
+"""Training and validation pairs: aligned patches of HR pictures and of their bicubic LR pictures.
+
+Which patch is sample n of a run is a pure function of (seed, n) and of the files, so a resumed run sees what it would have seen.
+With N pictures, sample n shows picture permutation(seed, n // N)[n % N], at a place and a symmetry drawn from (seed, n). The LR
+picture is made once from the WHOLE HR picture, then cut, so that patches carry no border effects of the resampling.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ldm_dream.config import DataConfig
+from ldm_dream.data.degrade import degrade
+from ldm_dream.data.images import ImageError, find_images, image_size, read_image, to_uint8
+
+log = logging.getLogger(__name__)
+
+CACHE_BYTES = 4 * 2**30  # decoded pictures kept in memory by one dataset; what does not fit is decoded at each visit
+_PERMUTATION, _CROP = 0, 1  # streams of random numbers under one seed
+
+
+class DataError(ValueError):
+    """Training data that cannot be used; its text is complete for the user."""
+
+
+@dataclass(frozen=True)
+class Draw:
+    """Where a sample comes from: picture index, top left corner in LR pixels, symmetry in 0..7."""
+
+    picture: int
+    top: int
+    left: int
+    symmetry: int
+
+
+@dataclass(frozen=True)
+class Batch:
+    """hr [B,3,P,P] and lr [B,3,P/scale,P/scale], float32 in [-1, 1]; `lr is hr` when scale is 1. draws: one a sample."""
+
+    hr: Tensor
+    lr: Tensor
+    draws: tuple[Draw, ...]
+
+
+class PairDataset:
+    """HR pictures of `cfg.train` as random aligned patches of `cfg.patch` HR pixels. Raises DataError.
+
+    Files are looked at (header only) here and decoded on first use. Unreadable ones are named once and passed over, ones smaller
+    than a patch are left out; both are counted in `bad` and `small`.
+    """
+
+    def __init__(self, cfg: DataConfig, scale: int, seed: int):
+        if cfg.patch % scale:
+            raise DataError(
+                f"data.patch={cfg.patch} is not a multiple of scale={scale}; set it to {cfg.patch // scale * scale or scale}."
+            )
+        self.cfg, self.scale, self.seed = cfg, scale, seed
+        self.bad: set[Path] = set()
+        self.small: list[Path] = []
+        self.files: list[Path] = []
+        self._cache: dict[int, tuple[Tensor, Tensor]] = {}
+        self._cache_bytes = 0
+        self._seen = _collect(cfg.train, cfg.exclude, "data.train")
+        for path in self._seen:
+            try:
+                size = image_size(path)
+            except ImageError as error:
+                self._reject(path, error)
+                continue
+            (self.files if min(size) >= cfg.patch else self.small).append(path)
+        if self.small:
+            log.warning(
+                "%d of %d pictures are smaller than data.patch=%d and are left out.", len(self.small), len(self._seen), cfg.patch
+            )
+        if not self.files:
+            raise DataError(
+                f"data.train: none of {len(self._seen)} pictures can be used ({len(self.small)} smaller than "
+                f"data.patch={cfg.patch}, {len(self.bad)} unreadable); add pictures or lower data.patch."
+            )
+
+    def __len__(self) -> int:
+        """Number of pictures: an epoch is one patch from each."""
+        return len(self.files)
+
+    def batch(self, step: int, batch_size: int, rank: int = 0, world: int = 1) -> Batch:
+        """The samples of one rank at one step; equal arguments give equal tensors, in any order of calls."""
+        first = (step * world + rank) * batch_size
+        visits = [self._visit(n) for n in range(first, first + batch_size)]
+        hr = to_float(torch.stack([self._cut(hr, draw, self.scale) for draw, hr, _ in visits]))
+        lr = hr if self.scale == 1 else to_float(torch.stack([self._cut(lr, draw, 1) for draw, _, lr in visits]))
+        return Batch(hr, lr, tuple(draw for draw, _, _ in visits))
+
+    def draw(self, n: int) -> Draw:
+        """Sample number n of the run; an unreadable picture gives its place to the next readable one."""
+        return self._visit(n)[0]
+
+    def picture(self, index: int) -> tuple[Tensor, Tensor]:
+        """Whole picture: uint8 hr [3,H,W], its sides cut to multiples of scale, and lr [3,H/scale,W/scale]. Raises ImageError."""
+        if index in self._cache:
+            return self._cache[index]
+        pair = _pair(self.files[index], self.scale)
+        size = sum(t.numel() for t in set(pair))  # at scale 1 both are one tensor
+        if self._cache_bytes + size <= CACHE_BYTES:
+            self._cache[index] = pair
+            self._cache_bytes += size
+        return pair
+
+    def _visit(self, n: int) -> tuple[Draw, Tensor, Tensor]:
+        """Draw number n with its whole hr and lr."""
+        epoch, place = divmod(n, len(self.files))
+        index = int(_permutation(len(self.files), self.seed, epoch)[place])
+        while (pair := self._try_picture(index)) is None:
+            index = (index + 1) % len(self.files)
+        hr, lr = pair
+        height, width = lr.shape[-2:]
+        side = self.cfg.patch // self.scale
+        random = np.random.default_rng((self.seed, _CROP, n))
+        top, left = random.integers(height - side + 1), random.integers(width - side + 1)
+        symmetry = random.integers(8) if self.cfg.augment else 0
+        return Draw(index, int(top), int(left), int(symmetry)), hr, lr
+
+    def _cut(self, image: Tensor, draw: Draw, zoom: int) -> Tensor:
+        """The patch of a draw from the picture whose pixels are `zoom` times finer than LR pixels."""
+        side = self.cfg.patch // self.scale * zoom
+        top, left = draw.top * zoom, draw.left * zoom
+        return _symmetry(image[:, top : top + side, left : left + side], draw.symmetry)
+
+    def _try_picture(self, index: int) -> tuple[Tensor, Tensor] | None:
+        if self.files[index] in self.bad:
+            return None
+        try:
+            return self.picture(index)
+        except ImageError as error:
+            self._reject(self.files[index], error)
+            return None
+
+    def _reject(self, path: Path, error: ImageError) -> None:
+        self.bad.add(path)
+        log.warning("%s It is passed over.", error)
+        fraction = len(self.bad) / len(self._seen)
+        if fraction > self.cfg.max_bad_fraction or len(self.bad) + len(self.small) == len(self._seen):
+            raise DataError(
+                f"data.train: {len(self.bad)} of {len(self._seen)} pictures cannot be read, the last one because: {error} "
+                f"Mend or remove them, or raise data.max_bad_fraction={self.cfg.max_bad_fraction}."
+            )
+
+
+def validation_pairs(cfg: DataConfig, scale: int, limit: int, crop: int | None) -> list[tuple[str, Tensor, Tensor]]:
+    """(name, hr [1,3,H,W], lr [1,3,H/scale,W/scale]) of up to `limit` pictures of `cfg.val`, float32 in [-1, 1].
+
+    The pictures are spread evenly over the sorted files and cut at the centre to at most `crop` HR pixels a side, in multiples of
+    8 * scale; lr is made from the cut hr, so each pair is a whole test picture. Raises DataError or ImageError: a validation set
+    that loses pictures silently cannot be compared.
+    """
+    if limit == 0 or not cfg.val:
+        return []
+    files = _collect(cfg.val, cfg.exclude, "data.val")
+    count = min(limit, len(files))
+    chosen = [files[i * (len(files) - 1) // max(count - 1, 1)] for i in range(count)]
+    unit = 8 * scale
+    pairs = []
+    for path in chosen:
+        hr = _read_uint8(path)
+        height, width = (min(side, crop or side) // unit * unit for side in hr.shape[-2:])
+        if not height or not width:
+            raise DataError(
+                f"{path}: smaller than {unit} pixels, the least for validation at scale {scale}; remove it from data.val."
+            )
+        top, left = (hr.shape[-2] - height) // 2, (hr.shape[-1] - width) // 2
+        hr = hr[None, :, top : top + height, left : left + width]
+        pairs.append((path.stem, to_float(hr), to_float(degrade(hr, scale))))
+    return pairs
+
+
+def to_float(pixels: Tensor) -> Tensor:
+    """uint8 -> float32 in [-1, 1]."""
+    return pixels.float().mul_(2 / 255).sub_(1)
+
+
+def _collect(folders: tuple[str, ...], exclude: tuple[str, ...], knob: str) -> list[Path]:
+    """Sorted pictures of all folders without those whose path (as written in the config) contains a part of `exclude`."""
+    if not folders:
+        raise DataError(f"{knob}: no folder is given; set it to a list of folders with pictures.")
+    try:
+        found = [path for folder in folders for path in find_images(folder, recursive=True)]
+    except ImageError as error:
+        raise DataError(f"{knob}: {error}") from None
+    kept = sorted({path for path in found if not any(part in path.as_posix() for part in exclude)})
+    if not kept:
+        raise DataError(f"{knob}: all {len(found)} pictures are left out by data.exclude={list(exclude)}.")
+    return kept
+
+
+def _pair(path: Path, scale: int) -> tuple[Tensor, Tensor]:
+    hr = _read_uint8(path)
+    height, width = (side // scale * scale for side in hr.shape[-2:])
+    hr = hr[:, :height, :width].contiguous()
+    return hr, degrade(hr, scale)
+
+
+def _read_uint8(path: Path) -> Tensor:
+    return torch.from_numpy(to_uint8(read_image(path).pixels)).permute(2, 0, 1)
+
+
+def _symmetry(image: Tensor, which: int) -> Tensor:
+    """The eight symmetries of the square: bit 0 mirrors, bit 1 flips, bit 2 transposes."""
+    if which & 1:
+        image = image.flip(-1)
+    if which & 2:
+        image = image.flip(-2)
+    return image.transpose(-1, -2) if which & 4 else image
+
+
+@functools.lru_cache(maxsize=4)
+def _permutation(count: int, seed: int, epoch: int) -> np.ndarray:
+    return np.random.default_rng((seed, _PERMUTATION, epoch)).permutation(count)

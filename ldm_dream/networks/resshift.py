@@ -1,0 +1,296 @@
+"""ResShift's denoiser: a U-Net whose levels carry one Swin layer each (ResShift, arXiv 2307.12348, section 4.1; Swin, arXiv 2103.14030).
+
+One residual block per step; after the *first* residual block of a level, a Swin layer of `swin_depth` window-attention blocks, every
+second one shifted by half a window. The condition is concatenated to z_t; one larger than z_t first goes through strided convolutions.
+Parameter names are the published ones (`importers.py` holds the two exceptions), so that checkpoints need no renaming.
+
+Symbols: x features [B,C,H,W]; emb timestep embedding [B,4*model_channels]; w window side, s shift, N = w*w tokens of a window.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+from functools import lru_cache
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..config import ResShiftNetConfig
+from ..layers import GROUPS, Downsample, Upsample, make_norm, timestep_embedding
+
+BLOCKED = -100.0  # added to the logits of pairs that a shift mask separates, as published; finite, so 16-bit softmax stays finite
+
+
+class ResShiftNet(nn.Module):
+    """Swin U-Net; at the config's defaults ResShift's x4 network with 118,593,583 parameters.
+
+    Raises ValueError (one sentence, with the field's name) for a config that cannot be built.
+    """
+
+    def __init__(self, cfg: ResShiftNetConfig):
+        super().__init__()
+        blocks = _check(cfg)
+        self.cond_factor, self.model_channels = cfg.cond_factor, cfg.model_channels
+        emb = 4 * cfg.model_channels
+        self.time_embed = nn.Sequential(nn.Linear(cfg.model_channels, emb), nn.SiLU(), nn.Linear(emb, emb))
+        self.feature_extractor, cond_features = _feature_extractor(cfg)
+
+        width = cfg.model_channels * cfg.channel_mult[0]
+        sizes = [cfg.image_size >> level for level in range(len(cfg.channel_mult))]
+        skips = [width]
+        self.input_blocks = nn.ModuleList([Stage([nn.Conv2d(cfg.in_channels + cond_features, width, 3, padding=1)])])
+        for level, (mult, count) in enumerate(zip(cfg.channel_mult, blocks)):
+            for i in range(count):
+                stage = Stage([ResBlock(cfg, width, cfg.model_channels * mult)])
+                width = cfg.model_channels * mult
+                if i == 0 and sizes[level] in cfg.attention_resolutions:
+                    stage.append(SwinLayer(cfg, width, sizes[level]))
+                self.input_blocks.append(stage)
+                skips.append(width)
+            if level < len(sizes) - 1:
+                self.input_blocks.append(Stage([Downsample(width, width)]))
+                skips.append(width)
+
+        self.middle_block = Stage([ResBlock(cfg, width, width), SwinLayer(cfg, width, sizes[-1]), ResBlock(cfg, width, width)])
+
+        self.output_blocks = nn.ModuleList()
+        for level, (mult, count) in reversed(list(enumerate(zip(cfg.channel_mult, blocks)))):
+            for i in range(count + 1):
+                stage = Stage([ResBlock(cfg, width + skips.pop(), cfg.model_channels * mult)])
+                width = cfg.model_channels * mult
+                if i == 0 and sizes[level] in cfg.attention_resolutions:
+                    stage.append(SwinLayer(cfg, width, sizes[level]))
+                if i == count and level > 0:
+                    stage.append(Upsample(width))
+                self.output_blocks.append(stage)
+        self.out = nn.Sequential(
+            make_norm(cfg.norm, width), nn.SiLU(), _zeroed(nn.Conv2d(width, cfg.out_channels, 3, padding=1))
+        )
+        levels_with_windows = [len(sizes) - 1, *(i for i, size in enumerate(sizes) if size in cfg.attention_resolutions)]
+        self.multiple = math.lcm(2 ** (len(sizes) - 1), *(min(cfg.window_size, sizes[i]) << i for i in levels_with_windows))
+
+    def forward(self, z_t: Tensor, t: Tensor, cond: Tensor) -> Tensor:
+        """z_t [B,C,h,w], t [B] step of the original schedule, cond [B,Cc,h*k,w*k] (k = cond_factor) -> [B,Cout,h,w] in z_t's dtype.
+
+        Any h and w: they are padded to a multiple of `self.multiple` (reflected, or replicated where too small) and cropped again.
+        """
+        height, width = z_t.shape[-2:]
+        k = self.cond_factor
+        if cond.shape[-2:] != (height * k, width * k):
+            raise ValueError(
+                f"the condition is {tuple(cond.shape[-2:])} and z_t {(height, width)}; cond_factor={k} wants {(height * k, width * k)}."
+            )
+        down, right = -height % self.multiple, -width % self.multiple
+        features = self.feature_extractor(_pad(cond, down * k, right * k))
+        x = torch.cat([_pad(z_t, down, right), features.to(z_t.dtype)], 1)
+        emb = self.time_embed(timestep_embedding(t, self.model_channels).to(self.time_embed[0].weight.dtype))
+        skips = []
+        for stage in self.input_blocks:
+            x = stage(x, emb)
+            skips.append(x)
+        x = self.middle_block(x, emb)
+        for stage in self.output_blocks:
+            x = stage(torch.cat([x, skips.pop()], 1), emb)
+        return self.out(x)[..., :height, :width].to(z_t.dtype)
+
+
+class Stage(nn.ModuleList):
+    """Layers in a row, of which only the residual blocks see the timestep."""
+
+    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+        for layer in self:
+            x = layer(x, emb) if isinstance(layer, ResBlock) else layer(x)
+        return x
+
+
+class ResBlock(nn.Module):
+    """x + conv(silu(norm(conv(silu(norm(x)))) * (1 + scale(t)) + shift(t))); the last convolution starts at zero."""
+
+    def __init__(self, cfg: ResShiftNetConfig, channels: int, out_channels: int):
+        super().__init__()
+        self.in_layers = nn.Sequential(
+            make_norm(cfg.norm, channels), nn.SiLU(), nn.Conv2d(channels, out_channels, 3, padding=1)
+        )
+        self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(4 * cfg.model_channels, 2 * out_channels))
+        self.out_layers = nn.Sequential(
+            make_norm(cfg.norm, out_channels),
+            nn.SiLU(),
+            nn.Dropout(cfg.dropout),
+            _zeroed(nn.Conv2d(out_channels, out_channels, 3, padding=1)),
+        )
+        self.skip_connection = nn.Conv2d(channels, out_channels, 1) if channels != out_channels else nn.Identity()
+
+    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+        h = self.in_layers(x)
+        scale, shift = self.emb_layers(emb)[:, :, None, None].chunk(2, 1)
+        norm, activation, dropout, conv = self.out_layers
+        h = norm(h) * (1 + scale) + shift
+        return self.skip_connection(x) + conv(dropout(activation(h)))
+
+
+# ------------------------------------------------------------------------------------------------ Swin
+
+
+class SwinLayer(nn.Module):
+    """1x1 convolution to `swin_embed_dim`, the blocks, 1x1 convolution back; no residual around the whole, as published.
+
+    `size` is the feature size at training (`image_size`): where one window covers it, nothing shifts, at any input size.
+    """
+
+    def __init__(self, cfg: ResShiftNetConfig, channels: int, size: int):
+        super().__init__()
+        window = min(cfg.window_size, size)
+        shift = window // 2 if size > window else 0
+        self.patch_embed = nn.Conv2d(channels, cfg.swin_embed_dim, 1)
+        self.blocks = nn.ModuleList(SwinBlock(cfg, window, shift if i % 2 else 0) for i in range(cfg.swin_depth))
+        self.patch_unembed = nn.Conv2d(cfg.swin_embed_dim, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.patch_embed(x)
+        for block in self.blocks:
+            x = block(x)
+        return self.patch_unembed(x)
+
+
+class SwinBlock(nn.Module):
+    """x + attention(norm(x)), then x + mlp(norm(x)) with 1x1 convolutions and exact GELU."""
+
+    def __init__(self, cfg: ResShiftNetConfig, window: int, shift: int):
+        super().__init__()
+        width, hidden = cfg.swin_embed_dim, int(cfg.swin_embed_dim * cfg.mlp_ratio)
+        self.norm1 = make_norm(cfg.norm, width)
+        self.attn = WindowAttention(width, width // cfg.num_head_channels, window, shift, cfg.legacy_mask)
+        self.norm2 = make_norm(cfg.norm, width)
+        self.mlp = nn.Sequential(
+            OrderedDict(fc1=nn.Conv2d(width, hidden, 1), activation=nn.GELU(), fc2=nn.Conv2d(hidden, width, 1))
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.attn(self.norm1(x))
+        return x + self.mlp(self.norm2(x))
+
+
+class WindowAttention(nn.Module):
+    """softmax(q k' / sqrt(d) + B + mask) v within windows, B a learnt bias of the relative position (Swin, Eq. 4)."""
+
+    def __init__(self, width: int, heads: int, window: int, shift: int, legacy_mask: bool):
+        super().__init__()
+        self.heads, self.window, self.shift, self.legacy_mask = heads, window, shift, legacy_mask
+        self.relative_position_bias_table = nn.Parameter(torch.empty((2 * window - 1) ** 2, heads))
+        nn.init.trunc_normal_(self.relative_position_bias_table, std=0.02)
+        self.qkv = nn.Linear(width, 3 * width)
+        self.proj = nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [B,C,H,W], H and W multiples of the window."""
+        b, c, height, width = x.shape
+        w, s = self.window, self.shift
+        x = x.permute(0, 2, 3, 1)  # [B,H,W,C]: a view in channels_last
+        if s:
+            x = x.roll((-s, -s), (1, 2))
+        x = x.reshape(b, height // w, w, width // w, w, c).transpose(2, 3).reshape(-1, w * w, c)  # [B*windows,N,C]
+        q, k, v = self.qkv(x).reshape(-1, w * w, 3, self.heads, c // self.heads).permute(2, 0, 3, 1, 4).unbind()
+        x = F.scaled_dot_product_attention(q, k, v, attn_mask=self.bias(b, height, width, q))
+        x = self.proj(x.transpose(1, 2).reshape(-1, w * w, c))
+        x = x.reshape(b, height // w, width // w, w, w, c).transpose(2, 3).reshape(b, height, width, c)
+        if s:
+            x = x.roll((s, s), (1, 2))
+        return x.permute(0, 3, 1, 2)
+
+    def bias(self, b: int, height: int, width: int, like: Tensor) -> Tensor:
+        """Additive attention bias in `like`'s dtype: [1,heads,N,N], with a shift [B*windows,heads,N,N]."""
+        w = self.window
+        index = _constant(relative_position_index, w, like.device)
+        bias = self.relative_position_bias_table[index].reshape(1, w * w, w * w, self.heads).permute(0, 3, 1, 2).to(like.dtype)
+        if self.shift == 0:
+            return bias
+        bias = bias + _constant(shift_mask, height, width, w, self.shift, self.legacy_mask, like.device, like.dtype)
+        return bias.expand(b, *bias.shape).flatten(0, 1)
+
+
+def relative_position_index(window: int, device: torch.device) -> Tensor:
+    """int64 [N*N]: row of the bias table for each (query, key): (dy + w - 1) * (2w - 1) + dx + w - 1, (dy, dx) from key to query."""
+    y, x = (axis.flatten() for axis in torch.meshgrid(*2 * [torch.arange(window, device=device)], indexing="ij"))
+    dy, dx = y[:, None] - y, x[:, None] - x
+    return ((dy + window - 1) * (2 * window - 1) + dx + window - 1).flatten()
+
+
+def shift_mask(height: int, width: int, window: int, shift: int, legacy: bool, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """[windows,1,N,N]: BLOCKED where a rolled window holds two tokens that are no neighbours in the picture, else 0 (Swin, section 3.2).
+
+    `legacy` is what the published weights were trained with, a slip of the published code (ResShift issue 81): only the last row of
+    windows is masked, and its tokens are parted by their column within the window.
+    """
+    y, x = torch.arange(height, device=device)[:, None], torch.arange(width, device=device)
+    in_last_row = (y >= height - window).int()
+    if legacy:
+        region = in_last_row * (1 + (x % window >= window - shift).int())
+    else:
+        region = 3 * (in_last_row + (y >= height - shift).int()) + (x >= width - window).int() + (x >= width - shift).int()
+    region = region.reshape(height // window, window, width // window, window).transpose(1, 2).reshape(-1, 1, window * window)
+    return BLOCKED * (region[..., :, None] != region[..., None, :]).to(dtype)
+
+
+@lru_cache(maxsize=32)
+def _cached(build, *key) -> Tensor:
+    with torch.inference_mode(False):  # a tensor made in inference mode could never be used in training again
+        return build(*key)
+
+
+def _constant(build, *key) -> Tensor:
+    """`build(*key)`, kept for the last 32 keys. A compiled graph folds it in by itself, and must not put its own tensors into the cache."""
+    return build(*key) if torch.compiler.is_compiling() else _cached(build, *key)
+
+
+# ------------------------------------------------------------------------------------------------ parts
+
+
+def _check(cfg: ResShiftNetConfig) -> list[int]:
+    """Residual blocks of each level; ValueError for what cannot be built."""
+    levels = len(cfg.channel_mult)
+    blocks = [cfg.num_res_blocks] * levels if isinstance(cfg.num_res_blocks, int) else list(cfg.num_res_blocks)
+    if len(blocks) != levels or min(blocks, default=0) < 1:
+        raise ValueError(
+            f"network.num_res_blocks={cfg.num_res_blocks} does not fit network.channel_mult={cfg.channel_mult}: "
+            "give one number >= 1, or one such number a level."
+        )
+    if cfg.image_size >> (levels - 1) == 0:
+        raise ValueError(f"network.image_size={cfg.image_size} is too small for {levels} levels; use {2 ** (levels - 1)} or more.")
+    if cfg.swin_embed_dim % cfg.num_head_channels:
+        raise ValueError(
+            f"network.num_head_channels={cfg.num_head_channels} does not divide network.swin_embed_dim={cfg.swin_embed_dim}."
+        )
+    widths = {"model_channels * channel_mult": cfg.model_channels * math.gcd(*cfg.channel_mult), "swin_embed_dim": cfg.swin_embed_dim}
+    for name, width in widths.items():
+        if cfg.norm == "group" and width % GROUPS:
+            raise ValueError(
+                f"network.{name} gives {width} channels, which network.norm=group cannot part into {GROUPS} groups; "
+                f"use multiples of {GROUPS}, or norm: layer."
+            )
+    return blocks
+
+
+def _feature_extractor(cfg: ResShiftNetConfig) -> tuple[nn.Module, int]:
+    """Halves the condition until it has the size of z_t, doubling the channels from 16; -> module and its output channels."""
+    if cfg.cond_factor == 1:
+        return nn.Identity(), cfg.cond_channels
+    layers, channels, width = [], cfg.cond_channels, 16
+    for _ in range(cfg.cond_factor.bit_length() - 1):
+        layers += [nn.Conv2d(channels, width, 3, padding=1), nn.SiLU(), Downsample(width, 2 * width)]
+        channels = width = 2 * width
+    return nn.Sequential(*layers), channels
+
+
+def _pad(x: Tensor, down: int, right: int) -> Tensor:
+    if down == right == 0:
+        return x
+    reflectable = down < x.shape[-2] and right < x.shape[-1]
+    return F.pad(x, (0, right, 0, down), mode="reflect" if reflectable else "replicate")
+
+
+def _zeroed(layer: nn.Conv2d) -> nn.Conv2d:
+    nn.init.zeros_(layer.weight)
+    nn.init.zeros_(layer.bias)
+    return layer

@@ -1,0 +1,52 @@
+"""Golden runner of ResShift's Swin U-Net (kinds resshift_unet and resshift_unet_lq2x), from the case's constructor arguments alone."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ldm_dream.config import ResShiftNetConfig
+from ldm_dream.importers import RESSHIFT, translate
+from ldm_dream.networks import build_network
+from ldm_dream.networks.resshift import SwinLayer
+
+SAME = ("image_size", "in_channels", "out_channels", "model_channels", "channel_mult", "num_res_blocks", "attention_resolutions")
+SAME += ("dropout", "swin_depth", "swin_embed_dim", "num_head_channels", "window_size", "mlp_ratio")
+
+
+def config(kwargs: dict) -> ResShiftNetConfig:
+    """Constructor arguments of the official class -> our config. The condition is RGB, plus a mask channel with `cond_mask`."""
+    return ResShiftNetConfig(
+        **{name: kwargs[name] for name in SAME},
+        cond_channels=3 + bool(kwargs.get("cond_mask")) if kwargs["cond_lq"] else 0,
+        cond_factor=kwargs["lq_size"] // kwargs["image_size"] if kwargs["cond_lq"] else 1,
+        legacy_mask=True,
+    )
+
+
+def run(case: dict, io: dict[str, Tensor], weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """-> out_<i> for every item; hook.<name>_0 for the intermediates of item 0."""
+    network = build_network(config(case["construct"]["kwargs"])).eval()
+    network.load_state_dict(translate(RESSHIFT, weights), strict=True)
+    swin = next(module for module in network.modules() if isinstance(module, SwinLayer))
+    watched = {"time_embed": network.time_embed, "input_blocks.0": network.input_blocks[0], "middle_block": network.middle_block}
+    watched |= {"first_basiclayer": swin, "first_basiclayer.blocks.0": swin.blocks[0]}
+    if len(swin.blocks) > 1:
+        watched["first_basiclayer.blocks.1_shifted"] = swin.blocks[1]
+
+    outputs: dict[str, Tensor] = {}
+    for i in range(case["n_items"]):
+        handles = []
+        if i == 0:
+            for name, module in watched.items():
+                hook = lambda _, __, out, name=name: outputs.update({f"hook.{name}_0": out})  # noqa: E731
+                handles.append(module.register_forward_hook(hook))
+        x, t = io[f"in.x_{i}"], io[f"in.t_{i}"]
+        cond = io.get(f"in.lq_{i}", x[:, :0])
+        if f"in.mask_{i}" in io:
+            cond = torch.cat([cond, io[f"in.mask_{i}"]], 1)
+        with torch.no_grad():
+            outputs[f"out_{i}"] = network(x, t, cond)
+        for handle in handles:
+            handle.remove()
+    return outputs

@@ -1,0 +1,38 @@
+"""Train a diffusion model or an autoencoder from a config. The same command again resumes the run.
+
+python tools/train.py configs/resshift/x4.yaml --set train.steps=1000
+torchrun --nproc-per-node 2 tools/train.py configs/resshift/x4.yaml
+"""
+
+import argparse
+from pathlib import Path
+
+from ldm_dream.cli import user_errors
+from ldm_dream.config import dump_config, load_config
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="train.py", description=__doc__.splitlines()[0])
+    add = parser.add_argument
+    add("config", type=Path, metavar="CONFIG.yaml", help="the run; see configs/")
+    add("--set", action="extend", nargs="+", default=[], metavar="a.b=value", help="change knobs, such as train.steps=1000")
+    add("--run-dir", type=Path, help="checkpoints and metrics.jsonl go here (default: runs/<name of the config>)")
+    add("--dry-run", action="store_true", help="print the resolved config and the run folder, then stop")
+    return parser
+
+
+def main() -> None:
+    args = build_parser().parse_args()
+    run_dir = args.run_dir or Path("runs") / args.config.stem
+    with user_errors():
+        run = load_config(args.config, args.set)
+        if args.dry_run:
+            print(f"# run folder: {run_dir}\n{dump_config(run)}", end="")
+            return
+        from ldm_dream.train import train  # here, so that --help and --dry-run answer without torch
+
+        train(run, run_dir)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,81 @@
+"""Upscale a picture or a folder of pictures.
+
+    python tools/upscale.py -i photo.png -o out
+    python tools/upscale.py -i photos -o out --recursive --skip-existing -s 3 --json-report out/report.json
+
+Exit status: 0 all done, 1 some pictures of a folder failed (listed at the end), 2 a mistake in the command or in the
+one picture given.
+"""
+
+import argparse
+import sys
+from functools import partial
+from pathlib import Path
+
+from ldm_dream.cli import EXIT_USER_ERROR, user_errors
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="upscale.py", description=__doc__.splitlines()[0])
+    parser.add_argument(
+        "-i", "--input", type=Path, required=True, metavar="FILE_OR_DIR", help="PNG, JPEG, WebP or TIFF, or a folder"
+    )
+    parser.add_argument(
+        "-o", "--output", type=Path, required=True, metavar="OUT", help="folder; for one picture also a file name"
+    )
+    parser.add_argument(
+        "-n", "--model", default="dream-latent-x4-tiny", help="bundled model or model folder (default: %(default)s)"
+    )
+    parser.add_argument("-s", "--scale", type=float, help="output size over input size, any number (default: the model's)")
+    parser.add_argument("--steps", type=int, metavar="N", help="sampling steps (default: the model's)")
+    parser.add_argument("--sampler", metavar="S", help="ancestral, ddim, dpm-solver++ or resshift (default: the model's)")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="same seed, same picture (default: 0)")
+    parser.add_argument("-t", "--tile", type=int, metavar="TILE_PX", help="side of a tile in input pixels (default: automatic)")
+    parser.add_argument("--tile-pad", type=int, default=16, metavar="PX", help="overlap a side in input pixels (default: 16)")
+    parser.add_argument("--batch-size", type=int, default=1, metavar="N", help="tiles computed at a time (default: 1)")
+    parser.add_argument("--color-fix", choices=("none", "wavelet", "adain"), default="wavelet", help="(default: wavelet)")
+    parser.add_argument("--dtype", choices=("auto", "fp32", "bf16", "fp16"), default="auto", help="(default: auto)")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
+    parser.add_argument("--compile", action="store_true", help="torch.compile the network; pays off for many pictures")
+    parser.add_argument("--recursive", action="store_true", help="also pictures in subfolders")
+    parser.add_argument("--skip-existing", action="store_true", help="leave out pictures whose output is there")
+    parser.add_argument("--ext", default="auto", help="format of the outputs: auto (as the input), png, jpg, webp, tif")
+    parser.add_argument("--suffix", default="", help="added to output names before the extension, e.g. _x4")
+    parser.add_argument("--json-report", type=Path, metavar="FILE", help="settings and one entry a picture as JSON")
+    return parser
+
+
+def run(args: argparse.Namespace) -> int:
+    from ldm_dream.batch import plan_jobs, upscale_all, write_report  # here, so that --help answers without torch
+    from ldm_dream.upscale import Upscaler
+
+    jobs = plan_jobs(args.input, args.output, args.recursive, args.suffix, args.ext)
+    upscaler = Upscaler.from_pretrained(args.model, args.device, args.dtype, args.compile)
+    names = ("scale", "steps", "sampler", "seed", "tile", "tile_pad", "batch_size", "color_fix")
+    upscale = partial(upscaler, **{name: getattr(args, name) for name in names})
+    results = []
+    try:
+        for result in upscale_all(jobs, upscale, args.skip_existing):
+            results.append(result)
+            print(result, flush=True)
+    finally:
+        if args.json_report:
+            write_report(args.json_report, vars(args), results)
+    failed = [result for result in results if result.status == "failed"]
+    for result in failed:
+        print(f"failed: {result.error}", file=sys.stderr)
+    return 0 if not failed else 1 if args.input.is_dir() else EXIT_USER_ERROR
+
+
+def main() -> None:
+    args = build_parser().parse_args()
+    try:
+        with user_errors():
+            raise SystemExit(run(args))
+    except KeyboardInterrupt:
+        print("stopped; the pictures listed above are complete.", file=sys.stderr)
+        raise SystemExit(130) from None
+
+
+if __name__ == "__main__":
+    main()
