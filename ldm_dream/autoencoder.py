@@ -74,6 +74,10 @@ class VQGAN(nn.Module):
         quantized = self.quantize(self.quant_conv(self.encoder(x)))
         return self.decoder(self.post_quant_conv(quantized.h)), quantized
 
+    def reconstruct_unquantized(self, x: Tensor) -> Tensor:
+        """The training pass before the codebook has begun."""
+        return self.decoder(self.post_quant_conv(self.quant_conv(self.encoder(x))))
+
 
 class Codebook(nn.Module):
     """Nearest-code lookup (VQ-VAE, arXiv 1711.00937, Eq. 1-3). Channels beyond the code's width are further groups of one codebook."""

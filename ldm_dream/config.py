@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
+from .config_errors import explain
 from .errors import UserError
 
 
@@ -146,6 +147,7 @@ class AutoencoderLossConfig(Strict):
     l1: float = Field(1.0, ge=0)
     lpips: float = Field(1.0, ge=0)
     codebook: float = Field(1.0, ge=0)
+    codebook_start: int = Field(0, ge=0)  # until this step latents go unquantised; then the codebook begins as random latents
     commitment: float = Field(0.25, ge=0)  # beta, on the commitment term as in the paper (taming's legacy puts it on the other)
     adversarial: float = Field(0.0, ge=0)  # factor on the adaptive weight of the hinge PatchGAN; 0 = no discriminator
     adversarial_start: int = Field(0, ge=0)  # step from which the discriminator counts
@@ -194,7 +196,7 @@ class DiffusionRun(Strict):
     task: Literal["diffusion"] = "diffusion"
     description: str = ""
     expected: str = "not run"
-    seed: int = 0
+    seed: int = Field(0, ge=0)
     scale: int = Field(4, ge=1)
     autoencoder: AutoencoderConfig = PixelConfig()
     network: ResShiftNetConfig = ResShiftNetConfig()
@@ -214,7 +216,7 @@ class AutoencoderRun(Strict):
     task: Literal["autoencoder"] = "autoencoder"
     description: str = ""
     expected: str = "not run"
-    seed: int = 0
+    seed: int = Field(0, ge=0)
     autoencoder: VQGANConfig = VQGANConfig()
     loss: AutoencoderLossConfig = AutoencoderLossConfig()
     data: DataConfig = DataConfig()
@@ -224,6 +226,7 @@ class AutoencoderRun(Strict):
 
 Run = DiffusionRun | AutoencoderRun
 _RUN = TypeAdapter(Annotated[Run, Field(discriminator="task")])
+_TASKS = {"diffusion": DiffusionRun, "autoencoder": AutoencoderRun}
 
 
 # ------------------------------------------------------------------------------------------------ reading
@@ -260,8 +263,8 @@ def load_config(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
     # a changed `kind` empties its section, so it goes before the keys that were meant for the new kind
     for text in sorted(overrides, key=lambda text: not text.partition("=")[0].rstrip().endswith(".kind")):
         key, sign, value = text.partition("=")
-        if not sign or not key.strip() or key.strip() == "base":
-            raise ConfigError(f"--set {text}: write it as a.b=value, for example train.steps=1000 (`base` belongs into the file).")
+        if not sign or key.strip() in ("", "base"):
+            raise ConfigError(f"--set {text}: write it as a.b=value, such as train.steps=1000; `base` belongs into the file.")
         _merge(values, _nested(key.strip().split("."), _parse(value, f"--set {text}")), origin, f"--set {text}")
     return validate(values, origin, str(path))
 
@@ -272,7 +275,7 @@ def validate(values: dict, origin: dict[tuple, str], where: str) -> Run:
     try:
         return _RUN.validate_python(values)
     except ValidationError as error:
-        raise ConfigError(_explain(error, values, origin, where)) from None
+        raise ConfigError(explain(error, _TASKS, values, origin, where)) from None
 
 
 def dump_config(run: Run) -> str:
@@ -333,96 +336,6 @@ def _merge(into: dict, new: dict, origin: dict[tuple, str], source: str, path: t
                 into[key] = {}
             _merge(into[key], value, origin, source, here)
         origin[here] = source
-
-
-# ------------------------------------------------------------------------------------------------ explaining
-
-_TASKS = {"diffusion": DiffusionRun, "autoencoder": AutoencoderRun}
-
-
-def _explain(error: ValidationError, values: dict, origin: dict[tuple, str], where: str) -> str:
-    """The first mistake as one sentence: file, key, what was given, what is allowed, the nearest name."""
-    problems = error.errors(include_url=False)
-    places = [_place(problem["loc"]) for problem in problems]
-    first, (keys, model) = problems[0], places[0]
-    if first["type"].startswith("union_tag"):
-        keys = (*keys, first["ctx"]["discriminator"].strip("'"))
-    source = next((origin[keys[:n]] for n in range(len(keys), 0, -1) if keys[:n] in origin), where)
-    more = len({keys for keys, _ in places}) - 1
-    text = f"{source}: {_sentence(first, keys, model, values)}"
-    return f"{text} ({more} more after this one.)" if more else text
-
-
-def _sentence(problem: dict, keys: tuple[str, ...], model: type[BaseModel], values: dict) -> str:
-    name, kind, given = ".".join(keys), problem["type"], problem["input"]
-    if kind == "extra_forbidden":
-        return f"unknown key `{name}`; {_hint(keys, model, values)}"
-    if kind == "union_tag_not_found":
-        return f"`{name}` is missing; choose one of {', '.join(_tags(model, keys))}."
-    if kind == "union_tag_invalid":
-        tags = _tags(model, keys)
-        near = difflib.get_close_matches(str(problem["ctx"]["tag"]), tags, n=1, cutoff=0.5)
-        return f"`{name}` is {problem['ctx']['tag']!r}; " + (f"did you mean {near[0]}?" if near else f"choose one of {', '.join(tags)}.")
-    if kind in ("model_type", "model_attributes_type"):
-        return f"`{name}` is {given!r}; it is a section, with keys of its own below it."
-    if kind == "tuple_type":
-        return f"`{name}` is {given!r}; it should be a list, such as [a, b]."
-    if kind == "value_error":  # raised by a model of this file, which names its keys itself
-        return f"`{name}`: {problem['msg'].removeprefix('Value error, ')}."
-    return f"`{name}` is {given!r}; {problem['msg'][0].lower()}{problem['msg'][1:]}."
-
-
-def _place(loc: tuple) -> tuple[tuple[str, ...], type[BaseModel]]:
-    """Location of pydantic -> (keys as the user wrote them, model that holds the last one).
-
-    A location also holds the tag of each union that was passed and, behind a leaf, list indices and names of types.
-    """
-    model, parts, keys = _TASKS[loc[0]] if loc else DiffusionRun, iter(loc[1:]), []
-    holder = model
-    for part in parts:
-        keys.append(str(part))
-        holder = model
-        models = _kinds(model, str(part))
-        if not models:
-            break
-        model = models.get(next(parts, None)) if len(models) > 1 else next(iter(models.values()))
-    return tuple(keys), holder
-
-
-def _kinds(model: type[BaseModel], key: str) -> dict[str, type[BaseModel]]:
-    """Models that the section `key` of `model` may hold, by their `kind`; empty for a plain value or an unknown key."""
-    field = model.model_fields.get(key)
-    models = _models_of(field.annotation) if field else []
-    return {m.model_fields["kind"].default if "kind" in m.model_fields else key: m for m in models}
-
-
-def _models_of(annotation: Any) -> list[type[BaseModel]]:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return [annotation]
-    return [m for arg in getattr(annotation, "__args__", ()) for m in _models_of(arg)]
-
-
-def _tags(model: type[BaseModel], keys: tuple[str, ...]) -> list[str]:
-    """What the `task` or the `kind` at `keys` may be."""
-    return list(_TASKS) if keys == ("task",) else list(_kinds(model, keys[-2]))
-
-
-def _hint(keys: tuple[str, ...], model: type[BaseModel], values: dict) -> str:
-    """Nearest name beside the unknown key, else the same name in a section of the run, else all names that are known there."""
-    known = [*model.model_fields, *(["base"] if len(keys) == 1 else [])]
-    near = difflib.get_close_matches(keys[-1], known, n=1, cutoff=0.6)
-    if near:
-        return f"did you mean `{'.'.join((*keys[:-1], near[0]))}`?"
-    run = _TASKS[values["task"]]
-    elsewhere = {
-        name: section
-        for section in reversed(run.model_fields)
-        for kind, m in _kinds(run, section).items()
-        if kind == (values.get(section) or {}).get("kind", kind)
-        for name in m.model_fields
-    }
-    near = difflib.get_close_matches(keys[-1], elsewhere, n=1, cutoff=0.8)
-    return f"did you mean `{elsewhere[near[0]]}.{near[0]}`?" if near else f"known here: {', '.join(sorted(known))}."
 
 
 def _near_files(path: Path) -> str:

@@ -18,12 +18,14 @@ import torch.nn.functional as F
 from PIL import Image as PillowImage
 from torch import Tensor, nn
 
+from .errors import UserError
+
 LUMA = np.array([65.481, 128.553, 24.966]) / 255  # ITU-R BT.601 for RGB in 0..255, before the offset of 16
 SSIM_WINDOW, SSIM_SIGMA = 11, 1.5
 _TRUNKS = {"alex": "alexnet-owt", "vgg": "vgg16"}  # lpips name -> start of torchvision's file name
 
 
-class MetricUnavailable(RuntimeError):
+class MetricUnavailable(UserError, RuntimeError):
     """A metric whose package or weights are not here; its text says which one to get."""
 
 

@@ -122,7 +122,7 @@ class Upscaler:
         return pack(sr, None if alpha is None else _resize(alpha, height, width))
 
     def _enlarge(self, lr: Tensor, tile: int | None, tile_pad: int, sampling: _Sampling) -> tuple[Tensor, Tensor]:
-        """LR [B, 3, H, W] in [-1, 1] -> result and bicubic base, [B, 3, H * scale, W * scale]; halves the tile when memory is out."""
+        """LR [B, 3, H, W] in [-1, 1] -> result and bicubic base, [B, 3, H * scale, W * scale]. No memory: halves the tile."""
         scale, factor = self.run.scale, self.autoencoder.factor
         align = _alignment(self.run.network)
         padded = pad_to_multiple(lr, factor * align // math.gcd(factor * align, scale))

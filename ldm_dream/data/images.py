@@ -18,6 +18,8 @@ import pyvips
 import torch
 from torch import Tensor
 
+from ldm_dream.errors import UserError
+
 log = logging.getLogger(__name__)
 logging.getLogger("pyvips").setLevel(logging.ERROR)  # libvips warns line by line of what ImageError then says in one sentence
 
@@ -34,7 +36,7 @@ _SAVE = {  # libvips options; chroma at full resolution, since an upscaler's col
 _SAVE |= {".jpeg": _SAVE[".jpg"], ".tiff": _SAVE[".tif"]}
 
 
-class ImageError(ValueError):
+class ImageError(UserError, ValueError):
     """A picture that cannot be read or written; its text names the file and the reason, complete for the user."""
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +19,7 @@ from torch import Tensor
 from ldm_dream.config import DataConfig
 from ldm_dream.data.degrade import degrade
 from ldm_dream.data.images import ImageError, find_images, image_size, read_image, to_uint8
+from ldm_dream.errors import UserError
 
 log = logging.getLogger(__name__)
 
@@ -26,7 +27,7 @@ CACHE_BYTES = 4 * 2**30  # decoded pictures kept in memory by one dataset; what 
 _PERMUTATION, _CROP = 0, 1  # streams of random numbers under one seed
 
 
-class DataError(ValueError):
+class DataError(UserError, ValueError):
     """Training data that cannot be used; its text is complete for the user."""
 
 
@@ -42,11 +43,24 @@ class Draw:
 
 @dataclass(frozen=True)
 class Batch:
-    """hr [B,3,P,P] and lr [B,3,P/scale,P/scale], float32 in [-1, 1]; `lr is hr` when scale is 1. draws: one a sample."""
+    """hr [B,3,P,P] and lr [B,3,P/scale,P/scale], float32 in [-1, 1]; `lr is hr` when scale is 1.
+
+    draws: where each sample comes from. z0, z_lr: their latents where `latents.py` has cached them.
+    """
 
     hr: Tensor
     lr: Tensor
-    draws: tuple[Draw, ...]
+    draws: tuple[Draw, ...] = ()
+    z0: Tensor | None = None
+    z_lr: Tensor | None = None
+
+    def to(self, device: torch.device, memory_format: torch.memory_format) -> Batch:
+        moved = {
+            name: value.to(device, memory_format=memory_format, non_blocking=True)
+            for name in ("hr", "lr", "z0", "z_lr")
+            if (value := getattr(self, name)) is not None
+        }
+        return replace(self, **moved)
 
 
 class PairDataset:
@@ -130,7 +144,7 @@ class PairDataset:
         """The patch of a draw from the picture whose pixels are `zoom` times finer than LR pixels."""
         side = self.cfg.patch // self.scale * zoom
         top, left = draw.top * zoom, draw.left * zoom
-        return _symmetry(image[:, top : top + side, left : left + side], draw.symmetry)
+        return symmetry(image[:, top : top + side, left : left + side], draw.symmetry)
 
     def _try_picture(self, index: int) -> tuple[Tensor, Tensor] | None:
         if self.files[index] in self.bad:
@@ -209,7 +223,7 @@ def _read_uint8(path: Path) -> Tensor:
     return torch.from_numpy(to_uint8(read_image(path).pixels)).permute(2, 0, 1)
 
 
-def _symmetry(image: Tensor, which: int) -> Tensor:
+def symmetry(image: Tensor, which: int) -> Tensor:
     """The eight symmetries of the square: bit 0 mirrors, bit 1 flips, bit 2 transposes."""
     if which & 1:
         image = image.flip(-1)

@@ -65,9 +65,7 @@ class ResShiftNet(nn.Module):
                 if i == count and level > 0:
                     stage.append(Upsample(width))
                 self.output_blocks.append(stage)
-        self.out = nn.Sequential(
-            make_norm(cfg.norm, width), nn.SiLU(), _zeroed(nn.Conv2d(width, cfg.out_channels, 3, padding=1))
-        )
+        self.out = nn.Sequential(make_norm(cfg.norm, width), nn.SiLU(), _zeroed(nn.Conv2d(width, cfg.out_channels, 3, padding=1)))
         levels_with_windows = [len(sizes) - 1, *(i for i, size in enumerate(sizes) if size in cfg.attention_resolutions)]
         self.multiple = math.lcm(2 ** (len(sizes) - 1), *(min(cfg.window_size, sizes[i]) << i for i in levels_with_windows))
 
@@ -110,9 +108,7 @@ class ResBlock(nn.Module):
 
     def __init__(self, cfg: ResShiftNetConfig, channels: int, out_channels: int):
         super().__init__()
-        self.in_layers = nn.Sequential(
-            make_norm(cfg.norm, channels), nn.SiLU(), nn.Conv2d(channels, out_channels, 3, padding=1)
-        )
+        self.in_layers = nn.Sequential(make_norm(cfg.norm, channels), nn.SiLU(), nn.Conv2d(channels, out_channels, 3, padding=1))
         self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(4 * cfg.model_channels, 2 * out_channels))
         self.out_layers = nn.Sequential(
             make_norm(cfg.norm, out_channels),
@@ -217,7 +213,9 @@ def relative_position_index(window: int, device: torch.device) -> Tensor:
     return ((dy + window - 1) * (2 * window - 1) + dx + window - 1).flatten()
 
 
-def shift_mask(height: int, width: int, window: int, shift: int, legacy: bool, device: torch.device, dtype: torch.dtype) -> Tensor:
+def shift_mask(
+    height: int, width: int, window: int, shift: int, legacy: bool, device: torch.device, dtype: torch.dtype
+) -> Tensor:
     """[windows,1,N,N]: BLOCKED where a rolled window holds two tokens that are no neighbours in the picture, else 0 (Swin, section 3.2).
 
     `legacy` is what the published weights were trained with, a slip of the published code (ResShift issue 81): only the last row of
@@ -257,12 +255,17 @@ def _check(cfg: ResShiftNetConfig) -> list[int]:
             "give one number >= 1, or one such number a level."
         )
     if cfg.image_size >> (levels - 1) == 0:
-        raise ValueError(f"network.image_size={cfg.image_size} is too small for {levels} levels; use {2 ** (levels - 1)} or more.")
+        raise ValueError(
+            f"network.image_size={cfg.image_size} is too small for {levels} levels; use {2 ** (levels - 1)} or more."
+        )
     if cfg.swin_embed_dim % cfg.num_head_channels:
         raise ValueError(
             f"network.num_head_channels={cfg.num_head_channels} does not divide network.swin_embed_dim={cfg.swin_embed_dim}."
         )
-    widths = {"model_channels * channel_mult": cfg.model_channels * math.gcd(*cfg.channel_mult), "swin_embed_dim": cfg.swin_embed_dim}
+    widths = {
+        "model_channels * channel_mult": cfg.model_channels * math.gcd(*cfg.channel_mult),
+        "swin_embed_dim": cfg.swin_embed_dim,
+    }
     for name, width in widths.items():
         if cfg.norm == "group" and width % GROUPS:
             raise ValueError(

@@ -1,0 +1,33 @@
+"""Every op in plain torch: what a kernel must compute, and what runs where there is none."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+CHUNK_BYTES = 64 * 2**20  # of distances held at once by vq_lookup
+
+
+def dream_rectify(z_t: Tensor, eps: Tensor, eps_hat: Tensor, noise_std: Tensor, lam: Tensor) -> tuple[Tensor, Tensor]:
+    """DREAM, Eq. 14-15: (z_t + noise_std lam (eps - eps_hat), eps + lam (eps - eps_hat)).
+
+    z_t, eps, eps_hat: [B,C,h,w]; noise_std (s of the process), lam: [B,1,1,1]. Inputs stay as they are.
+    """
+    shift = lam * (eps - eps_hat)
+    return z_t + noise_std * shift, eps + shift
+
+
+def vq_lookup(z: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:
+    """Nearest code by squared distance: z [N,D], codebook [K,D] -> indices int64 [N], z_q = codebook[indices] [N,D].
+
+    argmin of |e|^2 - 2 z.e in float32 or wider (also under autocast), ties to the lowest index; CHUNK_BYTES of distances at a
+    time, never N x K. The indices carry no gradient. On a GPU float32 means float32: TF32 off.
+    """
+    with torch.no_grad(), torch.autocast(z.device.type, enabled=False):
+        dtype = torch.promote_types(z.dtype, torch.float32)
+        rows, codes = z.to(dtype), codebook.to(dtype)
+        norms = codes.square().sum(1)
+        size = max(1, CHUNK_BYTES // (len(codes) * codes.element_size()))
+        chunks = [torch.addmm(norms, part, codes.T, alpha=-2).argmin(1) for part in rows.split(size)]
+        indices = torch.cat(chunks)
+    return indices, codebook[indices]

@@ -1,0 +1,230 @@
+"""Model folders (what a user loads) and checkpoints (what a run resumes from). Safetensors and JSON or YAML only, never a pickle.
+
+A model folder: `model.safetensors`, `config.yaml` (the resolved run), `README.md` (its card). A diffusion model's folder names
+its autoencoder's folder in `config.yaml` (`autoencoder.pretrained`), or holds the weights itself as `autoencoder.safetensors`.
+A checkpoint: `state.safetensors` and `meta.json`, written to a temporary folder, synced, then renamed: it is whole or not there.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+import yaml
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from .autoencoder import build_autoencoder
+from .config import AutoencoderConfig, DiffusionRun, PixelConfig, Run, dump_config, validate
+from .errors import UserError
+from .networks import build_network
+from .process import Process, build_process
+
+log = logging.getLogger(__name__)
+
+BUNDLED = Path(__file__).parent / "weights"
+
+
+class ModelError(UserError, ValueError):
+    """A model folder or checkpoint that cannot be used; its text is complete for the user."""
+
+
+class LoadedModel(NamedTuple):
+    """A diffusion model ready to sample: modules in eval mode with EMA weights, float32, on the CPU."""
+
+    run: DiffusionRun
+    network: nn.Module
+    autoencoder: nn.Module
+    process: Process
+    folder: Path
+
+
+# ------------------------------------------------------------------------------------------------ model folders
+
+
+def save_model(folder: Path, run: Run, state: dict[str, Tensor], card: str, autoencoder: dict[str, Tensor] | None = None) -> None:
+    """Write a model folder as a whole; an older one of that name is replaced only when the new one is complete."""
+    with _whole_folder(folder) as draft:
+        save_file(_packed(state), draft / "model.safetensors")
+        if autoencoder is not None:
+            save_file(_packed(autoencoder), draft / "autoencoder.safetensors")
+        (draft / "config.yaml").write_text(dump_config(run), encoding="utf-8")
+        (draft / "README.md").write_text(card, encoding="utf-8")
+
+
+def load_model(name_or_dir: str | Path) -> LoadedModel:
+    """A bundled name or a model folder -> LoadedModel. Raises ModelError."""
+    folder = find_model(name_or_dir)
+    run = read_run(folder)
+    if not isinstance(run, DiffusionRun):
+        raise ModelError(f"{folder}: this is an autoencoder, not a super-resolution model; name a folder with task: diffusion.")
+    autoencoder = load_autoencoder(run.autoencoder, folder)
+    network = build_network(run.network)
+    _load(network, folder / "model.safetensors")
+    return LoadedModel(run, network.eval(), autoencoder, build_process(run.process), folder)
+
+
+def load_autoencoder(cfg: AutoencoderConfig, folder: Path | None = None) -> nn.Module:
+    """Frozen autoencoder of a run: from `folder/autoencoder.safetensors` if there, else from `cfg.pretrained`."""
+    own = folder / "autoencoder.safetensors" if folder else None
+    if isinstance(cfg, PixelConfig):
+        autoencoder = build_autoencoder(cfg)
+    elif own and own.is_file():
+        autoencoder = build_autoencoder(cfg)
+        _load(autoencoder, own)
+    elif cfg.pretrained:
+        source = find_model(cfg.pretrained)
+        autoencoder = build_autoencoder(resolve_autoencoder(cfg))
+        _load(autoencoder, source / "model.safetensors")
+    else:
+        raise ModelError("autoencoder.pretrained is not set: name a bundled autoencoder or the folder of one.")
+    return autoencoder.requires_grad_(False).eval()
+
+
+def resolve_autoencoder(cfg: AutoencoderConfig) -> AutoencoderConfig:
+    """With `pretrained`, the architecture of that folder; `quantize` stays as this config says."""
+    if isinstance(cfg, PixelConfig) or not cfg.pretrained:
+        return cfg
+    architecture = read_run(find_model(cfg.pretrained)).autoencoder
+    return architecture.model_copy(update={"pretrained": cfg.pretrained, "quantize": cfg.quantize})
+
+
+def find_model(name_or_dir: str | Path) -> Path:
+    """Folder of a model: an existing folder, else a bundled name."""
+    for folder in (Path(name_or_dir), BUNDLED / str(name_or_dir)):
+        if (folder / "config.yaml").is_file():
+            return folder
+    names = ", ".join(sorted(path.parent.name for path in BUNDLED.glob("*/config.yaml"))) or "none"
+    raise ModelError(f"{name_or_dir}: neither a model folder (with a config.yaml) nor a bundled model; bundled are: {names}.")
+
+
+def read_run(folder: Path) -> Run:
+    path = folder / "config.yaml"
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError):
+        raise ModelError(f"{path}: not a readable config; copy the model folder again.") from None
+    return validate(values if isinstance(values, dict) else {}, {}, str(path))
+
+
+def _load(module: nn.Module, path: Path) -> None:
+    state = read_tensors(path)
+    own = module.state_dict()
+    wrong = [k for k in own if k not in state or state[k].shape != own[k].shape] + [k for k in state if k not in own]
+    if wrong:
+        raise ModelError(f"{path}: {len(wrong)} weights do not fit config.yaml beside it, the first is {wrong[0]!r}.")
+    module.load_state_dict(state)
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """A safetensors file; missing or cut short raises ModelError."""
+    if not path.is_file():
+        raise ModelError(f"{path}: no such file; the model folder is incomplete, copy it again.")
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise ModelError(f"{path}: cut short or damaged ({error}); copy it again.") from None
+
+
+# ------------------------------------------------------------------------------------------------ checkpoints
+
+
+class Checkpoint(NamedTuple):
+    step: int
+    tensors: dict[str, Tensor]
+    meta: dict
+
+
+def save_checkpoint(run_dir: Path, step: int, tensors: dict[str, Tensor], meta: dict, keep: int) -> Path:
+    """Write `run_dir/checkpoints/step-N` as a whole, then remove all but the newest `keep`."""
+    folder = run_dir / "checkpoints" / f"step-{step:08d}"
+    with _whole_folder(folder) as draft:
+        save_file(_packed(tensors), draft / "state.safetensors")
+        (draft / "meta.json").write_text(json.dumps({"step": step, **meta}, indent=1), encoding="utf-8")
+    for old in sorted(folder.parent.glob("step-*"))[:-keep]:
+        shutil.rmtree(old)
+    return folder
+
+
+def latest_checkpoint(run_dir: Path) -> Checkpoint | None:
+    """The newest whole checkpoint; a damaged one is named and passed over. None if there is none."""
+    for folder in sorted((run_dir / "checkpoints").glob("step-*"), reverse=True):
+        try:
+            meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
+            return Checkpoint(meta["step"], read_tensors(folder / "state.safetensors"), meta)
+        except (ModelError, OSError, ValueError, KeyError) as error:
+            log.warning("checkpoint %s is not whole and is passed over: %s", folder, error)
+    return None
+
+
+def flatten_optimizer(name: str, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Optimizer state -> tensors named `optimizer.<name>.<parameter number>.<key>`."""
+    state = optimizer.state_dict()["state"]
+    return {f"optimizer.{name}.{i}.{key}": value for i, entry in state.items() for key, value in entry.items()}
+
+
+def restore_optimizer(name: str, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+    prefix = f"optimizer.{name}."
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, value in tensors.items():
+        if key.startswith(prefix):
+            number, field = key[len(prefix) :].split(".")
+            state.setdefault(int(number), {})[field] = value
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def read_header(path: Path) -> dict[str, tuple[int, ...]]:
+    """Names and shapes in a safetensors file without reading the data."""
+    with safe_open(path, "pt") as file:
+        return {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
+
+
+# ------------------------------------------------------------------------------------------------ writing
+
+
+class _whole_folder:  # noqa: N801
+    """Context: a draft folder beside the target; on success it is synced and takes the target's place, on failure it is removed."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.draft = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+
+    def __enter__(self) -> Path:
+        try:
+            self.folder.parent.mkdir(parents=True, exist_ok=True)
+            shutil.rmtree(self.draft, ignore_errors=True)
+            self.draft.mkdir()
+        except OSError as error:
+            raise ModelError(f"{self.folder}: cannot be written ({error.strerror}); nothing was changed.") from None
+        return self.draft
+
+    def __exit__(self, kind, error, trace) -> None:
+        if error is not None:
+            shutil.rmtree(self.draft, ignore_errors=True)
+            if isinstance(error, (OSError, SafetensorError)):
+                raise ModelError(f"{self.folder}: could not be written ({error}); the earlier ones are untouched.") from error
+            return
+        for path in (*self.draft.iterdir(), self.draft):
+            _sync(path)
+        if self.folder.exists():
+            shutil.rmtree(self.folder)
+        self.draft.rename(self.folder)
+        _sync(self.folder.parent)
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _packed(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {key: value.detach().cpu().contiguous() for key, value in state.items()}

@@ -1,0 +1,115 @@
+"""The training loss: plain diffusion and DREAM (CVPR 2024, arXiv 2312.00210), over any process and prediction type.
+
+DREAM first asks the network what it would say (no gradient, no dropout), then trains it on a z_t moved towards that answer, so
+that training meets the inputs of sampling. Algorithm 3, with Eq. 14-15 written for every process z_t = a z0 + b z_lr + s eps:
+    eps_hat = to_eps(denoise(z_t, t, cond))
+    lam     = strength * weight(t) ** p                       p = 1 DREAM, p = 0 DRM, strength = 0 plain diffusion
+    z_t'    = z_t + s lam (eps - eps_hat)
+    target  = eps + lam (eps - eps_hat)                       of eps; z0 stays z0; v = a target - s z0
+The z0 that (z_t', target) imply is still z0: the three prediction types train on one and the same rectified pair.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from dream_kernels import dream_rectify
+
+from .process import Process, ProcessError
+
+Denoise = Callable[[Tensor, Tensor, Tensor], Tensor]  # (z_t [B,C,h,w], t int64 [B], cond) -> output [B,C,h,w]
+
+
+class DiffusionLoss(NamedTuple):
+    loss: Tensor  # [B], mean over C, h, w
+    z0_hat: Tensor  # [B,C,h,w] with gradient: what perceptual terms decode
+
+
+def diffusion_loss(
+    denoise: Denoise,
+    process: Process,
+    z0: Tensor,
+    z_lr: Tensor,
+    cond: Tensor,
+    t: Tensor,
+    eps: Tensor,
+    *,
+    prediction: str,
+    kind: str = "l1",
+    strength: float = 0.0,
+    p: float = 1.0,
+    network: nn.Module | None = None,
+) -> DiffusionLoss:
+    """One batch. z0, z_lr, eps: [B,C,h,w]; t: int64 [B] of indices; prediction: "eps", "z0" or "v"; kind: "l1" or "l2".
+
+    strength, p, network: see `dream`. Raises ValueError for an unknown kind or prediction, or an output of another shape.
+    """
+    z_t = process.q_sample(z0, z_lr, eps, t)
+    z_t, eps = dream(denoise, process, z_t, z_lr, cond, t, eps, prediction=prediction, strength=strength, p=p, network=network)
+    if prediction not in ("eps", "z0", "v"):
+        raise ProcessError(f"prediction {prediction!r} is not known; use 'eps', 'z0' or 'v'.")
+    target = {"eps": eps, "z0": z0}[prediction] if prediction != "v" else process.velocity(z0, eps, t)
+    output = denoise(z_t, t, cond)
+    if output.shape != target.shape:  # else a single channel would broadcast without a word
+        raise ValueError(
+            f"denoise returned {tuple(output.shape)}, the target is {tuple(target.shape)}; set network.out_channels."
+        )
+    return DiffusionLoss(distance(output, target, kind), process.to_z0(output, z_t, z_lr, t, prediction))
+
+
+def dream(
+    denoise: Denoise,
+    process: Process,
+    z_t: Tensor,
+    z_lr: Tensor,
+    cond: Tensor,
+    t: Tensor,
+    eps: Tensor,
+    *,
+    prediction: str,
+    strength: float,
+    p: float,
+    network: nn.Module | None = None,
+) -> tuple[Tensor, Tensor]:
+    """-> (z_t', eps target), Eq. 14-15. strength in [0,1]: 0 returns the inputs and calls nothing. p >= 0.
+
+    network: the module behind `denoise`, put into eval mode for the extra pass; None if it has no mode to switch.
+    """
+    if not 0 <= strength <= 1:
+        raise ValueError(f"strength={strength} is not possible; choose 0 (plain diffusion) to 1 (DREAM).")
+    if not 0 <= p < math.inf:
+        raise ValueError(f"p={p} is not possible; choose a finite number from 0 up, and strength=0 for plain diffusion.")
+    if strength == 0:
+        return z_t, eps
+    with torch.no_grad(), evaluating(network):
+        eps_hat = process.to_eps(denoise(z_t, t, cond), z_t, z_lr, t, prediction)
+    lam = strength * process.weight(t) ** p
+    return dream_rectify(z_t, eps, eps_hat, process.s(t), lam)
+
+
+@contextmanager
+def evaluating(network: nn.Module | None) -> Iterator[None]:
+    """eval mode inside; after it every module has its own flag back, whatever the mix was and even after an exception."""
+    modules = [] if network is None else list(network.modules())
+    flags = [module.training for module in modules]
+    if network is not None:
+        network.eval()
+    try:
+        yield
+    finally:
+        for module, training in zip(modules, flags):
+            module.training = training
+
+
+def distance(output: Tensor, target: Tensor, kind: str) -> Tensor:
+    """Mean of |output - target| ("l1") or its square ("l2") over all but the batch -> [B]."""
+    if kind not in ("l1", "l2"):
+        raise ValueError(f"loss kind {kind!r} is not known; use 'l1' or 'l2'.")
+    error = output - target
+    return (error.abs() if kind == "l1" else error.square()).flatten(1).mean(1)

@@ -1,0 +1,199 @@
+"""What a run minimises. `train.py` knows only this contract, so one loop trains diffusion models and autoencoders.
+
+An objective has `model` (averaged by EMA and released), `trained` (all that a checkpoint must hold), `parts` (one optimizer
+each, in the order in which they are stepped), and `evaluate`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .autoencoder import VQGAN
+from .condition import build_cond, upsample
+from .config import AutoencoderRun, DiffusionRun
+from .data.pairs import Batch
+from .errors import UserError
+from .loss import diffusion_loss
+from .networks import build_network
+from .process import build_process
+from .sampler import sample
+
+Scalars = dict[str, float]
+
+
+@dataclass(frozen=True)
+class Part:
+    """Parameters stepped together. `loss(batch, step, generator)` -> scalar to differentiate, and tensors to log."""
+
+    name: str
+    parameters: list[nn.Parameter]
+    loss: Callable[[Batch, int, torch.Generator], tuple[Tensor, dict[str, Tensor]]]
+
+
+class DiffusionObjective:
+    """DREAM (or plain) diffusion loss in the autoencoder's latent space, and the perceptual terms through its decoder."""
+
+    def __init__(self, run: DiffusionRun, autoencoder: nn.Module, lpips: nn.Module | None):
+        if run.loss.lpips and lpips is None:
+            raise UserError("loss.lpips is set but lpips_weights is not: name a file with AlexNet and LPIPS weights.")
+        self.run, self.autoencoder, self.lpips = run, autoencoder, lpips
+        self.process = build_process(run.process)
+        self.model = build_network(run.network)
+        self.trained = self.model
+        self.parts = [Part("network", list(self.model.parameters()), self.loss)]
+
+    def denoise(self, z_t: Tensor, t: Tensor, cond: Tensor) -> Tensor:
+        return self.model(self.process.model_input(z_t, t), self.process.model_t(t), cond)
+
+    @torch.no_grad()
+    def latents(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """(z0, z_lr): cached ones if the batch brings them."""
+        if batch.z0 is not None:
+            return batch.z0, batch.z_lr
+        both = self.autoencoder.encode(torch.cat([batch.hr, upsample(batch.lr, self.run.scale)]))
+        return both.float().chunk(2)
+
+    def loss(self, batch: Batch, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+        run, cfg = self.run, self.run.loss
+        z0, z_lr = self.latents(batch)
+        t = torch.randint(self.process.num_timesteps, (len(z0),), generator=generator, device=z0.device)
+        eps = torch.randn(z0.shape, generator=generator, device=z0.device)
+        cond = build_cond(run, batch.lr, z_lr)
+        result = diffusion_loss(
+            self.denoise, self.process, z0, z_lr, cond, t, eps,
+            prediction=run.prediction, kind=cfg.kind, strength=cfg.strength, p=cfg.p, network=self.model,
+        )  # fmt: skip
+        total = result.loss.mean()
+        logged = {"diffusion": total.detach()}
+        if cfg.pixel or cfg.lpips:
+            hr = batch.hr[: cfg.decode_samples]
+            decoded = self.autoencoder.decode(result.z0_hat[: cfg.decode_samples])
+            if cfg.pixel:
+                logged["pixel"] = F.l1_loss(decoded.float(), hr)
+                total = total + cfg.pixel * logged["pixel"]
+            if cfg.lpips:
+                logged["lpips"] = self.lpips(decoded, hr).mean()
+                total = total + cfg.lpips * logged["lpips"]
+        return total, logged
+
+    def evaluate(self, hr: Tensor, lr: Tensor, generator: torch.Generator) -> Tensor:
+        """SR picture [1,3,H,W] of one validation pair with the config's sampler."""
+        run = self.run
+        z_lr = self.autoencoder.encode(upsample(lr, run.scale)).float()
+        z0 = sample(
+            self.denoise, self.process, z_lr, build_cond(run, lr, z_lr), prediction=run.prediction, kind=run.sampler.kind,
+            steps=run.sampler.steps, eta=run.sampler.eta, generator=generator,
+        )  # fmt: skip
+        return self.autoencoder.decode(z0)
+
+
+class AutoencoderObjective:
+    """VQGAN (arXiv 2012.09841, Sec. 3.1): L1 + LPIPS + codebook, and a hinge PatchGAN weighted by the ratio of gradient norms."""
+
+    def __init__(self, run: AutoencoderRun, lpips: nn.Module | None):
+        cfg = run.loss
+        if cfg.lpips and lpips is None:
+            raise UserError("loss.lpips is set but lpips_weights is not: name a file with AlexNet and LPIPS weights.")
+        self.run, self.lpips = run, lpips
+        self.model = VQGAN(run.autoencoder)
+        self.discriminator = _patch_discriminator() if cfg.adversarial else None
+        self.trained = nn.ModuleDict({"model": self.model, "usage": CodeUsage(run.autoencoder.n_embed)})
+        self.parts = [Part("autoencoder", list(self.model.parameters()), self.loss)]
+        if self.discriminator is not None:
+            self.trained["discriminator"] = self.discriminator
+            self.parts.append(Part("discriminator", list(self.discriminator.parameters()), self.discriminator_loss))
+        self._last: tuple[Tensor, Tensor] | None = None
+
+    def loss(self, batch: Batch, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+        cfg, x = self.run.loss, batch.hr
+        usage: CodeUsage = self.trained["usage"]
+        quantized = None
+        if step < cfg.codebook_start:
+            fake = self.model.reconstruct_unquantized(x)
+        else:
+            usage.start(self.model, x, generator)
+            fake, quantized = self.model.reconstruct(x)
+        logged = {"l1": F.l1_loss(fake.float(), x)}
+        reconstruction = cfg.l1 * logged["l1"]
+        if cfg.lpips:
+            logged["lpips"] = self.lpips(fake, x).mean()
+            reconstruction = reconstruction + cfg.lpips * logged["lpips"]
+        total = reconstruction
+        if quantized is not None:
+            total = total + cfg.codebook * quantized.codebook_loss + cfg.commitment * quantized.commitment_loss
+            logged["quantization"] = quantized.commitment_loss
+            logged["codes_used"], logged["codes_revived"] = usage.update(self.model, quantized, x, cfg.revive_after, generator)
+        if self.discriminator is not None and step >= cfg.adversarial_start:
+            adversarial = -self.discriminator.requires_grad_(False)(fake).float().mean()
+            total = total + cfg.adversarial * self._adaptive_weight(reconstruction, adversarial) * adversarial
+            logged["adversarial"] = adversarial
+        self._last = (x, fake.detach())
+        return total, logged
+
+    def discriminator_loss(self, batch: Batch, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+        """Hinge loss on the reconstruction that the autoencoder's part has just made."""
+        real, fake = self._last
+        self.discriminator.requires_grad_(True)
+        on_real, on_fake = self.discriminator(real).float(), self.discriminator(fake).float()
+        hinge = 0.5 * (F.relu(1 - on_real).mean() + F.relu(1 + on_fake).mean())
+        return hinge, {"hinge": hinge.detach()}
+
+    def _adaptive_weight(self, reconstruction: Tensor, adversarial: Tensor) -> Tensor:
+        """|d reconstruction / d w| / |d adversarial / d w| at the decoder's last layer (Eq. 7)."""
+        last = self.model.decoder.conv_out.weight
+        wanted = torch.autograd.grad(reconstruction, last, retain_graph=True)[0].norm()
+        given = torch.autograd.grad(adversarial, last, retain_graph=True)[0].norm()
+        return (wanted / (given + 1e-4)).clamp(0, 1e4).detach()
+
+    def evaluate(self, hr: Tensor, lr: Tensor, generator: torch.Generator) -> Tensor:
+        if not self.trained["usage"].initialised:
+            return self.model.reconstruct_unquantized(hr)
+        return self.model.reconstruct(hr)[0]
+
+
+class CodeUsage(nn.Module):
+    """Counts the steps for which each code was not chosen, and moves dead codes onto random latents of the batch."""
+
+    def __init__(self, codes: int):
+        super().__init__()
+        self.register_buffer("idle", torch.zeros(codes, dtype=torch.int64))
+        self.register_buffer("initialised", torch.zeros((), dtype=torch.bool))
+
+    @torch.no_grad()
+    def start(self, model: VQGAN, x: Tensor, generator: torch.Generator) -> None:
+        """Once: the codebook begins as random latents of this batch."""
+        if self.initialised:
+            return
+        codes = model.quantize.embedding.weight
+        codes.copy_(self._random_rows(model, x, len(codes), generator))
+        self.initialised.fill_(True)
+
+    @torch.no_grad()
+    def update(self, model: VQGAN, quantized, x: Tensor, revive_after: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """-> (share of the codebook chosen in this batch, codes moved)."""
+        chosen = torch.bincount(quantized.indices, minlength=len(self.idle)) > 0
+        self.idle.add_(1).masked_fill_(chosen, 0)
+        dead = (self.idle >= revive_after).nonzero().flatten()
+        if len(dead):
+            model.quantize.embedding.weight[dead] = self._random_rows(model, x, len(dead), generator)
+            self.idle[dead] = 0
+        return chosen.float().mean(), torch.tensor(float(len(dead)))
+
+    @staticmethod
+    def _random_rows(model: VQGAN, x: Tensor, count: int, generator: torch.Generator) -> Tensor:
+        rows = model.quantize.rows(model.encode(x) / model.latent_scale)
+        return rows[torch.randint(len(rows), (count,), generator=generator, device=rows.device)]
+
+
+def _patch_discriminator() -> nn.Module:
+    """taming-transformers' PatchGAN, used unchanged."""
+    try:
+        from taming.modules.discriminator.model import NLayerDiscriminator, weights_init
+    except ImportError:
+        raise UserError("loss.adversarial needs taming-transformers; install it with: pip install 'ldm_dream[train]'.") from None
+    return NLayerDiscriminator(input_nc=3, n_layers=3).apply(weights_init)

@@ -1,0 +1,250 @@
+"""Linear-Gaussian processes between a clean z0 and noise: z_t = a z0 + b z_lr + s eps.
+
+A process is four numbers a step; all else follows here, once for every system:
+    DDPM           a = sqrt(abar),  b = 0,    s = sqrt(1 - abar)     weight = sqrt(1 - abar)   (Ho 2020, Eq. 4; SR3, DREAM)
+    ResidualShift  a = 1 - eta,     b = eta,  s = kappa sqrt(eta)    weight = sqrt(eta)        (ResShift, arXiv 2307.12348, Eq. 2)
+    Flow           a = 1 - sigma,   b = 0,    s = sigma              weight = sigma            (rectified flow, arXiv 2209.03003)
+Backwards, from step t to a less noisy step u (`t_prev`), every one of them takes the form of DDIM (arXiv 2010.02502, Eq. 12):
+    z_u = a_u z0 + b_u z_lr + sqrt(s_u^2 - sigma^2) eps_hat + sigma n,     0 <= sigma^2 <= s_u^2 (1 - (carry s_u / s_t)^2)
+where carry is the factor of z_u in the forward step u -> t. The upper end is the exact posterior q(z_u | z_t, z0), which is
+DDPM's Eq. 7 and ResShift's Eq. 7 at once; z_lr drops out of it, since b_u = carry (s_u / s_t)^2 b_t whenever b is not 0.
+
+Symbols: t = index 0 .. num_timesteps - 1, noise grows with t; t = -1 is the clean end (a = 1, b = s = 0), so the last step
+divides nothing by zero. abar = cumulative product of 1 - beta. z: [B,C,h,w]; coefficients: [B,1,1,1].
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .config import DDPMConfig, FlowConfig, ProcessConfig, ResidualShiftConfig
+from .errors import UserError
+
+
+class ProcessError(UserError, ValueError):
+    """A schedule or a prediction type that the process cannot serve."""
+
+
+class Process:
+    """Tables of a, b, s and weight (float64, [T]) and what follows from them. Subclasses fill the tables.
+
+    timesteps: int64 [T], the ORIGINAL timestep the network sees at each index (after respacing); default 0 .. T-1.
+    Tables stay float64 on the CPU; a coefficient comes out on t's device, rounded once, at its use.
+    """
+
+    def __init__(self, a: Tensor, b: Tensor, s: Tensor, weight: Tensor, timesteps: Tensor | None = None):
+        self.num_timesteps = len(a)
+        self.timesteps = torch.arange(len(a)) if timesteps is None else timesteps
+        clean = torch.tensor([[1.0, 0.0, 0.0, 0.0]], dtype=torch.float64)
+        table = torch.cat([clean, torch.stack([a, b, s, weight], 1)])  # row t + 1
+        self._tables = dict(zip(("a", "b", "s", "weight"), table.unbind(1)), model_t=self.timesteps)
+        self._ready: dict[tuple, Tensor] = {}
+        self._ends_blind = bool((a == 0).any())
+
+    # -------------------------------------------------------------------------------- the four numbers of a step
+
+    def a(self, t: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Factor of z0. t: int64 [B] in -1 .. T-1 -> [B,1,1,1] on t's device."""
+        return self._table("a", t.device, dtype)[t + 1][:, None, None, None]
+
+    def b(self, t: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Factor of z_lr, as `a`."""
+        return self._table("b", t.device, dtype)[t + 1][:, None, None, None]
+
+    def s(self, t: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Factor of the unit noise eps, as `a`."""
+        return self._table("s", t.device, dtype)[t + 1][:, None, None, None]
+
+    def weight(self, t: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+        """DREAM's adaptive strength before its power p, in [0, 1], growing with t; as `a`."""
+        return self._table("weight", t.device, dtype)[t + 1][:, None, None, None]
+
+    def carry(self, t: Tensor, t_prev: Tensor) -> Tensor:
+        """Factor of z at t_prev in the forward step to t (float64)."""
+        return self.a(t, torch.float64) / self.a(t_prev, torch.float64)
+
+    # -------------------------------------------------------------------------------- what the network sees
+
+    def model_t(self, t: Tensor) -> Tensor:
+        """Index -> ORIGINAL timestep, int64 [B]."""
+        return self._table("model_t", t.device, torch.int64)[t]
+
+    def model_input(self, z_t: Tensor, t: Tensor) -> Tensor:
+        """z_t as the network receives it."""
+        return z_t
+
+    # -------------------------------------------------------------------------------- forward
+
+    def prior(self, z_lr: Tensor, eps: Tensor) -> Tensor:
+        """Where sampling starts. N(0, I) as published, though a at the last step is small rather than 0 for DDPM."""
+        return eps
+
+    def q_sample(self, z0: Tensor, z_lr: Tensor, eps: Tensor, t: Tensor) -> Tensor:
+        """z_t = a z0 + b z_lr + s eps."""
+        a, b, s = self._abs(t, z0)
+        return a * z0 + b * z_lr + s * eps
+
+    def velocity(self, z0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
+        """v = a eps - s z0 (Salimans & Ho 2022), the target of prediction "v" for every process."""
+        a, _, s = self._abs(t, z0)
+        return a * eps - s * z0
+
+    # -------------------------------------------------------------------------------- what an output says
+
+    def to_z0(self, output: Tensor, z_t: Tensor, z_lr: Tensor, t: Tensor, prediction: str) -> Tensor:
+        """The z0 that `output` implies at z_t. Raises ProcessError for eps where a = 0: z_t then holds nothing of z0."""
+        if prediction == "z0":
+            return output
+        a, b, s = self._abs(t, z_t)
+        if prediction == "v":  # y = a z0 + s eps and v = a eps - s z0, solved; a^2 + s^2 = 1 only for DDPM
+            return (a * (z_t - b * z_lr) - s * output) / (a * a + s * s)
+        _check(prediction)
+        if self._ends_blind and bool((a == 0).any()):
+            raise ProcessError(
+                f"prediction 'eps' cannot give z0 at the last step of {type(self).__name__}, which is pure noise; "
+                "use prediction 'v' or 'z0'."
+            )
+        return (z_t - b * z_lr - s * output) / a
+
+    def to_eps(self, output: Tensor, z_t: Tensor, z_lr: Tensor, t: Tensor, prediction: str) -> Tensor:
+        """The eps that `output` implies at z_t."""
+        if prediction == "eps":
+            return output
+        a, b, s = self._abs(t, z_t)
+        if prediction == "v":
+            return (s * (z_t - b * z_lr) + a * output) / (a * a + s * s)
+        _check(prediction)
+        return (z_t - a * output - b * z_lr) / s
+
+    def to_v(self, output: Tensor, z_t: Tensor, z_lr: Tensor, t: Tensor, prediction: str) -> Tensor:
+        """The v = a eps - s z0 that `output` implies at z_t."""
+        if prediction == "v":
+            return output
+        z0 = self.to_z0(output, z_t, z_lr, t, prediction)
+        return self.velocity(z0, self.to_eps(output, z_t, z_lr, t, prediction), t)
+
+    # -------------------------------------------------------------------------------- backward
+
+    def posterior(self, z0: Tensor, z_t: Tensor, t: Tensor, t_prev: Tensor) -> tuple[Tensor, Tensor]:
+        """q(z_u | z_t, z0) with u = t_prev (-1: clean) -> mean [B,C,h,w], variance [B,1,1,1]. t, t_prev: int64 [B]."""
+        c0, ct = self.posterior_factors(t, t_prev)
+        return like(c0, z0) * z0 + like(ct, z_t) * z_t, like(self.posterior_variance(t, t_prev), z_t)
+
+    def posterior_factors(self, t: Tensor, t_prev: Tensor) -> tuple[Tensor, Tensor]:
+        """Factors of z0 and z_t in the posterior mean, float64."""
+        ct = self.carry(t, t_prev) * (self.s(t_prev, torch.float64) / self.s(t, torch.float64)) ** 2
+        return self.a(t_prev, torch.float64) - ct * self.a(t, torch.float64), ct
+
+    def posterior_variance(self, t: Tensor, t_prev: Tensor) -> Tensor:
+        """s_u^2 (1 - (carry s_u / s_t)^2), float64; 0 at the last step ("fixed small")."""
+        s = self.s(t_prev, torch.float64)
+        return s**2 * (1 - (self.carry(t, t_prev) * s / self.s(t, torch.float64)) ** 2)
+
+    def forward_variance(self, t: Tensor, t_prev: Tensor) -> Tensor:
+        """Variance that the forward step t_prev -> t adds, float64: beta of the (respaced) schedule ("fixed large")."""
+        return self.s(t, torch.float64) ** 2 - (self.carry(t, t_prev) * self.s(t_prev, torch.float64)) ** 2
+
+    # --------------------------------------------------------------------------------
+
+    def _abs(self, t: Tensor, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        dtype = torch.promote_types(z.dtype, torch.float32)  # a bfloat16 z must not round a = 0.9999 to 1
+        return self.a(t, dtype), self.b(t, dtype), self.s(t, dtype)
+
+    def _table(self, name: str, device: torch.device, dtype: torch.dtype) -> Tensor:
+        """One copy a device and dtype: no transfer inside a training step, and no float64 on devices that lack it."""
+        key = (name, device, dtype)
+        if key not in self._ready:
+            self._ready[key] = self._tables[name].to(device, dtype)
+        return self._ready[key]
+
+
+class DDPM(Process):
+    """Variance-preserving process from abar (float64 [T]); `timesteps` keeps these steps of it (respacing).
+
+    Keeping a subset of abar is the respaced chain with beta_i = 1 - abar_i / abar_prev (guided-diffusion, respace.py).
+    """
+
+    def __init__(self, alphas_cumprod: Tensor, timesteps: Tensor | None = None):
+        abar = alphas_cumprod.double() if timesteps is None else alphas_cumprod.double()[timesteps]
+        s = (1 - abar).sqrt()
+        super().__init__(abar.sqrt(), torch.zeros_like(s), s, s, timesteps)
+
+
+class ResidualShift(Process):
+    """ResShift's process from a table of sqrt(eta) (float64 [T]), which grows within (0, 1)."""
+
+    def __init__(self, sqrt_eta: Tensor, kappa: float, normalize_input: bool = True, timesteps: Tensor | None = None):
+        sqrt_eta = sqrt_eta.double()
+        eta = sqrt_eta**2
+        super().__init__(1 - eta, eta, kappa * sqrt_eta, sqrt_eta, timesteps)
+        self.normalize_input = normalize_input
+
+    def carry(self, t: Tensor, t_prev: Tensor) -> Tensor:
+        """The forward step only adds: z_t = z_u + alpha (z_lr - z0) + kappa sqrt(alpha) n (ResShift, Eq. 1)."""
+        return torch.ones_like(self.s(t, torch.float64))
+
+    def model_input(self, z_t: Tensor, t: Tensor) -> Tensor:
+        """z_t / sqrt(1 + kappa^2 eta): about unit variance at every step."""
+        if not self.normalize_input:
+            return z_t
+        _, _, s = self._abs(t, z_t)
+        return z_t / (1 + s * s).sqrt()
+
+    def prior(self, z_lr: Tensor, eps: Tensor) -> Tensor:
+        """z_lr + kappa sqrt(eta_T) eps: published sampling takes b = 1 at the start, not eta_T."""
+        last = torch.tensor([self.num_timesteps - 1], device=z_lr.device)
+        return z_lr + self._abs(last, z_lr)[2] * eps
+
+
+class Flow(Process):
+    """Straight line from z0 to noise; sigma = (t + 1) / T, so the last step is pure noise."""
+
+    def __init__(self, num_timesteps: int):
+        sigma = torch.arange(1, num_timesteps + 1, dtype=torch.float64) / num_timesteps
+        super().__init__(1 - sigma, torch.zeros_like(sigma), sigma, sigma)
+
+
+def linear_abar(num_timesteps: int, beta_start: float, beta_end: float, schedule: str = "linear") -> Tensor:
+    """abar, float64 [T]. "linear": betas linear in t; "sqrt_linear": their square roots are (LDM calls that one "linear")."""
+    if schedule == "linear":
+        betas = torch.linspace(beta_start, beta_end, num_timesteps, dtype=torch.float64)
+    else:
+        betas = torch.linspace(beta_start**0.5, beta_end**0.5, num_timesteps, dtype=torch.float64) ** 2
+    return torch.cumprod(1 - betas, 0)
+
+
+def respaced(num_timesteps: int, steps: int) -> Tensor:
+    """Kept steps int(T / n * i), int64 [n] (ResShift, respace.py): 50 of 2000 are 0, 40, ..., 1960, never T - 1."""
+    if not 1 <= steps <= num_timesteps:
+        raise ProcessError(f"respace={steps} is not possible; choose 1 to num_timesteps={num_timesteps}.")
+    return torch.tensor([int(num_timesteps / steps * i) for i in range(steps)])
+
+
+def exponential_sqrt_eta(num_timesteps: int, start: float, end: float, power: float) -> Tensor:
+    """sqrt(eta_t) = start (end / start) ** ((t / (T-1)) ** power), float64 [T] (ResShift, Eq. 9). `end` bounds sqrt(eta)."""
+    position = torch.arange(num_timesteps, dtype=torch.float64) / (num_timesteps - 1)
+    return start * (end / start) ** position**power
+
+
+def build_process(cfg: ProcessConfig) -> Process:
+    """Config -> process."""
+    if isinstance(cfg, DDPMConfig):
+        abar = linear_abar(cfg.num_timesteps, cfg.beta_start, cfg.beta_end, cfg.schedule)
+        return DDPM(abar, None if cfg.respace is None else respaced(cfg.num_timesteps, cfg.respace))
+    if isinstance(cfg, ResidualShiftConfig):
+        start = min(cfg.min_noise_level / cfg.kappa, cfg.min_noise_level)
+        sqrt_eta = exponential_sqrt_eta(cfg.num_timesteps, start, cfg.sqrt_eta_end, cfg.power)
+        return ResidualShift(sqrt_eta, cfg.kappa, cfg.normalize_input)
+    assert isinstance(cfg, FlowConfig), f"no process for {type(cfg).__name__}"
+    return Flow(cfg.num_timesteps)
+
+
+def like(coefficient: Tensor, z: Tensor) -> Tensor:
+    """A coefficient on z's device, in z's dtype or float32 if that is wider."""
+    return coefficient.to(torch.promote_types(z.dtype, torch.float32)).to(z.device)
+
+
+def _check(prediction: str) -> None:
+    if prediction not in ("eps", "z0"):
+        raise ProcessError(f"prediction {prediction!r} is not known; use 'eps', 'z0' or 'v'.")

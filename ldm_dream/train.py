@@ -1,0 +1,226 @@
+"""The training loop, the file to read first: data -> objective -> optimizer -> EMA -> log, validation, checkpoint.
+
+Every random choice is a function of (seed, step, rank) or is in the checkpoint, so a run that was killed and started again by
+the same command ends with the same weights, bit for bit on CPU in fp32, as one that was never stopped. `metrics.jsonl` is the
+one log.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import platform
+import sys
+import time
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from . import __version__
+from .checkpoint import (
+    Checkpoint, find_model, flatten_optimizer, latest_checkpoint, load_autoencoder, read_tensors, resolve_autoencoder,
+    restore_optimizer, save_checkpoint, save_model,
+)  # fmt: skip
+from .config import AutoencoderRun, DiffusionRun, Run, TrainConfig, dump_config
+from .data.latents import LatentDataset
+from .data.pairs import PairDataset, validation_pairs
+from .errors import UserError
+from .metrics import load_lpips
+from .networks import compile_blocks
+from .objectives import AutoencoderObjective, DiffusionObjective
+from .validation import validate
+
+
+class TrainingError(UserError, RuntimeError):
+    """A run that must not go on (non-finite loss, a folder of another run); its text is complete for the user."""
+
+
+def train(run: Run, run_dir: Path) -> None:
+    """Train `run` to its last step in `run_dir`, resuming from the newest whole checkpoint there. Writes `run_dir/model`."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise TrainingError("Training on several devices is not supported yet; start tools/train.py without torchrun.")
+    cfg = run.train
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    torch.manual_seed(run.seed)
+    if isinstance(run, DiffusionRun):
+        run = run.model_copy(update={"autoencoder": resolve_autoencoder(run.autoencoder)})
+    lpips = load_lpips(run.lpips_weights).to(device) if run.lpips_weights else None
+    scale = run.scale if isinstance(run, DiffusionRun) else 1
+    data = PairDataset(run.data, scale, run.seed)
+    if isinstance(run, AutoencoderRun):
+        objective = AutoencoderObjective(run, lpips)
+    else:
+        autoencoder = load_autoencoder(run.autoencoder).to(device, memory_format=_memory_format(cfg))
+        objective = DiffusionObjective(run, autoencoder, lpips)
+        if run.data.cache_latents:
+            data = LatentDataset(data, autoencoder)
+    val = validation_pairs(run.data, scale, cfg.val_images, cfg.val_crop)
+
+    if cfg.init_from:
+        objective.model.load_state_dict(read_tensors(find_model(cfg.init_from) / "model.safetensors"))
+    objective.trained.to(device, memory_format=_memory_format(cfg)).train()
+    if cfg.compile:
+        compile_blocks(objective.model)
+    optimizers = [_optimizer(cfg, part.parameters) for part in objective.parts]
+    ema = [p.detach().clone() for p in objective.model.parameters()]
+    step = _resume(run, run_dir, objective, optimizers, ema)
+    log = Log(run_dir, step, cfg.steps)
+    log.line(f"{sum(p.numel() for p in objective.model.parameters()):,} parameters, {len(data)} pictures, {device}, from step {step}")
+
+    while step < cfg.steps:
+        scalars: dict[str, Tensor] = {}
+        generator = torch.Generator(device).manual_seed(_seed(run.seed, step))
+        for part, optimizer in zip(objective.parts, optimizers):
+            for i in range(cfg.accumulate):
+                batch = data.batch(step * cfg.accumulate + i, cfg.batch_size).to(device, _memory_format(cfg))
+                with _autocast(cfg, device):
+                    loss, logged = part.loss(batch, step, generator)
+                (loss / cfg.accumulate).backward()
+                scalars |= {f"loss/{part.name}": loss.detach(), **logged}
+            norm = torch.nn.utils.clip_grad_norm_(part.parameters, cfg.clip_grad or math.inf)
+            if not (torch.isfinite(loss) and torch.isfinite(norm)):
+                raise TrainingError(f"step {step}: loss {loss.item()}, gradient norm {norm.item()} in part {part.name}: not finite; "
+                                    f"the last checkpoint is kept. Lower train.learning_rate or set train.precision=fp32.")  # fmt: skip
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate(cfg, step)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            scalars[f"grad_norm/{part.name}"] = norm
+        step += 1
+        decay = min(cfg.ema, (1 + step) / (10 + step))  # short memory at the start
+        torch._foreach_lerp_(ema, [p.detach() for p in objective.model.parameters()], 1 - decay)
+
+        if step % cfg.log_every == 0 or step == cfg.steps:
+            log(step, {k: v.detach().item() for k, v in scalars.items()} | {"learning_rate": learning_rate(cfg, step - 1)})
+        if val and (step % cfg.val_every == 0 or step == cfg.steps):
+            with _averaged(objective.model, ema), _autocast(cfg, device):
+                log(step, validate(objective, val, lpips, device, run_dir / "samples" / f"step-{step:08d}.png", run.seed))
+        if step % cfg.save_every == 0 or step == cfg.steps:
+            _save(run, run_dir, step, objective, optimizers, ema)
+    with _averaged(objective.model, ema):
+        release(run, run_dir / "model", objective)
+    log.line(f"done: {run_dir / 'model'}")
+
+
+def learning_rate(cfg: TrainConfig, step: int) -> float:
+    """Linear warm-up, then constant or cosine to `learning_rate_end` at the last step."""
+    if step < cfg.warmup_steps:
+        return cfg.learning_rate * (step + 1) / cfg.warmup_steps
+    if cfg.decay == "none":
+        return cfg.learning_rate
+    done = (step - cfg.warmup_steps) / max(1, cfg.steps - cfg.warmup_steps)
+    return cfg.learning_rate_end + (cfg.learning_rate - cfg.learning_rate_end) * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
+
+
+def release(run: Run, folder: Path, objective) -> None:
+    """Write the model folder with the module's present weights."""
+    card = f"# {folder.parent.name}\n\n{run.description or 'Trained with ldm_dream.'}\n\nExpected: {run.expected}\n"
+    save_model(folder, run, objective.model.state_dict(), card)
+
+
+# ------------------------------------------------------------------------------------------------ checkpoints
+
+
+def _save(run: Run, run_dir: Path, step: int, objective, optimizers: list, ema: list[Tensor]) -> None:
+    tensors = {f"trained.{k}": v for k, v in objective.trained.state_dict().items()}
+    tensors |= {f"ema.{i}": v for i, v in enumerate(ema)}
+    for part, optimizer in zip(objective.parts, optimizers):
+        tensors |= flatten_optimizer(part.name, optimizer)
+    tensors["rng.cpu"] = torch.get_rng_state()
+    if torch.cuda.is_available():
+        tensors["rng.cuda"] = torch.cuda.get_rng_state()
+    versions = {"ldm_dream": __version__, "torch": torch.__version__, "python": platform.python_version()}
+    meta = {"config": dump_config(run), "versions": versions, "command": " ".join(sys.argv)}
+    save_checkpoint(run_dir, step, tensors, meta, run.train.keep_checkpoints)
+
+
+def _resume(run: Run, run_dir: Path, objective, optimizers: list, ema: list[Tensor]) -> int:
+    found: Checkpoint | None = latest_checkpoint(run_dir)
+    if found is None:
+        return 0
+    state = {k.removeprefix("trained."): v for k, v in found.tensors.items() if k.startswith("trained.")}
+    own = objective.trained.state_dict()
+    if state.keys() != own.keys() or any(state[k].shape != own[k].shape for k in own):
+        raise TrainingError(f"{run_dir} holds a run of another model; give another --run-dir or the config it was started with.")
+    objective.trained.load_state_dict(state)
+    for i, average in enumerate(ema):
+        average.copy_(found.tensors[f"ema.{i}"])
+    for part, optimizer in zip(objective.parts, optimizers):
+        restore_optimizer(part.name, optimizer, found.tensors)
+    torch.set_rng_state(found.tensors["rng.cpu"])
+    if torch.cuda.is_available() and "rng.cuda" in found.tensors:
+        torch.cuda.set_rng_state(found.tensors["rng.cuda"])
+    return found.step
+
+
+class _averaged:  # noqa: N801
+    """Context: the module carries its EMA weights in eval mode, and gets its own weights and mode back."""
+
+    def __init__(self, module: nn.Module, ema: list[Tensor]):
+        self.module, self.ema = module, ema
+
+    def __enter__(self) -> None:
+        self.kept = [p.detach().clone() for p in self.module.parameters()]
+        self._put(self.ema)
+        self.module.eval()
+
+    def __exit__(self, *_) -> None:
+        self._put(self.kept)
+        self.module.train()
+
+    @torch.no_grad()
+    def _put(self, values: list[Tensor]) -> None:
+        for p, value in zip(self.module.parameters(), values):
+            p.copy_(value)
+
+
+# ------------------------------------------------------------------------------------------------ small parts
+
+
+class Log:
+    """One call writes the numbers to `metrics.jsonl` and a line to stdout."""
+
+    def __init__(self, run_dir: Path, step: int, steps: int):
+        run_dir.mkdir(parents=True, exist_ok=True)
+        self.path, self.steps = run_dir / "metrics.jsonl", steps
+        self.since, self.at = time.monotonic(), step
+
+    def __call__(self, step: int, scalars: dict[str, float]) -> None:
+        row = {"step": step, **scalars}
+        if step > self.at:
+            now = time.monotonic()
+            row["steps_per_second"] = (step - self.at) / (now - self.since)
+            row["eta_s"] = (self.steps - step) / row["steps_per_second"]
+            self.since, self.at = now, step
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+        self.line("  ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in row.items()))
+
+    @staticmethod
+    def line(text: str) -> None:
+        sys.stdout.write(text + "\n")
+        sys.stdout.flush()
+
+
+def _optimizer(cfg: TrainConfig, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+    kind = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}[cfg.optimizer]
+    return kind(parameters, lr=cfg.learning_rate, betas=cfg.betas, weight_decay=cfg.weight_decay)
+
+
+def _memory_format(cfg: TrainConfig) -> torch.memory_format:
+    return torch.channels_last if cfg.channels_last else torch.contiguous_format
+
+
+def _autocast(cfg: TrainConfig, device: torch.device) -> torch.autocast:
+    return torch.autocast(device.type, torch.bfloat16, enabled=cfg.precision == "bf16")
+
+
+def _seed(*numbers: int) -> int:
+    """One 63-bit seed from several small numbers."""
+    mixed = 0x9E3779B97F4A7C15
+    for number in numbers:
+        mixed = ((mixed ^ number) * 0xBF58476D1CE4E5B9 + 0x94D049BB133111EB) % 2**64
+        mixed ^= mixed >> 31
+    return mixed % 2**63

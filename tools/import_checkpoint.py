@@ -1,0 +1,46 @@
+"""Turn a published checkpoint (ResShift U-Net, VQGAN of LDM / ResShift / taming) into a model folder.
+
+python tools/import_checkpoint.py autoencoder_vq_f4.pth -o models/vq-f4
+python tools/import_checkpoint.py resshift_bicsrx4_s4.pth -o models/resshift-x4 --autoencoder models/vq-f4
+"""
+
+import argparse
+from pathlib import Path
+
+from ldm_dream.cli import user_errors
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="import_checkpoint.py", description=__doc__.splitlines()[0])
+    parser.add_argument("published", type=Path, metavar="PUBLISHED.pth", help="published file: .pth, .ckpt, .pt or .safetensors")
+    parser.add_argument("-o", "--output", type=Path, required=True, metavar="MODEL_DIR", help="model folder to write")
+    parser.add_argument(
+        "--autoencoder", metavar="MODEL", help="imported VQGAN that belongs to the network: model folder or bundled name"
+    )
+    return parser
+
+
+def main() -> None:
+    args = build_parser().parse_args()
+    with user_errors():
+        from ldm_dream.checkpoint import save_model  # here, so that --help answers without torch
+        from ldm_dream.importers import load_published, published_card, published_run
+
+        config, state = load_published(args.published)
+        autoencoder = args.autoencoder
+        if autoencoder and Path(autoencoder).is_dir():
+            autoencoder = str(Path(autoencoder).resolve())
+        run = published_run(config, args.published.name, autoencoder)
+        save_model(args.output, run, state, published_card(args.published, run))
+    size = sum(tensor.numel() for tensor in state.values())
+    print(
+        f"{args.published} -> {args.output}: {type(config).__name__.removesuffix('Config')}, {size:,} parameters, task {run.task}"
+    )
+    if run.task == "diffusion":
+        print(f"process: {run.process.num_timesteps} steps, kappa {run.process.kappa}; x{run.scale}")
+        if not autoencoder:
+            print(f"next: import its autoencoder too and name it in {args.output / 'config.yaml'} (autoencoder.pretrained)")
+
+
+if __name__ == "__main__":
+    main()
