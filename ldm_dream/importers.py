@@ -1,7 +1,7 @@
 """Published checkpoints -> our config and state dict: which keys a layout has, what they are called here, what carries nothing.
 
-A layout is a row of LAYOUTS. Its config is read off the shapes, the network is built from it without memory (meta device), and the
-keys must then agree exactly: whatever is missing, extra or of another shape stops the import by name.
+A layout is a row of LAYOUTS. Its config is read off the shapes, the network is built from it without memory (meta device), and
+the keys must then agree exactly: whatever is missing, extra or of another shape stops the import by name.
 Files are read with `weights_only=True`: a pickle that wants to run code is refused.
 """
 
@@ -57,7 +57,7 @@ class Layout:
 
 
 def resshift_config(state: Mapping[str, Tensor]) -> ResShiftNetConfig:
-    """What the shapes of ResShift's U-Net say. Dropout leaves no trace (0); z_t is taken to have the output's channels, as published."""
+    """What the shapes of ResShift's U-Net say. Dropout leaves no trace (0); without a feature extractor z_t has the output's channels."""
     model_channels = state["time_embed.0.weight"].shape[1]
     out_channels = state["out.2.weight"].shape[0]
     widths: list[list[int]] = [[]]  # output channels of each residual block, level by level
@@ -249,7 +249,8 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
         wanted = re.search(r"Unsupported.*?GLOBAL (\S+)|Unsupported (\w+)", str(error))
         if isinstance(error, pickle.UnpicklingError) and wanted:
             raise CheckpointImportError(
-                f"{path}: refused, because reading it would run code ({wanted[1] or wanted[2]}); convert it to safetensors where you trust it."
+                f"{path}: refused, because reading it would run code ({wanted[1] or wanted[2]}); "
+                "give a file that holds tensors only, best as safetensors."
             ) from None
         raise CheckpointImportError(
             f"{path}: truncated, or no checkpoint at all ({type(error).__name__}); download it again."
@@ -284,8 +285,8 @@ def published_run(config: Config, filename: str, autoencoder: str | None = None)
         return AutoencoderRun(description=f"imported from {filename}", autoencoder=config)
     if config.cond_channels != 3 or config.in_channels not in AUTOENCODERS:
         raise CheckpointImportError(
-            f"{filename}: a network with {config.in_channels} latent and {config.cond_channels} condition channels is none of ResShift's "
-            f"super-resolution models, which have {' or '.join(map(str, AUTOENCODERS))} and 3."
+            f"{filename}: a network with {config.in_channels} latent and {config.cond_channels} condition channels is none of "
+            f"ResShift's super-resolution models, which have {' or '.join(map(str, AUTOENCODERS))} and 3."
         )
     vqgan = AUTOENCODERS[config.in_channels]
     steps = re.search(r"_s(\d+)", filename)

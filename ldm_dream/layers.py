@@ -16,9 +16,9 @@ GROUPS = 32  # of every group norm in the published U-Nets
 
 
 def timestep_embedding(t: Tensor, width: int, max_period: float = 10_000.0) -> Tensor:
-    """t [B] -> float32 [B,width]: cos(t w_i) then sin(t w_i), w_i = max_period ** (-2i/width) (DDPM, arXiv 2006.11239; order of ADM).
+    """t [B] -> float32 [B,width]: cos(t w_i) then sin(t w_i), w_i = max_period ** (-2i/width).
 
-    An odd width ends with a column of zeros.
+    From DDPM (arXiv 2006.11239), in the order of ADM (arXiv 2105.05233). An odd width ends with a column of zeros.
     """
     half = width // 2
     frequencies = torch.exp(-math.log(max_period) / half * torch.arange(half, dtype=torch.float32, device=t.device))
@@ -39,7 +39,7 @@ class GroupNorm(nn.GroupNorm):
 
 
 class LayerNorm(nn.LayerNorm):
-    """Over the channels of each position (NAFNet, arXiv 2204.04676), eps 1e-5: local, so a tile equals its part of the whole picture."""
+    """Over the channels of each position (NAFNet, arXiv 2204.04676), eps 1e-5: local, so a tile equals its part of the whole."""
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2).to(x.dtype)  # both permutes are views in channels_last

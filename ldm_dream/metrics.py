@@ -168,3 +168,18 @@ def _planes(sr: np.ndarray, hr: np.ndarray, channel: str, crop_border: int) -> t
     if channel == "y":
         return luma(sr[inner])[None], luma(hr[inner])[None]
     return sr[inner].transpose(2, 0, 1).astype(np.float64), hr[inner].transpose(2, 0, 1).astype(np.float64)
+
+
+def scores(sr: np.ndarray, hr: np.ndarray, crop_border: int, lpips: nn.Module | None = None) -> dict[str, float]:
+    """psnr_y, ssim_y, psnr_rgb, ssim_rgb of two uint8 pictures [H, W, 3], border cut; lpips (whole picture) if a network is given."""
+    row = {
+        f"{name}_{channel}": metric(sr, hr, channel=channel, crop_border=crop_border)
+        for channel in ("y", "rgb")
+        for name, metric in (("psnr", psnr), ("ssim", ssim))
+    }
+    if lpips is not None:
+        device = next(lpips.parameters()).device
+        x, y = (torch.from_numpy(p).to(device).permute(2, 0, 1)[None].float() / 127.5 - 1 for p in (sr, hr))
+        with torch.no_grad():
+            row["lpips"] = float(lpips(x, y))
+    return row

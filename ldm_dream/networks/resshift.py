@@ -1,7 +1,7 @@
-"""ResShift's denoiser: a U-Net whose levels carry one Swin layer each (ResShift, arXiv 2307.12348, section 4.1; Swin, arXiv 2103.14030).
+"""ResShift's denoiser: a U-Net with window attention (ResShift, arXiv 2307.12348; Swin Transformer, arXiv 2103.14030).
 
-One residual block per step; after the *first* residual block of a level, a Swin layer of `swin_depth` window-attention blocks, every
-second one shifted by half a window. The condition is concatenated to z_t; one larger than z_t first goes through strided convolutions.
+Levels of residual blocks; after the *first* block of a level comes a Swin layer of `swin_depth` window-attention blocks, every second
+one shifted by half a window. The condition is concatenated to z_t; a larger one goes through strided convolutions first.
 Parameter names are the published ones (`importers.py` holds the two exceptions), so that checkpoints need no renaming.
 
 Symbols: x features [B,C,H,W]; emb timestep embedding [B,4*model_channels]; w window side, s shift, N = w*w tokens of a window.
@@ -70,9 +70,9 @@ class ResShiftNet(nn.Module):
         self.multiple = math.lcm(2 ** (len(sizes) - 1), *(min(cfg.window_size, sizes[i]) << i for i in levels_with_windows))
 
     def forward(self, z_t: Tensor, t: Tensor, cond: Tensor) -> Tensor:
-        """z_t [B,C,h,w], t [B] step of the original schedule, cond [B,Cc,h*k,w*k] (k = cond_factor) -> [B,Cout,h,w] in z_t's dtype.
+        """z_t [B,C,h,w], t [B] step of the original schedule, cond [B,Cc,h*k,w*k], k = cond_factor -> [B,Cout,h,w] in z_t's dtype.
 
-        Any h and w: they are padded to a multiple of `self.multiple` (reflected, or replicated where too small) and cropped again.
+        Any h and w: they are padded to a multiple of `self.multiple` (reflected; replicated where too small) and cropped again.
         """
         height, width = z_t.shape[-2:]
         k = self.cond_factor
@@ -207,7 +207,7 @@ class WindowAttention(nn.Module):
 
 
 def relative_position_index(window: int, device: torch.device) -> Tensor:
-    """int64 [N*N]: row of the bias table for each (query, key): (dy + w - 1) * (2w - 1) + dx + w - 1, (dy, dx) from key to query."""
+    """int64 [N*N]: row of the bias table for each (query, key): (dy + w - 1) * (2w - 1) + dx + w - 1; (dy, dx) = query - key."""
     y, x = (axis.flatten() for axis in torch.meshgrid(*2 * [torch.arange(window, device=device)], indexing="ij"))
     dy, dx = y[:, None] - y, x[:, None] - x
     return ((dy + window - 1) * (2 * window - 1) + dx + window - 1).flatten()
@@ -216,10 +216,10 @@ def relative_position_index(window: int, device: torch.device) -> Tensor:
 def shift_mask(
     height: int, width: int, window: int, shift: int, legacy: bool, device: torch.device, dtype: torch.dtype
 ) -> Tensor:
-    """[windows,1,N,N]: BLOCKED where a rolled window holds two tokens that are no neighbours in the picture, else 0 (Swin, section 3.2).
+    """[windows,1,N,N]: BLOCKED where a rolled window holds two tokens that are not together in the picture, else 0.
 
-    `legacy` is what the published weights were trained with, a slip of the published code (ResShift issue 81): only the last row of
-    windows is masked, and its tokens are parted by their column within the window.
+    Swin, section 3.2. `legacy` is a slip of the published code with which its weights were trained (ResShift issue 81): only the last
+    row of windows is masked, and its tokens are parted by their column within the window.
     """
     y, x = torch.arange(height, device=device)[:, None], torch.arange(width, device=device)
     in_last_row = (y >= height - window).int()
@@ -238,7 +238,7 @@ def _cached(build, *key) -> Tensor:
 
 
 def _constant(build, *key) -> Tensor:
-    """`build(*key)`, kept for the last 32 keys. A compiled graph folds it in by itself, and must not put its own tensors into the cache."""
+    """`build(*key)`, kept for the last 32 keys. A graph under compilation builds it itself: its tensors must not enter the cache."""
     return build(*key) if torch.compiler.is_compiling() else _cached(build, *key)
 
 

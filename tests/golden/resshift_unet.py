@@ -1,4 +1,4 @@
-"""Golden runner of ResShift's Swin U-Net (kinds resshift_unet and resshift_unet_lq2x), from the case's constructor arguments alone."""
+"""Golden runner of ResShift's Swin U-Net (resshift_unet, resshift_unet_lq2x), from the case's constructor arguments alone."""
 
 from __future__ import annotations
 

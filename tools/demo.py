@@ -1,0 +1,51 @@
+"""Upscale the bundled photo with the bundled model, score it against bicubic, write before and after.
+
+python tools/demo.py -o demo
+"""
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+
+from ldm_dream.cli import user_errors
+
+PHOTO = Path(__file__).parent / "assets" / "chelsea.png"  # Stefan van der Walt, CC0, from scikit-image; see assets/README.md
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="demo.py", description=__doc__.splitlines()[0])
+    parser.add_argument("-o", "--output", type=Path, default=Path("demo"), metavar="DIR", help="(default: demo)")
+    parser.add_argument("-n", "--model", default="dream-latent-x4-tiny", help="bundled model or model folder")
+    parser.add_argument("--lpips-weights", type=Path, metavar="FILE", help="AlexNet + LPIPS state dict (default: torchvision's cache)")
+    return parser
+
+
+def main() -> None:
+    args = build_parser().parse_args()
+    with user_errors():
+        import torch
+
+        from ldm_dream import Upscaler
+        from ldm_dream.data.degrade import degrade
+        from ldm_dream.data.images import Image, read_image, write_image
+        from ldm_dream.evaluation import PROTOCOL, bicubic, table
+        from ldm_dream.metrics import MetricUnavailable, load_lpips, scores
+
+        try:
+            lpips, why = load_lpips(args.lpips_weights), None
+        except MetricUnavailable as reason:
+            lpips, why = None, reason
+        hr = read_image(PHOTO).pixels
+        lr = degrade(torch.from_numpy(hr).permute(2, 0, 1), 4).permute(1, 2, 0).contiguous().numpy()
+        before, after = bicubic(lr, 4), Upscaler.from_pretrained(args.model)(lr, scale=4)
+        args.output.mkdir(parents=True, exist_ok=True)
+        for name, pixels in (("lr", lr), ("after", after), ("before-after", np.concatenate([before, after, hr], axis=1))):
+            write_image(args.output / f"{name}.png", Image(pixels))
+        print(table({"bicubic": scores(before, hr, 4, lpips), args.model: scores(after, hr, 4, lpips)}))
+        print(PROTOCOL.format(scale=4) if lpips else f"{PROTOCOL.format(scale=4).partition('; LPIPS')[0]}. No LPIPS: {why}")
+        print(f"{args.output / 'before-after.png'}: bicubic x4, {args.model}, original; {lr.shape[1]}x{lr.shape[0]} -> {hr.shape[1]}x{hr.shape[0]}")
+
+
+if __name__ == "__main__":
+    main()
