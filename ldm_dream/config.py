@@ -78,6 +78,7 @@ class ResShiftNetConfig(Strict):
     out_channels: int = Field(3, ge=1)
     cond_channels: int = Field(3, ge=0)  # channels of the condition, concatenated after z_t
     cond_factor: Literal[1, 2, 4, 8] = 1  # size of the condition over size of z_t (published x2: 2)
+    patch_size: int = Field(1, ge=1)  # latents are folded by this much into channels before the first convolution (published: 1)
     model_channels: int = Field(160, ge=1)
     channel_mult: tuple[int, ...] = (1, 2, 2, 4)
     num_res_blocks: int | tuple[int, ...] = 2

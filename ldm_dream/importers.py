@@ -57,7 +57,7 @@ class Layout:
 
 
 def resshift_config(state: Mapping[str, Tensor]) -> ResShiftNetConfig:
-    """What the shapes of ResShift's U-Net say. Dropout leaves no trace (0); without a feature extractor z_t has the output's channels."""
+    """What the shapes of ResShift's U-Net say. Dropout leaves no trace; without an extractor z_t is taken as wide as the output."""
     model_channels = state["time_embed.0.weight"].shape[1]
     out_channels = state["out.2.weight"].shape[0]
     widths: list[list[int]] = [[]]  # output channels of each residual block, level by level
@@ -178,8 +178,12 @@ LAYOUTS = (RESSHIFT, VQGAN)
 
 def load_published(path: str | Path) -> tuple[Config, dict[str, Tensor]]:
     """Published file -> (config, state dict under our keys, in the file's dtype). Raises CheckpointImportError."""
-    path = Path(path)
-    state = strip_prefixes(read_checkpoint(path))
+    return import_state(read_checkpoint(Path(path)), str(path))
+
+
+def import_state(state: Mapping[str, Tensor], path: str) -> tuple[Config, dict[str, Tensor]]:
+    """Published state dict -> (config, state dict under our keys). `path` is for the messages of CheckpointImportError."""
+    state = strip_prefixes(state)
     layout = next((layout for layout in LAYOUTS if any(re.search(layout.mark, key) for key in state)), None)
     if layout is None:
         known = "; ".join(layout.name for layout in LAYOUTS)
@@ -207,7 +211,7 @@ def strip_prefixes(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {re.sub(r"^(module\.|_orig_mod\.)+", "", key): value for key, value in state.items()}
 
 
-def _compare(path: Path, layout: Layout, expected: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
+def _compare(path: str, layout: Layout, expected: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
     misshapen = [
         f"{layout.published(key)} {list(state[key].shape)} instead of {list(expected[key].shape)}"
         for key in expected

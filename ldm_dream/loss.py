@@ -12,18 +12,15 @@ The z0 that (z_t', target) imply is still z0: the three prediction types train o
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
+from dream_kernels import dream_rectify
 from torch import Tensor, nn
 
-from dream_kernels import dream_rectify
-
-from .process import Process, ProcessError
-
-Denoise = Callable[[Tensor, Tensor, Tensor], Tensor]  # (z_t [B,C,h,w], t int64 [B], cond) -> output [B,C,h,w]
+from .process import Denoise, Process, check_prediction
 
 
 class DiffusionLoss(NamedTuple):
@@ -50,10 +47,9 @@ def diffusion_loss(
 
     strength, p, network: see `dream`. Raises ValueError for an unknown kind or prediction, or an output of another shape.
     """
+    check_prediction(prediction)
     z_t = process.q_sample(z0, z_lr, eps, t)
     z_t, eps = dream(denoise, process, z_t, z_lr, cond, t, eps, prediction=prediction, strength=strength, p=p, network=network)
-    if prediction not in ("eps", "z0", "v"):
-        raise ProcessError(f"prediction {prediction!r} is not known; use 'eps', 'z0' or 'v'.")
     target = {"eps": eps, "z0": z0}[prediction] if prediction != "v" else process.velocity(z0, eps, t)
     output = denoise(z_t, t, cond)
     if output.shape != target.shape:  # else a single channel would broadcast without a word

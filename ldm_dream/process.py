@@ -15,11 +15,16 @@ divides nothing by zero. abar = cumulative product of 1 - beta. z: [B,C,h,w]; co
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from .config import DDPMConfig, FlowConfig, ProcessConfig, ResidualShiftConfig
 from .errors import UserError
+
+PREDICTIONS = ("eps", "z0", "v")
+Denoise = Callable[[Tensor, Tensor, Tensor], Tensor]  # (z_t [B,C,h,w], t int64 [B], cond) -> output [B,C,h,w], one of PREDICTIONS
 
 
 class ProcessError(UserError, ValueError):
@@ -94,12 +99,12 @@ class Process:
 
     def to_z0(self, output: Tensor, z_t: Tensor, z_lr: Tensor, t: Tensor, prediction: str) -> Tensor:
         """The z0 that `output` implies at z_t. Raises ProcessError for eps where a = 0: z_t then holds nothing of z0."""
+        check_prediction(prediction)
         if prediction == "z0":
             return output
         a, b, s = self._abs(t, z_t)
         if prediction == "v":  # y = a z0 + s eps and v = a eps - s z0, solved; a^2 + s^2 = 1 only for DDPM
             return (a * (z_t - b * z_lr) - s * output) / (a * a + s * s)
-        _check(prediction)
         if self._ends_blind and bool((a == 0).any()):
             raise ProcessError(
                 f"prediction 'eps' cannot give z0 at the last step of {type(self).__name__}, which is pure noise; "
@@ -109,12 +114,12 @@ class Process:
 
     def to_eps(self, output: Tensor, z_t: Tensor, z_lr: Tensor, t: Tensor, prediction: str) -> Tensor:
         """The eps that `output` implies at z_t."""
+        check_prediction(prediction)
         if prediction == "eps":
             return output
         a, b, s = self._abs(t, z_t)
         if prediction == "v":
             return (s * (z_t - b * z_lr) + a * output) / (a * a + s * s)
-        _check(prediction)
         return (z_t - a * output - b * z_lr) / s
 
     def to_v(self, output: Tensor, z_t: Tensor, z_lr: Tensor, t: Tensor, prediction: str) -> Tensor:
@@ -245,6 +250,6 @@ def like(coefficient: Tensor, z: Tensor) -> Tensor:
     return coefficient.to(torch.promote_types(z.dtype, torch.float32)).to(z.device)
 
 
-def _check(prediction: str) -> None:
-    if prediction not in ("eps", "z0"):
-        raise ProcessError(f"prediction {prediction!r} is not known; use 'eps', 'z0' or 'v'.")
+def check_prediction(prediction: str) -> None:
+    if prediction not in PREDICTIONS:
+        raise ProcessError(f"prediction {prediction!r} is not known; use one of {', '.join(PREDICTIONS)}.")

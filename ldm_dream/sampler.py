@@ -1,13 +1,15 @@
 """Samplers: from the prior's noise down to z0, as functions of a `denoise` callable over any process.
 
-Every step has z0_hat and eps_hat from one network call and goes from t to t_prev (last: -1, the clean end):
-    ancestral     z = posterior mean(z0_hat, z_t) + sigma n                           DDPM Algorithm 2; SR3, guided-diffusion
-    resshift      the same on ResidualShift                                           ResShift, Eq. 7
-    ddim          z = a z0_hat + b z_lr + sqrt(s^2 - sigma^2) eps_hat + sigma n       arXiv 2010.02502, Eq. 12, sigma = eta sigma_ancestral
-    dpm-solver++  z = (s_u/s_t) z_t + (a_u - a_t s_u/s_t) D                           arXiv 2211.01095, Alg. 2 (2M, midpoint)
-                  D = z0_hat + h / (2 h_before) (z0_hat - z0_hat_before),  h = step in log(a/s); D = z0_hat at the first and last step
+Every step has z0_hat and eps_hat from one network call and goes from t to u = t_prev (at the end -1, the clean end):
+    ancestral     z_u = posterior mean(z0_hat, z_t) + sigma n                       DDPM Algorithm 2; SR3, guided-diffusion
+    resshift      the same on ResidualShift                                         ResShift, Eq. 7
+    ddim          z_u = a_u z0_hat + b_u z_lr + sqrt(s_u^2 - sigma^2) eps_hat + sigma n, sigma = eta times the ancestral one
+                                                                                    arXiv 2010.02502, Eq. 12
+    dpm-solver++  z_u = (s_u/s_t) z_t + (a_u - a_t s_u/s_t) D                       arXiv 2211.01095, Alg. 2 (2M, midpoint)
+                  D = z0_hat + h / (2 h_before) (z0_hat - z0_hat_before), h = step in log(a/s)
+                  D = z0_hat at the first and the last step
 With `clip` the ancestral mean and D use the clipped z0_hat; ddim clips z0_hat and keeps the network's own eps_hat (as diffusers).
-Symbols as in process.py; u = t_prev.
+Symbols as in process.py.
 """
 
 from __future__ import annotations
@@ -19,8 +21,7 @@ import torch
 from torch import Tensor
 
 from .errors import UserError
-from .loss import Denoise
-from .process import Process, ResidualShift, like
+from .process import Denoise, Process, ResidualShift, like
 
 KINDS = ("ancestral", "ddim", "dpm-solver++", "resshift")
 VARIANCES = ("posterior", "forward")
@@ -53,7 +54,7 @@ def sample(
     clip: float | None = None,
     variance: str = "posterior",
 ) -> Tensor:
-    """-> z0 [B,C,h,w] on z_lr's device, float32 or wider. z_lr also gives the shape, so pixel systems pass the upsampled LR picture.
+    """-> z0 [B,C,h,w] on z_lr's device. z_lr also gives shape, dtype and device of the noise.
 
     prediction: what denoise returns, "eps", "z0" or "v". kind: see KINDS. steps: see `timesteps`.
     eta: in [0,1], used by ddim: 0 deterministic, 1 ancestral variance.

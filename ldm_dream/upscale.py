@@ -208,7 +208,7 @@ def _resize(x: Tensor, height: int, width: int) -> Tensor:
 
 def _alignment(network: ResShiftNetConfig) -> int:
     """Side in latent pixels of a window at the network's coarsest level: its padding and window grid start afresh there."""
-    return network.window_size * 2 ** (len(network.channel_mult) - 1)
+    return network.patch_size * network.window_size * 2 ** (len(network.channel_mult) - 1)
 
 
 def _device(name: str) -> torch.device:

@@ -186,16 +186,17 @@ def test_tools_share_one_face():
         assert "ldm_dream.cli" in imports(path), f"{relative(path)} does not use user_errors()"
 
 
-def test_every_kernel_has_its_five_places():
+def test_every_op_has_its_reference_and_every_kernel_its_five_places():
+    """An op without kernel is its reference; a kernel file also has a row, a test and a benchmark (_x.py: helpers)."""
     from dream_kernels import OPS
 
-    reference = {n.name for n in tree(PACKAGES["dream_kernels"] / "reference.py").body if isinstance(n, ast.FunctionDef)}
-    benchmarks = (ROOT / "benchmarks/kernels.py").read_text()
-    for name in OPS:
-        assert name in reference, f"{name}: no dream_kernels.reference.{name}"
-        assert (PACKAGES["dream_kernels"] / f"{name}.py").is_file(), f"{name}: no kernels/dream_kernels/{name}.py"
+    folder = PACKAGES["dream_kernels"]
+    reference = {node.name for node in tree(folder / "reference.py").body if isinstance(node, ast.FunctionDef)}
+    assert set(OPS) <= reference, f"no reference: {set(OPS) - reference}"
+    for name in {p.stem for p in folder.glob("[!_]*.py")} - {"reference"}:
+        assert name in OPS, f"{name}: no row in OPS"
         assert (ROOT / f"tests/kernels/test_{name}.py").is_file(), f"{name}: no tests/kernels/test_{name}.py"
-        assert name in benchmarks, f"{name}: no entry in benchmarks/kernels.py"
+        assert name in (ROOT / "benchmarks/kernels.py").read_text(), f"{name}: no entry in benchmarks/kernels.py"
 
 
 # ------------------------------------------------------------------------------------------------ configs

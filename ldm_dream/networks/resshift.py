@@ -1,7 +1,7 @@
 """ResShift's denoiser: a U-Net with window attention (ResShift, arXiv 2307.12348; Swin Transformer, arXiv 2103.14030).
 
-Levels of residual blocks; after the *first* block of a level comes a Swin layer of `swin_depth` window-attention blocks, every second
-one shifted by half a window. The condition is concatenated to z_t; a larger one goes through strided convolutions first.
+Levels of residual blocks; after the *first* block of a level comes a Swin layer of `swin_depth` window-attention blocks, every
+second one shifted by half a window. The condition is concatenated to z_t; a larger one goes through strided convolutions first.
 Parameter names are the published ones (`importers.py` holds the two exceptions), so that checkpoints need no renaming.
 
 Symbols: x features [B,C,H,W]; emb timestep embedding [B,4*model_channels]; w window side, s shift, N = w*w tokens of a window.
@@ -38,9 +38,10 @@ class ResShiftNet(nn.Module):
         self.feature_extractor, cond_features = _feature_extractor(cfg)
 
         width = cfg.model_channels * cfg.channel_mult[0]
-        sizes = [cfg.image_size >> level for level in range(len(cfg.channel_mult))]
+        self.patch, fold = cfg.patch_size, cfg.patch_size**2
+        sizes = [cfg.image_size // cfg.patch_size >> level for level in range(len(cfg.channel_mult))]
         skips = [width]
-        self.input_blocks = nn.ModuleList([Stage([nn.Conv2d(cfg.in_channels + cond_features, width, 3, padding=1)])])
+        self.input_blocks = nn.ModuleList([Stage([nn.Conv2d((cfg.in_channels + cond_features) * fold, width, 3, padding=1)])])
         for level, (mult, count) in enumerate(zip(cfg.channel_mult, blocks)):
             for i in range(count):
                 stage = Stage([ResBlock(cfg, width, cfg.model_channels * mult)])
@@ -65,12 +66,13 @@ class ResShiftNet(nn.Module):
                 if i == count and level > 0:
                     stage.append(Upsample(width))
                 self.output_blocks.append(stage)
-        self.out = nn.Sequential(make_norm(cfg.norm, width), nn.SiLU(), _zeroed(nn.Conv2d(width, cfg.out_channels, 3, padding=1)))
+        self.out = nn.Sequential(make_norm(cfg.norm, width), nn.SiLU(), _zeroed(nn.Conv2d(width, cfg.out_channels * fold, 3, padding=1)))
         levels_with_windows = [len(sizes) - 1, *(i for i, size in enumerate(sizes) if size in cfg.attention_resolutions)]
-        self.multiple = math.lcm(2 ** (len(sizes) - 1), *(min(cfg.window_size, sizes[i]) << i for i in levels_with_windows))
+        windows = (min(cfg.window_size, sizes[i]) << i for i in levels_with_windows)
+        self.multiple = cfg.patch_size * math.lcm(2 ** (len(sizes) - 1), *windows)
 
     def forward(self, z_t: Tensor, t: Tensor, cond: Tensor) -> Tensor:
-        """z_t [B,C,h,w], t [B] step of the original schedule, cond [B,Cc,h*k,w*k], k = cond_factor -> [B,Cout,h,w] in z_t's dtype.
+        """z_t [B,C,h,w], t [B] step of the original schedule, cond [B,Cc,h*k,w*k] (k: cond_factor) -> [B,Cout,h,w] like z_t.
 
         Any h and w: they are padded to a multiple of `self.multiple` (reflected; replicated where too small) and cropped again.
         """
@@ -78,11 +80,11 @@ class ResShiftNet(nn.Module):
         k = self.cond_factor
         if cond.shape[-2:] != (height * k, width * k):
             raise ValueError(
-                f"the condition is {tuple(cond.shape[-2:])} and z_t {(height, width)}; cond_factor={k} wants {(height * k, width * k)}."
+                f"the condition is {tuple(cond.shape[-2:])}, z_t {(height, width)}; cond_factor={k} wants it {k} times as large."
             )
         down, right = -height % self.multiple, -width % self.multiple
-        features = self.feature_extractor(_pad(cond, down * k, right * k))
-        x = torch.cat([_pad(z_t, down, right), features.to(z_t.dtype)], 1)
+        features = self.feature_extractor(_pad(cond, down * k, right * k).to(z_t.dtype))
+        x = F.pixel_unshuffle(torch.cat([_pad(z_t, down, right), features], 1), self.patch)
         emb = self.time_embed(timestep_embedding(t, self.model_channels).to(self.time_embed[0].weight.dtype))
         skips = []
         for stage in self.input_blocks:
@@ -91,7 +93,7 @@ class ResShiftNet(nn.Module):
         x = self.middle_block(x, emb)
         for stage in self.output_blocks:
             x = stage(torch.cat([x, skips.pop()], 1), emb)
-        return self.out(x)[..., :height, :width].to(z_t.dtype)
+        return F.pixel_shuffle(self.out(x), self.patch)[..., :height, :width].to(z_t.dtype)
 
 
 class Stage(nn.ModuleList):
@@ -218,8 +220,8 @@ def shift_mask(
 ) -> Tensor:
     """[windows,1,N,N]: BLOCKED where a rolled window holds two tokens that are not together in the picture, else 0.
 
-    Swin, section 3.2. `legacy` is a slip of the published code with which its weights were trained (ResShift issue 81): only the last
-    row of windows is masked, and its tokens are parted by their column within the window.
+    Swin, section 3.2. `legacy` is a slip of the published code, with which its weights were trained (ResShift issue 81): only the
+    last row of windows is masked, and its tokens are parted by their column within the window.
     """
     y, x = torch.arange(height, device=device)[:, None], torch.arange(width, device=device)
     in_last_row = (y >= height - window).int()
@@ -238,7 +240,7 @@ def _cached(build, *key) -> Tensor:
 
 
 def _constant(build, *key) -> Tensor:
-    """`build(*key)`, kept for the last 32 keys. A graph under compilation builds it itself: its tensors must not enter the cache."""
+    """`build(*key)`, kept for the last 32 keys. A graph being compiled builds it itself: its tensors must not be cached."""
     return build(*key) if torch.compiler.is_compiling() else _cached(build, *key)
 
 
@@ -254,7 +256,7 @@ def _check(cfg: ResShiftNetConfig) -> list[int]:
             f"network.num_res_blocks={cfg.num_res_blocks} does not fit network.channel_mult={cfg.channel_mult}: "
             "give one number >= 1, or one such number a level."
         )
-    if cfg.image_size >> (levels - 1) == 0:
+    if cfg.image_size // cfg.patch_size >> (levels - 1) == 0:
         raise ValueError(
             f"network.image_size={cfg.image_size} is too small for {levels} levels; use {2 ** (levels - 1)} or more."
         )
@@ -289,6 +291,8 @@ def _feature_extractor(cfg: ResShiftNetConfig) -> tuple[nn.Module, int]:
 def _pad(x: Tensor, down: int, right: int) -> Tensor:
     if down == right == 0:
         return x
+    if x.shape[1] == 0:  # no condition: nothing to reflect
+        return x.new_empty(x.shape[0], 0, x.shape[2] + down, x.shape[3] + right)
     reflectable = down < x.shape[-2] and right < x.shape[-1]
     return F.pad(x, (0, right, 0, down), mode="reflect" if reflectable else "replicate")
 

@@ -1,0 +1,342 @@
+"""Laws of ResShift's Swin U-Net: published shape, masks, padding, memory layout, precision, compilation."""
+
+from __future__ import annotations
+
+import json
+import math
+from itertools import product
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ldm_dream.config import ResShiftNetConfig
+from ldm_dream.layers import GroupNorm, LayerNorm, timestep_embedding
+from ldm_dream.networks import REPEATED_BLOCKS, build_network, compile_blocks
+from ldm_dream.networks import resshift as module
+from ldm_dream.networks.resshift import BLOCKED, ResBlock, SwinLayer, WindowAttention, shift_mask
+
+LAYOUTS = Path(__file__).resolve().parents[2].parent / "shared" / "golden" / "layouts"
+PUBLISHED = {  # layout -> what differs from the defaults, parameters
+    "resshift_realsrx4": ({}, 118_593_583),
+    "resshift_bicsrx4": ({}, 118_593_583),
+    "resshift_realsrx2": ({"cond_factor": 2}, 118_640_431),
+    "resshift_inpaint_imagenet": ({"cond_factor": 4, "cond_channels": 4}, 118_714_399),
+    "resshift_faceir": ({"cond_factor": 8, "in_channels": 8, "out_channels": 8}, 118_931_604),
+}
+TINY = ResShiftNetConfig(
+    image_size=8,
+    model_channels=32,
+    channel_mult=(1, 2),
+    num_res_blocks=1,
+    attention_resolutions=(8,),
+    swin_embed_dim=32,
+    num_head_channels=16,
+    window_size=4,
+    mlp_ratio=2,
+)
+
+
+def tiny(**changes) -> torch.nn.Module:
+    """A tiny network whose every parameter is random: the zero-initialised layers would hide what is before them."""
+    torch.manual_seed(0)
+    network = build_network(TINY.model_copy(update=changes)).eval()
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter, std=0.1 if parameter.ndim == 1 else parameter[0].numel() ** -0.5)
+    return network
+
+
+def inputs(height: int = 8, width: int = 8, batch: int = 2, factor: int = 1) -> tuple[Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    z_t = torch.randn(batch, 3, height, width, generator=generator)
+    cond = torch.randn(batch, 3, height * factor, width * factor, generator=generator)
+    return z_t, torch.arange(3, 3 + batch), cond
+
+
+# ------------------------------------------------------------------------------------------------ shape
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_configs_have_the_published_parameters(name):
+    changes, count = PUBLISHED[name]
+    with torch.device("meta"):
+        network = build_network(ResShiftNetConfig(**changes))
+    assert sum(parameter.numel() for parameter in network.parameters()) == count
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_configs_have_the_published_keys(name):
+    if not LAYOUTS.is_dir():
+        pytest.skip(f"{LAYOUTS} is not there")
+    layout = json.loads((LAYOUTS / f"{name}.json").read_text())["state_dict"]
+    want = {
+        key.replace("embed.proj.", "embed."): tuple(shape)
+        for key, shape in layout.items()
+        if not key.endswith(("attn_mask", "relative_position_index"))
+    }
+    with torch.device("meta"):
+        network = build_network(ResShiftNetConfig(**PUBLISHED[name][0]))
+    assert {key: tuple(value.shape) for key, value in network.state_dict().items()} == want
+
+
+def test_fresh_network_returns_zero_and_fresh_residual_blocks_their_skip():
+    network = build_network(TINY).eval()
+    assert network(*inputs()).abs().max() == 0
+    block = next(block for block in network.modules() if isinstance(block, ResBlock))
+    x = torch.randn(1, 32, 8, 8)
+    torch.testing.assert_close(block(x, torch.randn(1, 128)), block.skip_connection(x), rtol=0, atol=0)
+
+
+def test_without_attention_resolutions_only_the_middle_has_a_swin_layer():
+    network = tiny(attention_resolutions=())
+    assert [name for name, m in network.named_modules() if isinstance(m, SwinLayer)] == ["middle_block.1"]
+    assert network.multiple == 8  # middle: window 4 at half size
+
+
+def test_only_the_first_residual_block_of_a_level_has_a_swin_layer():
+    network = tiny(num_res_blocks=3)
+    names = [name for name, m in network.named_modules() if isinstance(m, SwinLayer)]
+    assert names == ["input_blocks.1.1", "middle_block.1", "output_blocks.4.1"]
+
+
+def test_window_shrinks_to_the_training_size_and_does_not_shift_there():
+    attention = [m for m in tiny(window_size=16).modules() if isinstance(m, WindowAttention)]
+    assert {(m.window, m.shift) for m in attention} == {(8, 0), (4, 0)}
+    attention = [m for m in tiny().modules() if isinstance(m, WindowAttention)]
+    assert [(m.window, m.shift) for m in attention][:2] == [(4, 0), (4, 2)]
+
+
+@pytest.mark.parametrize(
+    "changes, field",
+    [
+        ({"model_channels": 40}, "model_channels"),
+        ({"swin_embed_dim": 48}, "swin_embed_dim"),
+        ({"num_head_channels": 24}, "num_head_channels"),
+        ({"num_res_blocks": (1, 2, 3)}, "num_res_blocks"),
+        ({"image_size": 1}, "image_size"),
+    ],
+)
+def test_a_config_that_cannot_be_built_is_refused_by_the_name_of_its_field(changes, field):
+    with pytest.raises(ValueError, match=rf"network\.{field}"):
+        build_network(TINY.model_copy(update=changes))
+
+
+# ------------------------------------------------------------------------------------------------ parts
+
+
+@pytest.mark.parametrize("width", [8, 9])
+def test_timestep_embedding_is_cosines_then_sines(width):
+    t = torch.tensor([0, 7, 1999])
+    got = timestep_embedding(t, width)
+    for row, step in enumerate(t.tolist()):
+        angles = [step * 10_000 ** (-i / 4) for i in range(4)]
+        want = [math.cos(a) for a in angles] + [math.sin(a) for a in angles] + [0.0] * (width - 8)
+        torch.testing.assert_close(got[row], torch.tensor(want), atol=2e-4, rtol=0)
+
+
+@pytest.mark.parametrize("height, width, window, shift", [(8, 8, 4, 2), (12, 8, 4, 2), (4, 12, 4, 2), (10, 15, 5, 2)])
+def test_shift_mask_blocks_exactly_the_pairs_that_the_roll_brought_together(height, width, window, shift):
+    mask = shift_mask(height, width, window, shift, False, torch.device("cpu"), torch.float32)
+    tokens = list(product(range(window), range(window)))
+    for n, (row, column) in enumerate(product(range(0, height, window), range(0, width, window))):
+        origin = [
+            ((row + y + shift) % height, (column + x + shift) % width) for y, x in tokens
+        ]  # where a token was before the roll
+        for i, j in product(range(len(tokens)), repeat=2):
+            moved_together = all(origin[i][d] - origin[j][d] == tokens[i][d] - tokens[j][d] for d in (0, 1))
+            assert mask[n, 0, i, j] == (0 if moved_together else BLOCKED), (n, i, j)
+
+
+@pytest.mark.parametrize("height, width, window, shift", [(8, 8, 4, 2), (8, 12, 4, 2), (10, 5, 5, 2)])
+def test_legacy_mask_parts_the_last_row_of_windows_by_column(height, width, window, shift):
+    mask = shift_mask(height, width, window, shift, True, torch.device("cpu"), torch.float32)
+    rows, columns = height // window, width // window
+    for n, i, j in product(range(rows * columns), range(window**2), range(window**2)):
+        parted = (i % window >= window - shift) != (j % window >= window - shift)
+        assert mask[n, 0, i, j] == (BLOCKED if parted and n >= (rows - 1) * columns else 0)
+
+
+def test_window_attention_is_softmax_with_a_bias_of_relative_position():
+    torch.manual_seed(0)
+    heads, w, c = 2, 3, 8
+    attention = WindowAttention(c, heads, w, 0, False).double()
+    torch.nn.init.normal_(attention.relative_position_bias_table)
+    x = torch.randn(1, c, w, w, dtype=torch.float64)
+    tokens = x.flatten(2)[0].T
+    q, k, v = attention.qkv(tokens).chunk(3, 1)
+    positions = list(product(range(w), range(w)))
+    out = torch.empty(w * w, c, dtype=torch.float64)
+    for head in range(heads):
+        part = slice(head * c // heads, (head + 1) * c // heads)
+        logits = q[:, part] @ k[:, part].T / (c // heads) ** 0.5
+        for (i, (yi, xi)), (j, (yj, xj)) in product(enumerate(positions), repeat=2):
+            row = (yi - yj + w - 1) * (2 * w - 1) + xi - xj + w - 1
+            logits[i, j] = logits[i, j] + attention.relative_position_bias_table[row, head]
+        out[:, part] = logits.softmax(1) @ v[:, part]
+    torch.testing.assert_close(attention(x)[0].flatten(1).T, attention.proj(out))
+
+
+def test_correctly_masked_shifted_attention_does_not_see_across_the_border():
+    attention = WindowAttention(8, 1, 4, 2, False)
+    x = torch.randn(1, 8, 8, 8)
+    changed = x.clone()
+    changed[..., -1, -1] += 1.0  # its rolled window also holds the other three corners
+    difference = (attention(changed) - attention(x)).abs().amax((0, 1)) > 1e-6
+    assert difference[-2:, -2:].all() and difference.sum() == 4
+
+
+def test_legacy_mask_changes_the_output():
+    network, legacy = tiny(), tiny(legacy_mask=True)
+    legacy.load_state_dict(network.state_dict())
+    assert (network(*inputs()) - legacy(*inputs())).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("norm", [GroupNorm(64), LayerNorm(64)])
+def test_norm_statistics_of_16_bit_features_are_taken_in_fp32(norm):
+    x = (torch.randn(2, 64, 6, 5) + 30).bfloat16()
+    want = norm.double()(x.double())
+    got = norm.bfloat16()(x)
+    assert (got.double() - want).abs().max() < 2**-7  # half a unit in the last place of bfloat16 at 2 to 4
+
+
+# ------------------------------------------------------------------------------------------------ whole network
+
+
+@pytest.mark.parametrize("height, width, mode", [(9, 14, "reflect"), (8, 5, "reflect"), (3, 8, "replicate"), (1, 1, "replicate")])
+def test_any_size_equals_the_padded_picture_cropped(height, width, mode):
+    network = tiny(cond_factor=2)
+    z_t, t, cond = inputs(height, width, factor=2)
+    down, right = -height % 8, -width % 8
+    padded = F.pad(z_t, (0, right, 0, down), mode=mode), t, F.pad(cond, (0, 2 * right, 0, 2 * down), mode=mode)
+    got = network(z_t, t, cond)
+    assert got.shape == z_t.shape
+    torch.testing.assert_close(got, network(*padded)[..., :height, :width], rtol=0, atol=0)
+
+
+def test_sizes_that_fit_are_not_padded(monkeypatch):
+    padded = []
+    original = F.pad
+    monkeypatch.setattr(module.F, "pad", lambda x, *args, **kwargs: padded.append(x.ndim) or original(x, *args, **kwargs))
+    tiny()(*inputs(16, 8))
+    assert 4 not in padded
+    tiny()(*inputs(15, 8))
+    assert 4 in padded
+
+
+def test_padding_multiple_is_the_published_64_at_full_size():
+    with torch.device("meta"):
+        assert build_network(ResShiftNetConfig()).multiple == 64
+
+
+def test_samples_of_a_batch_do_not_mix():
+    network = tiny()
+    z_t, t, cond = inputs(batch=3)
+    single = torch.cat([network(z_t[i : i + 1], t[i : i + 1], cond[i : i + 1]) for i in range(3)])
+    torch.testing.assert_close(network(z_t, t, cond), single, rtol=1e-5, atol=1e-5)
+
+
+def test_output_depends_on_every_input():
+    network = tiny()
+    z_t, t, cond = inputs()
+    base = network(z_t, t, cond)
+    for other in ((z_t + 0.1, t, cond), (z_t, t + 50, cond), (z_t, t, cond + 0.1)):
+        assert (network(*other) - base).abs().max() > 1e-3
+
+
+def test_gradients_reach_every_parameter():
+    network = tiny(cond_factor=2)
+    network(*inputs(factor=2)).square().mean().backward()
+    assert [name for name, p in network.named_parameters() if p.grad is None or not p.grad.abs().max() > 0] == []
+
+
+def test_network_without_condition_takes_an_empty_one():
+    network = tiny(cond_channels=0)
+    z_t, t, cond = inputs(7, 8)
+    assert network(z_t, t, cond[:, :0]).shape == z_t.shape
+
+
+def test_condition_of_another_size_is_refused():
+    z_t, t, cond = inputs()
+    with pytest.raises(ValueError, match="cond_factor=1 wants"):
+        tiny()(z_t, t, cond[..., :4])
+
+
+def test_dropout_is_random_in_training_and_off_in_evaluation():
+    network = tiny(dropout=0.5)
+    assert torch.equal(network(*inputs()), network(*inputs()))
+    network.train()
+    assert not torch.equal(network(*inputs()), network(*inputs()))
+
+
+def test_layer_norm_needs_no_32_groups():
+    network = tiny(norm="layer", model_channels=20, swin_embed_dim=24, num_head_channels=8)
+    assert network(*inputs()).isfinite().all()
+
+
+@pytest.mark.parametrize("norm", ["group", "layer"])
+@pytest.mark.parametrize("autocast", [False, True])
+def test_channels_last_is_kept_through_the_blocks(norm, autocast):
+    network = tiny(norm=norm)
+    z_t, t, cond = inputs()
+    want = network(z_t, t, cond)
+    network.to(memory_format=torch.channels_last)
+    layouts = []
+    for block in network.modules():
+        if isinstance(block, (*REPEATED_BLOCKS, SwinLayer)):
+            block.register_forward_hook(
+                lambda _, __, out: layouts.append((out.is_contiguous(memory_format=torch.channels_last), out.dtype))
+            )
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        got = network(z_t.to(memory_format=torch.channels_last), t, cond)
+    assert layouts and set(layouts) == {(True, torch.bfloat16 if autocast else torch.float32)}
+    assert got.dtype == z_t.dtype
+    assert (got - want).abs().max() < (0.1 if autocast else 1e-4) * want.abs().max()
+
+
+def test_bf16_autocast_trains_with_finite_gradients():
+    network = tiny().train()
+    with torch.autocast("cpu", torch.bfloat16):
+        network(*inputs()).square().mean().backward()
+    assert all(p.grad.isfinite().all() and p.grad.dtype == torch.float32 for p in network.parameters())
+
+
+def test_masks_first_built_in_inference_mode_can_be_used_in_training():
+    module._cached.cache_clear()
+    network = tiny()
+    with torch.inference_mode():
+        network(*inputs())
+    network(*inputs()).mean().backward()
+
+
+def test_masks_are_built_once_a_size():
+    network = tiny()
+    network(*inputs())
+    misses = module._cached.cache_info().misses
+    network(*inputs(batch=5))
+    assert module._cached.cache_info().misses == misses
+
+
+# ------------------------------------------------------------------------------------------------ compilation
+
+
+def test_whole_network_compiles_into_one_graph_padding_included():
+    network = tiny()
+    torch._dynamo.reset()
+    compiled = torch.compile(network, fullgraph=True, backend="aot_eager")
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(*inputs(7)), network(*inputs(7)), rtol=1e-4, atol=1e-5)
+
+
+def test_compiled_blocks_give_the_same_output_gradients_and_names():
+    network, compiled = tiny(), tiny()
+    torch._dynamo.reset()
+    blocks = sum(isinstance(m, REPEATED_BLOCKS) for m in network.modules())
+    assert compile_blocks(compiled, backend="aot_eager") == blocks
+    assert list(compiled.state_dict()) == list(network.state_dict())
+    for net in (network, compiled):
+        net(*inputs()).square().mean().backward()
+    torch.testing.assert_close(compiled(*inputs()), network(*inputs()), rtol=1e-4, atol=1e-5)
+    for (name, p), (_, q) in zip(network.named_parameters(), compiled.named_parameters()):
+        torch.testing.assert_close(p.grad, q.grad, rtol=1e-3, atol=1e-5, msg=lambda text, name=name: f"{name}: {text}")
