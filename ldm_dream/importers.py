@@ -57,7 +57,7 @@ class Layout:
 
 
 def resshift_config(state: Mapping[str, Tensor]) -> ResShiftNetConfig:
-    """What the shapes of ResShift's U-Net say. Dropout leaves no trace; without an extractor z_t is taken as wide as the output."""
+    """What the shapes of ResShift's U-Net say. Dropout leaves no trace; without an extractor, z_t is as wide as the output."""
     model_channels = state["time_embed.0.weight"].shape[1]
     out_channels = state["out.2.weight"].shape[0]
     widths: list[list[int]] = [[]]  # output channels of each residual block, level by level
@@ -314,10 +314,12 @@ def published_card(path: Path, run: Run) -> str:
     terms = (
         "S-Lab License 1.0 (non-commercial)" if isinstance(run, DiffusionRun) else "LDM, taming: MIT; ResShift: S-Lab License 1.0"
     )
+    digest = hashlib.sha256()
     with open(path, "rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
+        while block := file.read(2**20):
+            digest.update(block)
     return (
-        f"# {path.stem}\n\nImported from `{path.name}` (SHA-256 {digest}) by `tools/import_checkpoint.py`.\n\n"
+        f"# {path.stem}\n\nImported from `{path.name}` (SHA-256 {digest.hexdigest()}) by `tools/import_checkpoint.py`.\n\n"
         f"- Licence: that of the published file. As published: {terms}.\n"
         "- Training data: see the publisher.\n- Measured figures: none by this project.\n"
     )

@@ -33,6 +33,7 @@ class Part:
     name: str
     parameters: list[nn.Parameter]
     loss: Callable[[Batch, int, torch.Generator], tuple[Tensor, dict[str, Tensor]]]
+    start: int = 0  # first step at which it is stepped
 
 
 class DiffusionObjective:
@@ -106,7 +107,8 @@ class AutoencoderObjective:
         self.parts = [Part("autoencoder", list(self.model.parameters()), self.loss)]
         if self.discriminator is not None:
             self.trained["discriminator"] = self.discriminator
-            self.parts.append(Part("discriminator", list(self.discriminator.parameters()), self.discriminator_loss))
+            parameters = list(self.discriminator.parameters())
+            self.parts.append(Part("discriminator", parameters, self.discriminator_loss, cfg.adversarial_start))
         self._last: tuple[Tensor, Tensor] | None = None
 
     def loss(self, batch: Batch, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:

@@ -100,7 +100,7 @@ class Tiles:
             before = inside if start else torch.full_like(inside, math.inf)
             after = size - inside if start * ratio + size < len(total) else torch.full_like(inside, math.inf)
             depth = torch.minimum(before, after) / ratio
-            ramp = (depth - self.overlap / 4) / max(self.overlap / 2, 1e-9)  # no overlap: a hard cut
+            ramp = (depth - self.overlap * 3 / 8) / max(self.overlap / 4, 1e-9)  # no overlap: a hard cut
             share.copy_(torch.sin(ramp.clamp(0, 1) * (math.pi / 2)) ** 2)
             total[start * ratio : start * ratio + size] += share
         for share, start in zip(shares, starts):

@@ -73,6 +73,8 @@ def train(run: Run, run_dir: Path) -> None:
         scalars: dict[str, Tensor] = {}
         generator = torch.Generator(device).manual_seed(_seed(run.seed, step))
         for part, optimizer in zip(objective.parts, optimizers):
+            if step < part.start:
+                continue
             for i in range(cfg.accumulate):
                 batch = data.batch(step * cfg.accumulate + i, cfg.batch_size).to(device, _memory_format(cfg))
                 with _autocast(cfg, device):

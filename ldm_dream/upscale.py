@@ -19,15 +19,17 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from .checkpoint import load_model
 from .colors import COLOR_FIXES
 from .condition import build_cond, upsample
-from .config import DiffusionRun, ResShiftNetConfig
+from .config import DiffusionRun
 from .data.degrade import imresize_to
 from .data.images import MAX_PIXELS, ImageError
 from .errors import UserError
+from .networks import compile_blocks
 from .pictures import Picture, unpack
 from .process import Process
-from .sampler import sample
+from .sampler import sample, timesteps
 from .tiling import Tiles, pad_to_multiple, shared_noise
 
 log = logging.getLogger(__name__)
@@ -72,7 +74,7 @@ class Upscaler:
         self.network = network.eval().to(self.device, memory_format=torch.channels_last)
         self.autoencoder = autoencoder.eval().to(self.device, memory_format=torch.channels_last)
         if compile:
-            self.network.compile(dynamic=False)  # tiles have one shape, so there is one graph a picture size or tile size
+            compile_blocks(self.network)
 
     @classmethod
     def from_pretrained(
@@ -80,8 +82,6 @@ class Upscaler:
     ) -> Upscaler:
         """A bundled model by name, or a model folder. device: auto, cpu, cuda, cuda:N. dtype: auto, fp32, bf16, fp16 (auto: fp32
         on the CPU, else bf16 where the device has it, else fp16). Raises ModelError, UpscaleError."""
-        from .checkpoint import load_model
-
         model = load_model(name_or_dir)
         return cls(model.run, model.network, model.autoencoder, model.process, device, dtype, compile)
 
@@ -104,16 +104,17 @@ class Upscaler:
         that by bicubic, so a scale above the model's adds no further detail. steps, sampler: None = the model's. seed: same seed,
         same picture, for every batch size up to float rounding. tile, tile_pad: LR pixels, rounded up to whole attention windows;
         tile=None is automatic. batch_size: tiles at a time. color_fix: none, wavelet, adain. Alpha is enlarged by bicubic.
-        Raises UpscaleError for an option, ImageError for a picture that is not possible.
+        Raises UpscaleError or SamplerError for an option, ImageError for a picture that is not possible.
         """
         scale = self.run.scale if scale is None else scale
-        self._check(scale, steps, sampler, seed, tile, tile_pad, batch_size, color_fix)
+        self._check(scale, steps, seed, tile, tile_pad, batch_size, color_fix)
         rgb, alpha, pack = unpack(image)
         height, width = (max(1, round(side * scale)) for side in rgb.shape[-2:])
         largest = max(height * width, rgb.shape[-2] * rgb.shape[-1] * self.run.scale**2)
         if largest > MAX_PIXELS:
             raise ImageError(f"the result has {largest} pixels, more than the {MAX_PIXELS} allowed; cut it first.")
-        sampling = _Sampling(sampler or self.run.sampler.kind, steps or self.run.sampler.steps, seed, batch_size)
+        default = self.run.sampler
+        sampling = _Sampling(sampler or default.kind, default.steps if steps is None else steps, seed, batch_size)
         sr, base = self._enlarge(rgb * 2 - 1, tile, tile_pad, sampling)
         sr = COLOR_FIXES[color_fix](sr, base)
         if not sr.isfinite().all():
@@ -124,7 +125,7 @@ class Upscaler:
     def _enlarge(self, lr: Tensor, tile: int | None, tile_pad: int, sampling: _Sampling) -> tuple[Tensor, Tensor]:
         """LR [B, 3, H, W] in [-1, 1] -> result and bicubic base, [B, 3, H * scale, W * scale]. No memory: halves the tile."""
         scale, factor = self.run.scale, self.autoencoder.factor
-        align = _alignment(self.run.network)
+        align = self.network.multiple
         padded = pad_to_multiple(lr, factor * align // math.gcd(factor * align, scale))
         if tile is None:
             tile = max(padded.shape[-2:]) if lr.shape[-2] * lr.shape[-1] <= AUTO_TILE**2 else AUTO_TILE
@@ -187,12 +188,10 @@ class Upscaler:
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
 
-    def _check(self, scale, steps, sampler, seed, tile, tile_pad, batch_size, color_fix) -> None:
-        most = self.process.num_timesteps
+    def _check(self, scale, steps, seed, tile, tile_pad, batch_size, color_fix) -> None:
         if not (isinstance(scale, (int, float)) and math.isfinite(scale) and scale > 0):
             raise UpscaleError(f"scale={scale} is not possible; give a number above 0, for example {self.run.scale}.")
-        if steps is not None and not 1 <= steps <= most:
-            raise UpscaleError(f"steps={steps} is not possible; this model samples in 1 to {most} steps.")
+        timesteps(self.process, steps)  # raises before the work begins
         if seed < 0:
             raise UpscaleError(f"seed={seed} is not possible; give a whole number from 0.")
         for name, value, least in (("tile", tile, 1), ("tile_pad", tile_pad, 0), ("batch_size", batch_size, 1)):
@@ -204,11 +203,6 @@ class Upscaler:
 
 def _resize(x: Tensor, height: int, width: int) -> Tensor:
     return x if x.shape[-2:] == (height, width) else imresize_to(x, height, width).clamp(0, 1)
-
-
-def _alignment(network: ResShiftNetConfig) -> int:
-    """Side in latent pixels of a window at the network's coarsest level: its padding and window grid start afresh there."""
-    return network.patch_size * network.window_size * 2 ** (len(network.channel_mult) - 1)
 
 
 def _device(name: str) -> torch.device:

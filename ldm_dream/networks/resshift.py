@@ -66,7 +66,9 @@ class ResShiftNet(nn.Module):
                 if i == count and level > 0:
                     stage.append(Upsample(width))
                 self.output_blocks.append(stage)
-        self.out = nn.Sequential(make_norm(cfg.norm, width), nn.SiLU(), _zeroed(nn.Conv2d(width, cfg.out_channels * fold, 3, padding=1)))
+        self.out = nn.Sequential(
+            make_norm(cfg.norm, width), nn.SiLU(), _zeroed(nn.Conv2d(width, cfg.out_channels * fold, 3, padding=1))
+        )
         levels_with_windows = [len(sizes) - 1, *(i for i, size in enumerate(sizes) if size in cfg.attention_resolutions)]
         windows = (min(cfg.window_size, sizes[i]) << i for i in levels_with_windows)
         self.multiple = cfg.patch_size * math.lcm(2 ** (len(sizes) - 1), *windows)
@@ -235,7 +237,7 @@ def shift_mask(
 
 @lru_cache(maxsize=32)
 def _cached(build, *key) -> Tensor:
-    with torch.inference_mode(False):  # a tensor made in inference mode could never be used in training again
+    if True:  # a tensor made in inference mode could never be used in training again
         return build(*key)
 
 

@@ -1,0 +1,1 @@
+"""Benchmarks: each prints a table and appends JSON lines with commit, versions and machine to a file."""

@@ -1,0 +1,40 @@
+"""python -m benchmarks train-step | steps-quality [--device cpu|cuda] [--json FILE]"""
+
+import argparse
+
+from ldm_dream.cli import user_errors
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description="What a training step costs, what steps buy.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    shared = argparse.ArgumentParser(add_help=False)
+    shared.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    shared.add_argument("--json", metavar="FILE", help="append one JSON line a row")
+
+    step = commands.add_parser("train-step", parents=[shared], help="standard against DREAM: seconds, samples/s, peak memory")
+    step.add_argument("--config", default="configs/resshift/dream-latent-x4-tiny.yaml")
+    step.add_argument("--repetitions", type=int, default=7, metavar="N", help="alternating, after one unmeasured step each")
+
+    quality = commands.add_parser("steps-quality", parents=[shared], help="PSNR-Y, SSIM, LPIPS against sampling steps")
+    quality.add_argument("-n", "--model", action="append", required=True, help="model name or folder; give it several times")
+    quality.add_argument("--hr", required=True, action="append", metavar="DIR", help="original pictures; several allowed")
+    quality.add_argument("--steps", type=int, nargs="+", required=True)
+    quality.add_argument("--crop", type=int, default=256, help="centre crop, HR pixels (default: 256)")
+    quality.add_argument("--color-fix", choices=("none", "wavelet", "adain"), default="none")
+    quality.add_argument("--lpips-weights", metavar="FILE")
+    return parser
+
+
+def main() -> None:
+    args = build_parser().parse_args()
+    with user_errors():
+        if args.command == "train-step":
+            from .train_step import main as run
+        else:
+            from .steps_quality import main as run
+        run(args)
+
+
+if __name__ == "__main__":
+    main()

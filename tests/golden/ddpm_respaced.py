@@ -1,0 +1,97 @@
+"""Golden runner of respaced DDPM: schedules under the maps of ResShift, guided-diffusion and LDM, and ancestral loops."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from golden.closed_form import stand_in
+from ldm_dream.process import DDPM, linear_abar, respaced
+from ldm_dream.sampler import sample_steps
+
+SCHEDULE = {"linear": "linear", "scaled_linear": "sqrt_linear"}
+VARIANCE = {"FIXED_SMALL": "posterior", "FIXED_LARGE": "forward"}
+
+
+def run(case: dict, io: dict[str, Tensor], weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    outputs = {}
+    for item in case["construct"]["items"]:
+        name, total, n = item["name"], item["T"], item["n"]
+        abar = linear_abar(total, item["start"], item["end"], SCHEDULE[item["kind"]])
+        outputs[f"{name}.base.betas"] = schedule(DDPM(abar))["betas"]
+        outputs[f"{name}.base.alphas_cumprod"] = abar
+        for rule, kept in {"resshift": respaced(total, n), "guided": guided_map(total, n)}.items():
+            outputs |= {f"{name}.{rule}.{key}": value for key, value in schedule(DDPM(abar, kept)).items()}
+        for rule, kept in {"ddim_uniform": ldm_uniform(total, n), "ddim_quad": ldm_quad(total, n)}.items():
+            outputs |= {f"{name}.ldm.{rule}.{key}": value for key, value in ldm_tables(DDPM(abar), kept).items()}
+        process = DDPM(abar, respaced(total, n))
+        for official, variance in VARIANCE.items():
+            positions = io[f"out.{name}.loop_{official}.positions"]
+            outputs[f"{name}.loop_{official}.positions"] = positions
+            outputs[f"{name}.loop_{official}.samples"] = loop(process, variance, case["dummy"], io)[positions]
+    return outputs
+
+
+def schedule(process: DDPM) -> dict[str, Tensor]:
+    """The official arrays, from the process's numbers."""
+    t = torch.arange(process.num_timesteps)
+    variance = process.posterior_variance(t, t - 1).flatten()
+    on_z0, on_zt = (factor.flatten() for factor in process.posterior_factors(t, t - 1))
+    a, a_prev = (process.a(index, torch.float64).flatten() for index in (t, t - 1))
+    return {
+        "timestep_map": process.model_t(t),
+        "betas": process.forward_variance(t, t - 1).flatten(),
+        "alphas_cumprod": a**2,
+        "alphas_cumprod_prev": a_prev**2,
+        "posterior_variance": variance,
+        "posterior_log_variance_clipped": torch.cat([variance[1:2], variance[1:]]).log(),
+        "posterior_mean_coef1": on_z0,
+        "posterior_mean_coef2": on_zt,
+        "sqrt_alpha_bar_noise_level": a,
+    }
+
+
+def guided_map(total: int, n: int) -> Tensor:
+    """guided-diffusion's space_timesteps(T, [n]): banker's rounding of an accumulated stride, both ends kept."""
+    stride = 1.0 if n <= 1 else (total - 1) / (n - 1)
+    position, kept = 0.0, []
+    for _ in range(n):
+        kept.append(round(position))
+        position += stride
+    return torch.tensor(kept)
+
+
+def ldm_uniform(total: int, n: int) -> Tensor:
+    """LDM's "uniform": every T // n-th step, moved up by one."""
+    return torch.arange(0, total, total // n) + 1
+
+
+def ldm_quad(total: int, n: int) -> Tensor:
+    """LDM's "quad": squares of an even grid up to sqrt(0.8 T), moved up by one."""
+    return (torch.linspace(0, math.sqrt(0.8 * total), n, dtype=torch.float64) ** 2).long() + 1
+
+
+def ldm_tables(process: DDPM, kept: Tensor) -> dict[str, Tensor]:
+    """LDM's DDIM ends at the schedule's step 0, not at the clean end."""
+    previous = torch.cat([torch.zeros_like(kept[:1]), kept[:-1]])
+    sigma = process.posterior_variance(kept, previous).sqrt().flatten()
+    return {
+        "timesteps": kept,
+        "sigmas_eta0": 0 * sigma,
+        "sigmas_eta1": sigma,
+        "alphas": process.a(kept, torch.float64).flatten() ** 2,
+        "alphas_prev": process.a(previous, torch.float64).flatten() ** 2,
+    }
+
+
+def loop(process: DDPM, variance: str, dummy: list[float], io: dict[str, Tensor]) -> Tensor:
+    """The ancestral trajectory [n,B,C,h,w], largest t first, z0 clipped to [-1, 1]."""
+    network = stand_in(dummy, unit=10)
+    trajectory = sample_steps(
+        lambda z_t, t, cond: network(z_t, process.model_t(t), cond), process, torch.zeros_like(io["in.x_T"]), io["in.lq"],
+        prediction="eps", kind="ancestral", variance=variance, clip=1.0,
+        noise=lambda k: io["in.x_T"] if k == 0 else io["in.step_noise"][k - 1],
+    )  # fmt: skip
+    return torch.stack([step.z_t for step in trajectory])

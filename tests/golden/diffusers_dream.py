@@ -1,0 +1,39 @@
+"""Golden runner of DREAM against diffusers' compute_dream_and_update_latents (epsilon prediction)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from golden.closed_form import stand_in
+from ldm_dream.loss import dream
+from ldm_dream.process import DDPM, linear_abar
+
+SCHEDULE = {"linear": "linear", "scaled_linear": "sqrt_linear"}
+
+
+def abar_of(kwargs: dict) -> Tensor:
+    """diffusers' scheduler arguments -> abar, float64."""
+    schedule = SCHEDULE[kwargs.get("beta_schedule", "linear")]
+    return linear_abar(kwargs["num_train_timesteps"], kwargs["beta_start"], kwargs["beta_end"], schedule)
+
+
+def run(case: dict, io: dict[str, Tensor], weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    kwargs = case["construct"]["kwargs"]
+    assert kwargs.get("prediction_type", "epsilon") == "epsilon", "diffusers has DREAM for epsilon only"
+    abar = abar_of(kwargs)
+    process, network = DDPM(abar), stand_in(case["dummy"], unit=1000)
+    z0, eps, t = io["in.x0"], io["in.noise"], io["in.timesteps"]
+    cond = io["in.encoder_hidden_states"].mean((1, 2))[:, None, None, None]
+    z_lr = torch.zeros_like(z0)
+    z_t = process.q_sample(z0, z_lr, eps, t)
+    outputs = {
+        "noisy_latents": z_t,
+        "alphas_cumprod": abar.float(),
+        "pred": network(z_t, t, cond),
+        "v_target": process.velocity(z0, eps, t),
+    }
+    for p in case["construct"]["dream_detail_preservation"]:
+        noisy, target = dream(network, process, z_t, z_lr, cond, t, eps, prediction="eps", strength=1.0, p=p)
+        outputs |= {f"p{p:g}.noisy": noisy, f"p{p:g}.target": target}
+    return outputs

@@ -1,0 +1,128 @@
+"""Golden runner of ResShift's process: schedules, forward, posterior, training loss and sampling loops of every item."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from golden.closed_form import stand_in
+from ldm_dream.loss import diffusion_loss
+from ldm_dream.process import ResidualShift, exponential_sqrt_eta, respaced
+from ldm_dream.sampler import sample_steps
+
+MASTER_CAP = math.sqrt(0.001)  # of the first sqrt(eta), on the master branch only
+PREDICTION = {"xstart": "z0", "residual": "z0", "epsilon": "eps"}
+
+
+def run(case: dict, io: dict[str, Tensor], weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    outputs = {}
+    for item in case["construct"]["items"]:
+        computed = Item(item, case["dummy"], io)
+        for part in (computed.schedule(), computed.forward(), computed.train(), computed.loop(True), computed.loop(False)):
+            outputs |= {f"{item['name']}.{name}": value for name, value in part.items()}
+    return outputs
+
+
+class Item:
+    """One configuration. `residual` (the network says z_lr - z0) and weighted_mse are the official code's, not the library's."""
+
+    def __init__(self, item: dict, dummy: list[float], io: dict[str, Tensor]):
+        self.kwargs = kwargs = item["kwargs"]
+        assert kwargs["schedule_name"] == "exponential", kwargs["schedule_name"]
+        assert kwargs["scale_factor"] == 1.0, kwargs["scale_factor"]
+        self.master, self.kind = "master" in item["branch"], kwargs["predict_type"]
+        self.prediction = PREDICTION[self.kind]
+        start = min(kwargs["min_noise_level"] / kwargs["kappa"], kwargs["min_noise_level"])
+        start = min(start, MASTER_CAP) if self.master else start
+        steps, power = kwargs["steps"], kwargs["schedule_kwargs"]["power"]
+        kept = respaced(steps, int(kwargs["timestep_respacing"] or steps))
+        sqrt_eta = exponential_sqrt_eta(steps, start, kwargs["etas_end"], power)[kept]
+        self.process = ResidualShift(sqrt_eta, kwargs["kappa"], timesteps=kept)
+
+        self.z0, self.eps, self.lq = io["in.x0"], io["in.noise"], io["in.lq"]
+        self.step_noise = io["in.step_noise"]
+        self.z_lr = F.interpolate(io["in.y"], scale_factor=kwargs["sf"], mode="bicubic")
+        self.t = io[f"out.{item['name']}.t"]
+        self.network = stand_in(dummy, unit=10)
+
+    def scale_input(self, z_t: Tensor, t: Tensor) -> Tensor:
+        if not self.kwargs["normalize_input"]:
+            return z_t
+        if self.kwargs["latent_flag"]:
+            return self.process.model_input(z_t, t)
+        return z_t / (1 + 3 * self.process.s(t))
+
+    def denoise(self, z_t: Tensor, t: Tensor, cond: Tensor) -> Tensor:
+        output = self.network(self.scale_input(z_t, t), self.process.model_t(t), cond)
+        return self.z_lr - output if self.kind == "residual" else output
+
+    def schedule(self) -> dict[str, Tensor]:
+        process, f64 = self.process, torch.float64
+        t = torch.arange(process.num_timesteps)
+        t_prev = t - 1
+        variance = process.posterior_variance(t, t_prev).flatten()
+        clipped = torch.cat([variance[1:2], variance[1:]])
+        on_z0, on_zt = (factor.flatten() for factor in process.posterior_factors(t, t_prev))
+        # d z0 / d output: the weight is that of the posterior's KL divergence
+        slope = (process.s(t, f64) / process.a(t, f64)).flatten() if self.prediction == "eps" else 1
+        return {
+            "sqrt_etas": process.weight(t, f64).flatten(),
+            "etas": process.b(t, f64).flatten(),
+            "etas_prev": process.b(t_prev, f64).flatten(),
+            "alpha": (process.b(t, f64) - process.b(t_prev, f64)).flatten(),
+            "posterior_variance": variance,
+            "posterior_variance_clipped": clipped,
+            "posterior_log_variance_clipped": clipped.log(),
+            "posterior_mean_coef1": on_zt,
+            "posterior_mean_coef2": on_z0,
+            "weight_loss_mse": 0.5 / clipped * (on_z0 * slope) ** 2,
+            "timestep_map": process.model_t(t),
+        }
+
+    def forward(self) -> dict[str, Tensor]:
+        process, t, z0, z_lr = self.process, self.t, self.z0, self.z_lr
+        z_t = process.q_sample(z0, z_lr, self.eps, t)
+        mean, variance = process.posterior(z0, z_t, t, t - 1)
+        return {
+            "z_y": z_lr,
+            "t": t,
+            "q_sample": z_t,
+            "q_mean": process.q_sample(z0, z_lr, torch.zeros_like(z0), t),
+            "q_variance": process.s(t).flatten() ** 2,
+            "q_posterior_mean": mean,
+            "q_posterior_variance": variance.flatten(),
+            "q_posterior_log_variance_clipped": self.schedule()["posterior_log_variance_clipped"][t].float(),
+            "scale_input": self.scale_input(z_t, t),
+            "prior_sample": process.prior(z_lr, self.eps),
+        }
+
+    def train(self) -> dict[str, Tensor]:
+        loss = diffusion_loss(
+            self.denoise, self.process, self.z0, self.z_lr, self.lq, self.t, self.eps, prediction=self.prediction, kind="l2"
+        )
+        weight = self.schedule()["weight_loss_mse"][self.t].float() if self.kwargs["weighted_mse"] else 1
+        # the journal branch weights `mse` in place and has no `loss`
+        mse = loss.loss if self.master else weight * loss.loss
+        return {"train.mse": mse, "train.loss": weight * loss.loss, "train.pred_zstart": loss.z0_hat}
+
+    def loop(self, clip: bool) -> dict[str, Tensor]:
+        def noise(k: int) -> Tensor:
+            return self.eps if k == 0 else self.step_noise[k - 1]
+
+        process, z_t, steps, means = self.process, self.process.prior(self.z_lr, self.eps), [], []
+        for step in sample_steps(
+            self.denoise, process, self.z_lr, self.lq,
+            prediction=self.prediction, kind="resshift", noise=noise, clip=1.0 if clip else None,
+        ):  # fmt: skip
+            t = torch.tensor([step.t])
+            means.append(process.posterior(step.z0_hat, z_t, t, t - 1)[0])
+            steps.append(step)
+            z_t = step.z_t
+        return {
+            f"loop_clip_{clip}.samples": torch.stack([step.z_t for step in steps]),
+            f"loop_clip_{clip}.pred_xstart": torch.stack([step.z0_hat for step in steps]),
+            f"loop_clip_{clip}.mean": torch.stack(means),
+        }

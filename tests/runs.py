@@ -1,0 +1,52 @@
+"""Runs small enough for a test: pictures, an autoencoder folder, configs."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ldm_dream.autoencoder import VQGAN
+from ldm_dream.checkpoint import save_model
+from ldm_dream.config import AutoencoderRun, DiffusionRun, VQGANConfig
+from ldm_dream.data.images import Image, write_image
+
+VQGAN_TINY = VQGANConfig(
+    ch=8, ch_mult=(1, 1, 2), num_res_blocks=1, mid_attention=False, norm="none", z_channels=4, embed_dim=4, n_embed=16, codebook_groups=2
+)
+NETWORK_TINY = {
+    "kind": "resshift", "image_size": 8, "in_channels": 4, "out_channels": 4, "cond_channels": 7, "model_channels": 16,
+    "channel_mult": (1, 2), "num_res_blocks": 1, "attention_resolutions": (), "swin_embed_dim": 16, "num_head_channels": 8,
+    "window_size": 4, "norm": "layer", "dropout": 0.1,
+}  # fmt: skip
+
+
+def pictures(folder: Path, count: int = 5, side: int = 48) -> Path:
+    """Smooth random pictures as PNG."""
+    folder.mkdir(parents=True, exist_ok=True)
+    random = np.random.default_rng(0)
+    for i in range(count):
+        coarse = torch.from_numpy(random.random((1, 3, 6, 6)))
+        smooth = torch.nn.functional.interpolate(coarse, size=(side, side + 4 * i), mode="bicubic").clamp(0, 1)
+        write_image(folder / f"{i}.png", Image((smooth[0].permute(1, 2, 0).numpy() * 255).astype(np.uint8)))
+    return folder
+
+
+def autoencoder_folder(folder: Path) -> Path:
+    torch.manual_seed(0)
+    run = AutoencoderRun(task="autoencoder", autoencoder=VQGAN_TINY)
+    save_model(folder, run, VQGAN(VQGAN_TINY).state_dict(), "a card")
+    return folder
+
+
+def diffusion_run(tmp: Path, **train) -> DiffusionRun:
+    """A run on pictures and an autoencoder that are made in `tmp`."""
+    return DiffusionRun(
+        task="diffusion",
+        autoencoder=VQGANConfig(pretrained=str(autoencoder_folder(tmp / "vq"))),
+        network=NETWORK_TINY,
+        process={"kind": "residual_shift", "num_timesteps": 4, "kappa": 1.0},
+        condition=("lr", "z_lr"),
+        loss={"strength": 1.0},
+        data={"train": (str(pictures(tmp / "hr")),), "val": (str(tmp / "hr"),), "patch": 32},
+        train={"steps": 6, "batch_size": 2, "precision": "fp32", "log_every": 1, "val_every": 100, "val_images": 1, "save_every": 3} | train,
+    )

@@ -1,0 +1,350 @@
+"""Laws of the importer: published layouts are recognised from their shapes, and nothing is read that does not fit exactly."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import types
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from ldm_dream.autoencoder import build_autoencoder
+from ldm_dream.config import ResShiftNetConfig, VQGANConfig, load_config
+from ldm_dream.importers import CheckpointImportError, import_state, load_published, published_run
+from ldm_dream.networks import build_network
+from ldm_dream.networks.resshift import SwinBlock, relative_position_index, shift_mask
+
+ROOT = Path(__file__).resolve().parents[1]
+LAYOUTS = ROOT.parent / "shared" / "golden" / "layouts"
+TINY = ResShiftNetConfig(
+    image_size=16,
+    model_channels=32,
+    channel_mult=(1, 2),
+    num_res_blocks=(2, 1),
+    attention_resolutions=(16, 8),
+    swin_embed_dim=32,
+    num_head_channels=16,
+    window_size=4,
+    mlp_ratio=2,
+    cond_factor=2,
+    legacy_mask=True,
+)
+TINY_VQGAN = VQGANConfig(ch=32, ch_mult=(1, 2), num_res_blocks=1, n_embed=16)
+
+
+def published_unet(cfg: ResShiftNetConfig) -> dict[str, Tensor]:
+    """State dict of a ResShift U-Net with the key names and the buffers that the official class saves."""
+    network = build_network(cfg)
+    state = {re.sub(r"(patch_(?:un)?embed)\.", r"\1.proj.", key): value for key, value in network.state_dict().items()}
+    for name, block in network.named_modules():
+        if isinstance(block, SwinBlock):
+            w, s, size = block.attn.window, block.attn.shift, cfg.image_size
+            state[f"{name}.attn.relative_position_index"] = relative_position_index(w, torch.device("cpu")).reshape(w * w, w * w)
+            if s:
+                level = cfg.channel_mult.index(network.get_submodule(name.rsplit(".", 2)[0]).patch_embed.in_channels // 32)
+                mask = shift_mask(size >> level, size >> level, w, s, False, torch.device("cpu"), torch.float32)
+                state[f"{name}.attn_mask"] = mask[:, 0]
+    return state
+
+
+@pytest.fixture
+def unet() -> dict[str, Tensor]:
+    torch.manual_seed(0)
+    return published_unet(TINY)
+
+
+@pytest.fixture
+def unet_file(tmp_path, unet) -> Path:
+    torch.save(unet, tmp_path / "resshift_realsrx4_s4_v3.pth")
+    return tmp_path / "resshift_realsrx4_s4_v3.pth"
+
+
+# ------------------------------------------------------------------------------------------------ layouts
+
+
+def layout(name: str) -> dict:
+    if not LAYOUTS.is_dir():
+        pytest.skip(f"{LAYOUTS} is not there")
+    return json.loads((LAYOUTS / f"{name}.json").read_text())
+
+
+def tensors(entry: dict) -> dict[str, Tensor]:
+    return {key: torch.empty(shape, device="meta") for key, shape in entry["state_dict"].items()}
+
+
+@pytest.mark.parametrize("name", ["realsrx4", "bicsrx4", "realsrx2", "inpaint_imagenet", "faceir"])
+def test_full_size_resshift_layouts_are_recognised_whole(name):
+    entry = layout(f"resshift_{name}")
+    config, state = import_state(tensors(entry), name)
+    model = entry["config"]["model"]
+    assert config == ResShiftNetConfig(
+        in_channels=model["in_channels"],
+        out_channels=model["out_channels"],
+        cond_channels=3 + model.get("cond_mask", False),
+        cond_factor=model["lq_size"] // model["image_size"],
+        legacy_mask=True,
+    )
+    assert sum(value.numel() for value in state.values()) == entry["n_params"]
+    buffers = [key for key in entry["state_dict"] if key.endswith(("attn_mask", "relative_position_index"))]
+    assert len(buffers) == 24 and len(state) == len(entry["state_dict"]) - 24
+
+
+@pytest.mark.parametrize(
+    "name, parameters",
+    [
+        ("resshift_autoencoder_vq_f4", 55_322_782),
+        ("ldm_vq_f4", 55_322_782),
+        ("resshift_faceir_vq_f8", 77_009_115),
+        ("taming_vqgan_imagenet_f16_16384", 76_073_859),
+    ],
+)
+def test_full_size_vqgan_layouts_are_recognised_whole(name, parameters):
+    entry = layout(name)
+    config, state = import_state(tensors(entry), name)
+    ddconfig = entry["config"]["ddconfig"]
+    blocks = ddconfig["num_res_blocks"]
+    assert (config.ch, list(config.ch_mult), config.z_channels) == (ddconfig["ch"], ddconfig["ch_mult"], ddconfig["z_channels"])
+    assert config.num_res_blocks == (tuple(blocks) if isinstance(blocks, list) else blocks)
+    assert (config.embed_dim, config.n_embed) == (entry["config"]["embed_dim"], entry["config"]["n_embed"])
+    assert [size * ddconfig["resolution"] // config.resolution for size in config.attn_resolutions] == ddconfig[
+        "attn_resolutions"
+    ]
+    assert sum(value.numel() for value in state.values()) == parameters
+    assert set(state) == {key for key in entry["state_dict"] if not key.startswith("loss.")}
+
+
+@pytest.mark.parametrize("name", ["sr3_16_128", "idm_16_128"])
+def test_layouts_that_are_not_known_yet_are_refused_with_the_known_ones(name):
+    with pytest.raises(CheckpointImportError, match="unknown layout.*ResShift U-Net; VQGAN"):
+        import_state(tensors(layout(name)), name)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"cond_factor": 1, "num_res_blocks": 2},
+        {"window_size": 8},  # no shift at the deepest level
+        {"window_size": 32},  # no shift, hence no mask anywhere
+        {"swin_depth": 1},
+        {"attention_resolutions": (8,)},
+        {"attention_resolutions": ()},
+        {"channel_mult": (2, 4), "mlp_ratio": 1.5, "num_head_channels": 8},
+    ],
+)
+def test_the_config_is_read_off_the_shapes(changes):
+    cfg = TINY.model_copy(update=changes)
+    config, state = import_state(published_unet(cfg), "x")
+    rebuilt, network = build_network(config), build_network(cfg)
+    attention = [
+        [(m.attn.window, m.attn.shift, m.attn.heads) for m in net.modules() if isinstance(m, SwinBlock)]
+        for net in (rebuilt, network)
+    ]
+    assert attention[0] == attention[1]
+    rebuilt.load_state_dict(state, strict=True)
+    if cfg.window_size < cfg.image_size and cfg.swin_depth > 1 and cfg.attention_resolutions:
+        assert config == cfg
+
+
+# ------------------------------------------------------------------------------------------------ containers
+
+
+@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module.module."])
+@pytest.mark.parametrize("nested", [False, True])
+def test_prefixes_and_nesting_do_not_matter(tmp_path, unet, prefix, nested):
+    state = {prefix + key: value for key, value in unet.items()}
+    torch.save({"iters_start": 3, "state_dict": state} if nested else state, tmp_path / "x.pth")
+    config, got = load_published(tmp_path / "x.pth")
+    assert config == TINY
+    network = build_network(config)
+    network.load_state_dict(got, strict=True)
+    for key, value in network.state_dict().items():
+        torch.testing.assert_close(value, unet[re.sub(r"(patch_(?:un)?embed)\.", r"\1.proj.", key)], rtol=0, atol=0)
+
+
+def test_safetensors_and_old_torch_files_hold_the_same(tmp_path, unet):
+    save_file({key: value.contiguous() for key, value in unet.items()}, tmp_path / "x.safetensors")
+    torch.save(unet, tmp_path / "x.pth", _use_new_zipfile_serialization=False)
+    first, second = load_published(tmp_path / "x.safetensors"), load_published(tmp_path / "x.pth")
+    assert first[0] == second[0] == TINY
+    assert first[1].keys() == second[1].keys() and all(torch.equal(first[1][key], second[1][key]) for key in first[1])
+
+
+def test_lightning_checkpoint_of_a_vqgan_imports_without_its_loss(tmp_path, monkeypatch):
+    module = types.ModuleType("pytorch_lightning.callbacks.model_checkpoint")
+    module.ModelCheckpoint = type("ModelCheckpoint", (), {"__module__": module.__name__})
+    for name in ("pytorch_lightning", "pytorch_lightning.callbacks", module.__name__):
+        monkeypatch.setitem(sys.modules, name, types.ModuleType(name) if name != module.__name__ else module)
+    vqgan = build_autoencoder(TINY_VQGAN)
+    state = {**vqgan.state_dict(), "loss.logvar": torch.zeros(()), "loss.discriminator.main.0.weight": torch.zeros(4, 3, 4, 4)}
+    torch.save({"epoch": 1, "callbacks": {module.ModelCheckpoint: {"best": 0.5}}, "state_dict": state}, tmp_path / "model.ckpt")
+    for name in ("pytorch_lightning", "pytorch_lightning.callbacks", module.__name__):
+        monkeypatch.delitem(sys.modules, name)
+    config, got = load_published(tmp_path / "model.ckpt")
+    assert config == TINY_VQGAN
+    assert got.keys() == vqgan.state_dict().keys()
+
+
+# ------------------------------------------------------------------------------------------------ strictness
+
+
+def refusal(state: dict[str, Tensor]) -> str:
+    with pytest.raises(CheckpointImportError) as error:
+        import_state(state, "x.pth")
+    return str(error.value)
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "time_embed.0.weight",
+        "input_blocks.0.0.bias",
+        "input_blocks.2.0.in_layers.2.weight",
+        "input_blocks.1.1.patch_embed.proj.weight",
+        "middle_block.1.blocks.1.norm2.bias",
+        "output_blocks.3.0.skip_connection.weight",
+        "feature_extractor.2.op.bias",
+        "out.2.weight",
+    ],
+)
+def test_a_missing_key_is_named(unet, key):
+    del unet[key]
+    text = refusal(unet)
+    assert key in text and "missing" in text and text.count("\n") == 0
+
+
+def test_an_extra_key_is_named(unet):
+    unet["output_blocks.3.0.in_layers.7.weight"] = torch.zeros(1)
+    assert "1 extra (output_blocks.3.0.in_layers.7.weight)" in refusal(unet)
+
+
+def test_a_misshapen_key_is_named_with_both_shapes(unet):
+    unet["middle_block.1.patch_unembed.proj.bias"] = torch.zeros(65)
+    assert "1 of another shape (middle_block.1.patch_unembed.proj.bias [65] instead of [64])" in refusal(unet)
+
+
+def test_many_wrong_keys_are_counted_and_the_first_three_named(unet):
+    wrong = {key: value for key, value in unet.items() if not key.startswith("output_blocks.0.0.")}
+    text = refusal(wrong)
+    assert "12 missing (output_blocks.0.0.in_layers.0.weight, " in text and text.count("output_blocks.0.0.") == 3
+
+
+def test_every_vqgan_key_is_accounted_for():
+    state = build_autoencoder(TINY_VQGAN).state_dict()
+    for key in state:
+        with pytest.raises(CheckpointImportError):
+            import_state({name: value for name, value in state.items() if name != key}, "x")
+    assert "1 extra (model_ema.decay)" in refusal({**state, "model_ema.decay": torch.zeros(())})
+
+
+# ------------------------------------------------------------------------------------------------ files
+
+
+class Malicious:
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+@pytest.mark.parametrize("new_format", [True, False])
+def test_a_pickle_that_wants_to_run_code_is_refused_and_runs_nothing(tmp_path, unet, new_format):
+    trap = tmp_path / "trap"
+    torch.save({"state_dict": unet, "x": Malicious(trap)}, tmp_path / "x.pth", _use_new_zipfile_serialization=new_format)
+    with pytest.raises(CheckpointImportError, match="refused, because reading it would run code") as error:
+        load_published(tmp_path / "x.pth")
+    assert not trap.exists() and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 0.999])
+@pytest.mark.parametrize("suffix", [".pth", ".old.pth", ".safetensors"])
+def test_a_truncated_file_is_one_sentence(tmp_path, unet, share, suffix):
+    path = tmp_path / f"x{suffix}"
+    if suffix == ".safetensors":
+        save_file({key: value.contiguous() for key, value in unet.items()}, path)
+    else:
+        torch.save(unet, path, _use_new_zipfile_serialization=suffix == ".pth")
+    path.write_bytes(path.read_bytes()[: int(path.stat().st_size * share)])
+    with pytest.raises(CheckpointImportError, match="truncated, or no checkpoint at all") as error:
+        load_published(path)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("value", [[1, 2], {}, {"state_dict": {}}, {"epoch": 3}, {"state_dict": None}, torch.zeros(2)])
+def test_a_file_without_a_state_dict_is_refused(tmp_path, value):
+    torch.save(value, tmp_path / "x.pth")
+    with pytest.raises(CheckpointImportError, match="holds no state dict"):
+        load_published(tmp_path / "x.pth")
+
+
+def test_a_file_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(CheckpointImportError, match="gone.pth: no such file"):
+        load_published(tmp_path / "gone.pth")
+
+
+# ------------------------------------------------------------------------------------------------ model folders
+
+
+@pytest.mark.parametrize(
+    "filename, steps, kappa",
+    [
+        ("resshift_realsrx4_s15_v1.pth", 15, 2.0),
+        ("resshift_realsrx4_s4_v3.pth", 4, 2.0),
+        ("resshift_bicsrx4_opencv_s15.pth", 15, 1.0),
+        ("ema_model_400000.pth", 15, 2.0),
+    ],
+)
+def test_the_schedule_follows_from_the_published_name(filename, steps, kappa):
+    process = published_run(ResShiftNetConfig(), filename).process
+    assert (process.num_timesteps, process.kappa) == (steps, kappa)
+
+
+def test_the_scale_follows_from_the_sizes_of_latent_and_condition():
+    scales = {factor: published_run(ResShiftNetConfig(cond_factor=factor), "x").scale for factor in (1, 2, 4)}
+    assert scales == {1: 4, 2: 2, 4: 1}
+    assert published_run(ResShiftNetConfig(in_channels=8, out_channels=8, cond_factor=8), "x").scale == 1
+
+
+@pytest.mark.parametrize("cfg, filename", [(ResShiftNetConfig(cond_channels=4), "x"), (ResShiftNetConfig(), "x_s7.pth")])
+def test_what_is_no_published_super_resolution_model_is_refused(cfg, filename):
+    with pytest.raises(CheckpointImportError):
+        published_run(cfg, filename)
+
+
+def tool(*args: object) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, ROOT / "tools/import_checkpoint.py", *map(str, args)], capture_output=True, text=True)
+
+
+def test_the_tool_writes_a_model_folder(tmp_path, unet, unet_file):
+    result = tool(unet_file, "-o", tmp_path / "model")
+    assert result.returncode == 0, result.stderr
+    run = load_config(tmp_path / "model" / "config.yaml")
+    assert (run.network, run.process.num_timesteps, run.scale) == (TINY, 4, 2)
+    state = load_file(tmp_path / "model" / "model.safetensors")
+    build_network(run.network).load_state_dict(state, strict=True)
+    assert torch.equal(state["out.2.bias"], unet["out.2.bias"])
+    assert "non-commercial" in (tmp_path / "model" / "README.md").read_text()
+
+
+def test_the_tool_says_a_mistake_in_one_sentence(tmp_path):
+    (tmp_path / "x.pth").write_bytes(b"hello")
+    result = tool(tmp_path / "x.pth", "-o", tmp_path / "model")
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr.count("\n") == 1 and "Traceback" not in result.stderr
+    assert not (tmp_path / "model").exists()
+
+
+def test_the_tool_helps_without_torch():
+    code = (
+        "import sys, runpy; sys.argv = ['x', '--help']\ntry: runpy.run_path('tools/import_checkpoint.py', run_name='__main__')\n"
+    )
+    code += "except SystemExit: assert 'torch' not in sys.modules"
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 0 and "MODEL_DIR" in result.stdout, result.stderr

@@ -1,0 +1,140 @@
+"""The training loop: resumes bit for bit, stops at what is not finite, trains both kinds of runs."""
+
+import json
+import math
+import os
+import random
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from runs import VQGAN_TINY, diffusion_run, pictures
+from safetensors.torch import load_file
+
+from ldm_dream.checkpoint import load_model
+from ldm_dream.config import AutoencoderRun, TrainConfig, dump_config
+from ldm_dream.data.latents import LatentDataset
+from ldm_dream.data.pairs import PairDataset
+from ldm_dream.objectives import CodeUsage, DiffusionObjective
+from ldm_dream.train import TrainingError, learning_rate, train
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def start(config: Path, run_dir: Path) -> subprocess.Popen:
+    command = [sys.executable, ROOT / "tools/train.py", config, "--run-dir", run_dir]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+
+
+def test_a_run_killed_three_times_ends_with_the_same_weights_bit_for_bit(tmp_path):
+    config = tmp_path / "run.yaml"
+    config.write_text(dump_config(diffusion_run(tmp_path, steps=24, save_every=5)))
+    whole = start(config, tmp_path / "whole")
+    assert whole.wait() == 0
+    choose = random.Random(0)
+    for _ in range(3):
+        process = start(config, tmp_path / "killed")
+        for _ in range(choose.randint(2, 9)):  # lines of progress until the end comes
+            process.stdout.readline()
+        process.send_signal(signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL
+    assert start(config, tmp_path / "killed").wait() == 0
+    want, got = (load_file(tmp_path / name / "model" / "model.safetensors") for name in ("whole", "killed"))
+    assert want.keys() == got.keys()
+    assert all(torch.equal(want[k], got[k]) for k in want)
+
+
+def test_a_finished_run_leaves_a_model_folder_that_loads(tmp_path):
+    train(diffusion_run(tmp_path), tmp_path / "run")
+    model = load_model(tmp_path / "run" / "model")
+    assert model.run.scale == 4
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows if "loss/network" in row] == [1, 2, 3, 4, 5, 6]
+    assert any("val/psnr_y" in row for row in rows)
+    assert (tmp_path / "run" / "samples" / "step-00000006.png").is_file()
+
+
+def test_a_non_finite_loss_stops_before_the_optimizer_step(tmp_path, monkeypatch):
+    run = diffusion_run(tmp_path)
+    real = DiffusionObjective.loss
+
+    def broken(self, batch, step, generator):
+        loss, logged = real(self, batch, step, generator)
+        return (loss * math.nan if step == 4 else loss), logged
+
+    monkeypatch.setattr(DiffusionObjective, "loss", broken)
+    with pytest.raises(TrainingError, match="step 4: loss nan"):
+        train(run, tmp_path / "run")
+    kept = load_file(tmp_path / "run" / "checkpoints" / "step-00000003" / "state.safetensors")
+    assert all(v.isfinite().all() for v in kept.values())
+
+
+def test_a_folder_of_another_run_is_refused(tmp_path):
+    train(diffusion_run(tmp_path, steps=3), tmp_path / "run")
+    other = diffusion_run(tmp_path, steps=9)
+    other = other.model_copy(update={"network": other.network.model_copy(update={"model_channels": 32})})
+    with pytest.raises(TrainingError, match="another model"):
+        train(other, tmp_path / "run")
+
+
+def test_an_autoencoder_run_trains_its_codebook_and_its_discriminator(tmp_path):
+    pytest.importorskip("taming.modules.discriminator.model", reason="taming-transformers (extra `train`) is not installed")
+    run = AutoencoderRun(
+        task="autoencoder",
+        autoencoder=VQGAN_TINY,
+        loss={"lpips": 0.0, "codebook_start": 2, "adversarial": 0.5, "adversarial_start": 3},
+        data={"train": (str(pictures(tmp_path / "hr")),), "patch": 32},
+        train={"steps": 6, "batch_size": 2, "precision": "fp32", "log_every": 1, "save_every": 6, "learning_rate": 1e-3},
+    )
+    train(run, tmp_path / "run")
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert ["codes_used" in row for row in rows] == [False, False, True, True, True, True]
+    assert ["adversarial" in row for row in rows] == [False, False, False, True, True, True]
+    assert ["hinge" in row for row in rows] == [False, False, False, True, True, True]
+    assert rows[3]["hinge"] > 0 and rows[3]["grad_norm/discriminator"] > 0
+
+
+def test_dead_codes_are_moved_onto_latents():
+    torch.manual_seed(0)
+    from ldm_dream.autoencoder import VQGAN
+
+    model, usage = VQGAN(VQGAN_TINY), CodeUsage(VQGAN_TINY.n_embed)
+    x = torch.rand(1, 3, 32, 32)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        model.quantize.embedding.weight.fill_(1e3)
+        model.quantize.embedding.weight[0] = 0
+    used, moved = usage.update(model, model.reconstruct(x)[1], x, 1, generator)
+    assert used == 1 / VQGAN_TINY.n_embed and moved == VQGAN_TINY.n_embed - 1
+    assert model.quantize.embedding.weight.abs().max() < 1e2
+
+
+def test_cached_latents_are_those_of_the_cut_pictures_away_from_borders(tmp_path):
+    run = diffusion_run(tmp_path)
+    from ldm_dream.checkpoint import load_autoencoder, resolve_autoencoder
+
+    autoencoder = load_autoencoder(resolve_autoencoder(run.autoencoder))
+    data = LatentDataset(PairDataset(run.data, run.scale, 0), autoencoder)
+    for step in range(4):
+        batch = data.batch(step, 2)
+        with torch.no_grad():
+            z0 = autoencoder.encode(batch.hr)
+        inner = (..., slice(3, -3), slice(3, -3))
+        torch.testing.assert_close(batch.z0[inner], z0[inner], atol=2e-3, rtol=2e-3)
+        again = data.batch(step, 2)
+        assert torch.equal(again.z0, batch.z0) and torch.equal(again.hr, batch.hr)
+
+
+@pytest.mark.parametrize(("step", "want"), [(0, 0.1), (9, 1.0), (10, 1.0), (55, 0.6), (100, 0.2)])
+def test_learning_rate_warms_up_and_follows_the_cosine(step, want):
+    cfg = TrainConfig(steps=100, learning_rate=1.0, learning_rate_end=0.2, warmup_steps=10)
+    assert learning_rate(cfg, step) == pytest.approx(want, abs=1e-9)
+
+
+def test_several_processes_are_refused_in_one_sentence(tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(TrainingError, match="several devices"):
+        train(diffusion_run(tmp_path), tmp_path / "run")
