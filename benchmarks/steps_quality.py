@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import torch
-
 from ldm_dream.config import DataConfig
 from ldm_dream.data.images import from_tensor
 from ldm_dream.data.pairs import validation_pairs
@@ -34,7 +32,7 @@ def main(args) -> None:
                 sr = upscaler(lr, scale=scale, steps=steps, seed=0, color_fix=args.color_fix)
                 rows.append({"method": f"{name} {steps}", "picture": picture, **scores(sr, hr, scale, lpips)})
     averages = means(rows)
-    print(f"{len(pictures)} pictures of {', '.join(args.hr)}, centre crop {args.crop}, color fix {args.color_fix}; threads {torch.get_num_threads()}")
+    print(f"{len(pictures)} pictures of {', '.join(args.hr)}, centre crop {args.crop}, color fix {args.color_fix}")
     print(PROTOCOL.format(scale=scale))
     print(f"{'model, steps':44}" + "".join(f"{c:>10}" for c in COLUMNS))
     for method, row in averages.items():

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -80,7 +79,7 @@ class VQGAN(nn.Module):
 
 
 class Codebook(nn.Module):
-    """Nearest-code lookup (VQ-VAE, arXiv 1711.00937, Eq. 1-3). Channels beyond the code's width are further groups of one codebook."""
+    """Nearest-code lookup (VQ-VAE, arXiv 1711.00937, Eq. 1-3); channels beyond a code's width form further groups of the same codebook."""
 
     def __init__(self, codes: int, width: int):
         super().__init__()
@@ -110,7 +109,9 @@ def norm(cfg: VQGANConfig, channels: int) -> nn.Module:
     if cfg.norm == "none":
         return nn.Identity()
     if channels % 32:
-        raise ValueError(f"autoencoder.norm=group has 32 groups, which do not divide {channels} channels; use ch = 32, 64, ... or norm: none.")
+        raise ValueError(
+            f"autoencoder.norm=group has 32 groups, which do not divide {channels} channels; use ch = 32, 64, ... or norm: none."
+        )
     return nn.GroupNorm(32, channels, eps=1e-6)
 
 

@@ -189,7 +189,7 @@ def read_header(path: Path) -> dict[str, tuple[int, ...]]:
 
 
 class _whole_folder:  # noqa: N801
-    """Context: a draft folder beside the target; on success it is synced and takes the target's place, on failure it is removed."""
+    """Context: a draft folder beside the target; synced and put in the target's place on success, removed on failure."""
 
     def __init__(self, folder: Path):
         self.folder = folder

@@ -51,7 +51,9 @@ class VQGANConfig(Strict):
     z_channels: int = Field(3, ge=1)
     embed_dim: int = Field(3, ge=1)  # latent channels
     n_embed: int = Field(8192, ge=2)  # codes in the codebook
-    codebook_groups: int = Field(1, ge=1)  # channels are looked up in this many groups in one shared codebook (product quantisation)
+    codebook_groups: int = Field(
+        1, ge=1
+    )  # channels are looked up in this many groups in one shared codebook (product quantisation)
     quantize: bool = True  # decode() looks the latent up in the codebook first
     latent_scale: float = Field(1.0, gt=0)  # encode() multiplies by it, decode() divides: about 1 / std of the latents
 

@@ -40,9 +40,15 @@ def evaluate_model(
     for path in find_images(hr_dir):
         hr = _pixels(path)
         hr = hr[: hr.shape[0] // scale * scale, : hr.shape[1] // scale * scale]
-        lr = _pixels(_partner(path, lr_dir)) if lr_dir else degrade(torch.from_numpy(hr).permute(2, 0, 1), scale).permute(1, 2, 0).numpy()
+        lr = (
+            _pixels(_partner(path, lr_dir))
+            if lr_dir
+            else degrade(torch.from_numpy(hr).permute(2, 0, 1), scale).permute(1, 2, 0).numpy()
+        )
         if tuple(side * scale for side in lr.shape[:2]) != hr.shape[:2]:
-            raise EvaluationError(f"{path}: {hr.shape[1]}x{hr.shape[0]} is not {scale} times its LR picture {lr.shape[1]}x{lr.shape[0]}.")
+            raise EvaluationError(
+                f"{path}: {hr.shape[1]}x{hr.shape[0]} is not {scale} times its LR picture {lr.shape[1]}x{lr.shape[0]}."
+            )
         yield {"picture": path.stem, "method": "bicubic", **scores(bicubic(lr, scale), hr, scale, lpips)}
         start = time.perf_counter()
         sr = upscale(lr)

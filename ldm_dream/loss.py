@@ -17,8 +17,9 @@ from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
-from dream_kernels import dream_rectify
 from torch import Tensor, nn
+
+from dream_kernels import dream_rectify
 
 from .process import Denoise, Process, check_prediction
 

@@ -20,8 +20,16 @@ from torch import Tensor, nn
 
 from . import __version__
 from .checkpoint import (
-    Checkpoint, find_model, flatten_optimizer, latest_checkpoint, load_autoencoder, read_tensors, resolve_autoencoder,
-    restore_optimizer, save_checkpoint, save_model,
+    Checkpoint,
+    find_model,
+    flatten_optimizer,
+    latest_checkpoint,
+    load_autoencoder,
+    read_tensors,
+    resolve_autoencoder,
+    restore_optimizer,
+    save_checkpoint,
+    save_model,
 )  # fmt: skip
 from .config import AutoencoderRun, DiffusionRun, Run, TrainConfig, dump_config
 from .data.latents import LatentDataset
@@ -67,7 +75,9 @@ def train(run: Run, run_dir: Path) -> None:
     ema = [p.detach().clone() for p in objective.model.parameters()]
     step = _resume(run, run_dir, objective, optimizers, ema)
     log = Log(run_dir, step, cfg.steps)
-    log.line(f"{sum(p.numel() for p in objective.model.parameters()):,} parameters, {len(data)} pictures, {device}, from step {step}")
+    log.line(
+        f"{sum(p.numel() for p in objective.model.parameters()):,} parameters, {len(data)} pictures, {device}, from step {step}"
+    )
 
     while step < cfg.steps:
         scalars: dict[str, Tensor] = {}
@@ -83,8 +93,10 @@ def train(run: Run, run_dir: Path) -> None:
                 scalars |= {f"loss/{part.name}": loss.detach(), **logged}
             norm = torch.nn.utils.clip_grad_norm_(part.parameters, cfg.clip_grad or math.inf)
             if not (torch.isfinite(loss) and torch.isfinite(norm)):
-                raise TrainingError(f"step {step}: loss {loss.item()}, gradient norm {norm.item()} in part {part.name}: not finite; "
-                                    f"the last checkpoint is kept. Lower train.learning_rate or set train.precision=fp32.")  # fmt: skip
+                raise TrainingError(
+                    f"step {step}: loss {loss.item()}, gradient norm {norm.item()} of part {part.name} is not finite; the last "
+                    "checkpoint is kept. Lower train.learning_rate or set train.precision=fp32."
+                )
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(cfg, step)
             optimizer.step()

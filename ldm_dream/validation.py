@@ -17,7 +17,7 @@ GRID_ROWS = 4
 
 @torch.no_grad()
 def validate(objective, pairs: list[tuple[str, Tensor, Tensor]], lpips: nn.Module | None, device, grid: Path, seed: int) -> dict:
-    """Means over `pairs`: `val/psnr_y` (dB, border of 4 pixels cut), `val/ssim_y`, `val/lpips`. Writes LR | result | HR to `grid`."""
+    """Means over `pairs`: `val/psnr_y` (dB, 4 pixels of border cut), `val/ssim_y`, `val/lpips`. LR | result | HR go to `grid`."""
     rows, totals = [], {"val/psnr_y": [], "val/ssim_y": []} | ({"val/lpips": []} if lpips is not None else {})
     for i, (_, hr, lr) in enumerate(pairs):
         generator = torch.Generator(device).manual_seed(seed + i)

@@ -11,7 +11,15 @@ from ldm_dream.config import AutoencoderRun, DiffusionRun, VQGANConfig
 from ldm_dream.data.images import Image, write_image
 
 VQGAN_TINY = VQGANConfig(
-    ch=8, ch_mult=(1, 1, 2), num_res_blocks=1, mid_attention=False, norm="none", z_channels=4, embed_dim=4, n_embed=16, codebook_groups=2
+    ch=8,
+    ch_mult=(1, 1, 2),
+    num_res_blocks=1,
+    mid_attention=False,
+    norm="none",
+    z_channels=4,
+    embed_dim=4,
+    n_embed=16,
+    codebook_groups=2,
 )
 NETWORK_TINY = {
     "kind": "resshift", "image_size": 8, "in_channels": 4, "out_channels": 4, "cond_channels": 7, "model_channels": 16,
@@ -48,5 +56,14 @@ def diffusion_run(tmp: Path, **train) -> DiffusionRun:
         condition=("lr", "z_lr"),
         loss={"strength": 1.0},
         data={"train": (str(pictures(tmp / "hr")),), "val": (str(tmp / "hr"),), "patch": 32},
-        train={"steps": 6, "batch_size": 2, "precision": "fp32", "log_every": 1, "val_every": 100, "val_images": 1, "save_every": 3} | train,
+        train={
+            "steps": 6,
+            "batch_size": 2,
+            "precision": "fp32",
+            "log_every": 1,
+            "val_every": 100,
+            "val_images": 1,
+            "save_every": 3,
+        }
+        | train,
     )

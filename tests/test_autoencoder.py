@@ -7,7 +7,15 @@ from ldm_dream.autoencoder import VQGAN, Attention, Pixel, build_autoencoder
 from ldm_dream.config import PixelConfig, VQGANConfig
 
 LOCAL = VQGANConfig(
-    ch=8, ch_mult=(1, 2, 2), num_res_blocks=1, mid_attention=False, norm="none", z_channels=4, embed_dim=4, n_embed=16, codebook_groups=2
+    ch=8,
+    ch_mult=(1, 2, 2),
+    num_res_blocks=1,
+    mid_attention=False,
+    norm="none",
+    z_channels=4,
+    embed_dim=4,
+    n_embed=16,
+    codebook_groups=2,
 )
 
 
@@ -84,11 +92,22 @@ def test_attention_equals_softmax_written_out():
 
 
 def test_encoder_and_decoder_equal_taming_transformers():
-    taming = pytest.importorskip("taming.modules.diffusionmodules.model", reason="taming-transformers (extra `train`) is not installed")
+    taming = pytest.importorskip(
+        "taming.modules.diffusionmodules.model", reason="taming-transformers (extra `train`) is not installed"
+    )
     torch.manual_seed(0)
     cfg = VQGANConfig(ch=32, ch_mult=(1, 2), num_res_blocks=1, attn_resolutions=(16,), resolution=32, n_embed=16)
     ours = VQGAN(cfg)
-    dd = {"ch": 32, "out_ch": 3, "ch_mult": (1, 2), "num_res_blocks": 1, "attn_resolutions": [16], "in_channels": 3, "resolution": 32, "z_channels": 3}
+    dd = {
+        "ch": 32,
+        "out_ch": 3,
+        "ch_mult": (1, 2),
+        "num_res_blocks": 1,
+        "attn_resolutions": [16],
+        "in_channels": 3,
+        "resolution": 32,
+        "z_channels": 3,
+    }
     encoder, decoder = taming.Encoder(**dd, double_z=False), taming.Decoder(**dd)
     encoder.load_state_dict(ours.encoder.state_dict())
     decoder.load_state_dict(ours.decoder.state_dict())

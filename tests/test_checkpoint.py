@@ -4,7 +4,15 @@ import pytest
 import torch
 from runs import VQGAN_TINY, autoencoder_folder, diffusion_run
 
-from ldm_dream.checkpoint import ModelError, find_model, latest_checkpoint, load_autoencoder, load_model, save_checkpoint, save_model
+from ldm_dream.checkpoint import (
+    ModelError,
+    find_model,
+    latest_checkpoint,
+    load_autoencoder,
+    load_model,
+    save_checkpoint,
+    save_model,
+)
 from ldm_dream.config import VQGANConfig
 from ldm_dream.networks import build_network
 

@@ -24,7 +24,6 @@ from ldm_dream.data.images import Image, ImageError
 from ldm_dream.networks import build_network
 from ldm_dream.process import build_process
 from ldm_dream.sampler import SamplerError
-from ldm_dream.tiling import Tiles
 from ldm_dream.upscale import UpscaleError, Upscaler
 
 LATENT = VQGANConfig(ch=4, ch_mult=(1, 1, 1), num_res_blocks=1, norm="none", mid_attention=False, n_embed=16, quantize=False)
@@ -157,41 +156,34 @@ def test_seed_decides_the_picture():
 def test_batch_size_changes_nothing_but_rounding(batch_size):
     image, options = pictures()["noise"], {"tile": 40, "tile_pad": 4}
     out = upscaler()(image, batch_size=batch_size, **options)
-    torch.testing.assert_close(out, upscaler()(image, batch_size=1, **options), rtol=0, atol=1e-5)
+    torch.testing.assert_close(out, upscaler()(image, batch_size=1, **options), rtol=0, atol=2e-4)
 
 
 def test_a_picture_in_a_batch_is_the_picture_alone():
     batch = torch.stack(list(pictures().values()))
     out = upscaler()(batch, batch_size=3, color_fix="none")
     for alone, together in zip(batch, out):
-        torch.testing.assert_close(upscaler()(alone, color_fix="none"), together, rtol=0, atol=1e-5)
+        torch.testing.assert_close(upscaler()(alone, color_fix="none"), together, rtol=0, atol=2e-4)
 
 
 @pytest.mark.parametrize("name", pictures())
 def test_tiled_agrees_with_untiled(name):
-    """Bound for a local network with overlaps of 32 LR pixels: far below one 8-bit level on average, at most a few at worst."""
-    image = pictures()[name]
-    whole, tiled = (upscaler()(image, tile=tile, color_fix="none") for tile in (96, 48))
-    assert Tiles.plan(96, 64, 48, 16, upscaler().network.multiple).size == 48
-    error = (whole - tiled).abs() * 255
-    assert error.mean() < 0.1 and error.max() < 4, f"mean {error.mean():.3f}, max {error.max():.3f} levels"
+    """Bounds for a local network whose random weights carry every pixel far: small at the default overlap, none at twice it."""
+    image = pictures()[name].repeat(1, 1, 3)[:, :32, :160]
+    whole, other_seed = (upscaler()(image, tile=160, seed=seed, color_fix="none") for seed in (0, 1))
+    error = (upscaler()(image, tile=96, tile_pad=16, color_fix="none") - whole).abs()
+    assert error.mean() < 0.01 * (other_seed - whole).abs().mean()  # noise of its own for each tile would make it 1
+    error = (upscaler()(image, tile=128, tile_pad=32, color_fix="none") - whole).abs()
+    assert error.max() < 0.25 / 255, f"{error.max() * 255:.3f} levels"
 
 
 @pytest.mark.parametrize("name", ["flat", "gradient"])
 def test_tiles_leave_no_seam(name):
-    """Steps between neighbouring pixels are nowhere larger in the tiled result than in the whole one."""
-    image = pictures()[name]
-    whole, tiled = (upscaler()(image, tile=tile, color_fix="none") for tile in (96, 48))
-    for axis in (-1, -2):
-        excess = tiled.diff(dim=axis).abs().amax() - whole.diff(dim=axis).abs().amax()
-        assert excess * 255 < 0.5
-
-
-def test_noise_is_one_field_for_all_tiles():
-    """With noise of its own each tile would differ from the whole by as much as two seeds do."""
-    image = pictures()["flat"]
-    whole, tiled, other = (upscaler()(image, tile=t, seed=s, color_fix="none") for t, s in ((96, 0), (48, 0), (96, 1)))
-    assert (whole - tiled).abs().mean() < 0.05 * (whole - other).abs().mean()
+    """At the lines where tiles end, neighbouring pixels differ no more than elsewhere."""
+    image = pictures()[name].repeat(1, 1, 3)[:, :32, :160]
+    step = upscaler()(image, tile=96, tile_pad=16, color_fix="none").diff(dim=-1).abs().amax((0, 1))
+    ends = [4 * x + dx for x in (64, 96) for dx in range(-8, 8)]
+    assert step[ends].max() < 1.5 * step.quantile(0.99)
 
 
 def test_running_out_of_memory_halves_the_tile_and_says_so(caplog, monkeypatch):

@@ -17,7 +17,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="demo.py", description=__doc__.splitlines()[0])
     parser.add_argument("-o", "--output", type=Path, default=Path("demo"), metavar="DIR", help="(default: demo)")
     parser.add_argument("-n", "--model", default="dream-latent-x4-tiny", help="bundled model or model folder")
-    parser.add_argument("--lpips-weights", type=Path, metavar="FILE", help="AlexNet + LPIPS state dict (default: torchvision's cache)")
+    parser.add_argument(
+        "--lpips-weights", type=Path, metavar="FILE", help="AlexNet + LPIPS state dict (default: torchvision's cache)"
+    )
     return parser
 
 
@@ -44,7 +46,7 @@ def main() -> None:
             write_image(args.output / f"{name}.png", Image(pixels))
         print(table({"bicubic": scores(before, hr, 4, lpips), args.model: scores(after, hr, 4, lpips)}))
         print(PROTOCOL.format(scale=4) if lpips else f"{PROTOCOL.format(scale=4).partition('; LPIPS')[0]}. No LPIPS: {why}")
-        print(f"{args.output / 'before-after.png'}: bicubic x4, {args.model}, original; {lr.shape[1]}x{lr.shape[0]} -> {hr.shape[1]}x{hr.shape[0]}")
+        print(f"{args.output / 'before-after.png'}: bicubic x4 | {args.model} | original")
 
 
 if __name__ == "__main__":

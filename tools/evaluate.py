@@ -1,7 +1,7 @@
 """Score results or a model against HR pictures: PSNR, SSIM (Y and RGB), LPIPS.
 
-    python tools/evaluate.py --hr HR_DIR -n dream-latent-x4-tiny --lr LR_DIR
-    python tools/evaluate.py --hr HR_DIR --sr RESULTS_DIR
+python tools/evaluate.py --hr HR_DIR -n dream-latent-x4-tiny --lr LR_DIR
+python tools/evaluate.py --hr HR_DIR --sr RESULTS_DIR
 """
 
 import argparse

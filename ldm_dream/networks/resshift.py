@@ -237,7 +237,7 @@ def shift_mask(
 
 @lru_cache(maxsize=32)
 def _cached(build, *key) -> Tensor:
-    if True:  # a tensor made in inference mode could never be used in training again
+    with torch.inference_mode(False):  # a tensor made in inference mode could never be used in training again
         return build(*key)
 
 

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from dream_kernels import OPS, dream_rectify, reference, vq_lookup
 
 F64 = torch.float64

@@ -201,6 +201,14 @@ def test_norm_statistics_of_16_bit_features_are_taken_in_fp32(norm):
     assert (got.double() - want).abs().max() < 2**-7  # half a unit in the last place of bfloat16 at 2 to 4
 
 
+@pytest.mark.parametrize("norm", [GroupNorm(64), LayerNorm(64)])
+def test_norms_return_the_memory_layout_of_channels_last_input(norm):
+    x = torch.randn(2, 64, 6, 5).to(memory_format=torch.channels_last)
+    assert norm(x).is_contiguous(memory_format=torch.channels_last)
+    want = norm(x.contiguous())
+    torch.testing.assert_close(norm(x), want, rtol=1e-5, atol=1e-5)
+
+
 # ------------------------------------------------------------------------------------------------ whole network
 
 

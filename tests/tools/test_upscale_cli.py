@@ -1,0 +1,128 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ldm_dream.checkpoint import save_model
+from ldm_dream.config import DiffusionRun, ResidualShiftConfig, ResShiftNetConfig
+from ldm_dream.data.images import Image, read_image, write_image
+from ldm_dream.networks import build_network
+
+TOOL = Path(__file__).resolve().parents[2] / "tools/upscale.py"
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> Path:
+    """A x2 model in pixel space, a few thousand random weights."""
+    run = DiffusionRun(
+        scale=2,
+        process=ResidualShiftConfig(num_timesteps=2),
+        network=ResShiftNetConfig(
+            image_size=8,
+            model_channels=8,
+            channel_mult=(1,),
+            num_res_blocks=1,
+            attention_resolutions=(),
+            swin_embed_dim=8,
+            num_head_channels=8,
+            window_size=4,
+            norm="layer",
+        ),
+    )
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    save_model(folder, run, build_network(run.network).state_dict(), card="for tests")
+    return folder
+
+
+@pytest.fixture
+def photos(tmp_path) -> Path:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    write_image(folder / "gray.tif", Image(rng.integers(0, 65536, (5, 6, 1), dtype=np.uint16).repeat(3, 2), was_gray=True))
+    write_image(folder / "rgb.png", Image(rng.integers(0, 256, (7, 4, 3), dtype=np.uint8)))
+    return folder
+
+
+def command(*args) -> list[str]:
+    return [sys.executable, str(TOOL), *map(str, args)]
+
+
+def upscale(*args) -> subprocess.CompletedProcess:
+    return subprocess.run(command(*args), capture_output=True, text=True, timeout=300)
+
+
+def test_a_folder_with_a_bad_file_is_done_to_the_end_and_exits_1(model, photos, tmp_path):
+    (photos / "notes.png").write_text("not a picture")
+    report = tmp_path / "report.json"
+    done = upscale("-i", photos, "-o", tmp_path / "out", "-n", model, "--suffix", "_x3", "-s", 3, "--json-report", report)
+    assert done.returncode == 1, done.stderr
+    lines = done.stdout.splitlines()
+    assert len(lines) == 3 and "6x5 -> 18x15" in lines[0] and "failed" in lines[1] and "4x7 -> 12x21" in lines[2]
+    assert done.stderr.startswith("failed: ") and "notes.png" in done.stderr and "Traceback" not in done.stderr
+    gray = read_image(tmp_path / "out/gray_x3.tif")
+    assert gray.was_gray and gray.pixels.dtype == np.uint16 and gray.pixels.shape == (15, 18, 3)
+    entries = json.loads(report.read_text())
+    assert [p["status"] for p in entries["pictures"]] == ["done", "failed", "done"]
+    assert entries["settings"]["scale"] == 3 and entries["settings"]["seed"] == 0
+
+    again = upscale("-i", photos, "-o", tmp_path / "out", "-n", model, "--suffix", "_x3", "--skip-existing")
+    assert again.stdout.count("skipped") == 2
+
+
+def test_one_picture_to_a_file_name_exits_0(model, photos, tmp_path):
+    done = upscale("-i", photos / "rgb.png", "-o", tmp_path / "large.webp", "-n", model, "-t", 8, "--tile-pad", 2)
+    assert done.returncode == 0, done.stderr
+    assert read_image(tmp_path / "large.webp").pixels.shape == (14, 8, 3)
+
+
+@pytest.mark.parametrize(
+    "changed, says",
+    [
+        ({"-i": "none.png"}, "no such file or folder"),
+        ({"-i": "photos/notes.png"}, "not a picture"),
+        ({"-n": "no-such-model"}, "no-such-model"),
+        ({"-o": "photos"}, "would be overwritten"),
+        ({"--steps": "99"}, "steps=99"),
+        ({"--sampler": "euler"}, "euler"),
+        ({"--scale": "-1"}, "scale=-1"),
+        ({"--device": "tpu"}, "device='tpu'"),
+    ],
+)
+def test_a_mistake_is_one_sentence_and_exit_2(model, photos, tmp_path, changed, says):
+    (photos / "notes.png").write_text("not a picture")
+    options = {"-i": "photos/rgb.png", "-o": "out", "-n": model, **changed}
+    words = [str(word) for pair in options.items() for word in pair]
+    done = subprocess.run(command(*words), capture_output=True, text=True, cwd=tmp_path, timeout=300)
+    assert done.returncode == 2
+    assert says in done.stderr and len(done.stderr.splitlines()) == 1
+
+
+def test_ctrl_c_ends_without_traceback_and_leaves_whole_pictures(model, tmp_path):
+    """Interrupted while it works through many pictures, after the first is there."""
+    folder = tmp_path / "many"
+    folder.mkdir()
+    for i in range(200):
+        write_image(folder / f"{i:03}.png", Image(np.zeros((16, 16, 3), np.uint8)))
+    arguments = command("-i", folder, "-o", tmp_path / "out", "-n", model, "--json-report", tmp_path / "report.json")
+    with subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline().startswith(str(folder))
+        process.send_signal(signal.SIGINT)
+        _, stderr = process.communicate(timeout=120)
+    assert process.returncode == 130 and "Traceback" not in stderr
+    names = os.listdir(tmp_path / "out")
+    assert 1 <= len(names) < 200 and not [name for name in names if name.endswith(".tmp")]
+    assert all(read_image(tmp_path / "out" / name).pixels.shape == (32, 32, 3) for name in names)
+    assert json.loads((tmp_path / "report.json").read_text())["pictures"]
+
+
+def test_help_does_not_import_torch():
+    code = f"import runpy, sys; sys.argv = ['upscale.py', '-h']\ntry: runpy.run_path({str(TOOL)!r}, run_name='__main__')\n"
+    code += "except SystemExit: print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "False" and "--color-fix" in done.stdout
