@@ -1,6 +1,7 @@
-"""python -m benchmarks train-step | steps-quality [--device cpu|cuda] [--json FILE]"""
+"""python -m benchmarks train-step | steps-quality | autoencoder [--device cpu|cuda] [--json FILE]"""
 
 import argparse
+import importlib
 
 from ldm_dream.cli import user_errors
 
@@ -23,17 +24,21 @@ def build_parser() -> argparse.ArgumentParser:
     quality.add_argument("--crop", type=int, default=256, help="centre crop, HR pixels (default: 256)")
     quality.add_argument("--color-fix", choices=("none", "wavelet", "adain"), default="none")
     quality.add_argument("--lpips-weights", metavar="FILE")
+
+    vq = commands.add_parser("autoencoder", parents=[shared], help="reconstruction: PSNR, SSIM, LPIPS, seconds")
+    vq.add_argument("-n", "--model", default="vq-f4-tiny", help="bundled autoencoder or its folder (default: %(default)s)")
+    vq.add_argument("--hr", required=True, action="append", metavar="DIR", help="pictures; several allowed")
+    vq.add_argument("--match", default="", metavar="TEXT", help="only pictures whose name holds this")
+    vq.add_argument("--dtype", choices=("fp32", "bf16"), default="fp32")
+    vq.add_argument("--lpips-weights", metavar="FILE")
     return parser
 
 
 def main() -> None:
     args = build_parser().parse_args()
     with user_errors():
-        if args.command == "train-step":
-            from .train_step import main as run
-        else:
-            from .steps_quality import main as run
-        run(args)
+        module = importlib.import_module(f".{args.command.replace('-', '_')}", __package__)  # here: --help needs no torch
+        module.main(args)
 
 
 if __name__ == "__main__":

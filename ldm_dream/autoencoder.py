@@ -79,7 +79,7 @@ class VQGAN(nn.Module):
 
 
 class Codebook(nn.Module):
-    """Nearest-code lookup (VQ-VAE, arXiv 1711.00937, Eq. 1-3); channels beyond a code's width form further groups of the same codebook."""
+    """Nearest-code lookup (VQ-VAE, arXiv 1711.00937, Eq. 1-3); channels beyond a code's width form further groups of it."""
 
     def __init__(self, codes: int, width: int):
         super().__init__()

@@ -171,7 +171,7 @@ def _planes(sr: np.ndarray, hr: np.ndarray, channel: str, crop_border: int) -> t
 
 
 def scores(sr: np.ndarray, hr: np.ndarray, crop_border: int, lpips: nn.Module | None = None) -> dict[str, float]:
-    """psnr_y, ssim_y, psnr_rgb, ssim_rgb of two uint8 pictures [H, W, 3], border cut; lpips of the whole if a network is given."""
+    """psnr_y, ssim_y, psnr_rgb, ssim_rgb of two uint8 pictures [H, W, 3], border cut; lpips if a network is given."""
     row = {
         f"{name}_{channel}": metric(sr, hr, channel=channel, crop_border=crop_border)
         for channel in ("y", "rgb")

@@ -51,18 +51,19 @@ def test_ddim_with_eta_one_is_ancestral(process, z_lr, cond, steps):
         torch.testing.assert_close(ddim.z_t, ancestral.z_t, rtol=1e-8, atol=1e-8)
 
 
-def test_ddim_with_eta_one_adds_noise_of_the_posterior_variance(process, z_lr, cond):
+@pytest.mark.parametrize("eta", [0.5, 1.0])
+def test_ddim_adds_noise_of_eta_times_the_posterior_deviation(process, z_lr, cond, eta):
     """Two runs that differ only in the step's noise part by sigma times the difference of the noises."""
     path = timesteps(process, 3)
 
     def first(other):
         run = sample_steps(
-            guess, process, z_lr, cond, prediction="z0", kind="ddim", steps=3, eta=1.0, noise=lambda k: field(k + other * (k > 0))
+            guess, process, z_lr, cond, prediction="z0", kind="ddim", steps=3, eta=eta, noise=lambda k: field(k + other * (k > 0))
         )
         return next(run).z_t
 
     sigma = process.posterior_variance(*(torch.tensor([t]) for t in path[:2])).sqrt()
-    torch.testing.assert_close(first(1000) - first(0), sigma * (field(1001) - field(1)), rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(first(1000) - first(0), eta * sigma * (field(1001) - field(1)), rtol=1e-9, atol=1e-9)
 
 
 def test_resshift_kind_is_the_published_step(z_lr, cond):

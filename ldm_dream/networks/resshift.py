@@ -260,7 +260,7 @@ def _check(cfg: ResShiftNetConfig) -> list[int]:
         )
     if cfg.image_size // cfg.patch_size >> (levels - 1) == 0:
         raise ValueError(
-            f"network.image_size={cfg.image_size} is too small for {levels} levels; use {2 ** (levels - 1)} or more."
+            f"network.image_size={cfg.image_size} is too small for {levels} levels; use {cfg.patch_size << (levels - 1)} or more."
         )
     if cfg.swin_embed_dim % cfg.num_head_channels:
         raise ValueError(

@@ -116,6 +116,7 @@ def test_window_shrinks_to_the_training_size_and_does_not_shift_there():
         ({"num_head_channels": 24}, "num_head_channels"),
         ({"num_res_blocks": (1, 2, 3)}, "num_res_blocks"),
         ({"image_size": 1}, "image_size"),
+        ({"image_size": 3, "patch_size": 2}, "image_size"),
     ],
 )
 def test_a_config_that_cannot_be_built_is_refused_by_the_name_of_its_field(changes, field):
@@ -221,6 +222,18 @@ def test_any_size_equals_the_padded_picture_cropped(height, width, mode):
     got = network(z_t, t, cond)
     assert got.shape == z_t.shape
     torch.testing.assert_close(got, network(*padded)[..., :height, :width], rtol=0, atol=0)
+
+
+def test_patches_are_folded_into_channels_at_any_size():
+    network = tiny(patch_size=2, image_size=16)
+    z_t, t, cond = inputs(13, 16)
+    folded = tiny(in_channels=12, out_channels=12, cond_channels=12)
+    folded.load_state_dict(network.state_dict())  # folding changes nothing but the channels at both ends
+    padded_z, padded_cond = (F.pad(x, (0, 0, 0, 3), mode="reflect") for x in (z_t, cond))
+    both = F.pixel_unshuffle(torch.cat([padded_z, padded_cond], 1), 2)
+    want = F.pixel_shuffle(folded(both[:, :12], t, both[:, 12:]), 2)[..., :13, :]
+    assert network.multiple == 2 * folded.multiple
+    torch.testing.assert_close(network(z_t, t, cond), want, rtol=0, atol=0)
 
 
 def test_sizes_that_fit_are_not_padded(monkeypatch):

@@ -1,0 +1,49 @@
+"""Reconstruction by an autoencoder: PSNR, SSIM, LPIPS, codes in use, seconds. The ceiling of what a latent model can reach."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+import torch
+
+from ldm_dream.checkpoint import load_autoencoder, resolve_autoencoder
+from ldm_dream.config import VQGANConfig
+from ldm_dream.data.images import find_images, from_tensor, read_image, to_tensor
+from ldm_dream.evaluation import PROTOCOL, means, table
+from ldm_dream.metrics import MetricUnavailable, load_lpips, scores
+
+from .record import append
+
+BORDER = 4
+
+
+@torch.no_grad()
+def main(args) -> None:
+    try:
+        lpips = load_lpips(args.lpips_weights)
+    except MetricUnavailable as reason:
+        print(f"no LPIPS: {reason}")
+        lpips = None
+    device = torch.device(args.device)
+    autoencoder = load_autoencoder(resolve_autoencoder(VQGANConfig(pretrained=args.model))).to(device)
+    rows, used = [], set()
+    for path in (p for folder in args.hr for p in find_images(folder) if args.match in p.name):
+        x = to_tensor(read_image(path)).to(device)
+        height, width = (side // autoencoder.factor * autoencoder.factor for side in x.shape[-2:])
+        x = x[..., :height, :width].contiguous(memory_format=torch.channels_last)
+        start = time.perf_counter()
+        with torch.autocast(device.type, torch.bfloat16, enabled=args.dtype == "bf16"):
+            z = autoencoder.encode(x).float()
+            y = autoencoder.decode(z).float()
+        seconds = time.perf_counter() - start
+        used |= set(autoencoder.quantize(z / autoencoder.latent_scale).indices.unique().tolist())
+        sr, hr = from_tensor(y.cpu()), from_tensor(x.cpu())
+        rows.append({"picture": path.stem, "method": args.model, "seconds": seconds, **scores(sr, hr, BORDER, lpips)})
+    averages = means(rows)
+    print(f"{len(rows)} pictures; {len(used)} of {len(autoencoder.quantize.embedding.weight)} codes used; {args.dtype}")
+    print(PROTOCOL.format(scale=BORDER))
+    print(table(averages))
+    worst = min(rows, key=lambda row: row["psnr_y"])
+    print(f"worst: {worst['picture']} {worst['psnr_y']:.2f} dB; std of psnr_y {np.std([r['psnr_y'] for r in rows]):.2f}")
+    append(args.json, [{"benchmark": "autoencoder", "method": m, "pictures": args.hr, **row} for m, row in averages.items()])
