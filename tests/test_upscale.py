@@ -53,9 +53,11 @@ def make(scale: int = 4, autoencoder=LATENT, condition=("lr",), cond_factor: int
     )
     generator = torch.Generator().manual_seed(0)
     network, decoder = build_network(run.network), build_autoencoder(run.autoencoder)
-    for parameter in (*network.parameters(), *decoder.parameters()):
-        if parameter.ndim > 1:  # norms and biases stay at 1 and 0
+    for name, parameter in (*network.named_parameters(), *decoder.named_parameters()):
+        if parameter.ndim > 1:
             torch.nn.init.normal_(parameter, std=parameter[0].numel() ** -0.5, generator=generator)
+        elif name.endswith("bias"):
+            torch.nn.init.zeros_(parameter)
     return Upscaler(run, network, decoder, build_process(run.process), device="cpu")
 
 
@@ -179,11 +181,10 @@ def test_tiled_agrees_with_untiled(name):
 
 @pytest.mark.parametrize("name", ["flat", "gradient"])
 def test_tiles_leave_no_seam(name):
-    """At the lines where tiles end, neighbouring pixels differ no more than elsewhere."""
+    """Tiling moves no pixel pair apart by a tenth of the texture's own steps; a hard cut or a ramp from the very edge do."""
     image = pictures()[name].repeat(1, 1, 3)[:, :32, :160]
-    step = upscaler()(image, tile=96, tile_pad=16, color_fix="none").diff(dim=-1).abs().amax((0, 1))
-    ends = [4 * x + dx for x in (64, 96) for dx in range(-8, 8)]
-    assert step[ends].max() < 1.5 * step.quantile(0.99)
+    whole, tiled = (upscaler()(image, tile=tile, tile_pad=16, color_fix="none") for tile in (160, 96))
+    assert (tiled - whole).diff(dim=-1).abs().max() < 0.1 * whole.diff(dim=-1).abs().max()
 
 
 def test_running_out_of_memory_halves_the_tile_and_says_so(caplog, monkeypatch):

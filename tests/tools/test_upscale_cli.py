@@ -1,7 +1,5 @@
 import json
-import os
 import runpy
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from ldm_dream import batch
 from ldm_dream.checkpoint import save_model
 from ldm_dream.config import DiffusionRun, ResidualShiftConfig, ResShiftNetConfig
 from ldm_dream.data.images import Image, read_image, write_image
@@ -110,22 +109,20 @@ def test_a_mistake_is_one_sentence_and_exit_2(model, photos, upscale, monkeypatc
     assert says in err and len(err.splitlines()) == 1
 
 
-def test_ctrl_c_ends_without_traceback_and_leaves_whole_pictures(model, tmp_path):
-    """Interrupted while it works through many pictures, after the first is there."""
-    folder = tmp_path / "many"
-    folder.mkdir()
-    for i in range(200):
-        write_image(folder / f"{i:03}.png", Image(np.zeros((16, 16, 3), np.uint8)))
-    options = ("-i", folder, "-o", tmp_path / "out", "-n", model, "--json-report", tmp_path / "report.json")
-    with subprocess.Popen([sys.executable, TOOL, *options], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        assert process.stdout.readline().startswith(str(folder))
-        process.send_signal(signal.SIGINT)
-        _, stderr = process.communicate(timeout=120)
-    assert process.returncode == 130 and "Traceback" not in stderr
-    names = os.listdir(tmp_path / "out")
-    assert 1 <= len(names) < 200 and not [name for name in names if name.endswith(".tmp")]
-    assert all(read_image(tmp_path / "out" / name).pixels.shape == (32, 32, 3) for name in names)
-    assert json.loads((tmp_path / "report.json").read_text())["pictures"]
+def test_ctrl_c_ends_with_one_line_and_the_report_of_what_is_done(model, photos, tmp_path, upscale, monkeypatch):
+    """As if the key were pressed while the second picture is read."""
+
+    def read(path):
+        if path.name == "rgb.png":
+            raise KeyboardInterrupt
+        return read_image(path)
+
+    monkeypatch.setattr(batch, "read_image", read)
+    code, out, err = upscale("-i", photos, "-o", tmp_path / "out", "-n", model, "--json-report", tmp_path / "report.json")
+    assert code == 130
+    assert len(out.splitlines()) == len(err.splitlines()) == 1 and err.startswith("stopped")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["gray.tif"]
+    assert [p["status"] for p in json.loads((tmp_path / "report.json").read_text())["pictures"]] == ["done"]
 
 
 def test_help_does_not_import_torch():
