@@ -1,7 +1,8 @@
 """Seconds, samples/s and peak memory of one training step, standard against DREAM, alternating in one run.
 
-Encoding is in the loop unless the config caches latents; then the batch brings them, as in training. Peak memory is that of a
-process of its own for each variant: high-water mark of resident memory on the CPU, of allocations on CUDA.
+The diffusion step itself: terms through the decoder, which cost both variants the same, are off. Encoding is in the loop unless
+the config caches latents; then the batch brings them, as in training. Peak memory is that of a process of its own for each
+variant: high-water mark of resident memory on the CPU, of allocations on CUDA.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ class Step:
 
     def __init__(self, config: str, variant: str, device: str):
         torch.manual_seed(0)
-        run = load_config(config, [f"loss.strength={VARIANTS[variant]}"])
+        run = load_config(config, [f"loss.strength={VARIANTS[variant]}", "loss.pixel=0", "loss.lpips=0"])
         if not isinstance(run, DiffusionRun):
             raise SystemExit(f"{config}: train-step wants a config with task: diffusion.")
         run = run.model_copy(update={"autoencoder": resolve_autoencoder(run.autoencoder)})

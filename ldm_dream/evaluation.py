@@ -26,18 +26,23 @@ class EvaluationError(UserError, ValueError):
     """Folders that cannot be compared; its text is complete for the user."""
 
 
-def evaluate_folder(hr_dir: Path, sr_dir: Path, scale: int, lpips: nn.Module | None) -> Iterator[dict]:
+def evaluate_folder(hr_files: list[Path], sr_dir: Path, scale: int, lpips: nn.Module | None) -> Iterator[dict]:
     """One row a picture: HR pictures against pictures of the same name in `sr_dir`."""
-    for path in find_images(hr_dir):
+    for path in hr_files:
         sr, hr = _pixels(_partner(path, sr_dir)), _pixels(path)
         yield {"picture": path.stem, "method": sr_dir.name, **scores(sr, hr[: sr.shape[0], : sr.shape[1]], scale, lpips)}
 
 
 def evaluate_model(
-    hr_dir: Path, lr_dir: Path | None, upscale: Callable[[np.ndarray], np.ndarray], name: str, scale: int, lpips: nn.Module | None
+    hr_files: list[Path],
+    lr_dir: Path | None,
+    upscale: Callable[[np.ndarray], np.ndarray],
+    name: str,
+    scale: int,
+    lpips: nn.Module | None,
 ) -> Iterator[dict]:
     """Two rows a picture, bicubic and the model. LR pictures come from `lr_dir` by name, or are made by bicubic from HR."""
-    for path in find_images(hr_dir):
+    for path in hr_files:
         hr = _pixels(path)
         hr = hr[: hr.shape[0] // scale * scale, : hr.shape[1] // scale * scale]
         lr = (

@@ -16,6 +16,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="evaluate.py", description=__doc__.splitlines()[0])
     add = parser.add_argument
     add("--hr", type=Path, required=True, metavar="DIR", help="original pictures")
+    add("--match", default="", metavar="TEXT", help="only pictures whose name holds this")
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--sr", type=Path, metavar="DIR", help="results with the same names")
     what.add_argument("-n", "--model", help="bundled model or model folder to run")
@@ -32,6 +33,7 @@ def build_parser() -> argparse.ArgumentParser:
 def main() -> None:
     args = build_parser().parse_args()
     with user_errors():
+        from ldm_dream.data.images import find_images
         from ldm_dream.evaluation import PROTOCOL, evaluate_folder, evaluate_model, means, table
         from ldm_dream.metrics import MetricUnavailable, load_lpips
 
@@ -40,8 +42,9 @@ def main() -> None:
         except MetricUnavailable as reason:
             print(f"no LPIPS: {reason}", file=sys.stderr)
             lpips = None
+        files = [path for path in find_images(args.hr) if args.match in path.name]
         if args.sr:
-            rows = list(evaluate_folder(args.hr, args.sr, args.scale, lpips))
+            rows = list(evaluate_folder(files, args.sr, args.scale, lpips))
         else:
             from ldm_dream.upscale import Upscaler
 
@@ -50,8 +53,10 @@ def main() -> None:
             def upscale(lr):
                 return upscaler(lr, scale=args.scale, steps=args.steps, color_fix=args.color_fix)
 
-            rows = list(evaluate_model(args.hr, args.lr, upscale, Path(args.model).name, args.scale, lpips))
-        print(f"{args.hr}, means of {len({row['picture'] for row in rows})} pictures. {PROTOCOL.format(scale=args.scale)}")
+            rows = list(evaluate_model(files, args.lr, upscale, Path(args.model).name, args.scale, lpips))
+        print(
+            f"{args.hr} {args.match}: means of {len({row['picture'] for row in rows})} pictures. {PROTOCOL.format(scale=args.scale)}"
+        )
         print(table(means(rows)))
         if args.json:
             args.json.write_text(json.dumps({"protocol": PROTOCOL.format(scale=args.scale), "rows": rows}, indent=1) + "\n")

@@ -76,11 +76,11 @@ def test_augmentation_uses_all_eight_symmetries_alike_on_hr_and_lr(folder):
     data = PairDataset(config(folder), scale=1, seed=0)
     assert {data.draw(n).symmetry for n in range(100)} == set(range(8))
     square = torch.arange(64.0).view(1, 8, 8)
-    turned = {tuple(pairs._symmetry(square, k).flatten().tolist()) for k in range(8)}
+    turned = {tuple(pairs.symmetry(square, k).flatten().tolist()) for k in range(8)}
     assert len(turned) == 8
     for k in range(8):  # a symmetry commutes with averaging 2x2 cells, so hr and lr stay aligned
         small = torch.nn.functional.avg_pool2d(square, 2)
-        assert torch.equal(torch.nn.functional.avg_pool2d(pairs._symmetry(square, k), 2), pairs._symmetry(small, k))
+        assert torch.equal(torch.nn.functional.avg_pool2d(pairs.symmetry(square, k), 2), pairs.symmetry(small, k))
 
 
 def test_without_augmentation_nothing_is_turned(folder):
