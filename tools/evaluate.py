@@ -54,9 +54,7 @@ def main() -> None:
                 return upscaler(lr, scale=args.scale, steps=args.steps, color_fix=args.color_fix)
 
             rows = list(evaluate_model(files, args.lr, upscale, Path(args.model).name, args.scale, lpips))
-        print(
-            f"{args.hr} {args.match}: means of {len({row['picture'] for row in rows})} pictures. {PROTOCOL.format(scale=args.scale)}"
-        )
+        print(f"{args.hr} {args.match}: means of {len(files)} pictures. {PROTOCOL.format(scale=args.scale)}")
         print(table(means(rows)))
         if args.json:
             args.json.write_text(json.dumps({"protocol": PROTOCOL.format(scale=args.scale), "rows": rows}, indent=1) + "\n")
