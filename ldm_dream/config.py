@@ -165,7 +165,6 @@ class DataConfig(Strict):
     augment: bool = True  # the eight flips and rotations
     max_bad_fraction: float = Field(0.1, ge=0, le=1)  # more unreadable files than this stop the run
     cache_latents: bool = False  # encode every training picture once and crop in latent space
-    workers: int = Field(0, ge=0)  # loader processes; 0 = in the training process
 
 
 class TrainConfig(Strict):

@@ -1,7 +1,6 @@
 """Train a diffusion model or an autoencoder from a config. The same command again resumes the run.
 
 python tools/train.py CONFIG.yaml --set train.steps=1000
-torchrun --nproc-per-node 2 tools/train.py CONFIG.yaml
 """
 
 import argparse
