@@ -11,7 +11,7 @@ from ldm_dream.checkpoint import load_autoencoder, resolve_autoencoder
 from ldm_dream.config import VQGANConfig
 from ldm_dream.data.images import find_images, from_tensor, read_image, to_tensor
 from ldm_dream.evaluation import PROTOCOL, means, table
-from ldm_dream.metrics import MetricUnavailable, load_lpips, scores
+from ldm_dream.metrics import lpips_or_reason, scores
 
 from .record import append
 
@@ -20,11 +20,9 @@ BORDER = 4
 
 @torch.no_grad()
 def main(args) -> None:
-    try:
-        lpips = load_lpips(args.lpips_weights)
-    except MetricUnavailable as reason:
+    lpips, reason = lpips_or_reason(args.lpips_weights)
+    if lpips is None:
         print(f"no LPIPS: {reason}")
-        lpips = None
     device = torch.device(args.device)
     autoencoder = load_autoencoder(resolve_autoencoder(VQGANConfig(pretrained=args.model))).to(device)
     rows, used = [], set()

@@ -6,7 +6,7 @@ from ldm_dream.config import DataConfig
 from ldm_dream.data.images import from_tensor
 from ldm_dream.data.pairs import validation_pairs
 from ldm_dream.evaluation import PROTOCOL, bicubic, means
-from ldm_dream.metrics import MetricUnavailable, load_lpips, scores
+from ldm_dream.metrics import lpips_or_reason, scores
 from ldm_dream.upscale import Upscaler
 
 from .record import append
@@ -15,17 +15,14 @@ COLUMNS = ("psnr_y", "ssim_y", "lpips")
 
 
 def main(args) -> None:
-    try:
-        lpips = load_lpips(args.lpips_weights)
-    except MetricUnavailable as reason:
+    lpips, reason = lpips_or_reason(args.lpips_weights)
+    if lpips is None:
         print(f"no LPIPS: {reason}")
-        lpips = None
-    rows, averages = [], {}
     upscalers = {name: Upscaler.from_pretrained(name, device=args.device) for name in args.model}
     scale = next(iter(upscalers.values())).run.scale
     pairs = validation_pairs(DataConfig(val=tuple(args.hr)), scale, 10**6, args.crop)
     pictures = [(name, from_tensor(hr), from_tensor(lr)) for name, hr, lr in pairs]
-    rows += [{"method": "bicubic", "picture": n, **scores(bicubic(lr, scale), hr, scale, lpips)} for n, hr, lr in pictures]
+    rows = [{"method": "bicubic", "picture": n, **scores(bicubic(lr, scale), hr, scale, lpips)} for n, hr, lr in pictures]
     for name, upscaler in upscalers.items():
         for steps in args.steps:
             for picture, hr, lr in pictures:

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import torch
 import yaml
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -66,7 +66,7 @@ def load_model(name_or_dir: str | Path) -> LoadedModel:
         raise ModelError(f"{folder}: this is an autoencoder, not a super-resolution model; name a folder with task: diffusion.")
     autoencoder = load_autoencoder(run.autoencoder, folder)
     network = build_network(run.network)
-    _load(network, folder / "model.safetensors")
+    load_weights(network, folder / "model.safetensors")
     return LoadedModel(run, network.eval(), autoencoder, build_process(run.process), folder)
 
 
@@ -77,11 +77,11 @@ def load_autoencoder(cfg: AutoencoderConfig, folder: Path | None = None) -> nn.M
         autoencoder = build_autoencoder(cfg)
     elif own and own.is_file():
         autoencoder = build_autoencoder(cfg)
-        _load(autoencoder, own)
+        load_weights(autoencoder, own)
     elif cfg.pretrained:
         source = find_model(cfg.pretrained)
         autoencoder = build_autoencoder(resolve_autoencoder(cfg))
-        _load(autoencoder, source / "model.safetensors")
+        load_weights(autoencoder, source / "model.safetensors")
     else:
         raise ModelError("autoencoder.pretrained is not set: name a bundled autoencoder or the folder of one.")
     return autoencoder.requires_grad_(False).eval()
@@ -113,7 +113,8 @@ def read_run(folder: Path) -> Run:
     return validate(values if isinstance(values, dict) else {}, {}, str(path))
 
 
-def _load(module: nn.Module, path: Path) -> None:
+def load_weights(module: nn.Module, path: Path) -> None:
+    """Strict: what is missing, extra or of another shape raises ModelError."""
     state = read_tensors(path)
     own = module.state_dict()
     wrong = [k for k in own if k not in state or state[k].shape != own[k].shape] + [k for k in state if k not in own]
@@ -177,12 +178,6 @@ def restore_optimizer(name: str, optimizer: torch.optim.Optimizer, tensors: dict
             number, field = key[len(prefix) :].split(".")
             state.setdefault(int(number), {})[field] = value
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-
-
-def read_header(path: Path) -> dict[str, tuple[int, ...]]:
-    """Names and shapes in a safetensors file without reading the data."""
-    with safe_open(path, "pt") as file:
-        return {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
 
 
 # ------------------------------------------------------------------------------------------------ writing

@@ -28,8 +28,9 @@ class EvaluationError(UserError, ValueError):
 
 def evaluate_folder(hr_files: list[Path], sr_dir: Path, scale: int, lpips: nn.Module | None) -> Iterator[dict]:
     """One row a picture: HR pictures against pictures of the same name in `sr_dir`."""
+    sr_files = _by_name(sr_dir)
     for path in hr_files:
-        sr, hr = _pixels(_partner(path, sr_dir)), _pixels(path)
+        sr, hr = _pixels(_partner(path, sr_files, sr_dir)), _pixels(path)
         yield {"picture": path.stem, "method": sr_dir.name, **scores(sr, hr[: sr.shape[0], : sr.shape[1]], scale, lpips)}
 
 
@@ -42,14 +43,11 @@ def evaluate_model(
     lpips: nn.Module | None,
 ) -> Iterator[dict]:
     """Two rows a picture, bicubic and the model. LR pictures come from `lr_dir` by name, or are made by bicubic from HR."""
+    lr_files = _by_name(lr_dir) if lr_dir else {}
     for path in hr_files:
         hr = _pixels(path)
         hr = hr[: hr.shape[0] // scale * scale, : hr.shape[1] // scale * scale]
-        lr = (
-            _pixels(_partner(path, lr_dir))
-            if lr_dir
-            else degrade(torch.from_numpy(hr).permute(2, 0, 1), scale).permute(1, 2, 0).numpy()
-        )
+        lr = _pixels(_partner(path, lr_files, lr_dir)) if lr_dir else low_resolution(hr, scale)
         if tuple(side * scale for side in lr.shape[:2]) != hr.shape[:2]:
             raise EvaluationError(
                 f"{path}: {hr.shape[1]}x{hr.shape[0]} is not {scale} times its LR picture {lr.shape[1]}x{lr.shape[0]}."
@@ -59,6 +57,11 @@ def evaluate_model(
         sr = upscale(lr)
         seconds = time.perf_counter() - start
         yield {"picture": path.stem, "method": name, "seconds": seconds, **scores(sr, hr, scale, lpips)}
+
+
+def low_resolution(hr: np.ndarray, scale: int) -> np.ndarray:
+    """uint8 [H,W,3] -> its MATLAB-style bicubic LR picture, uint8."""
+    return degrade(torch.from_numpy(hr).permute(2, 0, 1), scale).permute(1, 2, 0).contiguous().numpy()
 
 
 def bicubic(lr: np.ndarray, scale: int) -> np.ndarray:
@@ -91,8 +94,11 @@ def _pixels(path: Path) -> np.ndarray:
     return to_uint8(read_image(path).pixels)
 
 
-def _partner(path: Path, folder: Path) -> Path:
-    found = [p for p in find_images(folder) if p.stem == path.stem]
-    if not found:
+def _by_name(folder: Path) -> dict[str, Path]:
+    return {path.stem: path for path in reversed(find_images(folder))}  # of two with one name the first
+
+
+def _partner(path: Path, files: dict[str, Path], folder: Path) -> Path:
+    if path.stem not in files:
         raise EvaluationError(f"{folder}: no picture named {path.stem}, which {path.parent} has.")
-    return found[0]
+    return files[path.stem]

@@ -170,6 +170,14 @@ def _planes(sr: np.ndarray, hr: np.ndarray, channel: str, crop_border: int) -> t
     return sr[inner].transpose(2, 0, 1).astype(np.float64), hr[inner].transpose(2, 0, 1).astype(np.float64)
 
 
+def lpips_or_reason(weights: str | Path | None = None) -> tuple[nn.Module | None, str]:
+    """`load_lpips`, or None and the sentence that says what is wanted: for tools that go on without it."""
+    try:
+        return load_lpips(weights), ""
+    except MetricUnavailable as reason:
+        return None, str(reason)
+
+
 def scores(sr: np.ndarray, hr: np.ndarray, crop_border: int, lpips: nn.Module | None = None) -> dict[str, float]:
     """psnr_y, ssim_y, psnr_rgb, ssim_rgb of two uint8 pictures [H, W, 3], border cut; lpips if a network is given."""
     row = {

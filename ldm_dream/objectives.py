@@ -23,8 +23,6 @@ from .networks import build_network
 from .process import build_process
 from .sampler import sample
 
-Scalars = dict[str, float]
-
 
 @dataclass(frozen=True)
 class Part:

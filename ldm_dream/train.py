@@ -25,12 +25,12 @@ from .checkpoint import (
     flatten_optimizer,
     latest_checkpoint,
     load_autoencoder,
-    read_tensors,
+    load_weights,
     resolve_autoencoder,
     restore_optimizer,
     save_checkpoint,
     save_model,
-)  # fmt: skip
+)
 from .config import AutoencoderRun, DiffusionRun, Run, TrainConfig, dump_config
 from .data.latents import LatentDataset
 from .data.pairs import PairDataset, validation_pairs
@@ -67,7 +67,7 @@ def train(run: Run, run_dir: Path) -> None:
     val = validation_pairs(run.data, scale, cfg.val_images, cfg.val_crop)
 
     if cfg.init_from:
-        objective.model.load_state_dict(read_tensors(find_model(cfg.init_from) / "model.safetensors"))
+        load_weights(objective.model, find_model(cfg.init_from) / "model.safetensors")
     objective.trained.to(device, memory_format=_memory_format(cfg)).train()
     if cfg.compile:
         compile_blocks(objective.model)

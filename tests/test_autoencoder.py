@@ -5,18 +5,7 @@ import torch
 
 from ldm_dream.autoencoder import VQGAN, Attention, Pixel, build_autoencoder
 from ldm_dream.config import PixelConfig, VQGANConfig
-
-LOCAL = VQGANConfig(
-    ch=8,
-    ch_mult=(1, 2, 2),
-    num_res_blocks=1,
-    mid_attention=False,
-    norm="none",
-    z_channels=4,
-    embed_dim=4,
-    n_embed=16,
-    codebook_groups=2,
-)
+from runs import VQGAN_TINY as LOCAL
 
 
 def test_published_defaults_have_the_published_parameter_count():

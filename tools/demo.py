@@ -26,20 +26,14 @@ def build_parser() -> argparse.ArgumentParser:
 def main() -> None:
     args = build_parser().parse_args()
     with user_errors():
-        import torch
-
         from ldm_dream import Upscaler
-        from ldm_dream.data.degrade import degrade
         from ldm_dream.data.images import Image, read_image, write_image
-        from ldm_dream.evaluation import PROTOCOL, bicubic, table
-        from ldm_dream.metrics import MetricUnavailable, load_lpips, scores
+        from ldm_dream.evaluation import PROTOCOL, bicubic, low_resolution, table
+        from ldm_dream.metrics import lpips_or_reason, scores
 
-        try:
-            lpips, why = load_lpips(args.lpips_weights), None
-        except MetricUnavailable as reason:
-            lpips, why = None, reason
+        lpips, why = lpips_or_reason(args.lpips_weights)
         hr = read_image(PHOTO).pixels
-        lr = degrade(torch.from_numpy(hr).permute(2, 0, 1), 4).permute(1, 2, 0).contiguous().numpy()
+        lr = low_resolution(hr, 4)
         before, after = bicubic(lr, 4), Upscaler.from_pretrained(args.model)(lr, scale=4)
         args.output.mkdir(parents=True, exist_ok=True)
         for name, pixels in (("lr", lr), ("after", after), ("before-after", np.concatenate([before, after, hr], axis=1))):

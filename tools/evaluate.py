@@ -35,13 +35,11 @@ def main() -> None:
     with user_errors():
         from ldm_dream.data.images import find_images
         from ldm_dream.evaluation import PROTOCOL, evaluate_folder, evaluate_model, means, table
-        from ldm_dream.metrics import MetricUnavailable, load_lpips
+        from ldm_dream.metrics import lpips_or_reason
 
-        try:
-            lpips = load_lpips(args.lpips_weights)
-        except MetricUnavailable as reason:
+        lpips, reason = lpips_or_reason(args.lpips_weights)
+        if lpips is None:
             print(f"no LPIPS: {reason}", file=sys.stderr)
-            lpips = None
         files = [path for path in find_images(args.hr) if args.match in path.name]
         if args.sr:
             rows = list(evaluate_folder(files, args.sr, args.scale, lpips))
