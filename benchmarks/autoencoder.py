@@ -7,8 +7,8 @@ import time
 import numpy as np
 import torch
 
-from ldm_dream.checkpoint import load_autoencoder, resolve_autoencoder
-from ldm_dream.config import VQGANConfig
+from ldm_dream.autoencoder import VQGAN
+from ldm_dream.checkpoint import find_model, load_autoencoder, read_run
 from ldm_dream.data.images import find_images, from_tensor, read_image, to_tensor
 from ldm_dream.evaluation import PROTOCOL, means, table
 from ldm_dream.metrics import lpips_or_reason, scores
@@ -24,7 +24,8 @@ def main(args) -> None:
     if lpips is None:
         print(f"no LPIPS: {reason}")
     device = torch.device(args.device)
-    autoencoder = load_autoencoder(resolve_autoencoder(VQGANConfig(pretrained=args.model))).to(device)
+    cfg = read_run(find_model(args.model)).autoencoder.model_copy(update={"pretrained": args.model})
+    autoencoder = load_autoencoder(cfg).to(device)
     rows, used = [], set()
     for path in (p for folder in args.hr for p in find_images(folder) if args.match in p.name):
         x = to_tensor(read_image(path)).to(device)
@@ -35,11 +36,13 @@ def main(args) -> None:
             z = autoencoder.encode(x).float()
             y = autoencoder.decode(z).float()
         seconds = time.perf_counter() - start
-        used |= set(autoencoder.quantize(z / autoencoder.latent_scale).indices.unique().tolist())
+        if isinstance(autoencoder, VQGAN):
+            used |= set(autoencoder.quantize(z / autoencoder.latent_scale).indices.unique().tolist())
         sr, hr = from_tensor(y.cpu()), from_tensor(x.cpu())
         rows.append({"picture": path.stem, "method": args.model, "seconds": seconds, **scores(sr, hr, BORDER, lpips)})
     averages = means(rows)
-    print(f"{len(rows)} pictures; {len(used)} of {len(autoencoder.quantize.embedding.weight)} codes used; {args.dtype}")
+    codes = f"{len(used)} of {len(autoencoder.quantize.embedding.weight)} codes used" if used else "no codebook"
+    print(f"{len(rows)} pictures; {codes}; {args.dtype}")
     print(PROTOCOL.format(scale=BORDER))
     print(table(averages))
     worst = min(rows, key=lambda row: row["psnr_y"])

@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from .autoencoder import build_autoencoder
-from .config import AutoencoderConfig, DiffusionRun, PixelConfig, Run, dump_config, validate
+from .config import AutoencoderConfig, DiffusionRun, PixelConfig, Run, VQGANConfig, dump_config, validate
 from .errors import UserError
 from .networks import build_network
 from .process import Process, build_process
@@ -88,11 +88,15 @@ def load_autoencoder(cfg: AutoencoderConfig, folder: Path | None = None) -> nn.M
 
 
 def resolve_autoencoder(cfg: AutoencoderConfig) -> AutoencoderConfig:
-    """With `pretrained`, the architecture of that folder; `quantize` stays as this config says."""
+    """With `pretrained`, the architecture of that folder; a VQGAN's `quantize` stays as this config says."""
     if isinstance(cfg, PixelConfig) or not cfg.pretrained:
         return cfg
-    architecture = read_run(find_model(cfg.pretrained)).autoencoder
-    return architecture.model_copy(update={"pretrained": cfg.pretrained, "quantize": cfg.quantize})
+    folder = find_model(cfg.pretrained)
+    architecture = read_run(folder).autoencoder
+    if architecture.kind != cfg.kind:
+        raise ModelError(f"{folder} holds an autoencoder of kind {architecture.kind}; set autoencoder.kind={architecture.kind}.")
+    kept = {"quantize": cfg.quantize} if isinstance(cfg, VQGANConfig) else {}
+    return architecture.model_copy(update={"pretrained": cfg.pretrained, **kept})
 
 
 def find_model(name_or_dir: str | Path) -> Path:

@@ -68,7 +68,17 @@ class VQGANConfig(Strict):
         return 2 ** (len(self.ch_mult) - 1)
 
 
-AutoencoderConfig = Annotated[PixelConfig | VQGANConfig, Field(discriminator="kind")]
+class TAESDConfig(Strict):
+    """Tiny autoencoder of the TAESD family, 8x down, without a codebook (defaults: TAEF2). Not trained here, only imported."""
+
+    kind: Literal["taesd"] = "taesd"
+    pretrained: str | None = None  # model folder: its architecture replaces the fields below
+    latent_channels: int = Field(32, ge=1)  # TAESD 4, TAEF1 and TAESD3 16, TAEF2 32
+    group_norm_branch: bool = True  # TAEF2: a branch with a group norm in the blocks of the lowest resolution
+    latent_scale: float = Field(1.0, gt=0)  # as VQGANConfig.latent_scale
+
+
+AutoencoderConfig = Annotated[PixelConfig | VQGANConfig | TAESDConfig, Field(discriminator="kind")]
 
 
 class ResShiftNetConfig(Strict):
@@ -164,7 +174,7 @@ class DataConfig(Strict):
     patch: int = Field(128, ge=8)  # HR pixels a side
     augment: bool = True  # the eight flips and rotations
     max_bad_fraction: float = Field(0.1, ge=0, le=1)  # more unreadable files than this stop the run
-    cache_latents: bool = False  # encode every training picture once and crop in latent space
+    cache_latents: int = Field(0, ge=0)  # train on so many fixed patches, each encoded once and kept in memory; 0 = off
 
 
 class TrainConfig(Strict):
@@ -190,6 +200,7 @@ class TrainConfig(Strict):
     save_every: int = Field(500, ge=1)
     keep_checkpoints: int = Field(2, ge=1)
     init_from: str | None = None  # model folder whose weights start the run (fine-tuning)
+    freeze: tuple[str, ...] = ()  # parameters whose names begin so stay as they are
 
 
 class DiffusionRun(Strict):
@@ -213,13 +224,13 @@ class DiffusionRun(Strict):
 
 
 class AutoencoderRun(Strict):
-    """`task: autoencoder`: a VQGAN trained with L1 + LPIPS + hinge PatchGAN."""
+    """`task: autoencoder`: a VQGAN trained with L1 + LPIPS + hinge PatchGAN. A `taesd` is imported, never trained."""
 
     task: Literal["autoencoder"] = "autoencoder"
     description: str = ""
     expected: str = "not run"
     seed: int = Field(0, ge=0)
-    autoencoder: VQGANConfig = VQGANConfig()
+    autoencoder: Annotated[VQGANConfig | TAESDConfig, Field(discriminator="kind")] = VQGANConfig()
     loss: AutoencoderLossConfig = AutoencoderLossConfig()
     data: DataConfig = DataConfig()
     train: TrainConfig = TrainConfig()
@@ -274,6 +285,8 @@ def load_config(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
 def validate(values: dict, origin: dict[tuple, str], where: str) -> Run:
     """dict -> Run; `origin` says which file each key came from, for the message; keys without one come from `where`."""
     values = {"task": "diffusion", **values}
+    if values["task"] == "autoencoder" and isinstance(values.get("autoencoder"), dict):
+        values["autoencoder"] = {"kind": "vqgan", **values["autoencoder"]}
     try:
         return _RUN.validate_python(values)
     except ValidationError as error:

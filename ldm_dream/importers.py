@@ -20,11 +20,11 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from .autoencoder import build_autoencoder
-from .config import AutoencoderRun, DiffusionRun, ResidualShiftConfig, ResShiftNetConfig, Run, VQGANConfig
+from .config import AutoencoderRun, DiffusionRun, ResidualShiftConfig, ResShiftNetConfig, Run, TAESDConfig, VQGANConfig
 from .errors import UserError
 from .networks import build_network
 
-Config = ResShiftNetConfig | VQGANConfig
+Config = ResShiftNetConfig | VQGANConfig | TAESDConfig
 
 
 class CheckpointImportError(UserError, ValueError):
@@ -134,6 +134,11 @@ def vqgan_config(state: Mapping[str, Tensor]) -> VQGANConfig:
     )
 
 
+def taesd_config(state: Mapping[str, Tensor]) -> TAESDConfig:
+    """What the shapes of a TAESD say."""
+    return TAESDConfig(latent_channels=state["encoder.14.weight"].shape[0], group_norm_branch=_has(state, "encoder.11.pool"))
+
+
 def _has(state: Mapping[str, Tensor], prefix: str) -> bool:
     return any(key.startswith(prefix + ".") for key in state)
 
@@ -173,12 +178,34 @@ VQGAN = Layout(
     read_config=vqgan_config,
     build=build_autoencoder,
 )
-LAYOUTS = (RESSHIFT, VQGAN)
+TAESD = Layout(
+    name="TAESD (TAEF1, TAEF2, ...)",
+    mark=r"^(encoder|decoder)\.\d+\.conv\.0\.",
+    renames=(),
+    drops=r"^$",
+    read_config=taesd_config,
+    build=build_autoencoder,
+)
+LAYOUTS = (RESSHIFT, VQGAN, TAESD)
 
 
 def load_published(path: str | Path) -> tuple[Config, dict[str, Tensor]]:
     """Published file -> (config, state dict under our keys, in the file's dtype). Raises CheckpointImportError."""
-    return import_state(read_checkpoint(Path(path)), str(path))
+    path = Path(path)
+    state = read_checkpoint(path)
+    return import_state(_both_halves(path, state) if "1.conv.0.weight" in state or "1.weight" in state else state, str(path))
+
+
+def _both_halves(path: Path, half: dict[str, Tensor]) -> dict[str, Tensor]:
+    """TAESD is published as NAME_encoder and NAME_decoder, whose keys are bare numbers: either file stands for both."""
+    ours = next((name for name in ("encoder", "decoder") if name in path.name), None)
+    if ours is None:
+        raise CheckpointImportError(
+            f"{path}: one half of a TAESD, but its name holds neither 'encoder' nor 'decoder'; name it so."
+        )
+    other = "decoder" if ours == "encoder" else "encoder"
+    halves = {ours: half, other: read_checkpoint(path.with_name(path.name.replace(ours, other)))}
+    return {f"{name}.{key}": value for name, state in halves.items() for key, value in state.items()}
 
 
 def import_state(state: Mapping[str, Tensor], path: str) -> tuple[Config, dict[str, Tensor]]:
@@ -285,7 +312,7 @@ def published_run(config: Config, filename: str, autoencoder: str | None = None)
 
     `autoencoder`: name or folder of an imported VQGAN, for networks that work on latents.
     """
-    if isinstance(config, VQGANConfig):
+    if isinstance(config, VQGANConfig | TAESDConfig):
         return AutoencoderRun(description=f"imported from {filename}", autoencoder=config)
     if config.cond_channels != 3 or config.in_channels not in AUTOENCODERS:
         raise CheckpointImportError(
@@ -311,9 +338,9 @@ def published_run(config: Config, filename: str, autoencoder: str | None = None)
 
 def published_card(path: Path, run: Run) -> str:
     """Model card: where the weights come from, and what is not known about them."""
-    terms = (
-        "S-Lab License 1.0 (non-commercial)" if isinstance(run, DiffusionRun) else "LDM, taming: MIT; ResShift: S-Lab License 1.0"
-    )
+    terms = "S-Lab License 1.0 (non-commercial)"
+    if isinstance(run, AutoencoderRun):
+        terms = "MIT" if isinstance(run.autoencoder, TAESDConfig) else "LDM, taming: MIT; ResShift: S-Lab License 1.0"
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         while block := file.read(2**20):

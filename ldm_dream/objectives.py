@@ -6,6 +6,7 @@ each, in the order in which they are stepped), and `evaluate`.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 
 from .autoencoder import VQGAN
 from .condition import build_cond, upsample
-from .config import AutoencoderRun, DiffusionRun
+from .config import AutoencoderRun, DiffusionRun, VQGANConfig
 from .data.pairs import Batch
 from .errors import UserError
 from .loss import diffusion_loss
@@ -98,16 +99,19 @@ class AutoencoderObjective:
         cfg = run.loss
         if cfg.lpips and lpips is None:
             raise UserError("loss.lpips is set but lpips_weights is not: name a file with AlexNet and LPIPS weights.")
+        if not isinstance(run.autoencoder, VQGANConfig):
+            raise UserError(f"autoencoder.kind={run.autoencoder.kind} cannot be trained, only imported; train a vqgan.")
         self.run, self.lpips = run, lpips
         self.model = VQGAN(run.autoencoder)
         self.discriminator = _patch_discriminator() if cfg.adversarial else None
         self.trained = nn.ModuleDict({"model": self.model, "usage": CodeUsage(run.autoencoder.n_embed)})
+        self.trained["usage"].initialised.fill_(run.train.init_from is not None)  # a codebook that was trained is kept
         self.parts = [Part("autoencoder", list(self.model.parameters()), self.loss)]
         if self.discriminator is not None:
             self.trained["discriminator"] = self.discriminator
             parameters = list(self.discriminator.parameters())
             self.parts.append(Part("discriminator", parameters, self.discriminator_loss, cfg.adversarial_start))
-        self._last: tuple[Tensor, Tensor] | None = None
+        self._made: deque[tuple[Tensor, Tensor]] = deque()  # (real, fake) of this step, for the discriminator's part
 
     def loss(self, batch: Batch, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         cfg, x = self.run.loss, batch.hr
@@ -132,12 +136,12 @@ class AutoencoderObjective:
             adversarial = -self.discriminator.requires_grad_(False)(fake).float().mean()
             total = total + cfg.adversarial * self._adaptive_weight(reconstruction, adversarial) * adversarial
             logged["adversarial"] = adversarial
-        self._last = (x, fake.detach())
+            self._made.append((x, fake.detach()))
         return total, logged
 
     def discriminator_loss(self, batch: Batch, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
-        """Hinge loss on the reconstruction that the autoencoder's part has just made."""
-        real, fake = self._last
+        """Hinge loss on the reconstruction that the autoencoder's part has just made of this batch."""
+        real, fake = self._made.popleft()
         self.discriminator.requires_grad_(True)
         on_real, on_fake = self.discriminator(real).float(), self.discriminator(fake).float()
         hinge = 0.5 * (F.relu(1 - on_real).mean() + F.relu(1 + on_fake).mean())
@@ -175,12 +179,13 @@ class CodeUsage(nn.Module):
 
     @torch.no_grad()
     def update(self, model: VQGAN, quantized, x: Tensor, revive_after: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """-> (share of the codebook chosen in this batch, codes moved)."""
+        """-> (share of the codebook chosen in this batch, codes moved: none of a frozen codebook)."""
+        codes = model.quantize.embedding.weight
         chosen = torch.bincount(quantized.indices, minlength=len(self.idle)) > 0
         self.idle.add_(1).masked_fill_(chosen, 0)
-        dead = (self.idle >= revive_after).nonzero().flatten()
+        dead = (self.idle >= revive_after).nonzero().flatten() if codes.requires_grad else []
         if len(dead):
-            model.quantize.embedding.weight[dead] = self._random_rows(model, x, len(dead), generator)
+            codes[dead] = self._random_rows(model, x, len(dead), generator)
             self.idle[dead] = 0
         return chosen.float().mean(), torch.tensor(float(len(dead)))
 

@@ -51,6 +51,7 @@ def train(run: Run, run_dir: Path) -> None:
         raise TrainingError("Training on several devices is not supported yet; start tools/train.py without torchrun.")
     cfg = run.train
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    layout = torch.channels_last if cfg.channels_last else torch.contiguous_format
     torch.manual_seed(run.seed)
     if isinstance(run, DiffusionRun):
         run = run.model_copy(update={"autoencoder": resolve_autoencoder(run.autoencoder)})
@@ -60,18 +61,20 @@ def train(run: Run, run_dir: Path) -> None:
     if isinstance(run, AutoencoderRun):
         objective = AutoencoderObjective(run, lpips)
     else:
-        autoencoder = load_autoencoder(run.autoencoder).to(device, memory_format=_memory_format(cfg))
+        autoencoder = load_autoencoder(run.autoencoder).to(device, memory_format=layout)
         objective = DiffusionObjective(run, autoencoder, lpips)
         if run.data.cache_latents:
-            data = LatentDataset(data, autoencoder)
+            data = LatentDataset(data, autoencoder, run.data.cache_latents)
     val = validation_pairs(run.data, scale, cfg.val_images, cfg.val_crop)
 
     if cfg.init_from:
         load_weights(objective.model, find_model(cfg.init_from) / "model.safetensors")
-    objective.trained.to(device, memory_format=_memory_format(cfg)).train()
+    objective.trained.to(device, memory_format=layout).train()
+    for name, parameter in objective.model.named_parameters():
+        parameter.requires_grad_(not name.startswith(cfg.freeze))
     if cfg.compile:
         compile_blocks(objective.model)
-    optimizers = [_optimizer(cfg, part.parameters) for part in objective.parts]
+    optimizers = [_optimizer(cfg, [p for p in part.parameters if p.requires_grad]) for part in objective.parts]
     ema = [p.detach().clone() for p in objective.model.parameters()]
     step = _resume(run, run_dir, objective, optimizers, ema)
     log = Log(run_dir, step, cfg.steps)
@@ -82,11 +85,13 @@ def train(run: Run, run_dir: Path) -> None:
     while step < cfg.steps:
         scalars: dict[str, Tensor] = {}
         generator = torch.Generator(device).manual_seed(_seed(run.seed, step))
+        with _autocast(cfg, device):
+            first = step * cfg.accumulate
+            batches = [data.batch(i, cfg.batch_size).to(device, layout) for i in range(first, first + cfg.accumulate)]
         for part, optimizer in zip(objective.parts, optimizers):
             if step < part.start:
                 continue
-            for i in range(cfg.accumulate):
-                batch = data.batch(step * cfg.accumulate + i, cfg.batch_size).to(device, _memory_format(cfg))
+            for batch in batches:
                 with _autocast(cfg, device):
                     loss, logged = part.loss(batch, step, generator)
                 (loss / cfg.accumulate).backward()
@@ -221,10 +226,6 @@ class Log:
 def _optimizer(cfg: TrainConfig, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
     kind = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}[cfg.optimizer]
     return kind(parameters, lr=cfg.learning_rate, betas=cfg.betas, weight_decay=cfg.weight_decay)
-
-
-def _memory_format(cfg: TrainConfig) -> torch.memory_format:
-    return torch.channels_last if cfg.channels_last else torch.contiguous_format
 
 
 def _autocast(cfg: TrainConfig, device: torch.device) -> torch.autocast:

@@ -1,11 +1,18 @@
-"""VQGAN: published shape, locality, quantisation, scaling."""
+"""VQGAN: published shape, locality, quantisation, scaling. TAESD: equal to diffusers' and to its measured quality."""
 
 import pytest
 import torch
-
-from ldm_dream.autoencoder import VQGAN, Attention, Pixel, build_autoencoder
-from ldm_dream.config import PixelConfig, VQGANConfig
+from conftest import SHARED
 from runs import VQGAN_TINY as LOCAL
+
+from ldm_dream.autoencoder import TAESD, VQGAN, Attention, Pixel, build_autoencoder
+from ldm_dream.checkpoint import ModelError, resolve_autoencoder, save_model
+from ldm_dream.config import AutoencoderRun, PixelConfig, TAESDConfig, VQGANConfig
+from ldm_dream.data.images import from_tensor, read_image, to_tensor
+from ldm_dream.errors import UserError
+from ldm_dream.importers import load_published
+from ldm_dream.metrics import psnr
+from ldm_dream.objectives import AutoencoderObjective
 
 
 def test_published_defaults_have_the_published_parameter_count():
@@ -108,3 +115,46 @@ def test_encoder_and_decoder_equal_taming_transformers():
 def test_group_norm_of_a_width_it_does_not_divide_names_the_field():
     with pytest.raises(ValueError, match="autoencoder.norm=group"):
         VQGAN(VQGANConfig(ch=24))
+
+
+def test_taesd_equals_the_tiny_autoencoder_of_diffusers():
+    diffusers = pytest.importorskip("diffusers", reason="diffusers (extra `dev`) is not installed")
+    torch.manual_seed(0)
+    model = TAESD(TAESDConfig(latent_channels=4, group_norm_branch=False)).eval()
+    oracle = diffusers.AutoencoderTiny(latent_channels=4).eval()
+    renamed = {}
+    for key, value in model.state_dict().items():
+        side, number, rest = key.split(".", 2)
+        renamed[f"{side}.layers.{int(number) - (side == 'decoder')}.{rest}"] = value  # theirs has no layer for the soft clamp
+    oracle.load_state_dict(renamed)
+    x, z = torch.rand(2, 3, 24, 32) * 2 - 1, torch.randn(2, 4, 3, 4) * 3
+    with torch.no_grad():
+        torch.testing.assert_close(model.encode(x), oracle.encode(x).latents)
+        torch.testing.assert_close(model.decode(z), oracle.decode(z).sample)
+
+
+def test_taef2_reconstructs_photos_as_well_as_it_was_measured_to(tmp_path):
+    folder = SHARED / "data"
+    if not folder.is_dir():
+        pytest.skip(f"{folder} is not there: no TAEF2 weights and no photos")
+    config, state = load_published(folder / "weights_autoencoder" / "taef2_decoder.pth")
+    model = build_autoencoder(config)
+    model.load_state_dict(state)
+    found = []
+    for path in sorted((folder / "test_set5_set14" / "hr").glob("set5*"))[:3]:
+        x = to_tensor(read_image(path))
+        x = x[..., : x.shape[-2] // 8 * 8, : x.shape[-1] // 8 * 8]
+        with torch.no_grad():
+            y = model.decode(model.encode(x))
+        found.append(psnr(from_tensor(y), from_tensor(x), channel="y", crop_border=4))
+    assert sum(found) / 3 > 31  # 31.35 dB was measured on Set14; a wrong branch, range or clamp costs many dB
+
+
+def test_a_taesd_is_not_trained_and_a_config_must_name_its_kind(tmp_path):
+    run = AutoencoderRun(task="autoencoder", autoencoder=TAESDConfig(), loss={"lpips": 0.0})
+    with pytest.raises(UserError, match="cannot be trained"):
+        AutoencoderObjective(run, None)
+    save_model(tmp_path / "tiny", run, TAESD(TAESDConfig()).state_dict(), "a card")
+    assert resolve_autoencoder(TAESDConfig(pretrained=str(tmp_path / "tiny"))).latent_channels == 32
+    with pytest.raises(ModelError, match="kind taesd"):
+        resolve_autoencoder(VQGANConfig(pretrained=str(tmp_path / "tiny")))

@@ -2,10 +2,10 @@
 
 import numpy as np
 import pytest
+from runs import pictures
 
 from ldm_dream.data.images import find_images
 from ldm_dream.evaluation import EvaluationError, bicubic, evaluate_folder, evaluate_model, means, table
-from runs import pictures
 
 
 def test_a_folder_against_itself_is_perfect(tmp_path):

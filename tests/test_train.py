@@ -14,7 +14,8 @@ import torch
 from runs import VQGAN_TINY, diffusion_run, pictures
 from safetensors.torch import load_file
 
-from ldm_dream.checkpoint import load_model
+from ldm_dream.checkpoint import load_autoencoder, load_model, resolve_autoencoder
+from ldm_dream.condition import upsample
 from ldm_dream.config import AutoencoderRun, TrainConfig, dump_config
 from ldm_dream.data.latents import LatentDataset
 from ldm_dream.data.pairs import PairDataset
@@ -112,20 +113,19 @@ def test_dead_codes_are_moved_onto_latents():
     assert model.quantize.embedding.weight.abs().max() < 1e2
 
 
-def test_cached_latents_are_those_of_the_cut_pictures_away_from_borders(tmp_path):
+def test_cached_latents_are_those_of_the_batch_and_the_pool_repeats(tmp_path):
     run = diffusion_run(tmp_path)
-    from ldm_dream.checkpoint import load_autoencoder, resolve_autoencoder
-
     autoencoder = load_autoencoder(resolve_autoencoder(run.autoencoder))
-    data = LatentDataset(PairDataset(run.data, run.scale, 0), autoencoder)
-    for step in range(4):
-        batch = data.batch(step, 2)
-        with torch.no_grad():
-            z0 = autoencoder.encode(batch.hr)
-        inner = (..., slice(3, -3), slice(3, -3))
-        torch.testing.assert_close(batch.z0[inner], z0[inner], atol=2e-3, rtol=2e-3)
-        again = data.batch(step, 2)
-        assert torch.equal(again.z0, batch.z0) and torch.equal(again.hr, batch.hr)
+    data = LatentDataset(PairDataset(run.data, run.scale, 0), autoencoder, pool=4)
+    visited = [data.batch(step, 2) for step in range(6)]
+    for batch in visited:
+        torch.testing.assert_close(batch.z0, autoencoder.encode(batch.hr), atol=1e-3, rtol=1e-3)  # kept in half precision
+        torch.testing.assert_close(batch.z_lr, autoencoder.encode(upsample(batch.lr, run.scale)), atol=1e-3, rtol=1e-3)
+    rounds = [{draw for batch in visited[i : i + 2] for draw in batch.draws} for i in (0, 2, 4)]
+    assert len(rounds[0]) == 4 and rounds[0] == rounds[1] == rounds[2]
+    resumed = LatentDataset(PairDataset(run.data, run.scale, 0), autoencoder, pool=4).batch(5, 2)
+    for name in ("hr", "lr", "z0", "z_lr"):
+        assert torch.equal(getattr(resumed, name), getattr(visited[5], name))
 
 
 @pytest.mark.parametrize(("step", "want"), [(0, 0.1), (9, 1.0), (10, 1.0), (55, 0.6), (100, 0.2)])

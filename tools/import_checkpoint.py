@@ -1,6 +1,7 @@
-"""Turn a published checkpoint (ResShift U-Net, VQGAN of LDM / ResShift / taming) into a model folder.
+"""Turn a published checkpoint (ResShift U-Net, VQGAN of LDM / ResShift / taming, TAESD) into a model folder.
 
 python tools/import_checkpoint.py autoencoder_vq_f4.pth -o models/vq-f4
+python tools/import_checkpoint.py taef2_encoder.pth -o models/taef2
 python tools/import_checkpoint.py resshift_bicsrx4_s4.pth -o models/resshift-x4 --autoencoder models/vq-f4
 """
 
@@ -12,7 +13,12 @@ from ldm_dream.cli import user_errors
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="import_checkpoint.py", description=__doc__.splitlines()[0])
-    parser.add_argument("published", type=Path, metavar="PUBLISHED.pth", help="published file: .pth, .ckpt, .pt or .safetensors")
+    parser.add_argument(
+        "published",
+        type=Path,
+        metavar="PUBLISHED.pth",
+        help="published .pth, .ckpt, .pt or .safetensors; TAESD: either half, the other lies beside it",
+    )
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="MODEL_DIR", help="model folder to write")
     parser.add_argument(
         "--autoencoder", metavar="MODEL", help="imported VQGAN that belongs to the network: model folder or bundled name"

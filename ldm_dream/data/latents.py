@@ -1,7 +1,7 @@
-"""Training batches with cached latents: each picture is encoded once in each of its eight symmetries, not once a step.
+"""Training batches with cached latents: a fixed pool of patches, each encoded once, at its first visit.
 
-An encoder is not equivariant to flips, so a flipped patch needs the latent of the flipped picture; all eight are kept, in half
-precision, up to a byte budget. What does not fit is encoded again at each visit.
+An encoder is not equivariant to flips nor, near borders, to crops, so what is kept is the latent of the very patch that a sample
+shows. The run's first `pool` samples are the pool; every later round visits the same ones in another order.
 """
 
 from __future__ import annotations
@@ -11,56 +11,37 @@ from torch import Tensor, nn
 
 from ldm_dream.condition import upsample
 
-from .pairs import Batch, PairDataset, symmetry, to_float
-
-CACHE_BYTES = 6 * 2**30
+from .pairs import Batch, PairDataset, permutation
 
 
 class LatentDataset:
-    """A PairDataset whose batches also bring z0 and z_lr [B,C,P/f,P/f], cut from latents of whole pictures."""
+    """A PairDataset whose batches also bring z0 and z_lr [B,C,P/f,P/f]. They are held in main memory in half precision."""
 
-    def __init__(self, pairs: PairDataset, autoencoder: nn.Module):
-        self.pairs, self.autoencoder = pairs, autoencoder
-        self.factor = autoencoder.factor
-        self._cache: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
-        self._bytes = 0
+    def __init__(self, pairs: PairDataset, autoencoder: nn.Module, pool: int):
+        self.pairs, self.autoencoder, self.pool = pairs, autoencoder, pool
+        self._cache: dict[int, Tensor] = {}  # [2,C,h,w] by sample number
 
     def __len__(self) -> int:
         return len(self.pairs)
 
     def batch(self, step: int, batch_size: int, rank: int = 0, world: int = 1) -> Batch:
-        """As PairDataset.batch, a pure function of its arguments; patches begin at multiples of the autoencoder's factor."""
+        """As PairDataset.batch, a function of its arguments alone: of what was visited before only the time it takes."""
         first = (step * world + rank) * batch_size
-        samples = [self._sample(n) for n in range(first, first + batch_size)]
-        hr, lr, z0, z_lr = (torch.stack(parts) for parts in zip(*samples))
-        return Batch(to_float(hr), to_float(lr), z0=z0.float(), z_lr=z_lr.float())
+        numbers = [self._number(n) for n in range(first, first + batch_size)]
+        batch = self.pairs.samples(numbers)
+        latents = [self._latents(n, batch.hr[i : i + 1], batch.lr[i : i + 1]) for i, n in enumerate(numbers)]
+        z0, z_lr = torch.stack(latents).unbind(1)
+        return Batch(batch.hr, batch.lr, batch.draws, z0, z_lr)
 
-    def _sample(self, n: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        draw = self.pairs.draw(n)
-        hr, lr = (symmetry(image, draw.symmetry) for image in self.pairs.picture(draw.picture))
-        z0, z_lr = self._latents(draw.picture, draw.symmetry, hr, lr)
-        scale, patch = self.pairs.scale, self.pairs.cfg.patch
-        transposed = bool(draw.symmetry & 4)
-        top, left = (draw.left, draw.top) if transposed else (draw.top, draw.left)
-        top, left = (corner * scale // self.factor for corner in (top, left))  # in latent pixels
-
-        def cut(x: Tensor, size: int) -> Tensor:
-            y0, x0 = top * self.factor * size // patch, left * self.factor * size // patch
-            return x[:, y0 : y0 + size, x0 : x0 + size]
-
-        return cut(hr, patch), cut(lr, patch // scale), cut(z0, patch // self.factor), cut(z_lr, patch // self.factor)
+    def _number(self, n: int) -> int:
+        round_, place = divmod(n, self.pool)
+        return int(permutation(self.pool, self.pairs.seed, round_)[place])
 
     @torch.no_grad()
-    def _latents(self, picture: int, which: int, hr: Tensor, lr: Tensor) -> tuple[Tensor, Tensor]:
-        if (picture, which) in self._cache:
-            return self._cache[picture, which]
-        unit = max(self.factor, self.pairs.scale)
-        height, width = (side // unit * unit for side in hr.shape[-2:])
-        hr, lr = hr[:, :height, :width], lr[:, : height // self.pairs.scale, : width // self.pairs.scale]
-        device = next(self.autoencoder.parameters()).device
-        both = torch.stack([to_float(hr), upsample(to_float(lr)[None], self.pairs.scale)[0]]).to(device)
-        z0, z_lr = self.autoencoder.encode(both).to("cpu", torch.float16)
-        if self._bytes + 2 * z0.nbytes <= CACHE_BYTES:
-            self._cache[picture, which] = (z0, z_lr)
-            self._bytes += 2 * z0.nbytes
-        return z0, z_lr
+    def _latents(self, n: int, hr: Tensor, lr: Tensor) -> Tensor:
+        """Encoded alone, so that no bit depends on which samples of the batch were new."""
+        if n not in self._cache:
+            device = next(self.autoencoder.parameters()).device
+            both = torch.cat([hr, upsample(lr, self.pairs.scale)]).to(device, memory_format=torch.channels_last)
+            self._cache[n] = self.autoencoder.encode(both).to("cpu", torch.float16)
+        return self._cache[n].float()

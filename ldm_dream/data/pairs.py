@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import logging
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -106,14 +107,14 @@ class PairDataset:
     def batch(self, step: int, batch_size: int, rank: int = 0, world: int = 1) -> Batch:
         """The samples of one rank at one step; equal arguments give equal tensors, in any order of calls."""
         first = (step * world + rank) * batch_size
-        visits = [self._visit(n) for n in range(first, first + batch_size)]
+        return self.samples(range(first, first + batch_size))
+
+    def samples(self, numbers: Iterable[int]) -> Batch:
+        """The samples of these numbers, as one batch."""
+        visits = [self._visit(n) for n in numbers]
         hr = to_float(torch.stack([self._cut(hr, draw, self.scale) for draw, hr, _ in visits]))
         lr = hr if self.scale == 1 else to_float(torch.stack([self._cut(lr, draw, 1) for draw, _, lr in visits]))
         return Batch(hr, lr, tuple(draw for draw, _, _ in visits))
-
-    def draw(self, n: int) -> Draw:
-        """Sample number n of the run; an unreadable picture gives its place to the next readable one."""
-        return self._visit(n)[0]
 
     def picture(self, index: int) -> tuple[Tensor, Tensor]:
         """Whole picture: uint8 hr [3,H,W], its sides cut to multiples of scale, and lr [3,H/scale,W/scale]. Raises ImageError."""
@@ -127,9 +128,9 @@ class PairDataset:
         return pair
 
     def _visit(self, n: int) -> tuple[Draw, Tensor, Tensor]:
-        """Draw number n with its whole hr and lr."""
+        """Draw number n with its whole hr and lr; an unreadable picture gives its place to the next readable one."""
         epoch, place = divmod(n, len(self.files))
-        index = int(_permutation(len(self.files), self.seed, epoch)[place])
+        index = int(permutation(len(self.files), self.seed, epoch)[place])
         while (pair := self._try_picture(index)) is None:
             index = (index + 1) % len(self.files)
         hr, lr = pair
@@ -233,5 +234,6 @@ def symmetry(image: Tensor, which: int) -> Tensor:
 
 
 @functools.lru_cache(maxsize=4)
-def _permutation(count: int, seed: int, epoch: int) -> np.ndarray:
+def permutation(count: int, seed: int, epoch: int) -> np.ndarray:
+    """Order of `count` things in round `epoch`: a function of (seed, epoch)."""
     return np.random.default_rng((seed, _PERMUTATION, epoch)).permutation(count)

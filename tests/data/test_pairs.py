@@ -56,7 +56,7 @@ def test_ranks_share_the_samples_of_one_larger_batch(folder):
 
 def test_an_epoch_shows_each_picture_once_and_the_next_one_in_another_order(folder):
     data = PairDataset(config(folder), scale=4, seed=0)
-    shown = [data.draw(n).picture for n in range(20)]
+    shown = [data.samples([n]).draws[0].picture for n in range(20)]
     assert sorted(shown[:10]) == sorted(shown[10:]) == list(range(10)) and shown[:10] != shown[10:]
 
 
@@ -74,7 +74,7 @@ def test_lr_patches_are_cut_from_the_degraded_whole_picture(folder):
 
 def test_augmentation_uses_all_eight_symmetries_alike_on_hr_and_lr(folder):
     data = PairDataset(config(folder), scale=1, seed=0)
-    assert {data.draw(n).symmetry for n in range(100)} == set(range(8))
+    assert {data.samples([n]).draws[0].symmetry for n in range(100)} == set(range(8))
     square = torch.arange(64.0).view(1, 8, 8)
     turned = {tuple(pairs.symmetry(square, k).flatten().tolist()) for k in range(8)}
     assert len(turned) == 8
@@ -85,13 +85,13 @@ def test_augmentation_uses_all_eight_symmetries_alike_on_hr_and_lr(folder):
 
 def test_without_augmentation_nothing_is_turned(folder):
     data = PairDataset(config(folder, augment=False), scale=4, seed=0)
-    assert {data.draw(n).symmetry for n in range(30)} == {0}
+    assert {data.samples([n]).draws[0].symmetry for n in range(30)} == {0}
 
 
 def test_every_place_of_a_picture_can_be_drawn(tmp_path):
     write_image(tmp_path / "x.png", Image(np.zeros((24, 20, 3), np.uint8)))
     data = PairDataset(config(tmp_path), scale=4, seed=0)
-    draws = [data.draw(n) for n in range(100)]
+    draws = [data.samples([n]).draws[0] for n in range(100)]
     assert {d.top for d in draws} == {0, 1, 2} and {d.left for d in draws} == {0, 1}
 
 
@@ -124,11 +124,11 @@ def truncate(path):
 
 def test_unreadable_files_are_named_once_and_replaced_by_the_next_readable_one(folder, caplog):
     whole = PairDataset(config(folder), scale=4, seed=0)
-    planned = [whole.draw(n).picture for n in range(20)]
+    planned = [whole.samples([n]).draws[0].picture for n in range(20)]
     truncate(folder / "4.png")
     with caplog.at_level(logging.WARNING):
         data = PairDataset(config(folder), scale=4, seed=0)
-        shown = [data.draw(n).picture for n in range(20)]
+        shown = [data.samples([n]).draws[0].picture for n in range(20)]
     assert shown == [5 if picture == 4 else picture for picture in planned]
     assert [p.name for p in data.bad] == ["4.png"]
     assert caplog.text.count("4.png") == 1
@@ -141,7 +141,7 @@ def test_too_many_unreadable_files_stop_with_the_last_reason(folder):
     data = PairDataset(config(folder), scale=4, seed=0)
     with pytest.raises(DataError, match=r"2 of 10 pictures cannot be read.*1\.png"):
         for n in range(10):
-            data.draw(n)
+            data.samples([n])
 
 
 def test_only_unreadable_files_stop_even_when_all_are_allowed_to_be_bad(folder):
@@ -150,7 +150,7 @@ def test_only_unreadable_files_stop_even_when_all_are_allowed_to_be_bad(folder):
     write_image(folder / "tiny.png", Image(np.zeros((9, 9, 3), np.uint8)))
     data = PairDataset(config(folder, max_bad_fraction=1), scale=4, seed=0)
     with pytest.raises(DataError, match="10 of 11"):
-        data.draw(0)
+        data.samples([0])
 
 
 def test_excluded_parts_of_a_path_leave_pictures_out(folder):
