@@ -70,14 +70,11 @@ class VQGAN(nn.Module):
             h = self.quantize(h).h
         return self.decoder(self.post_quant_conv(h))
 
-    def reconstruct(self, x: Tensor) -> tuple[Tensor, Quantized]:
-        """The training pass: x -> (reconstruction, what the codebook made of the latent)."""
-        quantized = self.quantize(self.quant_conv(self.encoder(x)))
-        return self.decoder(self.post_quant_conv(quantized.h)), quantized
-
-    def reconstruct_unquantized(self, x: Tensor) -> Tensor:
-        """The training pass before the codebook has begun."""
-        return self.decoder(self.post_quant_conv(self.quant_conv(self.encoder(x))))
+    def forward(self, x: Tensor, quantize: bool = True) -> tuple[Tensor, Quantized | None]:
+        """The training pass: x -> (reconstruction, what the codebook made of the latent; None without quantising)."""
+        h = self.quant_conv(self.encoder(x))
+        quantized = self.quantize(h) if quantize else None
+        return self.decoder(self.post_quant_conv(quantized.h if quantize else h)), quantized
 
 
 class Codebook(nn.Module):

@@ -1,7 +1,7 @@
 """What a run minimises. `train.py` knows only this contract, so one loop trains diffusion models and autoencoders.
 
 An objective has `model` (averaged by EMA and released), `trained` (all that a checkpoint must hold), `parts` (one optimizer
-each, in the order in which they are stepped), and `evaluate`.
+each, in the order in which they are stepped), `share_gradients` (called once, before the first step) and `evaluate`.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from . import ranks
 from .autoencoder import VQGAN
 from .condition import build_cond, upsample
 from .config import AutoencoderRun, DiffusionRun, VQGANConfig
@@ -43,12 +44,14 @@ class DiffusionObjective:
             raise UserError("loss.lpips is set but lpips_weights is not: name a file with AlexNet and LPIPS weights.")
         self.run, self.autoencoder, self.lpips = run, autoencoder, lpips
         self.process = build_process(run.process)
-        self.model = build_network(run.network)
-        self.trained = self.model
+        self.trained = self.model = self.network = build_network(run.network)
         self.parts = [Part("network", list(self.model.parameters()), self.loss)]
 
+    def share_gradients(self) -> None:
+        self.network = ranks.share_gradients(self.model)
+
     def denoise(self, z_t: Tensor, t: Tensor, cond: Tensor) -> Tensor:
-        return self.model(self.process.model_input(z_t, t), self.process.model_t(t), cond)
+        return self.network(self.process.model_input(z_t, t), self.process.model_t(t), cond)
 
     @torch.no_grad()
     def latents(self, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -111,17 +114,21 @@ class AutoencoderObjective:
             self.trained["discriminator"] = self.discriminator
             parameters = list(self.discriminator.parameters())
             self.parts.append(Part("discriminator", parameters, self.discriminator_loss, cfg.adversarial_start))
+        self.network, self.critic = self.model, self.discriminator  # as called in training: see share_gradients
         self._made: deque[tuple[Tensor, Tensor]] = deque()  # (real, fake) of this step, for the discriminator's part
+
+    def share_gradients(self) -> None:
+        self.network = ranks.share_gradients(self.model, some_unused=True)  # the codebook, before it begins
+        if self.discriminator is not None:
+            self.critic = ranks.share_gradients(self.discriminator)
 
     def loss(self, batch: Batch, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         cfg, x = self.run.loss, batch.hr
         usage: CodeUsage = self.trained["usage"]
-        quantized = None
-        if step < cfg.codebook_start:
-            fake = self.model.reconstruct_unquantized(x)
-        else:
+        quantizes = step >= cfg.codebook_start
+        if quantizes:
             usage.start(self.model, x, generator)
-            fake, quantized = self.model.reconstruct(x)
+        fake, quantized = self.network(x, quantizes)
         logged = {"l1": F.l1_loss(fake.float(), x)}
         reconstruction = cfg.l1 * logged["l1"]
         if cfg.lpips:
@@ -143,7 +150,7 @@ class AutoencoderObjective:
         """Hinge loss on the reconstruction that the autoencoder's part has just made of this batch."""
         real, fake = self._made.popleft()
         self.discriminator.requires_grad_(True)
-        on_real, on_fake = self.discriminator(real).float(), self.discriminator(fake).float()
+        on_real, on_fake = self.critic(real).float(), self.critic(fake).float()
         hinge = 0.5 * (F.relu(1 - on_real).mean() + F.relu(1 + on_fake).mean())
         return hinge, {"hinge": hinge.detach()}
 
@@ -155,9 +162,7 @@ class AutoencoderObjective:
         return (wanted / (given + 1e-4)).clamp(0, 1e4).detach()
 
     def evaluate(self, hr: Tensor, lr: Tensor, generator: torch.Generator) -> Tensor:
-        if not self.trained["usage"].initialised:
-            return self.model.reconstruct_unquantized(hr)
-        return self.model.reconstruct(hr)[0]
+        return self.model(hr, bool(self.trained["usage"].initialised))[0]
 
 
 class CodeUsage(nn.Module):
@@ -174,18 +179,18 @@ class CodeUsage(nn.Module):
         if self.initialised:
             return
         codes = model.quantize.embedding.weight
-        codes.copy_(self._random_rows(model, x, len(codes), generator))
+        codes.copy_(ranks.of_first(self._random_rows(model, x, len(codes), generator)))
         self.initialised.fill_(True)
 
     @torch.no_grad()
     def update(self, model: VQGAN, quantized, x: Tensor, revive_after: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """-> (share of the codebook chosen in this batch, codes moved: none of a frozen codebook)."""
         codes = model.quantize.embedding.weight
-        chosen = torch.bincount(quantized.indices, minlength=len(self.idle)) > 0
+        chosen = ranks.anywhere(torch.bincount(quantized.indices, minlength=len(self.idle)) > 0)
         self.idle.add_(1).masked_fill_(chosen, 0)
         dead = (self.idle >= revive_after).nonzero().flatten() if codes.requires_grad else []
         if len(dead):
-            codes[dead] = self._random_rows(model, x, len(dead), generator)
+            codes[dead] = ranks.of_first(self._random_rows(model, x, len(dead), generator))
             self.idle[dead] = 0
         return chosen.float().mean(), torch.tensor(float(len(dead)))
 

@@ -1,15 +1,14 @@
 """The training loop, the file to read first: data -> objective -> optimizer -> EMA -> log, validation, checkpoint.
 
-Every random choice is a function of (seed, step, rank) or is in the checkpoint, so a run that was killed and started again by
-the same command ends with the same weights, bit for bit on CPU in fp32, as one that was never stopped. `metrics.jsonl` is the
-one log.
+Every random choice is a function of the seed and of a micro-batch's number in the run, so there is no random state to keep: a
+run that was killed and started again by the same command ends with the same weights, bit for bit on CPU in fp32, as one that was
+never stopped, and n processes under torchrun train as one process that accumulates n micro-batches. `metrics.jsonl` is the log.
 """
 
 from __future__ import annotations
 
 import json
 import math
-import os
 import platform
 import sys
 import time
@@ -18,7 +17,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from . import __version__
+from . import __version__, ranks
 from .checkpoint import (
     Checkpoint,
     find_model,
@@ -47,10 +46,12 @@ class TrainingError(UserError, RuntimeError):
 
 def train(run: Run, run_dir: Path) -> None:
     """Train `run` to its last step in `run_dir`, resuming from the newest whole checkpoint there. Writes `run_dir/model`."""
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise TrainingError("Training on several devices is not supported yet; start tools/train.py without torchrun.")
-    cfg = run.train
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    with ranks.start() as rank:
+        _train(run, run_dir, rank)
+
+
+def _train(run: Run, run_dir: Path, rank: ranks.Rank) -> None:
+    cfg, device = run.train, rank.device
     layout = torch.channels_last if cfg.channels_last else torch.contiguous_format
     torch.manual_seed(run.seed)
     if isinstance(run, DiffusionRun):
@@ -65,7 +66,7 @@ def train(run: Run, run_dir: Path) -> None:
         objective = DiffusionObjective(run, autoencoder, lpips)
         if run.data.cache_latents:
             data = LatentDataset(data, autoencoder, run.data.cache_latents)
-    val = validation_pairs(run.data, scale, cfg.val_images, cfg.val_crop)
+    val = validation_pairs(run.data, scale, cfg.val_images, cfg.val_crop) if rank.is_first else []
 
     if cfg.init_from:
         load_weights(objective.model, find_model(cfg.init_from) / "model.safetensors")
@@ -74,24 +75,25 @@ def train(run: Run, run_dir: Path) -> None:
         parameter.requires_grad_(not name.startswith(cfg.freeze))
     if cfg.compile:
         compile_blocks(objective.model)
+    objective.share_gradients()
     optimizers = [_optimizer(cfg, [p for p in part.parameters if p.requires_grad]) for part in objective.parts]
     ema = [p.detach().clone() for p in objective.model.parameters()]
     step = _resume(run, run_dir, objective, optimizers, ema)
-    log = Log(run_dir, step, cfg.steps)
-    log.line(
-        f"{sum(p.numel() for p in objective.model.parameters()):,} parameters, {len(data)} pictures, {device}, from step {step}"
-    )
+    log = Log(run_dir, step, cfg.steps, rank.is_first)
+    parameters = sum(p.numel() for p in objective.model.parameters())
+    log.line(f"{parameters:,} parameters, {len(data)} pictures, {rank.world} x {device.type}, from step {step}")
 
     while step < cfg.steps:
         scalars: dict[str, Tensor] = {}
-        generator = torch.Generator(device).manual_seed(_seed(run.seed, step))
+        numbers = [(step * cfg.accumulate + i) * rank.world + rank.number for i in range(cfg.accumulate)]  # of the micro-batches
         with _autocast(cfg, device):
-            first = step * cfg.accumulate
-            batches = [data.batch(i, cfg.batch_size).to(device, layout) for i in range(first, first + cfg.accumulate)]
+            batches = [data.batch(number, cfg.batch_size).to(device, layout) for number in numbers]
         for part, optimizer in zip(objective.parts, optimizers):
             if step < part.start:
                 continue
-            for batch in batches:
+            for number, batch in zip(numbers, batches):
+                torch.manual_seed(_seed(run.seed, number, 0))  # dropout
+                generator = torch.Generator(device).manual_seed(_seed(run.seed, number, 1))
                 with _autocast(cfg, device):
                     loss, logged = part.loss(batch, step, generator)
                 (loss / cfg.accumulate).backward()
@@ -112,14 +114,16 @@ def train(run: Run, run_dir: Path) -> None:
         torch._foreach_lerp_(ema, [p.detach() for p in objective.model.parameters()], 1 - decay)
 
         if step % cfg.log_every == 0 or step == cfg.steps:
-            log(step, {k: v.detach().item() for k, v in scalars.items()} | {"learning_rate": learning_rate(cfg, step - 1)})
+            means = {name: ranks.mean(value.detach()).item() for name, value in scalars.items()}
+            log(step, means | {"learning_rate": learning_rate(cfg, step - 1)})
         if val and (step % cfg.val_every == 0 or step == cfg.steps):
             with _averaged(objective.model, ema), _autocast(cfg, device):
                 log(step, validate(objective, val, lpips, device, run_dir / "samples" / f"step-{step:08d}.png", run.seed))
-        if step % cfg.save_every == 0 or step == cfg.steps:
+        if rank.is_first and (step % cfg.save_every == 0 or step == cfg.steps):
             _save(run, run_dir, step, objective, optimizers, ema)
-    with _averaged(objective.model, ema):
-        release(run, run_dir / "model", objective)
+    if rank.is_first:
+        with _averaged(objective.model, ema):
+            release(run, run_dir / "model", objective)
     log.line(f"done: {run_dir / 'model'}")
 
 
@@ -147,9 +151,6 @@ def _save(run: Run, run_dir: Path, step: int, objective, optimizers: list, ema: 
     tensors |= {f"ema.{i}": v for i, v in enumerate(ema)}
     for part, optimizer in zip(objective.parts, optimizers):
         tensors |= flatten_optimizer(part.name, optimizer)
-    tensors["rng.cpu"] = torch.get_rng_state()
-    if torch.cuda.is_available():
-        tensors["rng.cuda"] = torch.cuda.get_rng_state()
     versions = {"ldm_dream": __version__, "torch": torch.__version__, "python": platform.python_version()}
     meta = {"config": dump_config(run), "versions": versions, "command": " ".join(sys.argv)}
     save_checkpoint(run_dir, step, tensors, meta, run.train.keep_checkpoints)
@@ -168,9 +169,6 @@ def _resume(run: Run, run_dir: Path, objective, optimizers: list, ema: list[Tens
         average.copy_(found.tensors[f"ema.{i}"])
     for part, optimizer in zip(objective.parts, optimizers):
         restore_optimizer(part.name, optimizer, found.tensors)
-    torch.set_rng_state(found.tensors["rng.cpu"])
-    if torch.cuda.is_available() and "rng.cuda" in found.tensors:
-        torch.cuda.set_rng_state(found.tensors["rng.cuda"])
     return found.step
 
 
@@ -199,14 +197,16 @@ class _averaged:  # noqa: N801
 
 
 class Log:
-    """One call writes the numbers to `metrics.jsonl` and a line to stdout."""
+    """One call writes the numbers to `metrics.jsonl` and a line to stdout; nothing unless this is the run's first process."""
 
-    def __init__(self, run_dir: Path, step: int, steps: int):
+    def __init__(self, run_dir: Path, step: int, steps: int, active: bool):
         run_dir.mkdir(parents=True, exist_ok=True)
-        self.path, self.steps = run_dir / "metrics.jsonl", steps
+        self.path, self.steps, self.active = run_dir / "metrics.jsonl", steps, active
         self.since, self.at = time.monotonic(), step
 
     def __call__(self, step: int, scalars: dict[str, float]) -> None:
+        if not self.active:
+            return
         row = {"step": step, **scalars}
         if step > self.at:
             now = time.monotonic()
@@ -217,10 +217,10 @@ class Log:
             file.write(json.dumps(row) + "\n")
         self.line("  ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in row.items()))
 
-    @staticmethod
-    def line(text: str) -> None:
-        sys.stdout.write(text + "\n")
-        sys.stdout.flush()
+    def line(self, text: str) -> None:
+        if self.active:
+            sys.stdout.write(text + "\n")
+            sys.stdout.flush()
 
 
 def _optimizer(cfg: TrainConfig, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:

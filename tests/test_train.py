@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from runs import VQGAN_TINY, diffusion_run, pictures
+from runs import VQGAN_TINY, autoencoder_folder, diffusion_run, pictures
 from safetensors.torch import load_file
 
 from ldm_dream.checkpoint import load_autoencoder, load_model, resolve_autoencoder
@@ -81,21 +81,36 @@ def test_a_folder_of_another_run_is_refused(tmp_path):
         train(other, tmp_path / "run")
 
 
-def test_an_autoencoder_run_trains_its_codebook_and_its_discriminator(tmp_path):
-    pytest.importorskip("taming.modules.discriminator.model", reason="taming-transformers (extra `train`) is not installed")
-    run = AutoencoderRun(
+def autoencoder_run(tmp_path, **loss) -> AutoencoderRun:
+    return AutoencoderRun(
         task="autoencoder",
         autoencoder=VQGAN_TINY,
-        loss={"lpips": 0.0, "codebook_start": 2, "adversarial": 0.5, "adversarial_start": 3},
+        loss={"lpips": 0.0} | loss,
         data={"train": (str(pictures(tmp_path / "hr")),), "patch": 32},
         train={"steps": 6, "batch_size": 2, "precision": "fp32", "log_every": 1, "save_every": 6, "learning_rate": 1e-3},
     )
+
+
+def test_an_autoencoder_run_trains_its_codebook_and_its_discriminator(tmp_path):
+    pytest.importorskip("taming.modules.discriminator.model", reason="taming-transformers (extra `train`) is not installed")
+    run = autoencoder_run(tmp_path, codebook_start=2, adversarial=0.5, adversarial_start=3)
     train(run, tmp_path / "run")
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert ["codes_used" in row for row in rows] == [False, False, True, True, True, True]
     assert ["adversarial" in row for row in rows] == [False, False, False, True, True, True]
     assert ["hinge" in row for row in rows] == [False, False, False, True, True, True]
     assert rows[3]["hinge"] > 0 and rows[3]["grad_norm/discriminator"] > 0
+
+
+def test_frozen_parameters_stay_and_fine_tuning_keeps_the_codebook(tmp_path):
+    run = autoencoder_run(tmp_path)
+    start = autoencoder_folder(tmp_path / "start")
+    tuned = run.train.model_copy(update={"init_from": str(start), "freeze": ("encoder", "quant_conv", "quantize"), "steps": 2})
+    train(run.model_copy(update={"train": tuned}), tmp_path / "run")
+    before, after = (load_file(folder / "model.safetensors") for folder in (start, tmp_path / "run" / "model"))
+    for name in before:
+        moved = not torch.equal(before[name], after[name])
+        assert moved == name.startswith(("decoder", "post_quant_conv")), name
 
 
 def test_dead_codes_are_moved_onto_latents():
@@ -108,7 +123,7 @@ def test_dead_codes_are_moved_onto_latents():
     with torch.no_grad():
         model.quantize.embedding.weight.fill_(1e3)
         model.quantize.embedding.weight[0] = 0
-    used, moved = usage.update(model, model.reconstruct(x)[1], x, 1, generator)
+    used, moved = usage.update(model, model(x)[1], x, 1, generator)
     assert used == 1 / VQGAN_TINY.n_embed and moved == VQGAN_TINY.n_embed - 1
     assert model.quantize.embedding.weight.abs().max() < 1e2
 
@@ -134,7 +149,18 @@ def test_learning_rate_warms_up_and_follows_the_cosine(step, want):
     assert learning_rate(cfg, step) == pytest.approx(want, abs=1e-9)
 
 
-def test_several_processes_are_refused_in_one_sentence(tmp_path, monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(TrainingError, match="several devices"):
-        train(diffusion_run(tmp_path), tmp_path / "run")
+@pytest.mark.parametrize("kind", ["diffusion", "autoencoder"])
+def test_two_processes_train_as_one_that_accumulates_two_batches(tmp_path, kind):
+    run = diffusion_run(tmp_path) if kind == "diffusion" else autoencoder_run(tmp_path)
+    config = tmp_path / "run.yaml"
+    config.write_text(dump_config(run))
+    one = [sys.executable, ROOT / "tools/train.py", config, "--run-dir", tmp_path / "one", "--set", "train.accumulate=2"]
+    two = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", ROOT / "tools/train.py"]
+    for command in (one, [*two, config, "--run-dir", tmp_path / "two"]):
+        done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+        assert done.returncode == 0, done.stderr
+    want, got = (load_file(tmp_path / name / "model" / "model.safetensors") for name in ("one", "two"))
+    for name, value in want.items():
+        torch.testing.assert_close(got[name], value, atol=1e-6, rtol=1e-5)
+    rows = [json.loads(line) for line in (tmp_path / "two" / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows if any(key.startswith("loss/") for key in row)] == [1, 2, 3, 4, 5, 6]

@@ -24,10 +24,9 @@ class LatentDataset:
     def __len__(self) -> int:
         return len(self.pairs)
 
-    def batch(self, step: int, batch_size: int, rank: int = 0, world: int = 1) -> Batch:
-        """As PairDataset.batch, a function of its arguments alone: of what was visited before only the time it takes."""
-        first = (step * world + rank) * batch_size
-        numbers = [self._number(n) for n in range(first, first + batch_size)]
+    def batch(self, number: int, batch_size: int) -> Batch:
+        """As PairDataset.batch, a function of its arguments alone: what was visited before only saves time."""
+        numbers = [self._number(n) for n in range(number * batch_size, (number + 1) * batch_size)]
         batch = self.pairs.samples(numbers)
         latents = [self._latents(n, batch.hr[i : i + 1], batch.lr[i : i + 1]) for i, n in enumerate(numbers)]
         z0, z_lr = torch.stack(latents).unbind(1)

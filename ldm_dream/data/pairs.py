@@ -104,10 +104,9 @@ class PairDataset:
         """Number of pictures: an epoch is one patch from each."""
         return len(self.files)
 
-    def batch(self, step: int, batch_size: int, rank: int = 0, world: int = 1) -> Batch:
-        """The samples of one rank at one step; equal arguments give equal tensors, in any order of calls."""
-        first = (step * world + rank) * batch_size
-        return self.samples(range(first, first + batch_size))
+    def batch(self, number: int, batch_size: int) -> Batch:
+        """Batch number 0, 1, .. of the run; equal arguments give equal tensors, in any order of calls."""
+        return self.samples(range(number * batch_size, (number + 1) * batch_size))
 
     def samples(self, numbers: Iterable[int]) -> Batch:
         """The samples of these numbers, as one batch."""

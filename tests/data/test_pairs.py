@@ -30,7 +30,7 @@ def config(folder, **knobs) -> DataConfig:
 
 
 def test_shapes_and_ranges(folder):
-    batch = PairDataset(config(folder), scale=4, seed=0).batch(step=3, batch_size=5)
+    batch = PairDataset(config(folder), scale=4, seed=0).batch(3, 5)
     assert batch.hr.shape == (5, 3, 16, 16) and batch.lr.shape == (5, 3, 4, 4) and len(batch.draws) == 5
     assert batch.hr.dtype == batch.lr.dtype == torch.float32
     assert batch.hr.min() >= -1 and batch.hr.max() <= 1 and batch.hr.std() > 0.3
@@ -45,13 +45,6 @@ def test_a_batch_depends_on_seed_and_step_and_not_on_history(folder):
     other = PairDataset(config(folder), scale=4, seed=8).batch(5, 3)
     assert not torch.equal(other.hr, resumed.hr)
     assert not torch.equal(history[4].hr, resumed.hr)
-
-
-def test_ranks_share_the_samples_of_one_larger_batch(folder):
-    data = PairDataset(config(folder), scale=4, seed=0)
-    whole = data.batch(step=2, batch_size=6)
-    parts = [data.batch(step=2, batch_size=3, rank=rank, world=2) for rank in range(2)]
-    assert torch.equal(torch.cat([p.hr for p in parts]), whole.hr)
 
 
 def test_an_epoch_shows_each_picture_once_and_the_next_one_in_another_order(folder):

@@ -25,7 +25,7 @@ def run(case: dict, io: dict, weights: dict) -> dict:
         "decode_h": model.decode(h),
         "decode_zq_force_not_quantize": model.decode(z_q, quantize=False),
         "decode_h_force_not_quantize": model.decode(h, quantize=False),
-        "forward": model.reconstruct(io["in.image"])[0],
+        "forward": model(io["in.image"])[0],
     }
     out |= losses(model, h.detach(), io)
     out["emb_loss"] = out["old_VectorQuantizer.loss"] = out["codebook_loss.legacy_True"]
