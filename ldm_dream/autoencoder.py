@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from dream_kernels import vq_lookup
 
-from .config import AutoencoderConfig, TAESDConfig, VQGANConfig
+from .config_models import AutoencoderConfig, TAESDConfig, VQGANConfig
 
 
 def build_autoencoder(cfg: AutoencoderConfig) -> nn.Module:

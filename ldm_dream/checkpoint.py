@@ -21,7 +21,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from .autoencoder import build_autoencoder
-from .config import AutoencoderConfig, DiffusionRun, PixelConfig, Run, VQGANConfig, dump_config, validate
+from .config import DiffusionRun, Run, dump_config, validate
+from .config_models import AutoencoderConfig, PixelConfig, VQGANConfig
 from .errors import UserError
 from .networks import build_network
 from .process import Process, build_process

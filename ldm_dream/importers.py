@@ -20,7 +20,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from .autoencoder import build_autoencoder
-from .config import AutoencoderRun, DiffusionRun, ResidualShiftConfig, ResShiftNetConfig, Run, TAESDConfig, VQGANConfig
+from .config import AutoencoderRun, DiffusionRun, Run
+from .config_models import ResidualShiftConfig, ResShiftNetConfig, TAESDConfig, VQGANConfig
 from .errors import UserError
 from .networks import build_network
 

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from . import ranks
 from .autoencoder import VQGAN
 from .condition import build_cond, upsample
-from .config import AutoencoderRun, DiffusionRun, VQGANConfig
+from .config import AutoencoderRun, DiffusionRun
+from .config_models import VQGANConfig
 from .data.pairs import Batch
 from .errors import UserError
 from .loss import diffusion_loss

@@ -20,7 +20,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from .config import DDPMConfig, FlowConfig, ProcessConfig, ResidualShiftConfig
+from .config_models import DDPMConfig, FlowConfig, ProcessConfig, ResidualShiftConfig
 from .errors import UserError
 
 PREDICTIONS = ("eps", "z0", "v")

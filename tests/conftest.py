@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from ldm_dream.config import DDPMConfig, FlowConfig, ResidualShiftConfig
+from ldm_dream.config_models import DDPMConfig, FlowConfig, ResidualShiftConfig
 from ldm_dream.process import build_process
 
 SHARED = Path(__file__).resolve().parents[1].parent / "shared"

@@ -7,7 +7,8 @@ import torch
 
 from ldm_dream.autoencoder import VQGAN
 from ldm_dream.checkpoint import save_model
-from ldm_dream.config import AutoencoderRun, DiffusionRun, VQGANConfig
+from ldm_dream.config import AutoencoderRun, DiffusionRun
+from ldm_dream.config_models import VQGANConfig
 from ldm_dream.data.images import Image, write_image
 
 VQGAN_TINY = VQGANConfig(

@@ -7,7 +7,8 @@ from runs import VQGAN_TINY as LOCAL
 
 from ldm_dream.autoencoder import TAESD, VQGAN, Attention, Pixel, build_autoencoder
 from ldm_dream.checkpoint import ModelError, resolve_autoencoder, save_model
-from ldm_dream.config import AutoencoderRun, PixelConfig, TAESDConfig, VQGANConfig
+from ldm_dream.config import AutoencoderRun
+from ldm_dream.config_models import PixelConfig, TAESDConfig, VQGANConfig
 from ldm_dream.data.images import from_tensor, read_image, to_tensor
 from ldm_dream.errors import UserError
 from ldm_dream.importers import load_published

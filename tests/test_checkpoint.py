@@ -13,7 +13,7 @@ from ldm_dream.checkpoint import (
     save_checkpoint,
     save_model,
 )
-from ldm_dream.config import VQGANConfig
+from ldm_dream.config_models import VQGANConfig
 from ldm_dream.networks import build_network
 
 

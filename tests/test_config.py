@@ -8,17 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ldm_dream.config import (
-    AutoencoderRun,
-    ConfigError,
-    DDPMConfig,
-    DiffusionRun,
-    FlowConfig,
-    ResidualShiftConfig,
-    VQGANConfig,
-    dump_config,
-    load_config,
-)
+from ldm_dream.config import AutoencoderRun, ConfigError, DiffusionRun, dump_config, load_config
+from ldm_dream.config_models import DDPMConfig, FlowConfig, ResidualShiftConfig, VQGANConfig
 from ldm_dream.errors import UserError
 
 

@@ -15,7 +15,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ldm_dream.autoencoder import build_autoencoder
-from ldm_dream.config import ResShiftNetConfig, VQGANConfig, load_config
+from ldm_dream.config import load_config
+from ldm_dream.config_models import ResShiftNetConfig, VQGANConfig
 from ldm_dream.importers import CheckpointImportError, import_state, load_published, published_run
 from ldm_dream.networks import build_network
 from ldm_dream.networks.resshift import SwinBlock, relative_position_index, shift_mask

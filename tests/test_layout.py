@@ -19,7 +19,7 @@ PACKAGES = {"ldm_dream": ROOT / "ldm_dream", "dream_kernels": ROOT / "kernels/dr
 SOURCES = [p for folder in ("ldm_dream", "kernels", "tools", "benchmarks") for p in sorted((ROOT / folder).rglob("*.py"))]
 CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
 DOCUMENTS = [p for p in sorted(ROOT.glob("*.md")) if p.name != "CHANGELOG.md"]  # history may name what is gone
-BASICS = ["errors", "config", "config_errors"]
+BASICS = ["errors", "config", "config_errors", "config_models"]
 
 # module -> (modules of ours it may import, packages of others); the first pattern that fits counts
 IMPORT_RULES = {

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from ldm_dream.config import ResidualShiftConfig
+from ldm_dream.config_models import ResidualShiftConfig
 from ldm_dream.loss import diffusion_loss, dream, evaluating
 from ldm_dream.process import PREDICTIONS, build_process
 

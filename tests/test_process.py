@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ldm_dream.config import DDPMConfig, FlowConfig, ResidualShiftConfig
+from ldm_dream.config_models import DDPMConfig, FlowConfig, ResidualShiftConfig
 from ldm_dream.process import PREDICTIONS, ProcessError, ResidualShift, build_process, exponential_sqrt_eta
 
 F64 = torch.float64

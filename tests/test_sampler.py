@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from ldm_dream.config import DDPMConfig, FlowConfig, ResidualShiftConfig
+from ldm_dream.config_models import DDPMConfig, FlowConfig, ResidualShiftConfig
 from ldm_dream.process import ResidualShift, build_process
 from ldm_dream.sampler import KINDS, SamplerError, sample, sample_steps, timesteps
 

@@ -10,15 +10,8 @@ import torch
 from ldm_dream import upscale as upscale_module
 from ldm_dream.autoencoder import build_autoencoder
 from ldm_dream.condition import build_cond, upsample
-from ldm_dream.config import (
-    DDPMConfig,
-    DiffusionRun,
-    PixelConfig,
-    ResidualShiftConfig,
-    ResShiftNetConfig,
-    SamplerConfig,
-    VQGANConfig,
-)
+from ldm_dream.config import DiffusionRun
+from ldm_dream.config_models import DDPMConfig, PixelConfig, ResidualShiftConfig, ResShiftNetConfig, SamplerConfig, VQGANConfig
 from ldm_dream.data.degrade import imresize_to
 from ldm_dream.data.images import Image, ImageError
 from ldm_dream.networks import build_network

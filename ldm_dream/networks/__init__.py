@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from ..config import ResShiftNetConfig
+from ..config_models import ResShiftNetConfig
 from .resshift import ResBlock, ResShiftNet, SwinBlock
 
 NETWORKS = {"resshift": ResShiftNet}

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..config import ResShiftNetConfig
+from ..config_models import ResShiftNetConfig
 from ..layers import GROUPS, Downsample, Upsample, make_norm, timestep_embedding
 
 BLOCKED = -100.0  # added to the logits of pairs that a shift mask separates, as published; finite, so 16-bit softmax stays finite

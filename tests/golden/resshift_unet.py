@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ldm_dream.config import ResShiftNetConfig
+from ldm_dream.config_models import ResShiftNetConfig
 from ldm_dream.importers import RESSHIFT, translate
 from ldm_dream.networks import build_network
 from ldm_dream.networks.resshift import SwinLayer

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 
 from ldm_dream.autoencoder import VQGAN
-from ldm_dream.config import VQGANConfig
+from ldm_dream.config_models import VQGANConfig
 
 BETA = 0.25  # VectorQuantizer2's default, which both cases use
 

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ldm_dream.config import ResShiftNetConfig
+from ldm_dream.config_models import ResShiftNetConfig
 from ldm_dream.layers import GroupNorm, LayerNorm, timestep_embedding
 from ldm_dream.networks import REPEATED_BLOCKS, build_network, compile_blocks
 from ldm_dream.networks import resshift as module

@@ -9,7 +9,8 @@ import pytest
 
 from ldm_dream import batch
 from ldm_dream.checkpoint import save_model
-from ldm_dream.config import DiffusionRun, ResidualShiftConfig, ResShiftNetConfig
+from ldm_dream.config import DiffusionRun
+from ldm_dream.config_models import ResidualShiftConfig, ResShiftNetConfig
 from ldm_dream.data.images import Image, read_image, write_image
 from ldm_dream.networks import build_network
 
