@@ -31,6 +31,7 @@ class Pixel(nn.Module):
 
     factor = 1
     channels = 3
+    bound = 1.0  # |z| of a picture: samplers clip to it
 
     def encode(self, x: Tensor) -> Tensor:
         return x
@@ -48,6 +49,8 @@ class Quantized(NamedTuple):
 
 class VQGAN(nn.Module):
     """VQGAN; at the config's defaults LDM's vq-f4 with 55,322,782 parameters."""
+
+    bound = None
 
     def __init__(self, cfg: VQGANConfig):
         super().__init__()
@@ -264,6 +267,7 @@ class TAESD(nn.Module):
     """
 
     factor = 8
+    bound = None
 
     def __init__(self, cfg: TAESDConfig):
         super().__init__()

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError, model_validator
 
 from .config_errors import explain
 from .config_models import (
@@ -63,7 +63,7 @@ class DataConfig(Strict):
     val: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()  # parts of a path that leave a picture out
     patch: int = Field(128, ge=8)  # HR pixels a side
-    augment: bool = True  # the eight flips and rotations
+    augment: Literal["none", "hflip", "dihedral"] = "dihedral"  # hflip: left and right swapped; dihedral: all 8 flips and turns
     max_bad_fraction: float = Field(0.1, ge=0, le=1)  # more unreadable files than this stop the run
     cache_latents: int = Field(0, ge=0)  # train on so many fixed patches, each encoded once and kept in memory; 0 = off
 
@@ -112,6 +112,12 @@ class DiffusionRun(Strict):
     data: DataConfig = DataConfig()
     train: TrainConfig = TrainConfig()
     lpips_weights: str | None = None  # AlexNet + LPIPS heads as one state dict, for losses and validation
+
+    @model_validator(mode="after")
+    def _regression_has_nothing_to_rectify(self):
+        if self.process.kind == "regression" and (self.prediction != "z0" or self.loss.strength):
+            raise ValueError("process.kind=regression has no noise; set prediction: z0 and loss.strength: 0")
+        return self
 
 
 class AutoencoderRun(Strict):

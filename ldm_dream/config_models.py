@@ -5,7 +5,8 @@ Adding a network = its class here, with the paper's values as defaults, and its 
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+import math
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -92,7 +93,29 @@ class ResShiftNetConfig(Strict):
     legacy_mask: bool = False  # the published weights were trained with a wrong shift mask: they need True
 
 
-NetworkConfig = ResShiftNetConfig  # a union told apart by `kind`, once there are several
+class SR3Config(Strict):
+    """U-Net of SR3 (published 16 -> 128 face defaults: 97,807,491 parameters)."""
+
+    kind: Literal["sr3"] = "sr3"
+    image_size: int = Field(128, ge=1)  # training size of z_t: decides which levels have attention
+    in_channels: int = Field(3, ge=1)  # channels of z_t
+    out_channels: int = Field(3, ge=1)
+    cond_channels: int = Field(3, ge=0)  # channels of the condition, concatenated before z_t
+    inner_channel: int = Field(64, ge=2, multiple_of=2)
+    channel_mults: tuple[int, ...] = (1, 2, 4, 8, 8)
+    res_blocks: int = Field(2, ge=1)
+    attn_res: tuple[int, ...] = (16,)  # feature sizes (at image_size) with attention after each block; the middle always has it
+    norm_groups: int = Field(32, ge=1)
+    dropout: float = Field(0.2, ge=0, lt=1)
+
+    cond_factor: ClassVar[int] = 1  # size of the condition over size of z_t
+
+    @property
+    def channel_gcd(self) -> int:
+        return math.gcd(*self.channel_mults)
+
+
+NetworkConfig = Annotated[ResShiftNetConfig | SR3Config, Field(discriminator="kind")]
 
 
 class DDPMConfig(Strict):
@@ -104,6 +127,7 @@ class DDPMConfig(Strict):
     beta_end: float = Field(1e-2, gt=0, lt=1)
     schedule: Literal["linear", "sqrt_linear"] = "linear"  # sqrt_linear: linear in sqrt(beta), what LDM calls "linear"
     respace: int | None = Field(None, ge=1)  # paper's latent SR: 50 of 2000
+    continuous: bool = False  # training draws sqrt(abar) between two neighbouring steps, which one batch shares, as SR3 does
 
 
 class ResidualShiftConfig(Strict):
@@ -125,7 +149,13 @@ class FlowConfig(Strict):
     num_timesteps: int = Field(1000, ge=2)
 
 
-ProcessConfig = Annotated[DDPMConfig | ResidualShiftConfig | FlowConfig, Field(discriminator="kind")]
+class RegressionConfig(Strict):
+    """No diffusion: z_t is the enlarged LR picture, from which z0 is predicted in one call (Regression in DREAM's Table 2)."""
+
+    kind: Literal["regression"] = "regression"
+
+
+ProcessConfig = Annotated[DDPMConfig | ResidualShiftConfig | FlowConfig | RegressionConfig, Field(discriminator="kind")]
 
 
 class SamplerConfig(Strict):

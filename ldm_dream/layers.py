@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-GROUPS = 32  # of every group norm in the published U-Nets
+GROUPS = 32  # of the group norms in most published U-Nets
 
 
 def timestep_embedding(t: Tensor, width: int, max_period: float = 10_000.0) -> Tensor:
@@ -26,11 +26,34 @@ def timestep_embedding(t: Tensor, width: int, max_period: float = 10_000.0) -> T
     return F.pad(torch.cat([angles.cos(), angles.sin()], 1), (0, width % 2))
 
 
-class GroupNorm(nn.GroupNorm):
-    """32 groups over space, eps 1e-5; torch's kernels take the statistics of 16-bit features in fp32."""
+def noise_level_embedding(noise_level: Tensor, width: int) -> Tensor:
+    """noise_level a [B] -> float32 [B,width]: sin(a w_k) then cos(a w_k), w_k = 1e4 ** (-2k/width); a unscaled (SR3's code)."""
+    half = width // 2
+    frequencies = torch.exp(-math.log(1e4) / half * torch.arange(half, dtype=torch.float32, device=noise_level.device))
+    angles = noise_level.float()[:, None] * frequencies
+    return torch.cat([angles.sin(), angles.cos()], 1)
 
-    def __init__(self, channels: int):
-        super().__init__(GROUPS, channels, eps=1e-5)
+
+def pad_to_multiple(x: Tensor, multiple: int) -> Tensor:
+    """[B,C,H,W] -> both sides up to the next multiple at the bottom and right: reflected, replicated where too small for that."""
+    return pad(x, -x.shape[-2] % multiple, -x.shape[-1] % multiple)
+
+
+def pad(x: Tensor, down: int, right: int) -> Tensor:
+    """Rows `down` at the bottom, columns `right` at the right: reflected, replicated where x is too small for that."""
+    if down == right == 0:
+        return x
+    if x.shape[1] == 0:  # no condition: nothing to reflect
+        return x.new_empty(x.shape[0], 0, x.shape[2] + down, x.shape[3] + right)
+    reflectable = down < x.shape[-2] and right < x.shape[-1]
+    return F.pad(x, (0, right, 0, down), mode="reflect" if reflectable else "replicate")
+
+
+class GroupNorm(nn.GroupNorm):
+    """`groups` over space, eps 1e-5; torch's kernels take the statistics of 16-bit features in fp32."""
+
+    def __init__(self, channels: int, groups: int = GROUPS):
+        super().__init__(groups, channels, eps=1e-5)
 
     def forward(self, x: Tensor) -> Tensor:
         # torch returns contiguous features on CUDA, and fp32 ones under autocast; the next convolution wants neither

@@ -46,13 +46,16 @@ class DiffusionObjective:
         self.run, self.autoencoder, self.lpips = run, autoencoder, lpips
         self.process = build_process(run.process)
         self.trained = self.model = self.network = build_network(run.network)
+        if hasattr(self.model, "reset_parameters"):
+            self.model.reset_parameters()
         self.parts = [Part("network", list(self.model.parameters()), self.loss)]
 
     def share_gradients(self) -> None:
         self.network = ranks.share_gradients(self.model)
 
     def denoise(self, z_t: Tensor, t: Tensor, cond: Tensor) -> Tensor:
-        return self.network(self.process.model_input(z_t, t), self.process.model_t(t), cond)
+        told = self.process.model_t(t, self.model.sees_noise_level)
+        return self.network(self.process.model_input(z_t, t), told, cond)
 
     @torch.no_grad()
     def latents(self, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -65,7 +68,7 @@ class DiffusionObjective:
     def loss(self, batch: Batch, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         run, cfg = self.run, self.run.loss
         z0, z_lr = self.latents(batch)
-        t = torch.randint(self.process.num_timesteps, (len(z0),), generator=generator, device=z0.device)
+        t = self.process.draw(len(z0), generator)
         eps = torch.randn(z0.shape, generator=generator, device=z0.device)
         cond = build_cond(run, batch.lr, z_lr)
         result = diffusion_loss(
@@ -91,7 +94,7 @@ class DiffusionObjective:
         z_lr = self.autoencoder.encode(upsample(lr, run.scale)).float()
         z0 = sample(
             self.denoise, self.process, z_lr, build_cond(run, lr, z_lr), prediction=run.prediction, kind=run.sampler.kind,
-            steps=run.sampler.steps, eta=run.sampler.eta, generator=generator,
+            steps=run.sampler.steps, eta=run.sampler.eta, generator=generator, clip=self.autoencoder.bound,
         )  # fmt: skip
         return self.autoencoder.decode(z0)
 

@@ -4,6 +4,7 @@ A process is four numbers a step; all else follows here, once for every system:
     DDPM           a = sqrt(abar),  b = 0,    s = sqrt(1 - abar)     weight = sqrt(1 - abar)   (Ho 2020, Eq. 4; SR3, DREAM)
     ResidualShift  a = 1 - eta,     b = eta,  s = kappa sqrt(eta)    weight = sqrt(eta)        (ResShift, arXiv 2307.12348, Eq. 2)
     Flow           a = 1 - sigma,   b = 0,    s = sigma              weight = sigma            (rectified flow, arXiv 2209.03003)
+    Regression     a = 0,           b = 1,    s = 0                  weight = 0                (no diffusion: the baseline)
 Backwards, from step t to a less noisy step u (`t_prev`), every one of them takes the form of DDIM (arXiv 2010.02502, Eq. 12):
     z_u = a_u z0 + b_u z_lr + sqrt(s_u^2 - sigma^2) eps_hat + sigma n,     0 <= sigma^2 <= s_u^2 (1 - (carry s_u / s_t)^2)
 where carry is the factor of z_u in the forward step u -> t. The upper end is the exact posterior q(z_u | z_t, z0), which is
@@ -20,7 +21,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from .config_models import DDPMConfig, FlowConfig, ProcessConfig, ResidualShiftConfig
+from .config_models import DDPMConfig, FlowConfig, ProcessConfig, RegressionConfig, ResidualShiftConfig
 from .errors import UserError
 
 PREDICTIONS = ("eps", "z0", "v")
@@ -71,9 +72,15 @@ class Process:
 
     # -------------------------------------------------------------------------------- what the network sees
 
-    def model_t(self, t: Tensor) -> Tensor:
-        """Index -> ORIGINAL timestep, int64 [B]."""
+    def model_t(self, t: Tensor, noise_level: bool = False) -> Tensor:
+        """Index -> ORIGINAL timestep, int64 [B]; with `noise_level` the factor a itself, float32 [B] (SR3, IDM)."""
+        if noise_level:
+            return self.a(t)[:, 0, 0, 0]
         return self._table("model_t", t.device, torch.int64)[t]
+
+    def draw(self, count: int, generator: torch.Generator) -> Tensor:
+        """Steps to train on, on the generator's device: int64 [count], uniform over all."""
+        return torch.randint(self.num_timesteps, (count,), generator=generator, device=generator.device)
 
     def model_input(self, z_t: Tensor, t: Tensor) -> Tensor:
         """z_t as the network receives it."""
@@ -168,12 +175,41 @@ class DDPM(Process):
     """Variance-preserving process from abar (float64 [T]); `timesteps` keeps these steps of it (respacing).
 
     Keeping a subset of abar is the respaced chain with beta_i = 1 - abar_i / abar_prev (guided-diffusion, respace.py).
+    continuous: training draws noise levels between the steps, as SR3 does; such a step is a real t in [-1, T-1], at which
+    a = sqrt(abar) lies on the straight line between its neighbours and s = sqrt(1 - a^2).
     """
 
-    def __init__(self, alphas_cumprod: Tensor, timesteps: Tensor | None = None):
+    def __init__(self, alphas_cumprod: Tensor, timesteps: Tensor | None = None, continuous: bool = False):
         abar = alphas_cumprod.double() if timesteps is None else alphas_cumprod.double()[timesteps]
         s = (1 - abar).sqrt()
         super().__init__(abar.sqrt(), torch.zeros_like(s), s, s, timesteps)
+        self.continuous = continuous
+
+    def a(self, t: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+        return self._between(t).to(dtype) if t.is_floating_point() else super().a(t, dtype)
+
+    def b(self, t: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+        return super().b(t.long(), dtype)  # 0 everywhere
+
+    def s(self, t: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+        return (1 - self._between(t) ** 2).sqrt().to(dtype) if t.is_floating_point() else super().s(t, dtype)
+
+    def weight(self, t: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+        return self.s(t, dtype)
+
+    def draw(self, count: int, generator: torch.Generator) -> Tensor:
+        """With `continuous` float32 [count]: one step for all, and each at its own place between it and the step before."""
+        if not self.continuous:
+            return super().draw(count, generator)
+        step = super().draw(1, generator)
+        return step - torch.rand(count, generator=generator, device=generator.device)
+
+    def _between(self, t: Tensor) -> Tensor:
+        """sqrt(abar) at real t -> [B,1,1,1] float64 (float32 where the device has no float64)."""
+        dtype = torch.float32 if t.device.type == "mps" else torch.float64
+        below = t.floor()
+        low, high = (super(DDPM, self).a(step.long(), dtype) for step in (below, below + 1))
+        return torch.lerp(low, high, (t - below).to(dtype)[:, None, None, None])
 
 
 class ResidualShift(Process):
@@ -210,6 +246,25 @@ class Flow(Process):
         super().__init__(1 - sigma, torch.zeros_like(sigma), sigma, sigma)
 
 
+class Regression(Process):
+    """No noise: z_t = z_lr at the one step there is, from which a network predicts z0 directly. Prediction "z0" only."""
+
+    def __init__(self):
+        zero, one = torch.zeros(1, dtype=torch.float64), torch.ones(1, dtype=torch.float64)
+        super().__init__(zero, one, zero, zero)
+
+    def prior(self, z_lr: Tensor, eps: Tensor) -> Tensor:
+        return z_lr
+
+    def posterior_factors(self, t: Tensor, t_prev: Tensor) -> tuple[Tensor, Tensor]:
+        return torch.ones_like(self.a(t_prev, torch.float64)), torch.zeros_like(self.a(t_prev, torch.float64))
+
+    def to_eps(self, output: Tensor, z_t: Tensor, z_lr: Tensor, t: Tensor, prediction: str) -> Tensor:
+        if prediction != "z0":
+            raise ProcessError(f"prediction {prediction!r} has no meaning without noise; set prediction: z0.")
+        return torch.zeros_like(z_t)
+
+
 def linear_abar(num_timesteps: int, beta_start: float, beta_end: float, schedule: str = "linear") -> Tensor:
     """abar, float64 [T]. "linear": betas linear in t; "sqrt_linear": their square roots are (LDM calls that one "linear")."""
     if schedule == "linear":
@@ -236,11 +291,13 @@ def build_process(cfg: ProcessConfig) -> Process:
     """Config -> process."""
     if isinstance(cfg, DDPMConfig):
         abar = linear_abar(cfg.num_timesteps, cfg.beta_start, cfg.beta_end, cfg.schedule)
-        return DDPM(abar, None if cfg.respace is None else respaced(cfg.num_timesteps, cfg.respace))
+        return DDPM(abar, None if cfg.respace is None else respaced(cfg.num_timesteps, cfg.respace), cfg.continuous)
     if isinstance(cfg, ResidualShiftConfig):
         start = min(cfg.min_noise_level / cfg.kappa, cfg.min_noise_level)
         sqrt_eta = exponential_sqrt_eta(cfg.num_timesteps, start, cfg.sqrt_eta_end, cfg.power)
         return ResidualShift(sqrt_eta, cfg.kappa, cfg.normalize_input)
+    if isinstance(cfg, RegressionConfig):
+        return Regression()
     assert isinstance(cfg, FlowConfig), f"no process for {type(cfg).__name__}"
     return Flow(cfg.num_timesteps)
 

@@ -154,7 +154,8 @@ class Upscaler:
         cond = build_cond(run, lr, z_lr)
 
         def denoise(z_t: Tensor, t: Tensor, cond: Tensor) -> Tensor:
-            z_in, step = process.model_input(z_t, t), process.model_t(t)[:1]  # one step for all pictures
+            z_in = process.model_input(z_t, t)
+            step = process.model_t(t, self.network.sees_noise_level)[:1]  # one for all pictures
             return tiles.map(lambda z, c: self._predict(z, step, c), z_in, cond, batch_size=batch_size)
 
         z0 = sample(
@@ -166,6 +167,7 @@ class Upscaler:
             kind=sampling.kind,
             steps=sampling.steps,
             eta=run.sampler.eta,
+            clip=self.autoencoder.bound,
             noise=shared_noise(sampling.seed, z_lr),
         )
         return tiles.map(self._decode, z0, batch_size=batch_size), base

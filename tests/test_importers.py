@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ldm_dream.autoencoder import build_autoencoder
 from ldm_dream.config import load_config
-from ldm_dream.config_models import ResShiftNetConfig, VQGANConfig
+from ldm_dream.config_models import ResShiftNetConfig, SR3Config, VQGANConfig
 from ldm_dream.importers import CheckpointImportError, import_state, load_published, published_run
 from ldm_dream.networks import build_network
 from ldm_dream.networks.resshift import SwinBlock, relative_position_index, shift_mask
@@ -120,10 +120,31 @@ def test_full_size_vqgan_layouts_are_recognised_whole(name, parameters):
     assert set(state) == {key for key in entry["state_dict"] if not key.startswith("loss.")}
 
 
-@pytest.mark.parametrize("name", ["sr3_16_128", "idm_16_128"])
+@pytest.mark.parametrize("name", ["sr3_16_128", "sr3_64_512"])
+def test_full_size_sr3_layouts_are_recognised_whole(name):
+    entry = layout(name)
+    config, state = import_state(tensors(entry), name)
+    published = entry["config"]
+    for key in ("inner_channel", "res_blocks", "norm_groups"):
+        assert getattr(config, key) == published[key]
+    assert list(config.channel_mults) == published["channel_mults"] and list(config.attn_res) == published["attn_res"]
+    assert sum(value.numel() for value in state.values()) == entry["n_params"]
+    assert len(state) == len(entry["state_dict"]) - 12
+    run = published_run(config, f"{name}_gen.pth")
+    assert (run.scale, run.prediction, run.process.num_timesteps) == (8, "eps", 2000)
+
+
+def test_an_sr3_without_condition_is_refused():
+    config = SR3Config(cond_channels=0)
+    with pytest.raises(CheckpointImportError, match="no low-resolution picture"):
+        published_run(config, "I1560000_E91_gen.pth")
+
+
+@pytest.mark.parametrize("name", ["idm_16_128"])
 def test_layouts_that_are_not_known_yet_are_refused_with_the_known_ones(name):
-    with pytest.raises(CheckpointImportError, match="unknown layout.*ResShift U-Net; VQGAN"):
-        import_state(tensors(layout(name)), name)
+    state = {key.replace("denoise_fn.", "another."): value for key, value in tensors(layout(name)).items()}
+    with pytest.raises(CheckpointImportError, match="unknown layout.*ResShift U-Net; SR3"):
+        import_state(state, name)
 
 
 @pytest.mark.parametrize(

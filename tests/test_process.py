@@ -6,8 +6,17 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ldm_dream.config_models import DDPMConfig, FlowConfig, ResidualShiftConfig
-from ldm_dream.process import PREDICTIONS, ProcessError, ResidualShift, build_process, exponential_sqrt_eta
+from ldm_dream.config_models import DDPMConfig, FlowConfig, RegressionConfig, ResidualShiftConfig
+from ldm_dream.process import (
+    DDPM,
+    PREDICTIONS,
+    ProcessError,
+    ResidualShift,
+    build_process,
+    exponential_sqrt_eta,
+    linear_abar,
+)
+from ldm_dream.sampler import sample
 
 F64 = torch.float64
 
@@ -224,3 +233,37 @@ def test_half_precision_latents_do_not_round_the_coefficients(process):
 def test_step_beyond_the_last_is_an_error(process):
     with pytest.raises(IndexError):
         process.a(torch.tensor([process.num_timesteps]))
+
+
+def test_continuous_steps_lie_between_their_neighbours_and_meet_them():
+    process = DDPM(linear_abar(50, 1e-3, 0.2), continuous=True)
+    whole = torch.arange(-1, 50)
+    for factor in (process.a, process.s, process.weight):
+        torch.testing.assert_close(factor(whole.double(), torch.float64), factor(whole, torch.float64), atol=1e-12, rtol=1e-9)
+    middle = process.a(torch.tensor([6.5]), torch.float64)
+    ends = process.a(torch.tensor([6, 7]), torch.float64)
+    torch.testing.assert_close(middle[0], ends.mean(0))
+    torch.testing.assert_close(middle**2 + process.s(torch.tensor([6.5]), torch.float64) ** 2, torch.ones_like(middle))
+
+
+def test_continuous_training_shares_one_step_and_places_each_sample_in_it():
+    process = DDPM(linear_abar(50, 1e-3, 0.2), continuous=True)
+    generator = torch.Generator().manual_seed(0)
+    draws = torch.stack([process.draw(8, generator) for _ in range(400)])
+    assert (draws.ceil() - draws.ceil()[:, :1]).abs().max() == 0  # one step a batch
+    assert draws.min() >= -1 and draws.max() <= 49 and draws.ceil().unique().numel() == 50
+    assert draws[0].unique().numel() == 8
+    assert DDPM(linear_abar(50, 1e-3, 0.2)).draw(8, generator).dtype == torch.int64
+
+
+def test_regression_starts_from_the_picture_and_ends_at_the_prediction():
+    process = build_process(RegressionConfig())
+    z_lr, output = torch.randn(2, 1, 3, 4, 4)
+    z0 = sample(
+        lambda z_t, t, cond: output + 0 * z_t, process, z_lr, z_lr, prediction="z0", kind="ancestral", noise=torch.ones_like
+    )
+    assert torch.equal(z0, output)
+    assert torch.equal(process.prior(z_lr, output), z_lr)
+    assert torch.equal(process.q_sample(output, z_lr, output, torch.tensor([0])), z_lr)
+    with pytest.raises(ProcessError, match="set prediction: z0"):
+        process.to_eps(output, z_lr, z_lr, torch.tensor([0]), "eps")

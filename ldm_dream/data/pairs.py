@@ -25,6 +25,7 @@ from ldm_dream.errors import UserError
 log = logging.getLogger(__name__)
 
 CACHE_BYTES = 4 * 2**30  # decoded pictures kept in memory by one dataset; what does not fit is decoded at each visit
+SYMMETRIES = {"none": 1, "hflip": 2, "dihedral": 8}  # data.augment -> how many of `symmetry`'s eight it draws from
 _PERMUTATION, _CROP = 0, 1  # streams of random numbers under one seed
 
 
@@ -137,7 +138,7 @@ class PairDataset:
         side = self.cfg.patch // self.scale
         random = np.random.default_rng((self.seed, _CROP, n))
         top, left = random.integers(height - side + 1), random.integers(width - side + 1)
-        symmetry = random.integers(8) if self.cfg.augment else 0
+        symmetry = random.integers(SYMMETRIES[self.cfg.augment])
         return Draw(index, int(top), int(left), int(symmetry)), hr, lr
 
     def _cut(self, image: Tensor, draw: Draw, zoom: int) -> Tensor:

@@ -5,15 +5,19 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from ..config_models import ResShiftNetConfig
-from .resshift import ResBlock, ResShiftNet, SwinBlock
+from ..config_models import NetworkConfig
+from . import resshift, sr3
 
-NETWORKS = {"resshift": ResShiftNet}
-REPEATED_BLOCKS = (ResBlock, SwinBlock)  # compiled one by one: minutes less cold start than the whole network at once
+NETWORKS = {"resshift": resshift.ResShiftNet, "sr3": sr3.SR3Net}
+# compiled one by one: minutes less cold start than the whole network at once
+REPEATED_BLOCKS = (resshift.ResBlock, resshift.SwinBlock, sr3.Block)
 
 
-def build_network(cfg: ResShiftNetConfig) -> nn.Module:
-    """Network with fresh weights: `forward(z_t [B,C,h,w], t [B] int64, cond [B,Cc,h*k,w*k]) -> [B,Cout,h,w]`.
+def build_network(cfg: NetworkConfig) -> nn.Module:
+    """Network with fresh weights: `forward(z_t [B,C,h,w], t [B], cond [B,Cc,h*k,w*k]) -> [B,Cout,h,w]`.
+
+    t is the int64 timestep, or the float noise level where the class says `sees_noise_level`. `multiple`: h and w in multiples of
+    it need no padding inside; where a network has `reset_parameters`, training begins with it.
 
     Raises ValueError, naming the field, for a config that cannot be built.
     """

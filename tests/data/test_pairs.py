@@ -54,7 +54,7 @@ def test_an_epoch_shows_each_picture_once_and_the_next_one_in_another_order(fold
 
 
 def test_lr_patches_are_cut_from_the_degraded_whole_picture(folder):
-    data = PairDataset(config(folder, augment=False), scale=4, seed=0)
+    data = PairDataset(config(folder, augment="none"), scale=4, seed=0)
     batch = data.batch(0, 8)
     for i, draw in enumerate(batch.draws):
         hr = torch.from_numpy(read_image(data.files[draw.picture]).pixels).permute(2, 0, 1)
@@ -77,8 +77,13 @@ def test_augmentation_uses_all_eight_symmetries_alike_on_hr_and_lr(folder):
 
 
 def test_without_augmentation_nothing_is_turned(folder):
-    data = PairDataset(config(folder, augment=False), scale=4, seed=0)
+    data = PairDataset(config(folder, augment="none"), scale=4, seed=0)
     assert {data.samples([n]).draws[0].symmetry for n in range(30)} == {0}
+
+
+def test_hflip_only_mirrors(folder):
+    data = PairDataset(config(folder, augment="hflip"), scale=4, seed=0)
+    assert {data.samples([n]).draws[0].symmetry for n in range(30)} == {0, 1}
 
 
 def test_every_place_of_a_picture_can_be_drawn(tmp_path):

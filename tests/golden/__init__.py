@@ -27,10 +27,10 @@ KINDS = {
     "resshift_unet": Kind('"UNetModelSwin"', "resshift_unet"),
     "vqgan_f4": Kind('"VQModelTorch"', "vqgan"),
     "vqgan_taming": Kind('"VQModel"', "vqgan"),
-    "sr3_dream_loss": Kind("rectified_noisy", reason="SR3 comes later"),
-    "sr3_sampling": Kind("x0_pred", reason="SR3 comes later"),
+    "sr3_dream_loss": Kind("rectified_noisy", "sr3"),
+    "sr3_sampling": Kind("x0_pred", "sr3"),
     "idm_unet": Kind('"encoder_EDSR_kwargs"', reason="IDM comes later"),
-    "sr3_unet": Kind("noise_embedding_0", reason="SR3 comes later"),
+    "sr3_unet": Kind("noise_embedding_0", "sr3"),
 }
 
 

@@ -1,0 +1,141 @@
+"""The U-Net of SR3 (Saharia et al. 2021, arXiv 2104.07636), which DREAM's pixel-space experiments use, complete in this file.
+
+Architecture as in the public re-implementation that DREAM builds on (github.com/jinxinzhou/DREAM @27a2f7f, sr3/): the network is
+told the noise level a = sqrt(abar) itself, not a timestep, and the condition is concatenated BEFORE z_t.
+
+    cond, z_t -> conv -> levels of residual blocks, with attention at some sizes, halved between levels -> middle -> mirror
+
+Symbols: B batch; C channels of z_t; Cc of the condition; h, w size of z_t in pixels; level l has channels inner * mult[l].
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..config_models import SR3Config
+from ..layers import GroupNorm, Upsample, noise_level_embedding, pad_to_multiple
+
+
+class SR3Net(nn.Module):
+    """At the config's defaults the published 16 -> 128 face network with 97,807,491 parameters."""
+
+    sees_noise_level = True
+
+    def __init__(self, cfg: SR3Config):
+        super().__init__()
+        _check(cfg)
+        self.multiple = 2 ** (len(cfg.channel_mults) - 1)
+        self.inner = cfg.inner_channel
+        self.noise_level_mlp = nn.Sequential(
+            nn.Linear(cfg.inner_channel, 4 * cfg.inner_channel), nn.SiLU(), nn.Linear(4 * cfg.inner_channel, cfg.inner_channel)
+        )
+        sizes = [cfg.image_size >> level for level in range(len(cfg.channel_mults))]
+        widths = [cfg.inner_channel * mult for mult in cfg.channel_mults]
+        width = cfg.inner_channel
+        self.downs = nn.ModuleList([nn.Conv2d(cfg.cond_channels + cfg.in_channels, width, 3, padding=1)])
+        skips = [width]
+        for level, (size, out) in enumerate(zip(sizes, widths)):
+            for _ in range(cfg.res_blocks):
+                self.downs.append(Block(cfg, width, out, attention=size in cfg.attn_res))
+                width = out
+                skips.append(width)
+            if level < len(sizes) - 1:
+                self.downs.append(Downsample(width))
+                skips.append(width)
+        self.mid = nn.ModuleList([Block(cfg, width, width, attention=True), Block(cfg, width, width, attention=False)])
+        self.ups = nn.ModuleList()
+        for level, (size, out) in reversed(list(enumerate(zip(sizes, widths)))):
+            for _ in range(cfg.res_blocks + 1):
+                self.ups.append(Block(cfg, width + skips.pop(), out, attention=size in cfg.attn_res))
+                width = out
+            if level > 0:
+                self.ups.append(Upsample(width))
+        self.norm_out = GroupNorm(width, cfg.norm_groups)
+        self.conv_out = nn.Conv2d(width, cfg.out_channels, 3, padding=1)
+
+    def forward(self, z_t: Tensor, noise_level: Tensor, cond: Tensor) -> Tensor:
+        """z_t [B,C,h,w], noise_level [B] in [0,1], cond [B,Cc,h,w] -> [B,Cout,h,w]; any h and w (padded inside, then cropped)."""
+        height, width = z_t.shape[-2:]
+        if cond.shape[-2:] != (height, width):
+            raise ValueError(f"the condition is {tuple(cond.shape[-2:])}, z_t {(height, width)}; SR3 wants both of one size.")
+        x = pad_to_multiple(torch.cat([cond.to(z_t.dtype), z_t], 1), self.multiple)
+        emb = noise_level_embedding(noise_level, self.inner).to(self.noise_level_mlp[0].weight.dtype)
+        emb = self.noise_level_mlp(emb)
+        skips = []
+        for layer in self.downs:
+            x = layer(x, emb) if isinstance(layer, Block) else layer(x)
+            skips.append(x)
+        for layer in self.mid:
+            x = layer(x, emb)
+        for layer in self.ups:
+            x = layer(torch.cat([x, skips.pop()], 1), emb) if isinstance(layer, Block) else layer(x)
+        return self.conv_out(F.silu(self.norm_out(x)))[..., :height, :width].to(z_t.dtype)
+
+    def reset_parameters(self) -> None:
+        """Orthogonal weights and zero biases, with which the published networks begin their training."""
+        for module in self.modules():
+            if isinstance(module, (nn.Conv2d, nn.Linear)):
+                nn.init.orthogonal_(module.weight)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+
+
+class Block(nn.Module):
+    """x + conv(dropout(silu(norm(conv(silu(norm(x))) + W emb)))), then attention if this size has it."""
+
+    def __init__(self, cfg: SR3Config, channels: int, out_channels: int, attention: bool):
+        super().__init__()
+        self.norm1 = GroupNorm(channels, cfg.norm_groups)
+        self.conv1 = nn.Conv2d(channels, out_channels, 3, padding=1)
+        self.noise = nn.Linear(cfg.inner_channel, out_channels)
+        self.norm2 = GroupNorm(out_channels, cfg.norm_groups)
+        self.dropout = nn.Dropout(cfg.dropout)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
+        self.res_conv = nn.Conv2d(channels, out_channels, 1) if channels != out_channels else nn.Identity()
+        self.attn = Attention(out_channels, cfg.norm_groups) if attention else nn.Identity()
+
+    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+        h = self.conv1(F.silu(self.norm1(x)))
+        h = h + self.noise(emb)[:, :, None, None].to(h.dtype)
+        h = self.conv2(self.dropout(F.silu(self.norm2(h))))
+        return self.attn(h + self.res_conv(x))
+
+
+class Attention(nn.Module):
+    """x + W softmax(q k' / sqrt(C)) v over all positions, one head, q, k, v without bias."""
+
+    def __init__(self, channels: int, groups: int):
+        super().__init__()
+        self.norm = GroupNorm(channels, groups)
+        self.qkv = nn.Conv2d(channels, 3 * channels, 1, bias=False)
+        self.out = nn.Conv2d(channels, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, c, height, width = x.shape
+        q, k, v = self.qkv(self.norm(x)).permute(0, 2, 3, 1).reshape(b, 1, height * width, 3 * c).chunk(3, -1)
+        h = F.scaled_dot_product_attention(q, k, v)
+        return x + self.out(h.reshape(b, height, width, c).permute(0, 3, 1, 2))
+
+
+class Downsample(nn.Module):
+    """Halves the size by a convolution of stride 2 (odd sizes round up)."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, stride=2, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(x)
+
+
+def _check(cfg: SR3Config) -> None:
+    """Raises ValueError for what cannot be built. Blocks on the way up see the channels of two levels side by side."""
+    step = cfg.inner_channel * cfg.channel_gcd
+    if step % cfg.norm_groups:
+        raise ValueError(
+            f"network.norm_groups={cfg.norm_groups} does not divide the {step} channels of network.inner_channel x channel_mults."
+        )
+    if not cfg.image_size >> (len(cfg.channel_mults) - 1):
+        raise ValueError(f"network.image_size={cfg.image_size} is too small for {len(cfg.channel_mults)} levels.")

@@ -1,0 +1,120 @@
+"""Golden runners of SR3 (sr3_unet, sr3_sampling, sr3_dream_loss), from the case's configuration alone."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from ldm_dream.config_models import SR3Config
+from ldm_dream.importers import translate
+from ldm_dream.layouts import SR3
+from ldm_dream.loss import diffusion_loss, distance, dream
+from ldm_dream.networks import build_network
+from ldm_dream.process import DDPM, linear_abar
+from ldm_dream.sampler import sample_steps
+
+SAME = ("image_size", "inner_channel", "channel_mults", "res_blocks", "attn_res", "norm_groups", "dropout")
+
+
+def network(kwargs: dict, weights: dict[str, Tensor]) -> nn.Module:
+    out = kwargs["out_channel"]
+    cfg = SR3Config(
+        **{name: kwargs[name] for name in SAME}, in_channels=out, out_channels=out, cond_channels=kwargs["in_channel"] - out
+    )
+    model = build_network(cfg)
+    if not any(key.startswith(SR3.prefix) for key in weights):  # the U-Net alone, without the diffusion around it
+        weights = {SR3.prefix + key: value for key, value in weights.items()}
+    model.load_state_dict(translate(SR3, weights), strict=True)
+    return model
+
+
+def run(case: dict, io: dict[str, Tensor], weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    if "in.x_T" in io:
+        return sampling(case, io, weights)
+    return dream_loss(case, io, weights) if "orders" in case else unet(case, io, weights)
+
+
+def unet(case: dict, io: dict[str, Tensor], weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """-> eps_<i> for every item, and the intermediates of item 0."""
+    model = network(case["construct"]["kwargs"], weights).eval()
+    watched = {"first_conv_0": model.downs[0], "downs_last_0": model.downs[-1], "mid0_0": model.mid[0], "mid1_0": model.mid[1]}
+    outputs: dict[str, Tensor] = {}
+    for name, module in watched.items():
+        module.register_forward_hook(lambda _, __, out, name=name: outputs.setdefault(name, out))
+    mlp = model.noise_level_mlp
+    mlp.register_forward_hook(lambda _, __, out: outputs.setdefault("noise_embedding_0", out))
+    for i in (int(name.rsplit("_", 1)[1]) for name in io if name.startswith("in.noise_level_")):
+        with torch.no_grad():
+            outputs[f"eps_{i}"] = model(io[f"in.x_noisy_{i}"], io[f"in.noise_level_{i}"].flatten(), io[f"in.condition_{i}"])
+    wanted = io["out.noise_embedding_0"]
+    outputs["noise_embedding_0"] = outputs["noise_embedding_0"].reshape(wanted.shape)
+    return outputs
+
+
+def sampling(case: dict, io: dict[str, Tensor], weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Algorithm 2 with clipped estimates, step by step."""
+    model = network(case["construct"]["unet_kwargs"], weights).eval()
+    schedule = case["construct"]["schedule"]
+    process = DDPM(linear_abar(schedule["n_timestep"], schedule["linear_start"], schedule["linear_end"]))
+    levels = []
+
+    def denoise(z_t: Tensor, t: Tensor, cond: Tensor) -> Tensor:
+        levels.append(process.model_t(t, noise_level=True))
+        return model(z_t, levels[-1], cond)
+
+    noise = [io["in.x_T"], *io["in.step_noise"]]
+    steps = list(
+        sample_steps(
+            denoise, process, io["in.x"], io["in.x"], prediction="eps", kind="ancestral", noise=lambda k: noise[k], clip=1.0
+        )
+    )
+    rows = torch.arange(-1, process.num_timesteps)
+    return {
+        "x_t": torch.stack([step.z_t for step in steps]),
+        "x0_pred": torch.stack([step.z0_hat for step in steps]),
+        "final": steps[-1].z_t,
+        "returned_by_continous_False": steps[-1].z_t[-1],
+        "noise_level": torch.stack([level[0] for level in levels]),
+        "sched.sqrt_alphas_cumprod_prev_f64": process.a(rows, torch.float64).flatten(),
+    }
+
+
+def dream_loss(case: dict, io: dict[str, Tensor], weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """DREAM's loss and gradients for each exponent p. "inf" is the official standard branch, whose target is its own output."""
+    model = network(case["construct"]["unet_kwargs"], weights).train(case["construct"]["train_mode"])
+    hr, cond, eps = io["in.y0"], io["in.x"], io["in.noise"]
+    process = DDPM(io["in.continuous_sqrt_alpha_cumprod"].double() ** 2)  # one step a sample
+    t = torch.arange(len(hr))
+    outputs: dict[str, Tensor] = {}
+
+    def denoise(z_t: Tensor, t: Tensor, cond: Tensor) -> Tensor:
+        return model(z_t, process.model_t(t, noise_level=True), cond)
+
+    for kind in case["losses"]:
+        for order in case["orders"]:
+            key = f"{kind}.order_{order}"
+            if order == "inf":
+                z_t = process.q_sample(hr, cond, eps, t)
+                output = denoise(z_t, t, cond)
+                total = distance(output, output.detach(), kind).sum() * hr[0].numel()
+                found = torch.autograd.grad(total, [model.get_parameter(SR3.ours(name)) for name in case["grads"]])
+                outputs |= {f"{key}.grad.{name}": value for name, value in zip(case["grads"], found)}
+                outputs |= {f"{key}.loss_sum": total, f"{key}.loss_mean": total / hr.numel(), f"{key}.noisy": z_t}
+                outputs |= dict.fromkeys((f"{key}.pred", f"{key}.target", f"{key}.target_is_own_prediction"), output)
+                continue
+            plain = order == "standard"
+            setting = {"prediction": "eps", "strength": 0.0 if plain else 1.0, "p": 1.0 if plain else float(order)}
+            model.zero_grad()
+            loss = diffusion_loss(denoise, process, hr, cond, cond, t, eps, kind=kind, network=model, **setting).loss
+            total = loss.sum() * hr[0].numel()
+            total.backward()
+            z_t = process.q_sample(hr, cond, eps, t)
+            rectified, target = dream(denoise, process, z_t, cond, cond, t, eps, network=model, **setting)
+            with torch.no_grad():
+                first, second = denoise(z_t, t, cond), denoise(rectified, t, cond)
+            outputs |= {f"{key}.loss_sum": total, f"{key}.loss_mean": loss.mean(), f"{key}.target": target, f"{key}.pred": second}
+            outputs |= {f"{key}.noisy": z_t, f"{key}.rectified_noisy": rectified}
+            outputs |= {f"{key}.first_pass_pred": first, f"{key}.second_pass_pred": second}
+            gradients = dict(model.named_parameters())
+            outputs |= {f"{key}.grad.{name}": gradients[SR3.ours(name)].grad.clone() for name in case["grads"]}
+    return outputs
