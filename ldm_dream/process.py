@@ -207,7 +207,7 @@ class DDPM(Process):
     def _between(self, t: Tensor) -> Tensor:
         """sqrt(abar) at real t -> [B,1,1,1] float64 (float32 where the device has no float64)."""
         dtype = torch.float32 if t.device.type == "mps" else torch.float64
-        below = t.floor()
+        below = t.floor().clamp(max=self.num_timesteps - 2)
         low, high = (super(DDPM, self).a(step.long(), dtype) for step in (below, below + 1))
         return torch.lerp(low, high, (t - below).to(dtype)[:, None, None, None])
 

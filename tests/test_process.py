@@ -260,7 +260,13 @@ def test_regression_starts_from_the_picture_and_ends_at_the_prediction():
     process = build_process(RegressionConfig())
     z_lr, output = torch.randn(2, 1, 3, 4, 4)
     z0 = sample(
-        lambda z_t, t, cond: output + 0 * z_t, process, z_lr, z_lr, prediction="z0", kind="ancestral", noise=torch.ones_like
+        lambda z_t, t, cond: output + 0 * z_t,
+        process,
+        z_lr,
+        z_lr,
+        prediction="z0",
+        kind="ancestral",
+        noise=lambda k: torch.ones_like(z_lr),
     )
     assert torch.equal(z0, output)
     assert torch.equal(process.prior(z_lr, output), z_lr)
