@@ -1,4 +1,4 @@
-"""Blocks that several networks use unchanged: timestep embedding, norms that keep the memory layout, resampling.
+"""Blocks that several networks use unchanged: timestep embedding, norms that keep the memory layout, resampling, padding.
 
 Features are [B,C,H,W]; every block here returns channels_last features for channels_last input.
 """
@@ -70,3 +70,20 @@ class Upsample(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+
+
+def pad(x: Tensor, down: int, right: int) -> Tensor:
+    """x [B,C,H,W] -> [B,C,H+down,W+right], reflected; replicated where the picture is too small to be reflected."""
+    if down == right == 0:
+        return x
+    if x.shape[1] == 0:  # no condition: nothing to reflect
+        return x.new_empty(x.shape[0], 0, x.shape[2] + down, x.shape[3] + right)
+    reflectable = down < x.shape[-2] and right < x.shape[-1]
+    return F.pad(x, (0, right, 0, down), mode="reflect" if reflectable else "replicate")
+
+
+def zeroed(layer: nn.Module) -> nn.Module:
+    """The layer, its weight and bias set to zero: a branch that ends in it starts as nothing."""
+    nn.init.zeros_(layer.weight)
+    nn.init.zeros_(layer.bias)
+    return layer

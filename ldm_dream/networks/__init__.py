@@ -5,14 +5,16 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from ..config_models import ResShiftNetConfig
+from ..config_models import NetworkConfig
+from . import ldm
 from .resshift import ResBlock, ResShiftNet, SwinBlock
 
-NETWORKS = {"resshift": ResShiftNet}
-REPEATED_BLOCKS = (ResBlock, SwinBlock)  # compiled one by one: minutes less cold start than the whole network at once
+NETWORKS = {"resshift": ResShiftNet, "ldm": ldm.LDMNet}
+# compiled one by one: minutes less cold start than the whole network at once
+REPEATED_BLOCKS = (ResBlock, SwinBlock, ldm.ResBlock, ldm.Attention)
 
 
-def build_network(cfg: ResShiftNetConfig) -> nn.Module:
+def build_network(cfg: NetworkConfig) -> nn.Module:
     """Network with fresh weights: `forward(z_t [B,C,h,w], t [B] int64, cond [B,Cc,h*k,w*k]) -> [B,Cout,h,w]`.
 
     Raises ValueError, naming the field, for a config that cannot be built.

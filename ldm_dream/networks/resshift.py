@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..config_models import ResShiftNetConfig
-from ..layers import GROUPS, Downsample, Upsample, make_norm, timestep_embedding
+from ..layers import GROUPS, Downsample, Upsample, make_norm, pad, timestep_embedding, zeroed
 
 BLOCKED = -100.0  # added to the logits of pairs that a shift mask separates, as published; finite, so 16-bit softmax stays finite
 
@@ -67,7 +67,7 @@ class ResShiftNet(nn.Module):
                     stage.append(Upsample(width))
                 self.output_blocks.append(stage)
         self.out = nn.Sequential(
-            make_norm(cfg.norm, width), nn.SiLU(), _zeroed(nn.Conv2d(width, cfg.out_channels * fold, 3, padding=1))
+            make_norm(cfg.norm, width), nn.SiLU(), zeroed(nn.Conv2d(width, cfg.out_channels * fold, 3, padding=1))
         )
         levels_with_windows = [len(sizes) - 1, *(i for i, size in enumerate(sizes) if size in cfg.attention_resolutions)]
         windows = (min(cfg.window_size, sizes[i]) << i for i in levels_with_windows)
@@ -85,8 +85,8 @@ class ResShiftNet(nn.Module):
                 f"the condition is {tuple(cond.shape[-2:])}, z_t {(height, width)}; cond_factor={k} wants it {k} times as large."
             )
         down, right = -height % self.multiple, -width % self.multiple
-        features = self.feature_extractor(_pad(cond, down * k, right * k).to(z_t.dtype))
-        x = F.pixel_unshuffle(torch.cat([_pad(z_t, down, right), features], 1), self.patch)
+        features = self.feature_extractor(pad(cond, down * k, right * k).to(z_t.dtype))
+        x = F.pixel_unshuffle(torch.cat([pad(z_t, down, right), features], 1), self.patch)
         emb = self.time_embed(timestep_embedding(t, self.model_channels).to(self.time_embed[0].weight.dtype))
         skips = []
         for stage in self.input_blocks:
@@ -118,7 +118,7 @@ class ResBlock(nn.Module):
             make_norm(cfg.norm, out_channels),
             nn.SiLU(),
             nn.Dropout(cfg.dropout),
-            _zeroed(nn.Conv2d(out_channels, out_channels, 3, padding=1)),
+            zeroed(nn.Conv2d(out_channels, out_channels, 3, padding=1)),
         )
         self.skip_connection = nn.Conv2d(channels, out_channels, 1) if channels != out_channels else nn.Identity()
 
@@ -288,18 +288,3 @@ def _feature_extractor(cfg: ResShiftNetConfig) -> tuple[nn.Module, int]:
         layers += [nn.Conv2d(channels, width, 3, padding=1), nn.SiLU(), Downsample(width, 2 * width)]
         channels = width = 2 * width
     return nn.Sequential(*layers), channels
-
-
-def _pad(x: Tensor, down: int, right: int) -> Tensor:
-    if down == right == 0:
-        return x
-    if x.shape[1] == 0:  # no condition: nothing to reflect
-        return x.new_empty(x.shape[0], 0, x.shape[2] + down, x.shape[3] + right)
-    reflectable = down < x.shape[-2] and right < x.shape[-1]
-    return F.pad(x, (0, right, 0, down), mode="reflect" if reflectable else "replicate")
-
-
-def _zeroed(layer: nn.Conv2d) -> nn.Conv2d:
-    nn.init.zeros_(layer.weight)
-    nn.init.zeros_(layer.bias)
-    return layer
