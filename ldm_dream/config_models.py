@@ -104,9 +104,7 @@ class LDMConfig(Strict):
     model_channels: int = Field(160, ge=1)
     channel_mult: tuple[int, ...] = (1, 2, 2, 4)
     num_res_blocks: int = Field(2, ge=1)
-    attention_resolutions: tuple[int, ...] = (
-        8,
-    )  # feature sizes (at image_size) with attention; LDM's own list is image_size / these
+    attention_resolutions: tuple[int, ...] = (8,)  # feature sizes (at image_size) with attention; LDM lists image_size / size
     num_head_channels: int = Field(32, ge=1)
     dropout: float = Field(0.0, ge=0, lt=1)
     norm: Literal["group", "layer"] = "group"  # group = 32 groups over space; layer = over channels at each position

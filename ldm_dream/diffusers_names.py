@@ -1,4 +1,4 @@
-"""Our LDM U-Net and VQGAN in the terms of diffusers: arguments of its `UNet2DModel` and `VQModel`, names and shapes of their weights.
+"""Our LDM U-Net and VQGAN in the terms of diffusers: arguments of its `UNet2DModel` and `VQModel`, and their weights.
 
 diffusers numbers the decoder's levels from the deepest, keeps q, k and v apart, and writes 1x1 convolutions of attention as
 linear layers. Where it has no word for a config (local norms, a codebook in groups, ...) that is a DiffusersError.

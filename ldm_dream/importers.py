@@ -21,15 +21,12 @@ from torch import Tensor, nn
 
 from .autoencoder import build_autoencoder
 from .config import AutoencoderRun, DiffusionRun, Run
-from .config_models import ResidualShiftConfig, ResShiftNetConfig, TAESDConfig, VQGANConfig
-from .errors import UserError
+from .config_models import LDMConfig, ResidualShiftConfig, ResShiftNetConfig, TAESDConfig, VQGANConfig
+from .errors import CheckpointImportError
+from .ldm_checkpoint import is_ldm, ldm_config, ldm_run, split_ldm
 from .networks import build_network
 
-Config = ResShiftNetConfig | VQGANConfig | TAESDConfig
-
-
-class CheckpointImportError(UserError, ValueError):
-    """A file that is no checkpoint of a known layout; its text is one sentence."""
+Config = ResShiftNetConfig | VQGANConfig | TAESDConfig | LDMConfig
 
 
 @dataclass(frozen=True)
@@ -187,7 +184,15 @@ TAESD = Layout(
     read_config=taesd_config,
     build=build_autoencoder,
 )
-LAYOUTS = (RESSHIFT, VQGAN, TAESD)
+LDM = Layout(
+    name="LDM-SR U-Net",
+    mark=r"^middle_block\.1\.qkv\.",
+    renames=(),
+    drops=r"^$",
+    read_config=ldm_config,
+    build=build_network,
+)
+LAYOUTS = (RESSHIFT, VQGAN, TAESD, LDM)
 
 
 def load_published(path: str | Path) -> tuple[Config, dict[str, Tensor]]:
@@ -195,6 +200,13 @@ def load_published(path: str | Path) -> tuple[Config, dict[str, Tensor]]:
     path = Path(path)
     state = read_checkpoint(path)
     return import_state(_both_halves(path, state) if "1.conv.0.weight" in state or "1.weight" in state else state, str(path))
+
+
+def load_first_stage(path: str | Path) -> tuple[Config, dict[str, Tensor]] | None:
+    """The autoencoder inside an LDM checkpoint, as `load_published` gives its network; None where there is none."""
+    state = strip_prefixes(read_checkpoint(Path(path)))
+    first_stage = split_ldm(state, str(path)).first_stage if is_ldm(state) else {}
+    return import_state(first_stage, f"{path}, first_stage_model") if first_stage else None
 
 
 def _both_halves(path: Path, half: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -212,6 +224,8 @@ def _both_halves(path: Path, half: dict[str, Tensor]) -> dict[str, Tensor]:
 def import_state(state: Mapping[str, Tensor], path: str) -> tuple[Config, dict[str, Tensor]]:
     """Published state dict -> (config, state dict under our keys). `path` is for the messages of CheckpointImportError."""
     state = strip_prefixes(state)
+    if is_ldm(state):
+        state = split_ldm(state, path).unet
     layout = next((layout for layout in LAYOUTS if any(re.search(layout.mark, key) for key in state)), None)
     if layout is None:
         known = "; ".join(layout.name for layout in LAYOUTS)
@@ -308,13 +322,15 @@ AUTOENCODERS = {  # latent channels -> the autoencoder that the published networ
 }
 
 
-def published_run(config: Config, filename: str, autoencoder: str | None = None) -> Run:
+def published_run(config: Config, filename: str, autoencoder: str | None = None, first_stage: VQGANConfig | None = None) -> Run:
     """The run a published model belongs to. The steps, which weights do not tell, are in its name (`.._s4.pth`); else 15.
 
-    `autoencoder`: name or folder of an imported VQGAN, for networks that work on latents.
+    `autoencoder`: name or folder of an imported VQGAN, for networks that work on latents; `first_stage`: the one in the file.
     """
     if isinstance(config, VQGANConfig | TAESDConfig):
         return AutoencoderRun(description=f"imported from {filename}", autoencoder=config)
+    if isinstance(config, LDMConfig):
+        return ldm_run(config, filename, VQGANConfig(pretrained=autoencoder) if autoencoder else first_stage or VQGANConfig())
     if config.cond_channels != 3 or config.in_channels not in AUTOENCODERS:
         raise CheckpointImportError(
             f"{filename}: a network with {config.in_channels} latent and {config.cond_channels} condition channels is none of "
@@ -342,6 +358,8 @@ def published_card(path: Path, run: Run) -> str:
     terms = "S-Lab License 1.0 (non-commercial)"
     if isinstance(run, AutoencoderRun):
         terms = "MIT" if isinstance(run.autoencoder, TAESDConfig) else "LDM, taming: MIT; ResShift: S-Lab License 1.0"
+    elif isinstance(run.network, LDMConfig):
+        terms = "MIT"
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         while block := file.read(2**20):

@@ -137,7 +137,7 @@ def _check(cfg: LDMConfig) -> None:
         raise ValueError(f"network.channel_mult={cfg.channel_mult} cannot be built; give one number >= 1 a level.")
     if cfg.image_size >> (levels - 1) == 0:
         raise ValueError(
-            f"network.image_size={cfg.image_size} is too small for {levels} levels; use {1 << (levels - 1)} or more."
+            f"network.image_size={cfg.image_size} is too small for {levels} levels; use {2 ** (levels - 1)} or more."
         )
     if cfg.norm == "group" and cfg.model_channels % GROUPS:
         raise ValueError(
