@@ -115,7 +115,25 @@ class SR3Config(Strict):
         return math.gcd(*self.channel_mults)
 
 
-NetworkConfig = Annotated[ResShiftNetConfig | SR3Config, Field(discriminator="kind")]
+class LDMConfig(Strict):
+    """U-Net of LDM-SR, latent-diffusion's bsr_sr (published defaults: 113,622,563 parameters)."""
+
+    kind: Literal["ldm"] = "ldm"
+    cond_factor: ClassVar[int] = 1  # the condition is as large as z_t
+    image_size: int = Field(64, ge=1)  # training size of z_t: decides which levels have attention
+    in_channels: int = Field(3, ge=1)  # channels of z_t
+    out_channels: int = Field(3, ge=1)
+    cond_channels: int = Field(3, ge=0)  # channels of the condition, concatenated after z_t
+    model_channels: int = Field(160, ge=1)
+    channel_mult: tuple[int, ...] = (1, 2, 2, 4)
+    num_res_blocks: int = Field(2, ge=1)
+    attention_resolutions: tuple[int, ...] = (8,)  # feature sizes (at image_size) with attention; LDM lists image_size / size
+    num_head_channels: int = Field(32, ge=1)
+    dropout: float = Field(0.0, ge=0, lt=1)
+    norm: Literal["group", "layer"] = "group"  # group = 32 groups over space; layer = over channels at each position
+
+
+NetworkConfig = Annotated[ResShiftNetConfig | SR3Config | LDMConfig, Field(discriminator="kind")]
 
 
 class DDPMConfig(Strict):

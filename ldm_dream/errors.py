@@ -1,4 +1,4 @@
-"""The one base class of a user's mistakes; its text is a whole sentence: what was given, what is allowed, what to do.
+"""The base class of a user's mistakes; its text is a whole sentence: what was given, what is allowed, what to do.
 
 Every tool turns a `UserError` into that sentence and exit status 2 (`ldm_dream.cli.user_errors`); any other exception is a
 mistake of the program and keeps its traceback. Imports nothing, so that every other file may import it.
@@ -7,3 +7,7 @@ mistake of the program and keeps its traceback. Imports nothing, so that every o
 
 class UserError(Exception):
     """A mistake that the user can mend: a wrong config, picture, folder or model, or a missing extra."""
+
+
+class CheckpointImportError(UserError, ValueError):
+    """A published file that is no checkpoint of a known layout; its text is one sentence."""

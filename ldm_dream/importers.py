@@ -19,13 +19,10 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from .config import AutoencoderRun, DiffusionRun, Run
-from .config_models import DDPMConfig, ResidualShiftConfig, SamplerConfig, SR3Config, TAESDConfig, VQGANConfig
-from .errors import UserError
+from .config_models import DDPMConfig, LDMConfig, ResidualShiftConfig, SamplerConfig, SR3Config, TAESDConfig, VQGANConfig
+from .errors import CheckpointImportError
 from .layouts import LAYOUTS, Config, Layout
-
-
-class CheckpointImportError(UserError, ValueError):
-    """A file that is no checkpoint of a known layout; its text is one sentence."""
+from .ldm_checkpoint import is_ldm, ldm_run, split_ldm
 
 
 def load_published(path: str | Path) -> tuple[Config, dict[str, Tensor]]:
@@ -33,6 +30,13 @@ def load_published(path: str | Path) -> tuple[Config, dict[str, Tensor]]:
     path = Path(path)
     state = read_checkpoint(path)
     return import_state(_both_halves(path, state) if "1.conv.0.weight" in state or "1.weight" in state else state, str(path))
+
+
+def load_first_stage(path: str | Path) -> tuple[Config, dict[str, Tensor]] | None:
+    """The autoencoder inside an LDM checkpoint, as `load_published` gives its network; None where there is none."""
+    state = strip_prefixes(read_checkpoint(Path(path)))
+    first_stage = split_ldm(state, str(path)).first_stage if is_ldm(state) else {}
+    return import_state(first_stage, f"{path}, first_stage_model") if first_stage else None
 
 
 def _both_halves(path: Path, half: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -50,6 +54,8 @@ def _both_halves(path: Path, half: dict[str, Tensor]) -> dict[str, Tensor]:
 def import_state(state: Mapping[str, Tensor], path: str) -> tuple[Config, dict[str, Tensor]]:
     """Published state dict -> (config, state dict under our keys). `path` is for the messages of CheckpointImportError."""
     state = strip_prefixes(state)
+    if is_ldm(state):
+        state = split_ldm(state, path).unet
     layout = next((layout for layout in LAYOUTS if any(re.search(layout.mark, key) for key in state)), None)
     if layout is None:
         known = "; ".join(layout.name for layout in LAYOUTS)
@@ -146,10 +152,10 @@ AUTOENCODERS = {  # latent channels -> the autoencoder that the published networ
 }
 
 
-def published_run(config: Config, filename: str, autoencoder: str | None = None) -> Run:
+def published_run(config: Config, filename: str, autoencoder: str | None = None, first_stage: VQGANConfig | None = None) -> Run:
     """The run a published model belongs to. The steps, which weights do not tell, are in its name (`.._s4.pth`); else 15.
 
-    `autoencoder`: name or folder of an imported VQGAN, for networks that work on latents.
+    `autoencoder`: name or folder of an imported VQGAN, for networks that work on latents; `first_stage`: the one in the file.
     """
     if isinstance(config, VQGANConfig | TAESDConfig):
         return AutoencoderRun(description=f"imported from {filename}", autoencoder=config)
@@ -165,6 +171,8 @@ def published_run(config: Config, filename: str, autoencoder: str | None = None)
             condition=("z_lr",),
             sampler=SamplerConfig(kind="ancestral"),
         )
+    if isinstance(config, LDMConfig):
+        return ldm_run(config, filename, VQGANConfig(pretrained=autoencoder) if autoencoder else first_stage or VQGANConfig())
     if config.cond_channels != 3 or config.in_channels not in AUTOENCODERS:
         raise CheckpointImportError(
             f"{filename}: a network with {config.in_channels} latent and {config.cond_channels} condition channels is none of "
@@ -193,6 +201,8 @@ def published_card(path: Path, run: Run) -> str:
     terms = "SR3: Apache-2.0; DREAM: MIT" if sr3 else "S-Lab License 1.0 (non-commercial)"
     if isinstance(run, AutoencoderRun):
         terms = "MIT" if isinstance(run.autoencoder, TAESDConfig) else "LDM, taming: MIT; ResShift: S-Lab License 1.0"
+    elif isinstance(run.network, LDMConfig):
+        terms = "MIT"
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         while block := file.read(2**20):

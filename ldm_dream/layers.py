@@ -1,4 +1,4 @@
-"""Blocks that several networks use unchanged: timestep embedding, norms that keep the memory layout, resampling.
+"""Blocks that several networks use unchanged: timestep embedding, norms that keep the memory layout, resampling, padding.
 
 Features are [B,C,H,W]; every block here returns channels_last features for channels_last input.
 """
@@ -32,21 +32,6 @@ def noise_level_embedding(noise_level: Tensor, width: int) -> Tensor:
     frequencies = torch.exp(-math.log(1e4) / half * torch.arange(half, dtype=torch.float32, device=noise_level.device))
     angles = noise_level.float()[:, None] * frequencies
     return torch.cat([angles.sin(), angles.cos()], 1)
-
-
-def pad_to_multiple(x: Tensor, multiple: int) -> Tensor:
-    """[B,C,H,W] -> both sides up to the next multiple at the bottom and right: reflected, replicated where too small for that."""
-    return pad(x, -x.shape[-2] % multiple, -x.shape[-1] % multiple)
-
-
-def pad(x: Tensor, down: int, right: int) -> Tensor:
-    """Rows `down` at the bottom, columns `right` at the right: reflected, replicated where x is too small for that."""
-    if down == right == 0:
-        return x
-    if x.shape[1] == 0:  # no condition: nothing to reflect
-        return x.new_empty(x.shape[0], 0, x.shape[2] + down, x.shape[3] + right)
-    reflectable = down < x.shape[-2] and right < x.shape[-1]
-    return F.pad(x, (0, right, 0, down), mode="reflect" if reflectable else "replicate")
 
 
 class GroupNorm(nn.GroupNorm):
@@ -93,3 +78,25 @@ class Upsample(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+
+
+def pad(x: Tensor, down: int, right: int) -> Tensor:
+    """x [B,C,H,W] -> [B,C,H+down,W+right], reflected; replicated where the picture is too small to be reflected."""
+    if down == right == 0:
+        return x
+    if x.shape[1] == 0:  # no condition: nothing to reflect
+        return x.new_empty(x.shape[0], 0, x.shape[2] + down, x.shape[3] + right)
+    reflectable = down < x.shape[-2] and right < x.shape[-1]
+    return F.pad(x, (0, right, 0, down), mode="reflect" if reflectable else "replicate")
+
+
+def pad_to_multiple(x: Tensor, multiple: int) -> Tensor:
+    """[B,C,H,W] -> both sides up to the next multiple at the bottom and right: reflected, replicated where too small for that."""
+    return pad(x, -x.shape[-2] % multiple, -x.shape[-1] % multiple)
+
+
+def zeroed(layer: nn.Module) -> nn.Module:
+    """The layer, its weight and bias set to zero: a branch that ends in it starts as nothing."""
+    nn.init.zeros_(layer.weight)
+    nn.init.zeros_(layer.bias)
+    return layer

@@ -12,10 +12,11 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from .autoencoder import build_autoencoder
-from .config_models import ResShiftNetConfig, SR3Config, TAESDConfig, VQGANConfig
+from .config_models import LDMConfig, ResShiftNetConfig, SR3Config, TAESDConfig, VQGANConfig
+from .ldm_checkpoint import ldm_config
 from .networks import build_network
 
-Config = ResShiftNetConfig | SR3Config | VQGANConfig | TAESDConfig
+Config = ResShiftNetConfig | SR3Config | LDMConfig | VQGANConfig | TAESDConfig
 
 
 @dataclass(frozen=True)
@@ -226,4 +227,12 @@ TAESD = Layout(
     read_config=taesd_config,
     build=build_autoencoder,
 )
-LAYOUTS = (RESSHIFT, SR3, VQGAN, TAESD)
+LDM = Layout(
+    name="LDM-SR U-Net",
+    mark=r"^middle_block\.1\.qkv\.",
+    renames=(),
+    drops=r"^$",
+    read_config=ldm_config,
+    build=build_network,
+)
+LAYOUTS = (RESSHIFT, SR3, VQGAN, TAESD, LDM)

@@ -15,11 +15,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ldm_dream.autoencoder import build_autoencoder
+from ldm_dream.checkpoint import load_model
 from ldm_dream.config import load_config
-from ldm_dream.config_models import ResShiftNetConfig, SR3Config, VQGANConfig
-from ldm_dream.importers import CheckpointImportError, import_state, load_published, published_run
+from ldm_dream.config_models import DDPMConfig, LDMConfig, ResShiftNetConfig, SR3Config, VQGANConfig
+from ldm_dream.importers import CheckpointImportError, import_state, load_first_stage, load_published, published_run
+from ldm_dream.ldm_checkpoint import split_ldm
 from ldm_dream.networks import build_network
 from ldm_dream.networks.resshift import SwinBlock, relative_position_index, shift_mask
+from ldm_dream.process import linear_abar
 
 ROOT = Path(__file__).resolve().parents[1]
 LAYOUTS = ROOT.parent / "shared" / "golden" / "layouts"
@@ -36,6 +39,7 @@ TINY = ResShiftNetConfig(
     cond_factor=2,
     legacy_mask=True,
 )
+TINY_LDM = LDMConfig(model_channels=32, channel_mult=(1, 2), num_res_blocks=1, attention_resolutions=(32,))
 TINY_VQGAN = VQGANConfig(ch=32, ch_mult=(1, 2), num_res_blocks=1, n_embed=16)
 
 
@@ -263,6 +267,154 @@ def test_every_vqgan_key_is_accounted_for():
         with pytest.raises(CheckpointImportError):
             import_state({name: value for name, value in state.items() if name != key}, "x")
     assert "1 extra (model_ema.decay)" in refusal({**state, "model_ema.decay": torch.zeros(())})
+
+
+# ------------------------------------------------------------------------------------------------ LDM-SR
+
+
+def random_weights(module: torch.nn.Module, seed: int) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return {key: torch.randn(value.shape, generator=generator) for key, value in module.state_dict().items()}
+
+
+@pytest.fixture
+def ldm() -> dict[str, Tensor]:
+    """The state dict of latent-diffusion's `model.ckpt`, at tiny sizes: U-Net, its average, first stage, tables."""
+    network, vqgan = build_network(TINY_LDM), build_autoencoder(TINY_VQGAN)
+    averages = {"diffusion_model" + key.replace(".", ""): value for key, value in random_weights(network, 1).items()}
+    return {
+        "betas": torch.zeros(1000),
+        "alphas_cumprod": linear_abar(1000, 0.0015, 0.0155, "sqrt_linear").float(),
+        "posterior_mean_coef1": torch.zeros(1000),
+        **{f"model.diffusion_model.{key}": value for key, value in random_weights(network, 0).items()},
+        "model_ema.decay": torch.tensor(0.9999),
+        "model_ema.num_updates": torch.tensor(3, dtype=torch.int32),
+        **{f"model_ema.{key}": value for key, value in averages.items()},
+        **{f"first_stage_model.{key}": value for key, value in random_weights(vqgan, 2).items()},
+    }
+
+
+def test_full_size_ldm_layout_is_recognised_whole():
+    path = LAYOUTS.parents[1] / "reference" / "layouts" / "ldm_bsr_sr.tsv"
+    if not path.is_file():
+        pytest.skip(f"{path} is not there")
+    rows = [line.split("\t") for line in path.read_text().splitlines()]
+    state = {key: torch.empty([int(n) for n in shape.strip("[]").split(",") if n], device="meta") for key, shape, _ in rows}
+    state["alphas_cumprod"] = linear_abar(1000, 0.0015, 0.0155, "sqrt_linear").float()
+    config, unet = import_state(state, "model.ckpt")
+    assert config == LDMConfig()
+    assert len(state) == 831 and len(unet) == 306 and sum(value.numel() for value in unet.values()) == 113_622_563
+    config, first_stage = import_state(split_ldm(state, "model.ckpt").first_stage, "model.ckpt")
+    assert config == VQGANConfig()
+    assert len(first_stage) == 205 and sum(value.numel() for value in first_stage.values()) == 55_322_782
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"num_res_blocks": 2, "attention_resolutions": ()},
+        {"channel_mult": (1, 2, 3), "attention_resolutions": (64, 16)},
+        {"in_channels": 4, "out_channels": 4, "cond_channels": 7},
+    ],
+)
+def test_the_config_of_an_ldm_unet_is_read_off_the_shapes(changes):
+    cfg = TINY_LDM.model_copy(update=changes)
+    assert import_state(build_network(cfg).state_dict(), "x")[0] == cfg
+
+
+def test_the_running_average_is_what_an_ldm_checkpoint_gives(ldm):
+    config, state = import_state(ldm, "x")
+    assert config == TINY_LDM
+    assert state.keys() == build_network(TINY_LDM).state_dict().keys()
+    assert all(torch.equal(value, random_weights(build_network(TINY_LDM), 1)[key]) for key, value in state.items())
+
+
+def test_without_running_averages_the_weights_are_taken_and_that_is_said(ldm, caplog):
+    _, state = import_state({key: value for key, value in ldm.items() if not key.startswith("model_ema.")}, "x.ckpt")
+    assert all(torch.equal(value, ldm[f"model.diffusion_model.{key}"]) for key, value in state.items())
+    assert "x.ckpt has no running average" in caplog.text
+
+
+def test_every_key_of_an_ldm_checkpoint_is_accounted_for(ldm, tmp_path):
+    silent = {"betas", "alphas_cumprod", "posterior_mean_coef1", "model_ema.decay", "model_ema.num_updates"}
+    for key in ldm.keys() - silent:
+        broken = {name: value for name, value in ldm.items() if name != key}
+        with pytest.raises(CheckpointImportError):
+            parts = split_ldm(broken, "x")
+            import_state(parts.unet, "x")
+            import_state(parts.first_stage, "x")
+
+
+@pytest.mark.parametrize(
+    "key, value, text",
+    [
+        ("cond_stage_model.weight", (3,), r"but none of its models has cond_stage_model.weight\.$"),
+        ("scale_factor", (), r"but none of its models has scale_factor\.$"),
+        (
+            "model_ema.diffusion_modelout9bias",
+            (3,),
+            r"nothing that model_ema.diffusion_modelout9bias is the average of",
+        ),
+        (
+            "model_ema.diffusion_modelout2bias",
+            (4,),
+            r"no average of the same shape for model.diffusion_model.out.2.bias",
+        ),
+        (
+            "model.diffusion_model.out.9.bias",
+            (3,),
+            r"no average of the same shape for model.diffusion_model.out.9.bias",
+        ),
+        ("alphas_cumprod", (500,), r"trained with 500 steps down to .* LDM-SR has 1000 down to 6.69e-04"),
+        ("alphas_cumprod", (1000,), r"trained with 1000 steps down to alphas_cumprod 5.00e-01"),
+    ],
+)
+def test_what_does_not_belong_into_an_ldm_checkpoint_is_named(ldm, key, value, text):
+    assert re.search(text, refusal({**ldm, key: torch.full(value, 0.5)}))
+
+
+def test_a_key_missing_in_unet_and_average_is_named(ldm):
+    del ldm["model.diffusion_model.out.2.bias"], ldm["model_ema.diffusion_modelout2bias"]
+    assert "looks like LDM-SR U-Net, but of its 128 keys: 1 missing (out.2.bias)" in refusal(ldm)
+
+
+def test_a_misshapen_first_stage_is_named_as_such(ldm, tmp_path):
+    ldm["first_stage_model.decoder.conv_out.bias"] = torch.zeros(4)
+    torch.save({"state_dict": ldm}, tmp_path / "model.ckpt")
+    with pytest.raises(CheckpointImportError, match=r"first_stage_model: looks like VQGAN.*decoder.conv_out.bias \[4\]"):
+        load_first_stage(tmp_path / "model.ckpt")
+
+
+def test_a_file_of_one_model_has_no_first_stage(unet_file):
+    assert load_first_stage(unet_file) is None
+
+
+@pytest.mark.parametrize(
+    "cfg, vqgan",
+    [
+        (LDMConfig(cond_channels=0), VQGANConfig()),
+        (LDMConfig(in_channels=4, out_channels=4), VQGANConfig()),
+        (LDMConfig(), VQGANConfig(embed_dim=4)),
+    ],
+)
+def test_an_ldm_that_is_not_ldm_sr_is_refused(cfg, vqgan):
+    with pytest.raises(CheckpointImportError, match="is not LDM-SR, which has 3 of each"):
+        published_run(cfg, "model.ckpt", first_stage=vqgan)
+
+
+def test_the_tool_writes_ldm_sr_with_its_first_stage(tmp_path, ldm):
+    torch.save({"epoch": 1, "state_dict": ldm}, tmp_path / "model.ckpt")
+    result = tool(tmp_path / "model.ckpt", "-o", tmp_path / "model")
+    assert result.returncode == 0, result.stderr
+    assert "next:" not in result.stdout
+    model = load_model(tmp_path / "model")
+    assert model.run.process == DDPMConfig(num_timesteps=1000, beta_start=0.0015, beta_end=0.0155, schedule="sqrt_linear")
+    assert (model.run.prediction, model.run.condition, model.run.scale) == ("eps", ("lr",), TINY_VQGAN.factor)
+    assert (model.run.sampler.kind, model.run.sampler.steps, model.run.sampler.eta) == ("ddim", 100, 1.0)
+    assert torch.equal(model.network.out[2].bias, ldm["model_ema.diffusion_modelout2bias"])
+    assert torch.equal(model.autoencoder.quantize.embedding.weight, ldm["first_stage_model.quantize.embedding.weight"])
+    assert "As published: MIT." in (tmp_path / "model" / "README.md").read_text()
 
 
 # ------------------------------------------------------------------------------------------------ files

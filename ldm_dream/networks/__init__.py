@@ -6,11 +6,11 @@ import torch
 from torch import nn
 
 from ..config_models import NetworkConfig
-from . import resshift, sr3
+from . import ldm, resshift, sr3
 
-NETWORKS = {"resshift": resshift.ResShiftNet, "sr3": sr3.SR3Net}
+NETWORKS = {"resshift": resshift.ResShiftNet, "sr3": sr3.SR3Net, "ldm": ldm.LDMNet}
 # compiled one by one: minutes less cold start than the whole network at once
-REPEATED_BLOCKS = (resshift.ResBlock, resshift.SwinBlock, sr3.Block)
+REPEATED_BLOCKS = (resshift.ResBlock, resshift.SwinBlock, sr3.Block, ldm.ResBlock, ldm.Attention)
 
 
 def build_network(cfg: NetworkConfig) -> nn.Module:

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..config_models import ResShiftNetConfig
-from ..layers import GROUPS, Downsample, Upsample, make_norm, pad, timestep_embedding
+from ..layers import GROUPS, Downsample, Upsample, make_norm, pad, timestep_embedding, zeroed
 
 BLOCKED = -100.0  # added to the logits of pairs that a shift mask separates, as published; finite, so 16-bit softmax stays finite
 
@@ -69,7 +69,7 @@ class ResShiftNet(nn.Module):
                     stage.append(Upsample(width))
                 self.output_blocks.append(stage)
         self.out = nn.Sequential(
-            make_norm(cfg.norm, width), nn.SiLU(), _zeroed(nn.Conv2d(width, cfg.out_channels * fold, 3, padding=1))
+            make_norm(cfg.norm, width), nn.SiLU(), zeroed(nn.Conv2d(width, cfg.out_channels * fold, 3, padding=1))
         )
         levels_with_windows = [len(sizes) - 1, *(i for i, size in enumerate(sizes) if size in cfg.attention_resolutions)]
         windows = (min(cfg.window_size, sizes[i]) << i for i in levels_with_windows)
@@ -120,7 +120,7 @@ class ResBlock(nn.Module):
             make_norm(cfg.norm, out_channels),
             nn.SiLU(),
             nn.Dropout(cfg.dropout),
-            _zeroed(nn.Conv2d(out_channels, out_channels, 3, padding=1)),
+            zeroed(nn.Conv2d(out_channels, out_channels, 3, padding=1)),
         )
         self.skip_connection = nn.Conv2d(channels, out_channels, 1) if channels != out_channels else nn.Identity()
 
@@ -290,9 +290,3 @@ def _feature_extractor(cfg: ResShiftNetConfig) -> tuple[nn.Module, int]:
         layers += [nn.Conv2d(channels, width, 3, padding=1), nn.SiLU(), Downsample(width, 2 * width)]
         channels = width = 2 * width
     return nn.Sequential(*layers), channels
-
-
-def _zeroed(layer: nn.Conv2d) -> nn.Conv2d:
-    nn.init.zeros_(layer.weight)
-    nn.init.zeros_(layer.bias)
-    return layer
