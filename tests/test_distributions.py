@@ -156,6 +156,13 @@ def test_inception_from_a_file_gives_torch_fidelitys_features(monkeypatch, tmp_p
         load_inception(tmp_path / "other.pth")
 
 
+def test_a_file_that_holds_more_than_tensors_never_reaches_torch_fidelity(monkeypatch, tmp_path):
+    monkeypatch.setattr("torch_fidelity.utils.create_feature_extractor", lambda *a, **k: pytest.fail("it unpickles anything"))
+    torch.save({"fc.weight": Pictures([])}, tmp_path / "code.pth")
+    with pytest.raises(MetricUnavailable, match="code.pth: is no whole torch file of tensors"):
+        load_inception(tmp_path / "code.pth")
+
+
 @pytest.mark.parametrize(("net", "name", "last_relu", "dimensions"), [("alex", "alexnet", 11, 256), ("vgg", "vgg16", 29, 512)])
 def test_the_trunks_features_are_the_mean_of_its_last_relu(tmp_path, net, name, last_relu, dimensions):
     picture = photos(1)[0]
