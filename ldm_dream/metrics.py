@@ -8,6 +8,7 @@ is DREAM's (Pillow bicubic). PSNR, SSIM and consistency take uint8 numpy picture
 from __future__ import annotations
 
 import math
+import pickle
 import warnings
 from pathlib import Path
 from typing import Literal
@@ -23,10 +24,15 @@ from .errors import UserError
 LUMA = np.array([65.481, 128.553, 24.966]) / 255  # ITU-R BT.601 for RGB in 0..255, before the offset of 16
 SSIM_WINDOW, SSIM_SIGMA = 11, 1.5
 _TRUNKS = {"alex": "alexnet-owt", "vgg": "vgg16"}  # lpips name -> start of torchvision's file name
+_SMALLEST = {"alex": 31, "vgg": 16}  # sides in pixels that still reach the last layer
 
 
 class MetricUnavailable(UserError, RuntimeError):
     """A metric whose package or weights are not here; its text says which one to get."""
+
+
+class MetricError(UserError, ValueError):
+    """Pictures that a metric cannot compare; its text says why."""
 
 
 def luma(pixels: np.ndarray) -> np.ndarray:
@@ -37,7 +43,7 @@ def luma(pixels: np.ndarray) -> np.ndarray:
 def psnr(sr: np.ndarray, hr: np.ndarray, *, channel: Literal["y", "rgb"], crop_border: int) -> float:
     """10 log10(255^2 / MSE) in dB over Y or all three channels; inf for equal pictures.
 
-    `crop_border` pixels are left out on each side (SR tables: the scale). Raises ValueError for shapes that do not fit.
+    `crop_border` pixels are left out on each side (SR tables: the scale). Raises MetricError for shapes that do not fit.
     """
     a, b = _planes(sr, hr, channel, crop_border)
     mse = np.mean((a - b) ** 2)
@@ -48,7 +54,7 @@ def ssim(sr: np.ndarray, hr: np.ndarray, *, channel: Literal["y", "rgb"], crop_b
     """Structural similarity in [-1, 1], 1 for equal pictures; rgb is the mean of the three channels' values."""
     a, b = _planes(sr, hr, channel, crop_border)
     if min(a.shape[1:]) < SSIM_WINDOW:
-        raise ValueError(f"ssim: {a.shape[1]}x{a.shape[2]} pixels remain; it needs at least {SSIM_WINDOW}x{SSIM_WINDOW}.")
+        raise MetricError(f"ssim: {a.shape[1]}x{a.shape[2]} pixels remain; it needs at least {SSIM_WINDOW}x{SSIM_WINDOW}.")
     x, y = (torch.from_numpy(plane)[:, None] for plane in (a, b))
     window = torch.from_numpy(gaussian_window())
 
@@ -74,7 +80,7 @@ def consistency(sr: np.ndarray, lr: np.ndarray) -> float:
 
 def downsample(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
     """uint8 [H, W, 3] -> uint8 [height, width, 3] by Pillow's antialiased bicubic."""
-    return np.asarray(PillowImage.fromarray(pixels).resize((width, height), PillowImage.Resampling.BICUBIC))
+    return np.array(PillowImage.fromarray(pixels).resize((width, height), PillowImage.Resampling.BICUBIC))
 
 
 def gaussian_window() -> np.ndarray:
@@ -97,10 +103,7 @@ def load_lpips(weights: str | Path | None = None, net: Literal["alex", "vgg"] = 
         import lpips
     except ImportError:
         raise MetricUnavailable("LPIPS needs the package lpips; install it with: pip install 'ldm_dream[eval]'.") from None
-    path = _trunk_file(net) if weights is None else Path(weights)
-    if not path.is_file():
-        raise MetricUnavailable(f"LPIPS weights {path}: no such file; give a state dict with torchvision's {net} names.")
-    state = torch.load(path, map_location="cpu", weights_only=True)
+    path, state = trunk_weights(net, weights)
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # lpips calls torchvision with a deprecated argument
         model = lpips.LPIPS(net=net, pnet_rand=True, verbose=False)
@@ -112,37 +115,57 @@ def load_lpips(weights: str | Path | None = None, net: Literal["alex", "vgg"] = 
         or (theirs not in state and theirs.startswith("features."))
     ]
     if wrong:
-        raise MetricUnavailable(f"LPIPS weights {path}: {wrong[0]} is missing or has another shape; this is no {net} network.")
+        raise MetricUnavailable(f"{path}: {wrong[0]} is missing or has another shape; this is no {net} network.")
     with torch.no_grad():
         for name, theirs in own.items():
             if theirs in state:
                 model.get_parameter(name).copy_(state[theirs])
-    return _Distance(model)
+    return _Distance(model, _SMALLEST[net])
 
 
 class _Distance(nn.Module):
     """lpips.LPIPS with the shape [B] and an eval mode that a parent's train() does not switch off (its heads have dropout)."""
 
-    def __init__(self, model: nn.Module):
+    def __init__(self, model: nn.Module, smallest: int):
         super().__init__()
-        self.model = model
+        self.model, self.smallest = model, smallest
         self.requires_grad_(False).eval()
 
     def train(self, mode: bool = True) -> _Distance:
         return super().train(False)
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        if min(x.shape[-2:]) < self.smallest:
+            raise MetricError(f"lpips: {x.shape[-2]}x{x.shape[-1]} pixels; it needs at least {self.smallest}x{self.smallest}.")
         return self.model(x, y).flatten()
 
 
-def _trunk_file(net: str) -> Path:
-    folder = Path(torch.hub.get_dir()) / "checkpoints"
-    found = sorted(folder.glob(f"{_TRUNKS[net]}-*.pth"))
-    if not found:
-        raise MetricUnavailable(
-            f"LPIPS needs torchvision's {_TRUNKS[net]}-*.pth in {folder}; put it there or name a weights file."
-        )
-    return found[0]
+def trunk_weights(net: Literal["alex", "vgg"], weights: str | Path | None = None) -> tuple[Path, dict[str, Tensor]]:
+    """(file, state dict with torchvision's names) of a trunk: the given file, or torchvision's in its cache.
+
+    Raises MetricUnavailable when it is not there.
+    """
+    if weights is None:
+        folder = Path(torch.hub.get_dir()) / "checkpoints"
+        found = sorted(folder.glob(f"{_TRUNKS[net]}-*.pth"))
+        if not found:
+            raise MetricUnavailable(f"put torchvision's {_TRUNKS[net]}-*.pth into {folder} or name a file with {net} weights.")
+        weights = found[0]
+    return Path(weights), read_weights(weights)
+
+
+def read_weights(path: str | Path) -> dict[str, Tensor]:
+    """State dict from a torch file, tensors only. Raises MetricUnavailable for a missing or broken file."""
+    path = Path(path)
+    if not path.is_file():
+        raise MetricUnavailable(f"{path}: no such file; give a state dict with torchvision's names.")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError):
+        raise MetricUnavailable(f"{path}: is no whole torch file of tensors; fetch it again.") from None
+    if not isinstance(state, dict):
+        raise MetricUnavailable(f"{path}: holds a {type(state).__name__}; give a state dict with torchvision's names.")
+    return state
 
 
 def _torchvision_name(name: str) -> str:
@@ -154,14 +177,14 @@ def _torchvision_name(name: str) -> str:
 def _planes(sr: np.ndarray, hr: np.ndarray, channel: str, crop_border: int) -> tuple[np.ndarray, np.ndarray]:
     """Two checked pictures -> float64 [planes, H, W] each, border cut."""
     if sr.shape != hr.shape or sr.ndim != 3 or sr.shape[2] != 3 or sr.dtype != np.uint8 or hr.dtype != np.uint8:
-        raise ValueError(
+        raise MetricError(
             f"metrics compare two uint8 pictures [H, W, 3] of one size; got {sr.dtype} {sr.shape} and {hr.dtype} {hr.shape}."
         )
     if channel not in ("y", "rgb"):
-        raise ValueError(f"metrics: channel={channel!r} is not known; use 'y' or 'rgb'.")
+        raise MetricError(f"metrics: channel={channel!r} is not known; use 'y' or 'rgb'.")
     height, width = sr.shape[:2]
     if crop_border < 0 or 2 * crop_border >= min(height, width):
-        raise ValueError(
+        raise MetricError(
             f"metrics: crop_border={crop_border} leaves nothing of {height}x{width} pixels; use 0 or a small border."
         )
     inner = (slice(crop_border, height - crop_border), slice(crop_border, width - crop_border))
@@ -170,10 +193,10 @@ def _planes(sr: np.ndarray, hr: np.ndarray, channel: str, crop_border: int) -> t
     return sr[inner].transpose(2, 0, 1).astype(np.float64), hr[inner].transpose(2, 0, 1).astype(np.float64)
 
 
-def lpips_or_reason(weights: str | Path | None = None) -> tuple[nn.Module | None, str]:
+def lpips_or_reason(weights: str | Path | None = None, net: Literal["alex", "vgg"] = "alex") -> tuple[nn.Module | None, str]:
     """`load_lpips`, or None and the sentence that says what is wanted: for tools that go on without it."""
     try:
-        return load_lpips(weights), ""
+        return load_lpips(weights, net), ""
     except MetricUnavailable as reason:
         return None, str(reason)
 
@@ -186,8 +209,13 @@ def scores(sr: np.ndarray, hr: np.ndarray, crop_border: int, lpips: nn.Module | 
         for name, metric in (("psnr", psnr), ("ssim", ssim))
     }
     if lpips is not None:
-        device = next(lpips.parameters()).device
-        x, y = (torch.from_numpy(p).to(device).permute(2, 0, 1)[None].float() / 127.5 - 1 for p in (sr, hr))
-        with torch.no_grad():
-            row["lpips"] = float(lpips(x, y))
+        row["lpips"] = lpips_distance(lpips, sr, hr)
     return row
+
+
+@torch.no_grad()
+def lpips_distance(lpips: nn.Module, sr: np.ndarray, hr: np.ndarray, *, black: float = -1.0) -> float:
+    """LPIPS of two whole uint8 pictures [H, W, 3], mapped linearly to [black, 1]; the network was trained on black = -1."""
+    device = next(lpips.parameters()).device
+    x, y = (torch.from_numpy(p).to(device).permute(2, 0, 1)[None].float() / (255 / (1 - black)) + black for p in (sr, hr))
+    return float(lpips(x, y))

@@ -11,7 +11,17 @@ import pytest
 import torch
 from PIL import Image as PillowImage
 
-from ldm_dream.metrics import MetricUnavailable, consistency, downsample, load_lpips, luma, psnr, ssim
+from ldm_dream.metrics import (
+    MetricError,
+    MetricUnavailable,
+    consistency,
+    downsample,
+    load_lpips,
+    lpips_distance,
+    luma,
+    psnr,
+    ssim,
+)
 
 SHARED = Path(__file__).resolve().parents[1].parent / "shared"
 LPIPS_WEIGHTS = SHARED / "data/weights_perceptual/lpips_alexnet_fp32.pth"
@@ -103,6 +113,8 @@ def test_lpips_without_weights_names_the_file_and_never_downloads(monkeypatch, t
         load_lpips()
     with pytest.raises(MetricUnavailable, match=r"none\.pth: no such file"):
         load_lpips(tmp_path / "none.pth")
+    with pytest.raises(MetricUnavailable, match=r"vgg16-\*\.pth"):
+        load_lpips(net="vgg")
     with pytest.raises(ValueError, match="use one of alex, vgg"):
         load_lpips(net="squeeze")
 
@@ -164,6 +176,64 @@ def test_weights_of_another_network_are_refused(alexnet, tmp_path):
     torch.save({k: v for k, v in alexnet[1].items() if k != "features.10.bias"}, tmp_path / "cut.pth")
     with pytest.raises(MetricUnavailable, match=r"features\.10\.bias is missing or has another shape"):
         load_lpips(tmp_path / "cut.pth")
+    torch.save(torch.ones(3), tmp_path / "tensor.pth")
+    with pytest.raises(MetricUnavailable, match="holds a Tensor"):
+        load_lpips(tmp_path / "tensor.pth")
+
+
+def test_a_broken_weights_file_is_named(alexnet, tmp_path):
+    whole = (alexnet[0] / "hub/checkpoints/alexnet-owt-7be5be79.pth").read_bytes()
+    for name, data in (("half.pth", whole[: len(whole) // 2]), ("text.pth", b"not found"), ("empty.pth", b"")):
+        (tmp_path / name).write_bytes(data)
+        with pytest.raises(MetricUnavailable, match=f"{name}: is no whole torch file"):
+            load_lpips(tmp_path / name)
+
+
+def test_pictures_too_small_for_the_trunk_are_refused(distance):
+    assert lpips_distance(distance, photo(31, 31), photo(31, 31, seed=1)) > 0
+    with pytest.raises(MetricError, match="30x31 pixels; it needs at least 31x31"):
+        lpips_distance(distance, photo(30, 31), photo(30, 31))
+
+
+def test_lpips_of_pictures_spreads_them_from_black_to_one(distance):
+    sr, hr = photo(), photo(seed=1)
+    x, y = (torch.from_numpy(p / 255).float().permute(2, 0, 1)[None] for p in (sr, hr))
+    assert lpips_distance(distance, sr, hr) == pytest.approx(float(distance(2 * x - 1, 2 * y - 1)), rel=1e-5)
+    assert lpips_distance(distance, sr, hr, black=0) == pytest.approx(float(distance(x, y)), rel=1e-5)
+
+
+def test_lpips_vgg_runs_on_torchvisions_names(tmp_path):
+    lpips = pytest.importorskip("lpips")
+    from torchvision.models import vgg16
+
+    with torch.device("meta"):
+        shapes = {k: v.shape for k, v in vgg16(weights=None).state_dict().items() if k.startswith("features.")}
+    generator = torch.Generator().manual_seed(0)
+    state = {k: torch.randn(s, generator=generator) * (2 / math.prod(s[1:])) ** 0.5 for k, s in shapes.items()}
+    torch.save(state, tmp_path / "vgg.pth")
+    ours = load_lpips(tmp_path / "vgg.pth", net="vgg")
+    for name, child in [c for piece in list(ours.model.net.children())[:5] for c in piece.named_children()]:
+        if isinstance(child, torch.nn.Conv2d):
+            assert torch.equal(child.weight, state[f"features.{name}.weight"])
+    heads = torch.load(Path(lpips.__file__).parent / "weights/v0.1/vgg.pth", map_location="cpu", weights_only=True)
+    assert torch.equal(ours.model.lin4.model[1].weight, heads["lin4.model.1.weight"])
+    assert lpips_distance(ours, photo(16, 16), photo(16, 16)) == 0 < lpips_distance(ours, photo(16, 16), photo(16, 16, seed=1))
+    with pytest.raises(MetricUnavailable, match="is no alex network"):
+        load_lpips(tmp_path / "vgg.pth", net="alex")
+
+
+@pytest.mark.skipif(not LPIPS_WEIGHTS.is_file(), reason=f"{LPIPS_WEIGHTS} is not here")
+def test_lpips_alex_equals_the_lpips_package_fed_the_same_weights():
+    lpips = pytest.importorskip("lpips")
+    state = torch.load(LPIPS_WEIGHTS, map_location="cpu", weights_only=True)
+    theirs = lpips.LPIPS(net="alex", pnet_rand=True, verbose=False)  # its own heads, a random trunk
+    with torch.no_grad():
+        for name, child in [c for piece in list(theirs.net.children())[:5] for c in piece.named_children()]:
+            if isinstance(child, torch.nn.Conv2d):
+                child.weight.copy_(state[f"features.{name}.weight"])
+                child.bias.copy_(state[f"features.{name}.bias"])
+    x, y = torch.rand(2, 2, 3, 64, 72, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    assert torch.equal(load_lpips(LPIPS_WEIGHTS)(x, y), theirs(x, y).flatten())
 
 
 @pytest.mark.skipif(not LPIPS_WEIGHTS.is_file(), reason=f"{LPIPS_WEIGHTS} is not here")

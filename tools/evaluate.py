@@ -1,12 +1,13 @@
-"""Score results or a model against HR pictures: PSNR, SSIM (Y and RGB), LPIPS.
+"""Score results or a model against HR pictures: PSNR, SSIM, LPIPS, consistency, FID and KID or an offline stand-in.
 
 python tools/evaluate.py --hr HR_DIR -n dream-latent-x4-tiny --lr LR_DIR
-python tools/evaluate.py --hr HR_DIR --sr RESULTS_DIR
+python tools/evaluate.py --hr HR_DIR --sr RESULTS_DIR --lr LR_DIR --json scores.json
+python tools/evaluate.py --hr HR_DIR --sr RESULTS_DIR --protocol dream-legacy
 """
 
 import argparse
 import json
-import sys
+from dataclasses import replace
 from pathlib import Path
 
 from ldm_dream.cli import user_errors
@@ -20,13 +21,16 @@ def build_parser() -> argparse.ArgumentParser:
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--sr", type=Path, metavar="DIR", help="results with the same names")
     what.add_argument("-n", "--model", help="bundled model or model folder to run")
-    add("--lr", type=Path, metavar="DIR", help="low-resolution pictures with the same names (default: bicubic from --hr)")
+    add("--lr", type=Path, metavar="DIR", help="LR pictures with the same names (default: bicubic from --hr; with --sr: none)")
     add("--scale", type=int, default=4, metavar="N", help="HR over LR size, and the border that is cut (default: 4)")
     add("--steps", type=int, metavar="N", help="sampling steps (default: the model's)")
     add("--color-fix", choices=("none", "wavelet", "adain"), default="wavelet")
     add("--dtype", choices=("auto", "fp32", "bf16", "fp16"), default="auto")
-    add("--lpips-weights", type=Path, metavar="FILE", help="AlexNet + LPIPS state dict (default: torchvision's cache)")
-    add("--json", type=Path, metavar="FILE", help="write every row")
+    add("--protocol", choices=("standard", "dream-legacy"), default="standard", help="dream-legacy: as in DREAM's own code")
+    add("--lpips-net", choices=("alex", "vgg"), help="(default: alex; dream-legacy: vgg)")
+    add("--lpips-weights", type=Path, metavar="FILE", help="state dict of that net (default: torchvision's cache)")
+    add("--inception", type=Path, metavar="FILE", help="torch-fidelity's Inception weights (default: torch's cache)")
+    add("--json", type=Path, metavar="FILE", help="write protocol, means and every row")
     return parser
 
 
@@ -34,15 +38,15 @@ def main() -> None:
     args = build_parser().parse_args()
     with user_errors():
         from ldm_dream.data.images import find_images
-        from ldm_dream.evaluation import PROTOCOL, evaluate_folder, evaluate_model, means, table
-        from ldm_dream.metrics import lpips_or_reason
+        from ldm_dream.evaluation import PROTOCOLS, Evaluator, evaluate_folder, evaluate_model, report_text
 
-        lpips, reason = lpips_or_reason(args.lpips_weights)
-        if lpips is None:
-            print(f"no LPIPS: {reason}", file=sys.stderr)
+        protocol = PROTOCOLS[args.protocol]
+        if args.lpips_net:
+            protocol = replace(protocol, lpips_net=args.lpips_net)
+        evaluator = Evaluator.load(protocol, args.scale, args.lpips_weights, args.inception)
         files = [path for path in find_images(args.hr) if args.match in path.name]
         if args.sr:
-            rows = list(evaluate_folder(files, args.sr, args.scale, lpips))
+            evaluate_folder(evaluator, files, args.sr, args.lr)
         else:
             from ldm_dream.upscale import Upscaler
 
@@ -51,11 +55,13 @@ def main() -> None:
             def upscale(lr):
                 return upscaler(lr, scale=args.scale, steps=args.steps, color_fix=args.color_fix)
 
-            rows = list(evaluate_model(files, args.lr, upscale, Path(args.model).name, args.scale, lpips))
-        print(f"{args.hr} {args.match}: means of {len(files)} pictures. {PROTOCOL.format(scale=args.scale)}")
-        print(table(means(rows)))
+            evaluate_model(evaluator, files, args.lr, upscale, Path(args.model).name)
+        report = evaluator.report()
+        print(f"{args.hr} {args.match}")
+        print(report_text(report))
         if args.json:
-            args.json.write_text(json.dumps({"protocol": PROTOCOL.format(scale=args.scale), "rows": rows}, indent=1) + "\n")
+            args.json.parent.mkdir(parents=True, exist_ok=True)
+            args.json.write_text(json.dumps(report, indent=1) + "\n")
 
 
 if __name__ == "__main__":

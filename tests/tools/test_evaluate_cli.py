@@ -1,0 +1,80 @@
+import json
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from runs import pictures
+
+from ldm_dream.data.images import Image, find_images, read_image, write_image
+from ldm_dream.evaluation import bicubic, low_resolution
+
+TOOL = Path(__file__).resolve().parents[2] / "tools/evaluate.py"
+
+
+@pytest.fixture
+def evaluate(monkeypatch, capsys, tmp_path):
+    """The tool in this process, with an empty torch cache: words of the command line -> (stdout, stderr)."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch_home"))
+
+    def run(*args) -> tuple[str, str]:
+        monkeypatch.setattr(sys, "argv", [str(TOOL), *map(str, args)])
+        runpy.run_path(str(TOOL), run_name="__main__")
+        return capsys.readouterr()
+
+    return run
+
+
+@pytest.fixture
+def folders(tmp_path) -> tuple[Path, Path, Path]:
+    """HR, LR and bicubic results of two pictures."""
+    hr = pictures(tmp_path / "hr", count=2)
+    for name in ("lr", "sr"):
+        (tmp_path / name).mkdir()
+    for path in find_images(hr):
+        lr = low_resolution(read_image(path).pixels, 4)
+        write_image(tmp_path / "lr" / path.name, Image(lr))
+        write_image(tmp_path / "sr" / path.name, Image(bicubic(lr, 4)))
+    return hr, tmp_path / "lr", tmp_path / "sr"
+
+
+def test_a_folder_is_scored_with_each_protocol_beside_its_number(evaluate, folders, tmp_path):
+    hr, lr, sr = folders
+    out, err = evaluate("--hr", hr, "--sr", sr, "--lr", lr, "--json", tmp_path / "new/scores.json")
+    report = json.loads((tmp_path / "new/scores.json").read_text())
+    means = report["means"]["sr"]
+    assert means["psnr_y"] > 20 and 0 < means["consistency_x1e5"] < 50 and report["pictures"] == len(report["rows"]) == 2
+    assert all(f"  {metric}: {report['protocol'][metric]}" in out for metric in means)
+    assert all(f"  {metric}: not computed: " in out for metric in ("lpips", "fid", "frechet_alexnet")) and not err
+
+
+def test_dream_legacy_and_the_net_are_chosen_on_the_command_line(evaluate, folders):
+    pytest.importorskip("lpips")
+    hr, _, sr = folders
+    out, _ = evaluate("--hr", hr, "--sr", sr, "--protocol", "dream-legacy")
+    assert "protocol dream-legacy" in out and "psnr_y" not in out and "vgg16-*.pth" in out
+    out, _ = evaluate("--hr", hr, "--sr", sr, "--protocol", "dream-legacy", "--lpips-net", "alex")
+    assert "vgg16" not in out and "alexnet-owt-*.pth" in out
+
+
+def test_a_weights_file_brings_lpips_and_the_stand_in_which_is_not_called_fid(evaluate, folders, tmp_path):
+    pytest.importorskip("lpips")
+    pytest.importorskip("torch_fidelity")
+    from torchvision.models import alexnet
+
+    torch.manual_seed(0)
+    torch.save(alexnet(weights=None).state_dict(), tmp_path / "alexnet.pth")
+    hr, _, sr = folders
+    out, _ = evaluate("--hr", hr, "--sr", sr, "--lpips-weights", tmp_path / "alexnet.pth")
+    heads = out.splitlines()[1].split()
+    assert {"lpips", "frechet_alexnet"} <= set(heads) and not {"fid", "kid_x1e3"} & set(heads)
+    assert "  frechet_alexnet: squared Frechet distance" in out and "2 pictures" in out and "ill-conditioned" in out
+    assert "  fid: not computed: put torch-fidelity's weights-inception" in out
+
+
+def test_a_match_that_fits_nothing_is_one_sentence(evaluate, folders, capsys):
+    hr, _, sr = folders
+    with pytest.raises(SystemExit) as stop:
+        evaluate("--hr", hr, "--sr", sr, "--match", "set5")
+    assert stop.value.code == 2 and "no picture was scored" in capsys.readouterr().err
