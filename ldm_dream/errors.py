@@ -1,4 +1,4 @@
-"""The one base class of a user's mistakes; its text is a whole sentence: what was given, what is allowed, what to do.
+"""The base class of a user's mistakes; its text is a whole sentence: what was given, what is allowed, what to do.
 
 Every tool turns a `UserError` into that sentence and exit status 2 (`ldm_dream.cli.user_errors`); any other exception is a
 mistake of the program and keeps its traceback. Imports nothing, so that every other file may import it.

@@ -1,8 +1,9 @@
-"""Turn a published checkpoint (ResShift U-Net, VQGAN of LDM / ResShift / taming, TAESD) into a model folder.
+"""Turn a published checkpoint (ResShift, LDM-SR, VQGAN of LDM / ResShift / taming, TAESD) into a model folder.
 
 python tools/import_checkpoint.py autoencoder_vq_f4.pth -o models/vq-f4
 python tools/import_checkpoint.py taef2_encoder.pth -o models/taef2
 python tools/import_checkpoint.py resshift_bicsrx4_s4.pth -o models/resshift-x4 --autoencoder models/vq-f4
+python tools/import_checkpoint.py models/ldm/bsr_sr/model.ckpt -o models/ldm-sr-x4
 """
 
 import argparse
@@ -30,21 +31,22 @@ def main() -> None:
     args = build_parser().parse_args()
     with user_errors():
         from ldm_dream.checkpoint import save_model  # here, so that --help answers without torch
-        from ldm_dream.importers import load_published, published_card, published_run
+        from ldm_dream.importers import load_first_stage, load_published, published_card, published_run
 
         config, state = load_published(args.published)
         autoencoder = args.autoencoder
         if autoencoder and Path(autoencoder).is_dir():
             autoencoder = str(Path(autoencoder).resolve())
-        run = published_run(config, args.published.name, autoencoder)
-        save_model(args.output, run, state, published_card(args.published, run))
+        first_stage = None if autoencoder else load_first_stage(args.published)
+        run = published_run(config, args.published.name, autoencoder, first_stage and first_stage[0])
+        save_model(args.output, run, state, published_card(args.published, run), first_stage and first_stage[1])
     size = sum(tensor.numel() for tensor in state.values())
     print(
         f"{args.published} -> {args.output}: {type(config).__name__.removesuffix('Config')}, {size:,} parameters, task {run.task}"
     )
     if run.task == "diffusion":
-        print(f"process: {run.process.num_timesteps} steps, kappa {run.process.kappa}; x{run.scale}")
-        if not autoencoder:
+        print(f"process: {run.process.kind}, {run.process.num_timesteps} steps; x{run.scale}")
+        if not autoencoder and not first_stage:
             print(f"next: import its autoencoder too and name it in {args.output / 'config.yaml'} (autoencoder.pretrained)")
 
 
