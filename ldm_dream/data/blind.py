@@ -3,23 +3,25 @@
     hr -> blur -> resize -> noise -> JPEG -> [blur -> resize -> noise] -> resize to H/scale, sinc; JPEG (or first JPEG) -> lr
 
 The ranges stand in `BlindConfig`. Every random choice of a sample comes from its own seed, drawn by numpy on the CPU: a sample is
-the same alone and in any batch, in a resumed run, and (to the rounding of the arithmetic) on any device. The first blur is one
-grouped convolution for the batch; behind the first resize each sample has a size of its own, so from there they go one by one.
-JPEG is libjpeg's through torchvision and always runs on the CPU: nvJPEG rounds otherwise, and 8-bit copies are cheap.
+the same alone, in any batch and in a resumed run; on another device its choices are the same, but arithmetic rounds otherwise.
+The first blur is one grouped convolution for the batch; behind the first resize each sample has a size of its own, so from there
+they go one by one. JPEG is libjpeg's through Pillow, on the CPU for pictures on any device: torchvision has deprecated its codecs,
+and nvJPEG rounds otherwise.
 
 Symbols: image float32 in [0, 1]; r distance from the kernel's middle in pixels; beta shape exponent; 1 level = 1/255.
 """
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Sequence
 
 import numpy as np
+import PIL.Image
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torchvision.io import ImageReadMode, decode_jpeg, encode_jpeg
 from torchvision.transforms.functional import rgb_to_grayscale
 
 from ldm_dream.config import BlindConfig, FirstOrder
@@ -208,8 +210,11 @@ def _add_noise(image: Tensor, cfg: FirstOrder, random: np.random.Generator) -> T
 
 def jpeg(image: Tensor, quality: int) -> Tensor:
     """[1,3,H,W] -> the same, compressed as JPEG (baseline, 4:2:0) of `quality` 1..100 and decoded; on the 256 levels."""
-    data = encode_jpeg(to_levels(image)[0].cpu(), quality)
-    return decode_jpeg(data, ImageReadMode.RGB)[None].to(image.device).float() / 255
+    pixels = to_levels(image)[0].permute(1, 2, 0).cpu().numpy()
+    file = io.BytesIO()
+    PIL.Image.fromarray(pixels).save(file, "jpeg", quality=quality)
+    decoded = torch.from_numpy(np.array(PIL.Image.open(file)))
+    return decoded.permute(2, 0, 1)[None].contiguous().to(image.device).float() / 255
 
 
 def _draw_quality(cfg: FirstOrder, random: np.random.Generator) -> int:
