@@ -5,7 +5,7 @@
 The ranges stand in `BlindConfig`. Every random choice of a sample comes from its own seed, drawn by numpy on the CPU: a sample is
 the same alone, in any batch and in a resumed run; on another device its choices are the same, but arithmetic rounds otherwise.
 The first blur is one grouped convolution for the batch; behind the first resize each sample has a size of its own, so from there
-they go one by one. JPEG is libjpeg's through Pillow, on the CPU for pictures on any device: torchvision has deprecated its codecs,
+they go one by one. JPEG is libjpeg's through Pillow, on the CPU for pictures of any device: torchvision deprecated its codecs,
 and nvJPEG rounds otherwise.
 
 Symbols: image float32 in [0, 1]; r distance from the kernel's middle in pixels; beta shape exponent; 1 level = 1/255.
