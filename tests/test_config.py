@@ -8,7 +8,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ldm_dream.config import AutoencoderRun, ConfigError, DiffusionRun, dump_config, load_config
+from ldm_dream.config import (
+    AutoencoderRun,
+    BlindConfig,
+    ConfigError,
+    DataConfig,
+    DiffusionRun,
+    SecondOrder,
+    dump_config,
+    load_config,
+)
 from ldm_dream.config_models import DDPMConfig, FlowConfig, ResidualShiftConfig, VQGANConfig
 from ldm_dream.errors import UserError
 
@@ -105,6 +114,14 @@ def test_another_kind_of_loss_keeps_dream_on(write):
     assert (run.sampler.kind, run.sampler.steps) == ("ancestral", 5)
 
 
+def test_another_kind_of_degradation_replaces_the_section_and_each_order_keeps_its_own_defaults(write):
+    write("a.yaml", "data: {patch: 64, degradation: {kind: blind, second: {blur_prob: 0.5}}}")
+    blind = load_config(write("b.yaml", "base: a.yaml")).data.degradation
+    assert blind == BlindConfig(second=SecondOrder(blur_prob=0.5)) and blind.second.sigma == (0.2, 1.5)
+    data = load_config(write("c.yaml", "base: a.yaml\ndata: {degradation: {kind: bicubic}}")).data
+    assert data == DataConfig(patch=64)
+
+
 # ------------------------------------------------------------------------------------------------ overrides
 
 
@@ -162,6 +179,11 @@ def test_an_override_that_is_no_assignment_is_refused(refusal, text):
         ("process: {kind: ddpm}\nkappa: 1", "kappa", None),
         ("task: autoencoder\nautoencoder: {n_embeds: 4}", "autoencoder.n_embeds", "autoencoder.n_embed"),
         ("process: {kind: ddpm, ddpm: 1}", "process.ddpm", None),
+        (
+            "data: {degradation: {kind: blind, second: {sigmas: 1}}}",
+            "data.degradation.second.sigmas",
+            "data.degradation.second.sigma",
+        ),
     ],
 )
 def test_an_unknown_key_names_the_nearest_one(refusal, text, key, near):
@@ -205,6 +227,20 @@ def test_a_mistake_names_the_file_it_stands_in(write):
         ("process: {kappa: 1}", ["`process.kind` is missing", "ddpm, residual_shift, flow"]),
         ("process: {kind: [ddpm]}", ["`process.kind` is"]),
         ("process: 3", ["`process` is 3"]),
+        ("data: {degradation: {kind: blnd}}", ["`data.degradation.kind` is 'blnd'", "bicubic, blind", "Did you mean blind?"]),
+        (
+            "data: {degradation: {kind: blind, first: {sigma: [3, 1]}}}",
+            ["`data.degradation.first.sigma`", "[3.0, 1.0] runs backwards"],
+        ),
+        ("data: {degradation: {kind: blind, first: {sigma: [0, 1]}}}", ["`data.degradation.first.sigma` is 0", "greater than 0"]),
+        ("data: {degradation: {kind: blind, first: {resize: [2, 3]}}}", ["`data.degradation.first.resize`", "leaves out 1"]),
+        ("data: {degradation: {kind: blind, final_sinc_size: [7, 20]}}", ["`data.degradation.final_sinc_size`", "even number"]),
+        ("data: {degradation: {kind: blind, first: {resize_weights: [0, 0, 0]}}}", ["all weights are 0"]),
+        ("data: {degradation: {kind: blind, first: {jpeg_quality: [0, 95]}}}", ["`data.degradation.first.jpeg_quality` is 0"]),
+        (
+            "task: autoencoder\ndata: {degradation: {kind: blind}}",
+            ["`data`: degradation.kind=blind has no effect", "leave it out"],
+        ),
         ("task: difusion", ["`task` is 'difusion'", "diffusion, autoencoder", "Did you mean diffusion?"]),
         ("task: null", ["`task`", "diffusion, autoencoder"]),
         ("task: null\nscales: 3", ["`task`"]),
@@ -255,6 +291,7 @@ RUNS = [
     DiffusionRun(),
     DiffusionRun(autoencoder=VQGANConfig(num_res_blocks=(1, 2, 3)), process=DDPMConfig(beta_start=1e-7, respace=50)),
     DiffusionRun(process=ResidualShiftConfig(kappa=1.5), condition=("lr", "z_lr"), lpips_weights="a: b"),
+    DiffusionRun(data={"degradation": BlindConfig(second_order_prob=1)}),
     AutoencoderRun(),
 ]
 

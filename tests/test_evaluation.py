@@ -5,7 +5,6 @@ import math
 import numpy as np
 import pytest
 import torch
-from runs import pictures
 
 from ldm_dream.data.images import Image, find_images, read_image, write_image
 from ldm_dream.distributions import SetMetric
@@ -21,6 +20,7 @@ from ldm_dream.evaluation import (
     table,
 )
 from ldm_dream.metrics import downsample
+from runs import pictures
 
 STANDARD, LEGACY = PROTOCOLS["standard"], PROTOCOLS["dream-legacy"]
 

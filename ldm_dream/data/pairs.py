@@ -1,8 +1,10 @@
-"""Training and validation pairs: aligned patches of HR pictures and of their bicubic LR pictures.
+"""Training and validation pairs: aligned patches of HR pictures and of the LR pictures made from them.
 
 Which patch is sample n of a run is a pure function of (seed, n) and of the files, so a resumed run sees what it would have seen.
-With N pictures, sample n shows picture permutation(seed, n // N)[n % N], at a place and a symmetry drawn from (seed, n). The LR
-picture is made once from the WHOLE HR picture, then cut, so that patches carry no border effects of the resampling.
+With N pictures, sample n shows picture permutation(seed, n // N)[n % N], at a place and a symmetry drawn from (seed, n).
+
+Bicubic: the LR picture is made once from the WHOLE HR picture, then cut, so that patches carry no border effects of resampling.
+Blind: every sample has a degradation of its own, drawn from (seed, n) and applied to a window around its patch; see `_window`.
 """
 
 from __future__ import annotations
@@ -17,7 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ldm_dream.config import DataConfig
+from ldm_dream.config import BlindConfig, DataConfig
+from ldm_dream.data.blind import degrade_blind, mirrored
 from ldm_dream.data.degrade import degrade
 from ldm_dream.data.images import ImageError, find_images, image_size, read_image, to_uint8
 from ldm_dream.errors import UserError
@@ -26,7 +29,9 @@ log = logging.getLogger(__name__)
 
 CACHE_BYTES = 4 * 2**30  # decoded pictures kept in memory by one dataset; what does not fit is decoded at each visit
 SYMMETRIES = {"none": 1, "hflip": 2, "dihedral": 8}  # data.augment -> how many of `symmetry`'s eight it draws from
-_PERMUTATION, _CROP = 0, 1  # streams of random numbers under one seed
+_PERMUTATION, _CROP, _DEGRADATION, _VALIDATION = 0, 1, 2, 3  # streams of random numbers under one seed
+MARGIN = 10  # LR pixels around a patch that are degraded with it: as far as the final sinc filter reaches
+JPEG_BLOCK = 16  # LR pixels a side of what JPEG with 4:2:0 treats as one
 
 
 class DataError(UserError, ValueError):
@@ -45,7 +50,7 @@ class Draw:
 
 @dataclass(frozen=True)
 class Batch:
-    """hr [B,3,P,P] and lr [B,3,P/scale,P/scale], float32 in [-1, 1]; `lr is hr` when scale is 1.
+    """hr [B,3,P,P] and lr [B,3,P/scale,P/scale], float32 in [-1, 1]; `lr is hr` when scale is 1 and the degradation bicubic.
 
     draws: where each sample comes from. z0, z_lr: their latents where `latents.py` has cached them.
     """
@@ -78,10 +83,11 @@ class PairDataset:
                 f"data.patch={cfg.patch} is not a multiple of scale={scale}; set it to {cfg.patch // scale * scale or scale}."
             )
         self.cfg, self.scale, self.seed = cfg, scale, seed
+        self.is_blind = isinstance(cfg.degradation, BlindConfig)
         self.bad: set[Path] = set()
         self.small: list[Path] = []
         self.files: list[Path] = []
-        self._cache: dict[int, tuple[Tensor, Tensor]] = {}
+        self._cache: dict[int, tuple[Tensor, Tensor | None]] = {}
         self._cache_bytes = 0
         self._seen = _collect(cfg.train, cfg.exclude, "data.train")
         for path in self._seen:
@@ -111,30 +117,48 @@ class PairDataset:
 
     def samples(self, numbers: Iterable[int]) -> Batch:
         """The samples of these numbers, as one batch."""
+        numbers = list(numbers)
         visits = [self._visit(n) for n in numbers]
+        draws = tuple(draw for draw, _, _ in visits)
         hr = to_float(torch.stack([self._cut(hr, draw, self.scale) for draw, hr, _ in visits]))
-        lr = hr if self.scale == 1 else to_float(torch.stack([self._cut(lr, draw, 1) for draw, _, lr in visits]))
-        return Batch(hr, lr, tuple(draw for draw, _, _ in visits))
+        if self.is_blind:
+            lr = self._blind_lr(numbers, draws, [hr for _, hr, _ in visits])
+        else:
+            lr = hr if self.scale == 1 else to_float(torch.stack([self._cut(lr, draw, 1) for draw, _, lr in visits]))
+        return Batch(hr, lr, draws)
 
-    def picture(self, index: int) -> tuple[Tensor, Tensor]:
-        """Whole picture: uint8 hr [3,H,W], its sides cut to multiples of scale, and lr [3,H/scale,W/scale]. Raises ImageError."""
+    def picture(self, index: int) -> tuple[Tensor, Tensor | None]:
+        """Whole picture: uint8 hr [3,H,W], its sides cut to multiples of scale, and lr [3,H/scale,W/scale]. Raises ImageError.
+
+        lr is None with blind degradation, which is another one at each visit.
+        """
         if index in self._cache:
             return self._cache[index]
-        pair = _pair(self.files[index], self.scale)
-        size = sum(t.numel() for t in set(pair))  # at scale 1 both are one tensor
+        hr = _read_multiple(self.files[index], self.scale)
+        pair = hr, None if self.is_blind else degrade(hr, self.scale)
+        size = sum(t.numel() for t in {*pair} if t is not None)  # at scale 1 both are one tensor
         if self._cache_bytes + size <= CACHE_BYTES:
             self._cache[index] = pair
             self._cache_bytes += size
         return pair
 
-    def _visit(self, n: int) -> tuple[Draw, Tensor, Tensor]:
+    def _blind_lr(self, numbers: list[int], draws: tuple[Draw, ...], pictures: list[Tensor]) -> Tensor:
+        """The LR patches of samples `numbers`, cut out of degraded windows and then turned as their HR patches are."""
+        side = self.cfg.patch // self.scale
+        windows, corners = zip(*(_window(hr, draw, side, self.scale) for hr, draw in zip(pictures, draws)))
+        seeds = [(self.seed, _DEGRADATION, n) for n in numbers]
+        degraded = degrade_blind(torch.stack(windows).float() / 255, self.scale, self.cfg.degradation, seeds)
+        patches = [lr[:, y : y + side, x : x + side] for lr, (y, x) in zip(degraded, corners)]
+        return torch.stack([symmetry(lr, draw.symmetry) for lr, draw in zip(patches, draws)]) * 2 - 1
+
+    def _visit(self, n: int) -> tuple[Draw, Tensor, Tensor | None]:
         """Draw number n with its whole hr and lr; an unreadable picture gives its place to the next readable one."""
         epoch, place = divmod(n, len(self.files))
         index = int(permutation(len(self.files), self.seed, epoch)[place])
         while (pair := self._try_picture(index)) is None:
             index = (index + 1) % len(self.files)
         hr, lr = pair
-        height, width = lr.shape[-2:]
+        height, width = (length // self.scale for length in hr.shape[-2:])
         side = self.cfg.patch // self.scale
         random = np.random.default_rng((self.seed, _CROP, n))
         top, left = random.integers(height - side + 1), random.integers(width - side + 1)
@@ -147,7 +171,7 @@ class PairDataset:
         top, left = draw.top * zoom, draw.left * zoom
         return symmetry(image[:, top : top + side, left : left + side], draw.symmetry)
 
-    def _try_picture(self, index: int) -> tuple[Tensor, Tensor] | None:
+    def _try_picture(self, index: int) -> tuple[Tensor, Tensor | None] | None:
         if self.files[index] in self.bad:
             return None
         try:
@@ -171,17 +195,19 @@ def validation_pairs(cfg: DataConfig, scale: int, limit: int, crop: int | None) 
     """(name, hr [1,3,H,W], lr [1,3,H/scale,W/scale]) of up to `limit` pictures of `cfg.val`, float32 in [-1, 1].
 
     The pictures are spread evenly over the sorted files and cut at the centre to at most `crop` HR pixels a side, in multiples of
-    8 * scale; lr is made from the cut hr, so each pair is a whole test picture. Raises DataError or ImageError: a validation set
-    that loses pictures silently cannot be compared.
+    8 * scale; lr is made from the cut hr, so each pair is a whole test picture. A blind degradation is drawn from the place of
+    the picture among the sorted files, whatever the run's seed and `limit`. Raises DataError or ImageError: a validation set that
+    loses pictures silently cannot be compared.
     """
     if limit == 0 or not cfg.val:
         return []
     files = _collect(cfg.val, cfg.exclude, "data.val")
     count = min(limit, len(files))
-    chosen = [files[i * (len(files) - 1) // max(count - 1, 1)] for i in range(count)]
+    chosen = [i * (len(files) - 1) // max(count - 1, 1) for i in range(count)]
     unit = 8 * scale
     pairs = []
-    for path in chosen:
+    for index in chosen:
+        path = files[index]
         hr = _read_uint8(path)
         height, width = (min(side, crop or side) // unit * unit for side in hr.shape[-2:])
         if not height or not width:
@@ -190,7 +216,11 @@ def validation_pairs(cfg: DataConfig, scale: int, limit: int, crop: int | None) 
             )
         top, left = (hr.shape[-2] - height) // 2, (hr.shape[-1] - width) // 2
         hr = hr[None, :, top : top + height, left : left + width]
-        pairs.append((path.stem, to_float(hr), to_float(degrade(hr, scale))))
+        if isinstance(cfg.degradation, BlindConfig):
+            lr = degrade_blind(hr.float() / 255, scale, cfg.degradation, [(0, _VALIDATION, index)]) * 2 - 1
+        else:
+            lr = to_float(degrade(hr, scale))
+        pairs.append((path.stem, to_float(hr), lr))
     return pairs
 
 
@@ -213,11 +243,24 @@ def _collect(folders: tuple[str, ...], exclude: tuple[str, ...], knob: str) -> l
     return kept
 
 
-def _pair(path: Path, scale: int) -> tuple[Tensor, Tensor]:
+def _window(hr: Tensor, draw: Draw, side: int, scale: int) -> tuple[Tensor, tuple[int, int]]:
+    """The HR pixels with which a patch of `side` LR pixels is degraded [3,S,S], and its corner in there in LR pixels.
+
+    There are at least MARGIN LR pixels around the patch: real neighbours inside the picture, its mirror image outside. S is the
+    same for all patches, so a batch is one tensor. Windows begin on the JPEG blocks of the whole picture, so that the borders of
+    blocks lie anywhere in a patch.
+    """
+    first = [(at - MARGIN) // JPEG_BLOCK * JPEG_BLOCK for at in (draw.top, draw.left)]
+    length = side + 2 * MARGIN + JPEG_BLOCK - 1
+    rows, columns = (mirrored(at * scale, (at + length) * scale, size) for at, size in zip(first, hr.shape[-2:]))
+    return hr[:, rows][:, :, columns], (draw.top - first[0], draw.left - first[1])
+
+
+def _read_multiple(path: Path, scale: int) -> Tensor:
+    """A picture with sides cut to multiples of `scale`."""
     hr = _read_uint8(path)
     height, width = (side // scale * scale for side in hr.shape[-2:])
-    hr = hr[:, :height, :width].contiguous()
-    return hr, degrade(hr, scale)
+    return hr[:, :height, :width].contiguous()
 
 
 def _read_uint8(path: Path) -> Tensor:

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from runs import pictures
 
 from ldm_dream.data.images import Image, find_images, read_image, write_image
 from ldm_dream.evaluation import bicubic, low_resolution
+from runs import pictures
 
 TOOL = Path(__file__).resolve().parents[2] / "tools/evaluate.py"
 
