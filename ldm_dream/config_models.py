@@ -92,7 +92,26 @@ class ResShiftNetConfig(Strict):
     legacy_mask: bool = False  # the published weights were trained with a wrong shift mask: they need True
 
 
-NetworkConfig = ResShiftNetConfig  # a union told apart by `kind`, once there are several
+class IDMConfig(Strict):
+    """IDM: SR3's U-Net with implicit decoders, for any scale (published 16 -> 128 defaults: 99,801,670 parameters)."""
+
+    kind: Literal["idm"] = "idm"
+    image_size: int = Field(128, ge=1)  # training size of z_t: decides which levels have attention
+    in_channels: int = Field(3, ge=1)  # channels of z_t
+    out_channels: int = Field(3, ge=1)
+    cond_channels: int = Field(3, ge=1)  # channels of the LR picture, which comes at its own size
+    model_channels: int = Field(64, ge=2)
+    channel_mult: tuple[int, ...] = Field((1, 2, 4, 8, 8), min_length=1)  # one entry a level, highest resolution first
+    num_res_blocks: int = Field(2, ge=1)  # residual blocks a level on the way down; one more on the way up
+    attention_resolutions: tuple[int, ...] = (16,)  # feature sizes (at image_size) with attention after each block
+    norm_groups: int = Field(32, ge=1)
+    dropout: float = Field(0.2, ge=0, lt=1)
+    encoder_blocks: int = Field(16, ge=1)  # residual blocks of the LR encoder, an EDSR
+    encoder_channels: int = Field(64, ge=1)
+    max_scale: float = Field(8.0, gt=1)  # scale at position 1; scale 1 is position 0. Training draws scales between them
+
+
+NetworkConfig = Annotated[ResShiftNetConfig | IDMConfig, Field(discriminator="kind")]
 
 
 class DDPMConfig(Strict):

@@ -1,6 +1,6 @@
-"""Published checkpoints -> our config and state dict: which keys a layout has, what they are called here, what carries nothing.
+"""Published checkpoints -> our config and state dict, by the tables of `layouts.py`.
 
-A layout is a row of LAYOUTS. Its config is read off the shapes, the network is built from it without memory (meta device), and
+The layout is known by its keys, its config is read off the shapes, the network is built from it without memory (meta device), and
 the keys must then agree exactly: whatever is missing, extra or of another shape stops the import by name.
 Files are read with `weights_only=True`: a pickle that wants to run code is refused.
 """
@@ -11,183 +11,21 @@ import hashlib
 import pickle
 import re
 import zipfile
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor
 
-from .autoencoder import build_autoencoder
 from .config import AutoencoderRun, DiffusionRun, Run
-from .config_models import ResidualShiftConfig, ResShiftNetConfig, TAESDConfig, VQGANConfig
+from .config_models import DDPMConfig, IDMConfig, ResidualShiftConfig, SamplerConfig, TAESDConfig, VQGANConfig
 from .errors import UserError
-from .networks import build_network
-
-Config = ResShiftNetConfig | VQGANConfig | TAESDConfig
+from .layouts import LAYOUTS, Config, Layout
 
 
 class CheckpointImportError(UserError, ValueError):
     """A file that is no checkpoint of a known layout; its text is one sentence."""
-
-
-@dataclass(frozen=True)
-class Layout:
-    """One published key layout. `renames` are (published, ours) pieces of a key."""
-
-    name: str
-    mark: str  # regular expression that some key of this layout, and of no other, matches
-    renames: tuple[tuple[str, str], ...]
-    drops: str  # regular expression of keys that hold nothing the network needs
-    read_config: Callable[[Mapping[str, Tensor]], Config]
-    build: Callable[[Config], nn.Module]
-
-    def ours(self, key: str) -> str:
-        for published, own in self.renames:
-            key = key.replace(published, own)
-        return key
-
-    def published(self, key: str) -> str:
-        for published, own in self.renames:
-            key = key.replace(own, published)
-        return key
-
-
-# ------------------------------------------------------------------------------------------------ configs from shapes
-
-
-def resshift_config(state: Mapping[str, Tensor]) -> ResShiftNetConfig:
-    """What the shapes of ResShift's U-Net say. Dropout leaves no trace; without an extractor, z_t is as wide as the output."""
-    model_channels = state["time_embed.0.weight"].shape[1]
-    out_channels = state["out.2.weight"].shape[0]
-    widths: list[list[int]] = [[]]  # output channels of each residual block, level by level
-    swin_levels = {}
-    for i in range(1, _count(state, "input_blocks")):
-        if _has(state, f"input_blocks.{i}.0.op"):
-            widths.append([])
-            continue
-        widths[-1].append(state[f"input_blocks.{i}.0.in_layers.2.weight"].shape[0])
-        if _has(state, f"input_blocks.{i}.1"):
-            swin_levels[len(widths) - 1] = f"input_blocks.{i}.1"
-    levels = len(widths)
-    layers = {**swin_levels, levels - 1: swin_levels.get(levels - 1, "middle_block.1")}
-    windows = {level: _window(state, layer) for level, layer in {**layers, levels: "middle_block.1"}.items()}
-    image_size = _image_size(state, layers, windows, levels)
-
-    embed = state["middle_block.1.patch_embed.proj.weight"].shape[0]
-    heads = state["middle_block.1.blocks.0.attn.relative_position_bias_table"].shape[1]
-    extractor = [int(key.split(".")[1]) for key in state if re.match(r"feature_extractor\.\d+\.op\.weight", key)]
-    in_channels = out_channels
-    cond_channels = state["input_blocks.0.0.weight"].shape[1] - in_channels
-    if extractor:
-        cond_channels = state["feature_extractor.0.weight"].shape[1]
-        in_channels = state["input_blocks.0.0.weight"].shape[1] - state[f"feature_extractor.{max(extractor)}.op.weight"].shape[0]
-    return ResShiftNetConfig(
-        image_size=image_size,
-        in_channels=in_channels,
-        out_channels=out_channels,
-        cond_channels=cond_channels,
-        cond_factor=2 ** len(extractor),
-        model_channels=model_channels,
-        channel_mult=tuple(_ratio(level[0], model_channels, "channels of a level over model_channels") for level in widths),
-        num_res_blocks=_one_or_each([len(level) for level in widths]),
-        attention_resolutions=tuple(image_size >> level for level in swin_levels),
-        swin_depth=_count(state, "middle_block.1.blocks"),
-        swin_embed_dim=embed,
-        num_head_channels=_ratio(embed, heads, "swin_embed_dim over heads"),
-        window_size=max(windows.values()),
-        mlp_ratio=state["middle_block.1.blocks.0.mlp.fc1.weight"].shape[0] / embed,
-        legacy_mask=True,
-    )
-
-
-def _window(state: Mapping[str, Tensor], layer: str) -> int:
-    rows = state[f"{layer}.blocks.0.attn.relative_position_bias_table"].shape[0]
-    return (round(rows**0.5) + 1) // 2  # rows = (2 * window - 1) ** 2
-
-
-def _image_size(state: Mapping[str, Tensor], layers: dict[int, str], windows: dict[int, int], levels: int) -> int:
-    """Training size of z_t. A shifted block keeps its mask [windows,N,N]; without any, one window covers the deepest level."""
-    for level, layer in layers.items():
-        if f"{layer}.blocks.1.attn_mask" in state:
-            return round(state[f"{layer}.blocks.1.attn_mask"].shape[0] ** 0.5) * windows[level] << level
-    return windows[levels] << (levels - 1)
-
-
-def vqgan_config(state: Mapping[str, Tensor]) -> VQGANConfig:
-    """What the shapes of a VQGAN say. `resolution` leaves no trace and only places attention, so it keeps its default."""
-    ch = state["encoder.conv_in.weight"].shape[0]
-    levels = _count(state, "encoder.down")
-    resolution = VQGANConfig.model_fields["resolution"].default
-    mults = [
-        _ratio(state[f"encoder.down.{i}.block.0.conv1.weight"].shape[0], ch, "channels of a level over ch") for i in range(levels)
-    ]
-    return VQGANConfig(
-        ch=ch,
-        ch_mult=tuple(mults),
-        num_res_blocks=_one_or_each([_count(state, f"encoder.down.{i}.block") for i in range(levels)]),
-        attn_resolutions=tuple(resolution >> i for i in range(levels) if _has(state, f"encoder.down.{i}.attn")),
-        mid_attention=_has(state, "encoder.mid.attn_1"),
-        z_channels=state["encoder.conv_out.weight"].shape[0],
-        embed_dim=state["quant_conv.weight"].shape[0],
-        n_embed=state["quantize.embedding.weight"].shape[0],
-    )
-
-
-def taesd_config(state: Mapping[str, Tensor]) -> TAESDConfig:
-    """What the shapes of a TAESD say."""
-    return TAESDConfig(latent_channels=state["encoder.14.weight"].shape[0], group_norm_branch=_has(state, "encoder.11.pool"))
-
-
-def _has(state: Mapping[str, Tensor], prefix: str) -> bool:
-    return any(key.startswith(prefix + ".") for key in state)
-
-
-def _count(state: Mapping[str, Tensor], prefix: str) -> int:
-    """Children of `prefix`, which are numbered from 0."""
-    numbers = [int(match[1]) for key in state if (match := re.match(rf"{re.escape(prefix)}\.(\d+)\.", key))]
-    return max(numbers, default=-1) + 1
-
-
-def _ratio(part: int, whole: int, what: str) -> int:
-    if part % whole:
-        raise ValueError(f"{what} is {part} / {whole}, which is no whole number")
-    return part // whole
-
-
-def _one_or_each(counts: list[int]) -> int | tuple[int, ...]:
-    return counts[0] if len(set(counts)) == 1 else tuple(counts)
-
-
-# ------------------------------------------------------------------------------------------------ layouts
-
-
-RESSHIFT = Layout(
-    name="ResShift U-Net",
-    mark=r"^middle_block\.1\.blocks\.\d+\.",
-    renames=((".patch_embed.proj.", ".patch_embed."), (".patch_unembed.proj.", ".patch_unembed.")),
-    drops=r"\.(attn_mask|relative_position_index)$",  # follow from the sizes; the official code does not read them either
-    read_config=resshift_config,
-    build=build_network,
-)
-VQGAN = Layout(
-    name="VQGAN (LDM vq-f4, ResShift vq-f4 and vq-f8, taming)",
-    mark=r"^quantize\.embedding\.",
-    renames=(),
-    drops=r"^loss\.",  # LPIPS and discriminator, which LDM and taming save along
-    read_config=vqgan_config,
-    build=build_autoencoder,
-)
-TAESD = Layout(
-    name="TAESD (TAEF1, TAEF2, ...)",
-    mark=r"^(encoder|decoder)\.\d+\.conv\.0\.",
-    renames=(),
-    drops=r"^$",
-    read_config=taesd_config,
-    build=build_autoencoder,
-)
-LAYOUTS = (RESSHIFT, VQGAN, TAESD)
 
 
 def load_published(path: str | Path) -> tuple[Config, dict[str, Tensor]]:
@@ -231,7 +69,8 @@ def import_state(state: Mapping[str, Tensor], path: str) -> tuple[Config, dict[s
 
 def translate(layout: Layout, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Published keys -> ours, without those that carry nothing."""
-    return {layout.ours(key): value for key, value in state.items() if not re.search(layout.drops, key)}
+    dropped = layout.dropped(state)
+    return {layout.ours(key): value for key, value in state.items() if key not in dropped}
 
 
 def strip_prefixes(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -315,6 +154,15 @@ def published_run(config: Config, filename: str, autoencoder: str | None = None)
     """
     if isinstance(config, VQGANConfig | TAESDConfig):
         return AutoencoderRun(description=f"imported from {filename}", autoencoder=config)
+    if isinstance(config, IDMConfig):
+        return DiffusionRun(
+            description=f"imported from {filename}",
+            scale=int(config.max_scale),
+            network=config,
+            process=DDPMConfig(),
+            prediction="eps",
+            sampler=SamplerConfig(kind="ancestral"),
+        )
     if config.cond_channels != 3 or config.in_channels not in AUTOENCODERS:
         raise CheckpointImportError(
             f"{filename}: a network with {config.in_channels} latent and {config.cond_channels} condition channels is none of "
@@ -340,7 +188,9 @@ def published_run(config: Config, filename: str, autoencoder: str | None = None)
 def published_card(path: Path, run: Run) -> str:
     """Model card: where the weights come from, and what is not known about them."""
     terms = "S-Lab License 1.0 (non-commercial)"
-    if isinstance(run, AutoencoderRun):
+    if isinstance(run, DiffusionRun) and isinstance(run.network, IDMConfig):
+        terms = "none given, so all rights are the authors'"
+    elif isinstance(run, AutoencoderRun):
         terms = "MIT" if isinstance(run.autoencoder, TAESDConfig) else "LDM, taming: MIT; ResShift: S-Lab License 1.0"
     digest = hashlib.sha256()
     with open(path, "rb") as file:

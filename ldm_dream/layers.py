@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-GROUPS = 32  # of every group norm in the published U-Nets
+GROUPS = 32  # of the group norms in the published U-Nets
 
 
 def timestep_embedding(t: Tensor, width: int, max_period: float = 10_000.0) -> Tensor:
@@ -27,10 +27,10 @@ def timestep_embedding(t: Tensor, width: int, max_period: float = 10_000.0) -> T
 
 
 class GroupNorm(nn.GroupNorm):
-    """32 groups over space, eps 1e-5; torch's kernels take the statistics of 16-bit features in fp32."""
+    """Groups over space, eps 1e-5; torch's kernels take the statistics of 16-bit features in fp32."""
 
-    def __init__(self, channels: int):
-        super().__init__(GROUPS, channels, eps=1e-5)
+    def __init__(self, channels: int, groups: int = GROUPS):
+        super().__init__(groups, channels, eps=1e-5)
 
     def forward(self, x: Tensor) -> Tensor:
         # torch returns contiguous features on CUDA, and fp32 ones under autocast; the next convolution wants neither

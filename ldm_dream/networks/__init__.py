@@ -5,15 +5,18 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from ..config_models import ResShiftNetConfig
+from ..config_models import NetworkConfig
+from .idm import IDM, ImplicitDecoder, ResAttnBlock
 from .resshift import ResBlock, ResShiftNet, SwinBlock
 
-NETWORKS = {"resshift": ResShiftNet}
-REPEATED_BLOCKS = (ResBlock, SwinBlock)  # compiled one by one: minutes less cold start than the whole network at once
+NETWORKS = {"resshift": ResShiftNet, "idm": IDM}
+# compiled one by one: minutes less cold start than the whole network at once
+REPEATED_BLOCKS = (ResBlock, SwinBlock, ResAttnBlock, ImplicitDecoder)
 
 
-def build_network(cfg: ResShiftNetConfig) -> nn.Module:
-    """Network with fresh weights: `forward(z_t [B,C,h,w], t [B] int64, cond [B,Cc,h*k,w*k]) -> [B,Cout,h,w]`.
+def build_network(cfg: NetworkConfig) -> nn.Module:
+    """Network with fresh weights: `forward(z_t [B,C,h,w], t [B], cond [B,Cc,..]) -> [B,Cout,h,w]`; its class says what t and
+    the size of cond are.
 
     Raises ValueError, naming the field, for a config that cannot be built.
     """

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from ldm_dream.config_models import ResShiftNetConfig
-from ldm_dream.importers import RESSHIFT, translate
+from ldm_dream.importers import translate
+from ldm_dream.layouts import RESSHIFT
 from ldm_dream.networks import build_network
 from ldm_dream.networks.resshift import SwinLayer
 
