@@ -17,7 +17,7 @@ from torch import Tensor
 from ldm_dream.autoencoder import build_autoencoder
 from ldm_dream.config import load_config
 from ldm_dream.config_models import DDPMConfig, IDMConfig, ResShiftNetConfig, VQGANConfig
-from ldm_dream.importers import CheckpointImportError, import_state, load_published, published_run
+from ldm_dream.importers import CheckpointImportError, import_state, load_published, published_card, published_run
 from ldm_dream.layouts import IDM, idm_config
 from ldm_dream.networks import build_network
 from ldm_dream.networks.resshift import SwinBlock, relative_position_index, shift_mask
@@ -223,8 +223,10 @@ def test_a_missing_key_of_idm_is_named_as_published_and_an_unknown_one_is_not_dr
     assert "2 extra (denoise_fn.final_conv.block.4.bias, gammas)" in text
 
 
-def test_an_imported_idm_is_a_pixel_space_model_of_its_largest_scale():
+def test_an_imported_idm_is_a_pixel_space_model_of_its_largest_scale_without_a_licence(tmp_path):
+    (tmp_path / "latest_gen.pth").write_bytes(b"weights")
     run = published_run(IDMConfig(), "latest_gen.pth")
+    assert "none given, so all rights are the authors'" in published_card(tmp_path / "latest_gen.pth", run)
     assert (run.scale, run.autoencoder.kind, run.prediction, run.process) == (8, "pixel", "eps", DDPMConfig())
 
 
