@@ -21,8 +21,11 @@ def upsample(lr: Tensor, scale: int) -> Tensor:
 def build_cond(run: DiffusionRun, lr: Tensor, z_lr: Tensor) -> Tensor:
     """LR [B, 3, H, W] in [-1, 1] and z_lr [B, C, h, w] -> the parts of `run.condition` side by side, [B, Cc, h * k, w * k].
 
-    A part of another size is brought to that grid by bicubic (SR3 in pixel space sees the enlarged LR picture).
+    A part of another size is brought to that grid by bicubic (SR3 in pixel space sees the enlarged LR picture). Where k is None
+    (IDM) the network takes the LR picture as it is.
     """
+    if run.network.cond_factor is None:
+        return lr
     size = (z_lr.shape[-2] * run.network.cond_factor, z_lr.shape[-1] * run.network.cond_factor)
     parts = [{"lr": lr, "z_lr": z_lr}[name] for name in run.condition]
     nothing = z_lr.new_empty(len(z_lr), 0, *size)

@@ -211,6 +211,12 @@ class DiffusionRun(Strict):
             raise ValueError("process.kind=regression has no noise; set prediction: z0 and loss.strength: 0")
         return self
 
+    @model_validator(mode="after")
+    def _idm_sees_the_lr_picture(self):
+        if self.network.kind == "idm" and (self.condition != ("lr",) or self.autoencoder.kind != "pixel"):
+            raise ValueError("network.kind=idm works on pixels and takes the LR picture; set condition: [lr], no autoencoder")
+        return self
+
 
 class AutoencoderRun(Strict):
     """`task: autoencoder`: a VQGAN trained with L1 + LPIPS + hinge PatchGAN. A `taesd` is imported, never trained."""

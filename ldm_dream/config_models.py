@@ -5,7 +5,6 @@ Adding a network = its class here, with the paper's values as defaults, and its 
 
 from __future__ import annotations
 
-import math
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -101,18 +100,16 @@ class SR3Config(Strict):
     in_channels: int = Field(3, ge=1)  # channels of z_t
     out_channels: int = Field(3, ge=1)
     cond_channels: int = Field(3, ge=0)  # channels of the condition, concatenated before z_t
-    inner_channel: int = Field(64, ge=2, multiple_of=2)
-    channel_mults: tuple[int, ...] = (1, 2, 4, 8, 8)
-    res_blocks: int = Field(2, ge=1)
-    attn_res: tuple[int, ...] = (16,)  # feature sizes (at image_size) with attention after each block; the middle always has it
+    model_channels: int = Field(64, ge=2, multiple_of=2)
+    channel_mult: tuple[int, ...] = (1, 2, 4, 8, 8)
+    num_res_blocks: int = Field(2, ge=1)
+    attention_resolutions: tuple[int, ...] = (
+        16,
+    )  # feature sizes (at image_size) with attention after each block; the middle always has it
     norm_groups: int = Field(32, ge=1)
     dropout: float = Field(0.2, ge=0, lt=1)
 
     cond_factor: ClassVar[int] = 1  # size of the condition over size of z_t
-
-    @property
-    def channel_gcd(self) -> int:
-        return math.gcd(*self.channel_mults)
 
 
 class LDMConfig(Strict):
@@ -133,7 +130,27 @@ class LDMConfig(Strict):
     norm: Literal["group", "layer"] = "group"  # group = 32 groups over space; layer = over channels at each position
 
 
-NetworkConfig = Annotated[ResShiftNetConfig | SR3Config | LDMConfig, Field(discriminator="kind")]
+class IDMConfig(Strict):
+    """IDM: SR3's U-Net with implicit decoders, for any scale (published 16 -> 128 defaults: 99,801,670 parameters)."""
+
+    kind: Literal["idm"] = "idm"
+    image_size: int = Field(128, ge=1)  # training size of z_t: decides which levels have attention
+    in_channels: int = Field(3, ge=1)  # channels of z_t
+    out_channels: int = Field(3, ge=1)
+    cond_channels: int = Field(3, ge=1)  # channels of the LR picture
+    cond_factor: ClassVar[None] = None  # the LR picture comes at its own size
+    model_channels: int = Field(64, ge=2)
+    channel_mult: tuple[int, ...] = Field((1, 2, 4, 8, 8), min_length=1)  # one entry a level, highest resolution first
+    num_res_blocks: int = Field(2, ge=1)  # residual blocks a level on the way down; one more on the way up
+    attention_resolutions: tuple[int, ...] = (16,)  # feature sizes (at image_size) with attention after each block
+    norm_groups: int = Field(32, ge=1)
+    dropout: float = Field(0.2, ge=0, lt=1)
+    encoder_blocks: int = Field(16, ge=1)  # residual blocks of the LR encoder, an EDSR
+    encoder_channels: int = Field(64, ge=1)
+    max_scale: float = Field(8.0, gt=1)  # scale at position 1; scale 1 is position 0. Training draws scales between them
+
+
+NetworkConfig = Annotated[ResShiftNetConfig | SR3Config | IDMConfig | LDMConfig, Field(discriminator="kind")]
 
 
 class DDPMConfig(Strict):

@@ -1,7 +1,7 @@
-"""Published checkpoints -> our config and state dict.
+"""Published checkpoints -> our config and state dict, by the tables of `layouts.py`.
 
-A layout (a row of `layouts.LAYOUTS`) knows its config from the shapes; the network is built from it without memory (meta device),
-and the keys must then agree exactly: whatever is missing, extra or of another shape stops the import by name.
+The layout is known by its keys, its config is read off the shapes, the network is built from it without memory (meta device), and
+the keys must then agree exactly: whatever is missing, extra or of another shape stops the import by name.
 Files are read with `weights_only=True`: a pickle that wants to run code is refused.
 """
 
@@ -19,7 +19,16 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from .config import AutoencoderRun, DiffusionRun, Run
-from .config_models import DDPMConfig, LDMConfig, ResidualShiftConfig, SamplerConfig, SR3Config, TAESDConfig, VQGANConfig
+from .config_models import (
+    DDPMConfig,
+    IDMConfig,
+    LDMConfig,
+    ResidualShiftConfig,
+    SamplerConfig,
+    SR3Config,
+    TAESDConfig,
+    VQGANConfig,
+)
 from .errors import CheckpointImportError
 from .layouts import LAYOUTS, Config, Layout
 from .ldm_checkpoint import is_ldm, ldm_run, split_ldm
@@ -75,7 +84,8 @@ def import_state(state: Mapping[str, Tensor], path: str) -> tuple[Config, dict[s
 
 def translate(layout: Layout, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Published keys -> ours, without those that carry nothing."""
-    return {layout.ours(key): value for key, value in state.items() if not re.search(layout.drops, key)}
+    dropped = layout.dropped(state)
+    return {layout.ours(key): value for key, value in state.items() if key not in dropped}
 
 
 def strip_prefixes(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -173,6 +183,15 @@ def published_run(config: Config, filename: str, autoencoder: str | None = None,
         )
     if isinstance(config, LDMConfig):
         return ldm_run(config, filename, VQGANConfig(pretrained=autoencoder) if autoencoder else first_stage or VQGANConfig())
+    if isinstance(config, IDMConfig):
+        return DiffusionRun(
+            description=f"imported from {filename}",
+            scale=int(config.max_scale),
+            network=config,
+            process=DDPMConfig(),
+            prediction="eps",
+            sampler=SamplerConfig(kind="ancestral"),
+        )
     if config.cond_channels != 3 or config.in_channels not in AUTOENCODERS:
         raise CheckpointImportError(
             f"{filename}: a network with {config.in_channels} latent and {config.cond_channels} condition channels is none of "
@@ -195,14 +214,20 @@ def published_run(config: Config, filename: str, autoencoder: str | None = None,
     )
 
 
+LICENCES = {  # network -> terms that its publishers state
+    "resshift": "S-Lab License 1.0 (non-commercial)",
+    "sr3": "SR3: Apache-2.0; DREAM: MIT",
+    "idm": "none given, so all rights are the authors'",
+    "ldm": "MIT",
+}
+
+
 def published_card(path: Path, run: Run) -> str:
     """Model card: where the weights come from, and what is not known about them."""
-    sr3 = isinstance(run, DiffusionRun) and isinstance(run.network, SR3Config)
-    terms = "SR3: Apache-2.0; DREAM: MIT" if sr3 else "S-Lab License 1.0 (non-commercial)"
-    if isinstance(run, AutoencoderRun):
+    if isinstance(run, DiffusionRun):
+        terms = LICENCES[run.network.kind]
+    else:
         terms = "MIT" if isinstance(run.autoencoder, TAESDConfig) else "LDM, taming: MIT; ResShift: S-Lab License 1.0"
-    elif isinstance(run.network, LDMConfig):
-        terms = "MIT"
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         while block := file.read(2**20):

@@ -12,24 +12,29 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from .autoencoder import build_autoencoder
-from .config_models import LDMConfig, ResShiftNetConfig, SR3Config, TAESDConfig, VQGANConfig
+from .config_models import IDMConfig, LDMConfig, ResShiftNetConfig, SR3Config, TAESDConfig, VQGANConfig
 from .ldm_checkpoint import ldm_config
 from .networks import build_network
 
-Config = ResShiftNetConfig | SR3Config | LDMConfig | VQGANConfig | TAESDConfig
+Config = ResShiftNetConfig | SR3Config | IDMConfig | LDMConfig | VQGANConfig | TAESDConfig
 
 
 @dataclass(frozen=True)
 class Layout:
-    """One published key layout. `renames` are (published, ours) pieces of a key."""
+    """One published key layout. `renames` are (published, ours) pieces of a key, replaced in their order."""
 
     name: str
     mark: str  # regular expression that some key of this layout, and of no other, matches
     renames: tuple[tuple[str, str], ...]
-    drops: str  # regular expression of keys that hold nothing the network needs
+    drops: str | Callable[[Mapping[str, Tensor]], str]  # regular expression of keys that hold nothing the network needs
     read_config: Callable[[Mapping[str, Tensor]], Config]
     build: Callable[[Config], nn.Module]
     prefix: str = ""  # what stands before every key that is kept
+
+    def dropped(self, state: Mapping[str, Tensor]) -> set[str]:
+        """Keys of `state` that `drops` names; where those depend on the depth of the network, it is a function of the state."""
+        pattern = self.drops if isinstance(self.drops, str) else self.drops(state)
+        return {key for key in state if re.search(pattern, key)}
 
     def ours(self, key: str) -> str:
         key = key.removeprefix(self.prefix)
@@ -124,6 +129,50 @@ def vqgan_config(state: Mapping[str, Tensor]) -> VQGANConfig:
     )
 
 
+def idm_config(state: Mapping[str, Tensor]) -> IDMConfig:
+    """What the shapes of IDM say. Training size, groups, dropout and the largest scale leave no trace and keep their defaults."""
+    model_channels, all_channels = state["denoise_fn.downs.0.weight"].shape[:2]
+    cond_channels = state["encoder.head.0.weight"].shape[1]
+    widths: list[list[int]] = [[]]  # output channels of each residual block, level by level
+    attention = set()
+    for i in range(1, _count(state, "denoise_fn.downs")):
+        layer = f"denoise_fn.downs.{i}"
+        if _has(state, f"{layer}.conv"):
+            widths.append([])
+            continue
+        widths[-1].append(state[f"{layer}.res_block.block2.block.3.weight"].shape[0])
+        if _has(state, f"{layer}.attn"):
+            attention.add(len(widths) - 1)
+    blocks = _one_or_each([len(level) for level in widths])
+    if not isinstance(blocks, int):
+        raise ValueError(f"levels have {blocks} residual blocks, where IDM has the same number in each")
+    image_size = IDMConfig.model_fields["image_size"].default
+    return IDMConfig(
+        in_channels=all_channels - cond_channels,
+        out_channels=state["denoise_fn.final_conv.block.3.weight"].shape[0],
+        cond_channels=cond_channels,
+        model_channels=model_channels,
+        channel_mult=tuple(_ratio(level[0], model_channels, "channels of a level over model_channels") for level in widths),
+        num_res_blocks=blocks,
+        attention_resolutions=tuple(image_size >> level for level in sorted(attention)),
+        encoder_blocks=_count(state, "encoder.body") - 1,
+        encoder_channels=state["encoder.head.0.weight"].shape[0],
+    )
+
+
+def idm_drops(state: Mapping[str, Tensor]) -> str:
+    """The schedule's buffers, and what never reaches the output: 46 tensors with 16,789,215 parameters in the published network.
+
+    An MLP and layers of the U-Net that nothing calls; EDSR's mean shift; all of a StyleGAN convolution but its activation; the
+    last stage of the LR branch; the proportions of level 0, which has no decoder.
+    """
+    last = _count(state, "denoise_fn.conv_body_down") - 1
+    schedule = r"^(betas|ddim_c1|\w*alphas_cumprod\w*|posterior_\w+)$"
+    uncalled = r"^imnet\.|^encoder\.(sub|add)_mean\.|^denoise_fn\.final_(down1|down2|linear|styleconv)\."
+    unread = rf"\.style\.(modulated_conv\.|weight$)|\.conv_body_down\.{last}\.|\.condition_(scale1|scale2|shift)\.0\."
+    return f"{schedule}|{uncalled}|{unread}"
+
+
 def sr3_config(state: Mapping[str, Tensor]) -> SR3Config:
     """What the shapes of SR3's U-Net say. Not in them: dropout; norm_groups, which is 16 in the published 64 -> 512 network (one
     block a level, no attention), 32 in the others; `image_size`, which only places attention: all have it at size 16, if any.
@@ -147,10 +196,10 @@ def sr3_config(state: Mapping[str, Tensor]) -> SR3Config:
         in_channels=out_channels,
         out_channels=out_channels,
         cond_channels=state["denoise_fn.downs.0.weight"].shape[1] - out_channels,
-        inner_channel=inner,
-        channel_mults=tuple(_ratio(level[0], inner, "channels of a level over inner_channel") for level in levels),
-        res_blocks=len(levels[0]),
-        attn_res=tuple(image_size >> level for level in attn),
+        model_channels=inner,
+        channel_mult=tuple(_ratio(level[0], inner, "channels of a level over model_channels") for level in levels),
+        num_res_blocks=len(levels[0]),
+        attention_resolutions=tuple(image_size >> level for level in attn),
         norm_groups=16 if len(levels[0]) == 1 and not attn else 32,
     )
 
@@ -191,7 +240,26 @@ RESSHIFT = Layout(
     read_config=resshift_config,
     build=build_network,
 )
-SR3 = Layout(
+IDM = Layout(
+    name="IDM",
+    mark=r"^denoise_fn\.conv_body_first\.",
+    renames=(
+        ("denoise_fn.", "unet."),
+        ("noise_level_mlp.1.", "noise_level_mlp.0."),
+        ("noise_level_mlp.3.", "noise_level_mlp.2."),
+        (".noise_func.noise_func.0.", ".noise_func."),
+        (".block1.block.", ".block1."),
+        (".block2.block.", ".block2."),
+        (".final_conv.block.", ".final_conv."),
+        (".conv.", ".op."),
+        ("encoder.head.0.", "encoder.head."),
+        ("encoder.tail.0.", "encoder.tail."),
+    ),
+    drops=idm_drops,
+    read_config=idm_config,
+    build=build_network,
+)
+SR3 = Layout(  # stands behind IDM in LAYOUTS, which has these keys too
     name="SR3 U-Net (SR3, DREAM)",
     mark=r"^denoise_fn\.downs\.\d+\.res_block\.",
     renames=(
@@ -235,4 +303,4 @@ LDM = Layout(
     read_config=ldm_config,
     build=build_network,
 )
-LAYOUTS = (RESSHIFT, SR3, VQGAN, TAESD, LDM)
+LAYOUTS = (RESSHIFT, IDM, SR3, VQGAN, TAESD, LDM)

@@ -56,7 +56,9 @@ class Tiles:
         return replace(self, size=half) if half < size else None
 
     def map(self, fn: Callable[..., Tensor], *inputs: Tensor, batch_size: int = 1) -> Tensor:
-        """Blend fn(*tiles): inputs [B, C, height * r, width * r], each with its own whole r -> [B, C', height * q, width * q].
+        """Blend fn(*tiles): inputs [B, C, height * r, width * r], each with its own r -> [B, C', height * q, width * q].
+
+        r is whole, or its inverse divides `align`.
 
         `fn` gets `batch_size` tiles at a time (of any of the B pictures) and may change channels and size (q). What it returns is
         blended where the first input lives, so `fn` may compute on another device.
@@ -79,8 +81,8 @@ class Tiles:
         return out
 
     def _cut(self, x: Tensor, picture: int, row: int, column: int) -> Tensor:
-        r = x.shape[-1] // self.width
-        rows, columns = (slice(start * r, (start + self.size) * r) for start in (row, column))
+        places = zip((row, column), x.shape[-2:], (self.height, self.width))
+        rows, columns = (slice(start * n // whole, (start + self.size) * n // whole) for start, n, whole in places)
         return x[picture : picture + 1, :, rows, columns]
 
     def _starts(self, length: int) -> list[int]:

@@ -126,6 +126,8 @@ class Upscaler:
         """LR [B, 3, H, W] in [-1, 1] -> result and bicubic base, [B, 3, H * scale, W * scale]. No memory: halves the tile."""
         scale, factor = self.run.scale, self.autoencoder.factor
         align = self.network.multiple
+        if self.run.network.cond_factor is None:  # tiles begin on LR pixels too
+            align = math.lcm(align, scale)
         padded = pad_to_multiple(lr, factor * align // math.gcd(factor * align, scale))
         if tile is None:
             tile = max(padded.shape[-2:]) if lr.shape[-2] * lr.shape[-1] <= AUTO_TILE**2 else AUTO_TILE

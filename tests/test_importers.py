@@ -17,8 +17,16 @@ from torch import Tensor
 from ldm_dream.autoencoder import build_autoencoder
 from ldm_dream.checkpoint import load_model
 from ldm_dream.config import load_config
-from ldm_dream.config_models import DDPMConfig, LDMConfig, ResShiftNetConfig, SR3Config, VQGANConfig
-from ldm_dream.importers import CheckpointImportError, import_state, load_first_stage, load_published, published_run
+from ldm_dream.config_models import DDPMConfig, IDMConfig, LDMConfig, ResShiftNetConfig, SR3Config, VQGANConfig
+from ldm_dream.importers import (
+    CheckpointImportError,
+    import_state,
+    load_first_stage,
+    load_published,
+    published_card,
+    published_run,
+)
+from ldm_dream.layouts import IDM, idm_config
 from ldm_dream.ldm_checkpoint import split_ldm
 from ldm_dream.networks import build_network
 from ldm_dream.networks.resshift import SwinBlock, relative_position_index, shift_mask
@@ -129,9 +137,9 @@ def test_full_size_sr3_layouts_are_recognised_whole(name):
     entry = layout(name)
     config, state = import_state(tensors(entry), name)
     published = entry["config"]
-    for key in ("inner_channel", "res_blocks", "norm_groups"):
-        assert getattr(config, key) == published[key]
-    assert list(config.channel_mults) == published["channel_mults"] and list(config.attn_res) == published["attn_res"]
+    assert config.model_channels == published["inner_channel"] and config.num_res_blocks == published["res_blocks"]
+    assert list(config.channel_mult) == published["channel_mults"] and config.norm_groups == published["norm_groups"]
+    assert list(config.attention_resolutions) == published["attn_res"]
     assert sum(value.numel() for value in state.values()) == entry["n_params"]
     assert len(state) == len(entry["state_dict"]) - 12
     run = published_run(config, f"{name}_gen.pth")
@@ -144,11 +152,22 @@ def test_an_sr3_without_condition_is_refused():
         published_run(config, "I1560000_E91_gen.pth")
 
 
-@pytest.mark.parametrize("name", ["idm_16_128"])
-def test_layouts_that_are_not_known_yet_are_refused_with_the_known_ones(name):
-    state = {key.replace("denoise_fn.", "another."): value for key, value in tensors(layout(name)).items()}
-    with pytest.raises(CheckpointImportError, match="unknown layout.*ResShift U-Net; SR3"):
-        import_state(state, name)
+def test_full_size_idm_layout_is_recognised_whole_without_what_never_reaches_the_output():
+    entry = layout("idm_16_128")
+    published = tensors(entry)
+    config, state = import_state(published, "idm")
+    assert config == IDMConfig()
+    dropped = IDM.dropped(published)
+    buffers = {key for key in dropped if "." not in key}
+    assert (len(buffers), len(dropped - buffers)) == (13, 46)
+    ours = sum(value.numel() for value in state.values())
+    assert ours + sum(published[key].numel() for key in dropped - buffers) == entry["n_params"] == 116_590_885
+
+
+def test_a_layout_that_is_not_known_is_refused_with_the_known_ones():
+    state = {key.replace("middle_block.", "another."): value for key, value in published_unet(TINY).items()}
+    with pytest.raises(CheckpointImportError, match="unknown layout.*ResShift U-Net; IDM; SR3"):
+        import_state(state, "x")
 
 
 @pytest.mark.parametrize(
@@ -176,6 +195,70 @@ def test_the_config_is_read_off_the_shapes(changes):
     rebuilt.load_state_dict(state, strict=True)
     if cfg.window_size < cfg.image_size and cfg.swin_depth > 1 and cfg.attention_resolutions:
         assert config == cfg
+
+
+TINY_IDM = IDMConfig(
+    model_channels=8,
+    channel_mult=(1, 2, 2),
+    num_res_blocks=1,
+    attention_resolutions=(64,),
+    norm_groups=4,
+    encoder_blocks=2,
+    encoder_channels=8,
+)
+
+
+def published_idm(cfg: IDMConfig) -> dict[str, Tensor]:
+    """State dict with the published names, and some of each kind of tensor that the published class has without use."""
+    state = {
+        IDM.published(key): value for key, value in build_network(cfg.model_copy(update={"norm_groups": 4})).state_dict().items()
+    }
+    unused = ["betas", "posterior_mean_coef2", "sqrt_recipm1_alphas_cumprod", "imnet.layers.0.weight", "encoder.sub_mean.bias"]
+    unused += ["denoise_fn.final_down1.0.weight", "denoise_fn.condition_shift.0.0.bias", "denoise_fn.ups.2.style.weight"]
+    unused += [f"denoise_fn.conv_body_down.{len(cfg.channel_mult) - 1}.1.weight"]
+    return state | {key: torch.zeros(1) for key in unused}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"channel_mult": (1, 2, 2, 4), "num_res_blocks": 2, "attention_resolutions": (128, 16)},
+        {"attention_resolutions": (), "encoder_blocks": 3, "encoder_channels": 5},
+        {"in_channels": 4, "out_channels": 2, "cond_channels": 1},
+    ],
+)
+def test_the_config_of_idm_is_read_off_the_shapes(changes):
+    cfg = TINY_IDM.model_copy(update=changes)
+    want = cfg.model_copy(update={"norm_groups": IDMConfig.model_fields["norm_groups"].default})
+    assert idm_config(published_idm(cfg)) == want
+
+
+def test_idm_goes_there_and_back_under_its_published_names():
+    cfg = TINY_IDM.model_copy(update={"model_channels": 32, "norm_groups": 32})
+    state = published_idm(cfg)
+    config, got = import_state(state, "idm")
+    assert config == cfg
+    build_network(config).load_state_dict(got, strict=True)
+    assert torch.equal(got["unet.ups.2.imnet.0.weight"], state["denoise_fn.ups.2.imnet.0.weight"])
+
+
+@pytest.mark.parametrize(
+    "key", ["denoise_fn.condition_shift.1.0.bias", "denoise_fn.conv_body_down.1.2.bias", "encoder.tail.0.weight"]
+)
+def test_a_missing_key_of_idm_is_named_as_published_and_an_unknown_one_is_not_dropped(key):
+    state = published_idm(TINY_IDM.model_copy(update={"model_channels": 32, "norm_groups": 32}))
+    value = state.pop(key)
+    assert f"1 missing ({key})" in refusal(state)
+    text = refusal({**state, key: value, "denoise_fn.final_conv.block.4.bias": torch.zeros(1), "gammas": torch.zeros(1)})
+    assert "2 extra (denoise_fn.final_conv.block.4.bias, gammas)" in text
+
+
+def test_an_imported_idm_is_a_pixel_space_model_of_its_largest_scale_without_a_licence(tmp_path):
+    (tmp_path / "latest_gen.pth").write_bytes(b"weights")
+    run = published_run(IDMConfig(), "latest_gen.pth")
+    assert "none given, so all rights are the authors'" in published_card(tmp_path / "latest_gen.pth", run)
+    assert (run.scale, run.autoencoder.kind, run.prediction, run.process) == (8, "pixel", "eps", DDPMConfig())
 
 
 # ------------------------------------------------------------------------------------------------ containers

@@ -229,7 +229,8 @@ def test_every_config_builds_and_its_parts_fit(path):
             return
         network = build_network(run.network)
         cfg, side = run.network, run.network.image_size
-        cond = torch.zeros(1, cfg.cond_channels, side * cfg.cond_factor, side * cfg.cond_factor)
+        cond_side = side // run.scale if cfg.kind == "idm" else side * cfg.cond_factor
+        cond = torch.zeros(1, cfg.cond_channels, cond_side, cond_side)
         output = network(torch.zeros(1, cfg.in_channels, side, side), torch.zeros(1, dtype=torch.int64), cond)
     assert output.shape == (1, cfg.out_channels, side, side)
     assert build_process(run.process).num_timesteps >= (run.sampler.steps or 1)

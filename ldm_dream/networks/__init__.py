@@ -6,15 +6,16 @@ import torch
 from torch import nn
 
 from ..config_models import NetworkConfig
-from . import ldm, resshift, sr3
+from . import idm, ldm, resshift, sr3
 
-NETWORKS = {"resshift": resshift.ResShiftNet, "sr3": sr3.SR3Net, "ldm": ldm.LDMNet}
+NETWORKS = {"resshift": resshift.ResShiftNet, "sr3": sr3.SR3Net, "idm": idm.IDM, "ldm": ldm.LDMNet}
 # compiled one by one: minutes less cold start than the whole network at once
-REPEATED_BLOCKS = (resshift.ResBlock, resshift.SwinBlock, sr3.Block, ldm.ResBlock, ldm.Attention)
+REPEATED_BLOCKS = (resshift.ResBlock, resshift.SwinBlock, sr3.Block, idm.ResAttnBlock, idm.ImplicitDecoder)
+REPEATED_BLOCKS += (ldm.ResBlock, ldm.Attention)
 
 
 def build_network(cfg: NetworkConfig) -> nn.Module:
-    """Network with fresh weights: `forward(z_t [B,C,h,w], t [B], cond [B,Cc,h*k,w*k]) -> [B,Cout,h,w]`.
+    """Network with fresh weights: `forward(z_t [B,C,h,w], t [B], cond [B,Cc,h*k,w*k]) -> [B,Cout,h,w]`, k = `cfg.cond_factor`.
 
     t is the int64 timestep, or the float noise level where the class says `sees_noise_level`. `multiple`: h and w in multiples of
     it need no padding inside; where a network has `reset_parameters`, training begins with it.

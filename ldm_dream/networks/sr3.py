@@ -10,6 +10,8 @@ Symbols: B batch; C channels of z_t; Cc of the condition; h, w size of z_t in pi
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -26,19 +28,21 @@ class SR3Net(nn.Module):
     def __init__(self, cfg: SR3Config):
         super().__init__()
         _check(cfg)
-        self.multiple = 2 ** (len(cfg.channel_mults) - 1)
-        self.inner = cfg.inner_channel
+        self.multiple = 2 ** (len(cfg.channel_mult) - 1)
+        self.inner = cfg.model_channels
         self.noise_level_mlp = nn.Sequential(
-            nn.Linear(cfg.inner_channel, 4 * cfg.inner_channel), nn.SiLU(), nn.Linear(4 * cfg.inner_channel, cfg.inner_channel)
+            nn.Linear(cfg.model_channels, 4 * cfg.model_channels),
+            nn.SiLU(),
+            nn.Linear(4 * cfg.model_channels, cfg.model_channels),
         )
-        sizes = [cfg.image_size >> level for level in range(len(cfg.channel_mults))]
-        widths = [cfg.inner_channel * mult for mult in cfg.channel_mults]
-        width = cfg.inner_channel
+        sizes = [cfg.image_size >> level for level in range(len(cfg.channel_mult))]
+        widths = [cfg.model_channels * mult for mult in cfg.channel_mult]
+        width = cfg.model_channels
         self.downs = nn.ModuleList([nn.Conv2d(cfg.cond_channels + cfg.in_channels, width, 3, padding=1)])
         skips = [width]
         for level, (size, out) in enumerate(zip(sizes, widths)):
-            for _ in range(cfg.res_blocks):
-                self.downs.append(Block(cfg, width, out, attention=size in cfg.attn_res))
+            for _ in range(cfg.num_res_blocks):
+                self.downs.append(Block(cfg, width, out, attention=size in cfg.attention_resolutions))
                 width = out
                 skips.append(width)
             if level < len(sizes) - 1:
@@ -47,8 +51,8 @@ class SR3Net(nn.Module):
         self.mid = nn.ModuleList([Block(cfg, width, width, attention=True), Block(cfg, width, width, attention=False)])
         self.ups = nn.ModuleList()
         for level, (size, out) in reversed(list(enumerate(zip(sizes, widths)))):
-            for _ in range(cfg.res_blocks + 1):
-                self.ups.append(Block(cfg, width + skips.pop(), out, attention=size in cfg.attn_res))
+            for _ in range(cfg.num_res_blocks + 1):
+                self.ups.append(Block(cfg, width + skips.pop(), out, attention=size in cfg.attention_resolutions))
                 width = out
             if level > 0:
                 self.ups.append(Upsample(width))
@@ -89,7 +93,7 @@ class Block(nn.Module):
         super().__init__()
         self.norm1 = GroupNorm(channels, cfg.norm_groups)
         self.conv1 = nn.Conv2d(channels, out_channels, 3, padding=1)
-        self.noise = nn.Linear(cfg.inner_channel, out_channels)
+        self.noise = nn.Linear(cfg.model_channels, out_channels)
         self.norm2 = GroupNorm(out_channels, cfg.norm_groups)
         self.dropout = nn.Dropout(cfg.dropout)
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
@@ -132,10 +136,10 @@ class Downsample(nn.Module):
 
 def _check(cfg: SR3Config) -> None:
     """Raises ValueError for what cannot be built. Blocks on the way up see the channels of two levels side by side."""
-    step = cfg.inner_channel * cfg.channel_gcd
+    step = cfg.model_channels * math.gcd(*cfg.channel_mult)
     if step % cfg.norm_groups:
         raise ValueError(
-            f"network.norm_groups={cfg.norm_groups} does not divide the {step} channels of network.inner_channel x channel_mults."
+            f"network.norm_groups={cfg.norm_groups} does not divide the {step} channels of network.model_channels x channel_mult."
         )
-    if not cfg.image_size >> (len(cfg.channel_mults) - 1):
-        raise ValueError(f"network.image_size={cfg.image_size} is too small for {len(cfg.channel_mults)} levels.")
+    if not cfg.image_size >> (len(cfg.channel_mult) - 1):
+        raise ValueError(f"network.image_size={cfg.image_size} is too small for {len(cfg.channel_mult)} levels.")

@@ -29,7 +29,7 @@ KINDS = {
     "vqgan_taming": Kind('"VQModel"', "vqgan"),
     "sr3_dream_loss": Kind("rectified_noisy", "sr3"),
     "sr3_sampling": Kind("x0_pred", "sr3"),
-    "idm_unet": Kind('"encoder_EDSR_kwargs"', reason="IDM comes later"),
+    "idm_unet": Kind('"encoder_EDSR_kwargs"', "idm_unet", optional=r"(conv_body_first|idm\d+_(style|tokens))_\d+"),
     "sr3_unet": Kind("noise_embedding_0", "sr3"),
 }
 

@@ -13,13 +13,24 @@ from ldm_dream.networks import build_network
 from ldm_dream.process import DDPM, linear_abar
 from ldm_dream.sampler import sample_steps
 
-SAME = ("image_size", "inner_channel", "channel_mults", "res_blocks", "attn_res", "norm_groups", "dropout")
+NAMES = {  # the official constructor's -> ours
+    "image_size": "image_size",
+    "inner_channel": "model_channels",
+    "channel_mults": "channel_mult",
+    "res_blocks": "num_res_blocks",
+    "attn_res": "attention_resolutions",
+    "norm_groups": "norm_groups",
+    "dropout": "dropout",
+}
 
 
 def network(kwargs: dict, weights: dict[str, Tensor]) -> nn.Module:
     out = kwargs["out_channel"]
     cfg = SR3Config(
-        **{name: kwargs[name] for name in SAME}, in_channels=out, out_channels=out, cond_channels=kwargs["in_channel"] - out
+        **{ours: kwargs[name] for name, ours in NAMES.items()},
+        in_channels=out,
+        out_channels=out,
+        cond_channels=kwargs["in_channel"] - out,
     )
     model = build_network(cfg)
     if not any(key.startswith(SR3.prefix) for key in weights):  # the U-Net alone, without the diffusion around it

@@ -6,7 +6,15 @@ import torch
 from ldm_dream.config_models import SR3Config
 from ldm_dream.networks import build_network, compile_blocks
 
-TINY = SR3Config(image_size=16, inner_channel=8, channel_mults=(1, 2, 2), res_blocks=1, attn_res=(8,), norm_groups=4, dropout=0.1)
+TINY = SR3Config(
+    image_size=16,
+    model_channels=8,
+    channel_mult=(1, 2, 2),
+    num_res_blocks=1,
+    attention_resolutions=(8,),
+    norm_groups=4,
+    dropout=0.1,
+)
 
 
 def inputs(height: int = 16, width: int = 16, batch: int = 2) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -25,7 +33,10 @@ def model():
     ("cfg", "parameters"),
     [
         (SR3Config(), 97_807_491),
-        (SR3Config(image_size=512, channel_mults=(1, 2, 4, 8, 16), res_blocks=1, attn_res=(), norm_groups=16), 155_334_339),
+        (
+            SR3Config(image_size=512, channel_mult=(1, 2, 4, 8, 16), num_res_blocks=1, attention_resolutions=(), norm_groups=16),
+            155_334_339,
+        ),
         (SR3Config(cond_channels=0), 97_805_763),
     ],
 )
