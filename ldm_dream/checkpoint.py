@@ -24,6 +24,7 @@ from .autoencoder import build_autoencoder
 from .config import DiffusionRun, Run, dump_config, validate
 from .config_models import AutoencoderConfig, PixelConfig, VQGANConfig
 from .errors import UserError
+from .hub import download, is_hub_id
 from .networks import build_network
 from .process import Process, build_process
 
@@ -51,7 +52,7 @@ class LoadedModel(NamedTuple):
 
 def save_model(folder: Path, run: Run, state: dict[str, Tensor], card: str, autoencoder: dict[str, Tensor] | None = None) -> None:
     """Write a model folder as a whole; an older one of that name is replaced only when the new one is complete."""
-    with _whole_folder(folder) as draft:
+    with whole_folder(folder) as draft:
         save_file(_packed(state), draft / "model.safetensors")
         if autoencoder is not None:
             save_file(_packed(autoencoder), draft / "autoencoder.safetensors")
@@ -101,10 +102,12 @@ def resolve_autoencoder(cfg: AutoencoderConfig) -> AutoencoderConfig:
 
 
 def find_model(name_or_dir: str | Path) -> Path:
-    """Folder of a model: an existing folder, else a bundled name."""
+    """Folder of a model: an existing folder, a bundled name, or an id of the hub (owner/name). Raises ModelError, HubError."""
     for folder in (Path(name_or_dir), BUNDLED / str(name_or_dir)):
         if (folder / "config.yaml").is_file():
             return folder
+    if is_hub_id(str(name_or_dir)) and not Path(name_or_dir).exists():
+        return download(str(name_or_dir))
     names = ", ".join(sorted(path.parent.name for path in BUNDLED.glob("*/config.yaml"))) or "none"
     raise ModelError(f"{name_or_dir}: neither a model folder (with a config.yaml) nor a bundled model; bundled are: {names}.")
 
@@ -150,7 +153,7 @@ class Checkpoint(NamedTuple):
 def save_checkpoint(run_dir: Path, step: int, tensors: dict[str, Tensor], meta: dict, keep: int) -> Path:
     """Write `run_dir/checkpoints/step-N` as a whole, then remove all but the newest `keep`."""
     folder = run_dir / "checkpoints" / f"step-{step:08d}"
-    with _whole_folder(folder) as draft:
+    with whole_folder(folder) as draft:
         save_file(_packed(tensors), draft / "state.safetensors")
         (draft / "meta.json").write_text(json.dumps({"step": step, **meta}, indent=1), encoding="utf-8")
     for old in sorted(folder.parent.glob("step-*"))[:-keep]:
@@ -188,7 +191,7 @@ def restore_optimizer(name: str, optimizer: torch.optim.Optimizer, tensors: dict
 # ------------------------------------------------------------------------------------------------ writing
 
 
-class _whole_folder:  # noqa: N801
+class whole_folder:  # noqa: N801
     """Context: a draft folder beside the target; synced and put in the target's place on success, removed on failure."""
 
     def __init__(self, folder: Path):

@@ -26,6 +26,7 @@ from .config import DiffusionRun
 from .data.degrade import imresize_to
 from .data.images import MAX_PIXELS, ImageError
 from .errors import UserError
+from .hub import upload
 from .networks import compile_blocks
 from .pictures import Picture, unpack
 from .process import Process
@@ -69,6 +70,7 @@ class Upscaler:
         compile: bool = False,
     ):
         self.run, self.process = run, process
+        self.folder: Path | None = None
         self.device = _device(device)
         self.dtype = _dtype(dtype, self.device)
         self.network = network.eval().to(self.device, memory_format=torch.channels_last)
@@ -80,10 +82,21 @@ class Upscaler:
     def from_pretrained(
         cls, name_or_dir: str | Path = DEFAULT_MODEL, device: str = "auto", dtype: str = "auto", compile: bool = False
     ) -> Upscaler:
-        """A bundled model by name, or a model folder. device: auto, cpu, cuda, cuda:N. dtype: auto, fp32, bf16, fp16 (auto: fp32
-        on the CPU, else bf16 where the device has it, else fp16). Raises ModelError, UpscaleError."""
+        """A bundled model by name, a model folder, or an id of the Hugging Face hub (owner/name).
+
+        device: auto, cpu, cuda, cuda:N. dtype: auto, fp32, bf16, fp16 (auto: fp32 on the CPU, else bf16 where the device has it,
+        else fp16). Raises ModelError, HubError, UpscaleError.
+        """
         model = load_model(name_or_dir)
-        return cls(model.run, model.network, model.autoencoder, model.process, device, dtype, compile)
+        upscaler = cls(model.run, model.network, model.autoencoder, model.process, device, dtype, compile)
+        upscaler.folder = model.folder
+        return upscaler
+
+    def push_to_hub(self, repo_id: str, private: bool = False) -> str:
+        """Send the model folder this came from to the Hugging Face hub; -> its address. Raises HubError, UpscaleError."""
+        if self.folder is None:
+            raise UpscaleError("this upscaler was not loaded from a folder; save the model with checkpoint.save_model first.")
+        return upload(self.folder, repo_id, private)
 
     @torch.no_grad()
     def __call__(
