@@ -2,9 +2,8 @@
 
 import pytest
 import torch
-from conftest import SHARED
-from runs import VQGAN_TINY as LOCAL
 
+from conftest import SHARED
 from ldm_dream.autoencoder import TAESD, VQGAN, Attention, Pixel, build_autoencoder
 from ldm_dream.checkpoint import ModelError, resolve_autoencoder, save_model
 from ldm_dream.config import AutoencoderRun
@@ -14,6 +13,7 @@ from ldm_dream.errors import UserError
 from ldm_dream.importers import load_published
 from ldm_dream.metrics import psnr
 from ldm_dream.objectives import AutoencoderObjective
+from runs import VQGAN_TINY as LOCAL
 
 
 def test_published_defaults_have_the_published_parameter_count():

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from runs import VQGAN_TINY, autoencoder_folder, diffusion_run
 
 from ldm_dream.checkpoint import (
     ModelError,
@@ -15,6 +14,7 @@ from ldm_dream.checkpoint import (
 )
 from ldm_dream.config_models import VQGANConfig
 from ldm_dream.networks import build_network
+from runs import VQGAN_TINY, autoencoder_folder, diffusion_run
 
 
 def save_tiny(tmp_path):

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
+
 from conftest import SHARED
 from golden import KINDS, kind_of
-from safetensors.torch import load_file
 
 
 def pytest_generate_tests(metafunc):

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from runs import VQGAN_TINY, autoencoder_folder, diffusion_run, pictures
 from safetensors.torch import load_file
 
 from ldm_dream.checkpoint import load_autoencoder, load_model, resolve_autoencoder
@@ -21,6 +20,7 @@ from ldm_dream.data.latents import LatentDataset
 from ldm_dream.data.pairs import PairDataset
 from ldm_dream.objectives import CodeUsage, DiffusionObjective
 from ldm_dream.train import TrainingError, learning_rate, train
+from runs import VQGAN_TINY, autoencoder_folder, diffusion_run, pictures
 
 ROOT = Path(__file__).resolve().parents[1]
 
