@@ -71,8 +71,7 @@ def _train(run: Run, run_dir: Path, rank: ranks.Rank) -> None:
     if cfg.init_from:
         load_weights(objective.model, find_model(cfg.init_from) / "model.safetensors")
     objective.trained.to(device, memory_format=layout).train()
-    for name, parameter in objective.model.named_parameters():
-        parameter.requires_grad_(not name.startswith(cfg.freeze))
+    _freeze(objective.model, cfg.freeze)
     if cfg.compile:
         compile_blocks(objective.model)
     objective.share_gradients()
@@ -221,6 +220,16 @@ class Log:
         if self.active:
             sys.stdout.write(text + "\n")
             sys.stdout.flush()
+
+
+def _freeze(model: nn.Module, prefixes: tuple[str, ...]) -> None:
+    names = [name for name, _ in model.named_parameters()]
+    for prefix in prefixes:
+        if not any(name.startswith(prefix) for name in names):
+            tops = ", ".join(dict.fromkeys(name.partition(".")[0] for name in names))
+            raise TrainingError(f"train.freeze: no parameter begins with {prefix!r}; they begin with {tops}.")
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(not name.startswith(prefixes))
 
 
 def _optimizer(cfg: TrainConfig, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:

@@ -113,6 +113,13 @@ def test_frozen_parameters_stay_and_fine_tuning_keeps_the_codebook(tmp_path):
         assert moved == name.startswith(("decoder", "post_quant_conv")), name
 
 
+def test_a_mistyped_prefix_to_freeze_is_named_with_those_there_are(tmp_path):
+    run = autoencoder_run(tmp_path)
+    wrong = run.train.model_copy(update={"freeze": ("encoders",)})
+    with pytest.raises(TrainingError, match="'encoders'; they begin with encoder, decoder, quantize"):
+        train(run.model_copy(update={"train": wrong}), tmp_path / "run")
+
+
 def test_dead_codes_are_moved_onto_latents():
     torch.manual_seed(0)
     from ldm_dream.autoencoder import VQGAN
