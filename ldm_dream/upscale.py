@@ -29,7 +29,7 @@ from .errors import UserError
 from .hub import upload
 from .networks import compile_blocks
 from .pictures import Picture, unpack
-from .process import Process
+from .process import Denoise, Process
 from .sampler import sample, timesteps
 from .tiling import Tiles, pad_to_multiple, shared_noise
 
@@ -113,8 +113,9 @@ class Upscaler:
     ) -> Picture:
         """A picture -> the same type and bit depth (see `pictures.unpack`), round(H * scale) x round(W * scale).
 
-        scale: any number above 0; None = the model's own. The model always enlarges by its own scale; another size is made from
-        that by bicubic, so a scale above the model's adds no further detail. steps, sampler: None = the model's. seed: same seed,
+        scale: any number above 0; None = the model's own. The model enlarges by its own scale; another size is made from that by
+        bicubic, so a scale above the model's adds no further detail. IDM enlarges by any scale from 1 to its `max_scale`
+        itself, where the picture is taken whole. steps, sampler: None = the model's. seed: same seed,
         same picture, for every batch size up to float rounding. tile, tile_pad: LR pixels, rounded up to whole attention windows;
         tile=None is automatic. batch_size: tiles at a time. color_fix: none, wavelet, adain. Alpha is enlarged by bicubic.
         Raises UpscaleError or SamplerError for an option, ImageError for a picture that is not possible.
@@ -128,12 +129,32 @@ class Upscaler:
             raise ImageError(f"the result has {largest} pixels, more than the {MAX_PIXELS} allowed; cut it first.")
         default = self.run.sampler
         sampling = _Sampling(sampler or default.kind, default.steps if steps is None else steps, seed, batch_size)
-        sr, base = self._enlarge(rgb * 2 - 1, tile, tile_pad, sampling)
+        lr = rgb * 2 - 1
+        if self._is_native(scale, lr, tile):
+            sr, base = self._enlarge_at_once(lr, height, width, sampling)
+        else:
+            sr, base = self._enlarge(lr, tile, tile_pad, sampling)
         sr = COLOR_FIXES[color_fix](sr, base)
         if not sr.isfinite().all():
             raise ImageError(f"the model's result holds NaN or infinity in {self.dtype}; try dtype fp32.")
         sr = _resize((sr.clamp(-1, 1) + 1) / 2, height, width)
         return pack(sr, None if alpha is None else _resize(alpha, height, width))
+
+    def _is_native(self, scale: float, lr: Tensor, tile: int | None) -> bool:
+        """Whether the network makes this size itself: one that takes LR pictures at their own size, and no tiles."""
+        whole = tile is None and lr.shape[-2] * lr.shape[-1] <= AUTO_TILE**2
+        return self.run.network.cond_factor is None and whole and 1 <= scale <= self.run.network.max_scale
+
+    def _enlarge_at_once(self, lr: Tensor, height: int, width: int, sampling: _Sampling) -> tuple[Tensor, Tensor]:
+        """LR [B, 3, H, W] in [-1, 1] -> result and bicubic base, [B, 3, height, width]."""
+        base = imresize_to(lr, height, width).clamp(-1, 1).to(self.device)
+        process, cond = self.process, lr.to(self.device)
+
+        def denoise(z_t: Tensor, t: Tensor, cond: Tensor) -> Tensor:
+            step = process.model_t(t, self.network.sees_noise_level)[:1]
+            return self._predict(process.model_input(z_t, t), step, cond)
+
+        return self._sample(denoise, base, cond, sampling), base
 
     def _enlarge(self, lr: Tensor, tile: int | None, tile_pad: int, sampling: _Sampling) -> tuple[Tensor, Tensor]:
         """LR [B, 3, H, W] in [-1, 1] -> result and bicubic base, [B, 3, H * scale, W * scale]. No memory: halves the tile."""
@@ -173,19 +194,21 @@ class Upscaler:
             step = process.model_t(t, self.network.sees_noise_level)[:1]  # one for all pictures
             return tiles.map(lambda z, c: self._predict(z, step, c), z_in, cond, batch_size=batch_size)
 
-        z0 = sample(
+        return tiles.map(self._decode, self._sample(denoise, z_lr, cond, sampling), batch_size=batch_size), base
+
+    def _sample(self, denoise: Denoise, z_lr: Tensor, cond: Tensor, sampling: _Sampling) -> Tensor:
+        return sample(
             denoise,
-            process,
+            self.process,
             z_lr,
             cond,
-            prediction=run.prediction,
+            prediction=self.run.prediction,
             kind=sampling.kind,
             steps=sampling.steps,
-            eta=run.sampler.eta,
+            eta=self.run.sampler.eta,
             clip=self.autoencoder.bound,
             noise=shared_noise(sampling.seed, z_lr),
         )
-        return tiles.map(self._decode, z0, batch_size=batch_size), base
 
     def _encode(self, x: Tensor) -> Tensor:
         with self._autocast():

@@ -11,7 +11,15 @@ from ldm_dream import upscale as upscale_module
 from ldm_dream.autoencoder import build_autoencoder
 from ldm_dream.condition import build_cond, upsample
 from ldm_dream.config import DiffusionRun
-from ldm_dream.config_models import DDPMConfig, PixelConfig, ResidualShiftConfig, ResShiftNetConfig, SamplerConfig, VQGANConfig
+from ldm_dream.config_models import (
+    DDPMConfig,
+    IDMConfig,
+    PixelConfig,
+    ResidualShiftConfig,
+    ResShiftNetConfig,
+    SamplerConfig,
+    VQGANConfig,
+)
 from ldm_dream.data.degrade import imresize_to
 from ldm_dream.data.images import Image, ImageError
 from ldm_dream.networks import build_network
@@ -67,6 +75,37 @@ def pictures() -> dict[str, torch.Tensor]:
         "gradient": ramp,
         "noise": torch.rand(3, 96, 64, generator=torch.Generator().manual_seed(3)),
     }
+
+
+@pytest.mark.parametrize(
+    ("options", "seen"),
+    [
+        ({"scale": 2.5}, {(25, 35)}),
+        ({}, {(40, 56)}),
+        ({"scale": 6}, {(40, 56)}),  # beyond max_scale: its own scale, then bicubic
+        ({"scale": 2.5, "tile": 8, "tile_pad": 1}, {(32, 32)}),  # tiles: likewise
+    ],
+)
+def test_idm_makes_any_scale_up_to_its_largest_itself(options, seen):
+    torch.manual_seed(0)
+    run = DiffusionRun(
+        scale=4,
+        prediction="eps",
+        process=DDPMConfig(num_timesteps=10, beta_end=0.5),
+        sampler={"kind": "ddim", "steps": 2},
+        network=IDMConfig(
+            image_size=32, model_channels=8, channel_mult=(1, 2), num_res_blocks=1, attention_resolutions=(), norm_groups=4,
+            encoder_blocks=1, encoder_channels=8, max_scale=4,
+        ),
+    )  # fmt: skip
+    network = build_network(run.network)
+    model = Upscaler(run, network, build_autoencoder(run.autoencoder), build_process(run.process), device="cpu")
+    sizes = set()
+    network.register_forward_hook(lambda _, args, out: sizes.add(tuple(out.shape[-2:])))
+    image = np.random.default_rng(0).integers(0, 256, (10, 14, 3), dtype=np.uint8)
+    scale = options.get("scale", 4)
+    assert model(image, **options).shape == (round(10 * scale), round(14 * scale), 3)
+    assert sizes == seen
 
 
 # ------------------------------------------------------------------------------------------------ sizes and types
