@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
@@ -38,7 +40,9 @@ def start() -> Iterator[Rank]:
     dist.init_process_group("nccl" if cuda else "gloo")
     try:
         yield Rank(dist.get_rank(), dist.get_world_size(), device)
+        dist.barrier()  # nobody leaves while the first one still writes
     finally:
+        gc.collect()  # the wrappers of `share_gradients` go before what they talk through
         dist.destroy_process_group()
 
 
@@ -46,9 +50,10 @@ def share_gradients(module: nn.Module, some_unused: bool = False) -> nn.Module:
     """`module`, whose gradients become the mean over all processes in backward. some_unused: a step may leave parameters out."""
     if not dist.is_initialized():
         return module
-    return DistributedDataParallel(
-        module, broadcast_buffers=False, gradient_as_bucket_view=True, find_unused_parameters=some_unused
-    )
+    options = {"gradient_as_bucket_view": True, "find_unused_parameters": some_unused}
+    with warnings.catch_warnings():  # the successor of broadcast_buffers is not in all supported versions of torch
+        warnings.simplefilter("ignore", FutureWarning)
+        return DistributedDataParallel(module, broadcast_buffers=False, **options)
 
 
 def mean(x: Tensor) -> Tensor:
