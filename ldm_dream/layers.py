@@ -100,3 +100,19 @@ def zeroed(layer: nn.Module) -> nn.Module:
     nn.init.zeros_(layer.weight)
     nn.init.zeros_(layer.bias)
     return layer
+
+
+class Attention(nn.Module):
+    """x + W softmax(q k' / sqrt(C)) v over all positions, one head, q, k, v without bias."""
+
+    def __init__(self, channels: int, groups: int):
+        super().__init__()
+        self.norm = GroupNorm(channels, groups)
+        self.qkv = nn.Conv2d(channels, 3 * channels, 1, bias=False)
+        self.out = nn.Conv2d(channels, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, c, height, width = x.shape
+        q, k, v = self.qkv(self.norm(x)).permute(0, 2, 3, 1).reshape(b, 1, height * width, 3 * c).chunk(3, -1)
+        h = F.scaled_dot_product_attention(q, k, v)
+        return x + self.out(h.reshape(b, height, width, c).permute(0, 3, 1, 2))

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..config_models import IDMConfig
-from ..layers import Downsample, GroupNorm, noise_level_embedding
+from ..layers import Attention, Downsample, GroupNorm, noise_level_embedding
 
 DECODER_WIDTH = 256  # between the two layers of an implicit decoder, at every level
 
@@ -209,7 +209,7 @@ class ResAttnBlock(nn.Module):
     def __init__(self, cfg: IDMConfig, channels: int, out_channels: int, attention: bool):
         super().__init__()
         self.res_block = ResBlock(cfg, channels, out_channels)
-        self.attn = Attention(cfg, out_channels) if attention else nn.Identity()
+        self.attn = Attention(out_channels, cfg.norm_groups) if attention else nn.Identity()
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
         return self.attn(self.res_block(x, emb))
@@ -228,22 +228,6 @@ class ResBlock(nn.Module):
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
         h = self.block1(x) + self.noise_func(emb)[:, :, None, None]
         return self.res_conv(x) + self.block2(h)
-
-
-class Attention(nn.Module):
-    """x + out(softmax(q k' / sqrt(C)) v) over all positions, one head."""
-
-    def __init__(self, cfg: IDMConfig, channels: int):
-        super().__init__()
-        self.norm = GroupNorm(channels, cfg.norm_groups)
-        self.qkv = nn.Conv2d(channels, 3 * channels, 1, bias=False)
-        self.out = nn.Conv2d(channels, channels, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        height, width = x.shape[-2:]
-        q, k, v = self.qkv(self.norm(x)).permute(0, 2, 3, 1).flatten(1, 2).unsqueeze(1).chunk(3, -1)  # [B,1,H*W,C]
-        h = F.scaled_dot_product_attention(q, k, v).squeeze(1).unflatten(1, (height, width)).permute(0, 3, 1, 2)
-        return x + self.out(h)
 
 
 # ------------------------------------------------------------------------------------------------ implicit decoder

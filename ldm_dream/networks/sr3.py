@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..config_models import SR3Config
-from ..layers import GroupNorm, Upsample, noise_level_embedding, pad_to_multiple
+from ..layers import Attention, GroupNorm, Upsample, noise_level_embedding, pad_to_multiple
 
 
 class SR3Net(nn.Module):
@@ -105,22 +105,6 @@ class Block(nn.Module):
         h = h + self.noise(emb)[:, :, None, None].to(h.dtype)
         h = self.conv2(self.dropout(F.silu(self.norm2(h))))
         return self.attn(h + self.res_conv(x))
-
-
-class Attention(nn.Module):
-    """x + W softmax(q k' / sqrt(C)) v over all positions, one head, q, k, v without bias."""
-
-    def __init__(self, channels: int, groups: int):
-        super().__init__()
-        self.norm = GroupNorm(channels, groups)
-        self.qkv = nn.Conv2d(channels, 3 * channels, 1, bias=False)
-        self.out = nn.Conv2d(channels, channels, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        b, c, height, width = x.shape
-        q, k, v = self.qkv(self.norm(x)).permute(0, 2, 3, 1).reshape(b, 1, height * width, 3 * c).chunk(3, -1)
-        h = F.scaled_dot_product_attention(q, k, v)
-        return x + self.out(h.reshape(b, height, width, c).permute(0, 3, 1, 2))
 
 
 class Downsample(nn.Module):

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from ldm_dream.config_models import IDMConfig
+from ldm_dream.layers import Attention, noise_level_embedding
 from ldm_dream.networks import REPEATED_BLOCKS, build_network, compile_blocks
-from ldm_dream.networks.idm import Attention, Blur, ImplicitDecoder, nearest, noise_level_embedding
+from ldm_dream.networks.idm import Blur, ImplicitDecoder, nearest
 
 TINY = IDMConfig(
     image_size=16,
@@ -95,7 +96,7 @@ def test_blur_spreads_an_impulse_and_keeps_the_size():
 
 def test_attention_is_softmax_over_all_positions_plus_the_input():
     torch.manual_seed(0)
-    attention = Attention(TINY, 8)
+    attention = Attention(8, 4)
     x = torch.randn(2, 8, 3, 5)
     q, k, v = attention.qkv(attention.norm(x)).flatten(2).chunk(3, 1)
     mixed = v @ (q.mT @ k / math.sqrt(8)).softmax(-1).mT
