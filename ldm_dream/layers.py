@@ -28,10 +28,8 @@ def timestep_embedding(t: Tensor, width: int, max_period: float = 10_000.0) -> T
 
 def noise_level_embedding(noise_level: Tensor, width: int) -> Tensor:
     """noise_level a [B] -> float32 [B,width]: sin(a w_k) then cos(a w_k), w_k = 1e4 ** (-2k/width); a unscaled (SR3's code)."""
-    half = width // 2
-    frequencies = torch.exp(-math.log(1e4) / half * torch.arange(half, dtype=torch.float32, device=noise_level.device))
-    angles = noise_level.float()[:, None] * frequencies
-    return torch.cat([angles.sin(), angles.cos()], 1)
+    cos, sin = timestep_embedding(noise_level, width).chunk(2, 1)
+    return torch.cat([sin, cos], 1)
 
 
 class GroupNorm(nn.GroupNorm):

@@ -133,16 +133,7 @@ def idm_config(state: Mapping[str, Tensor]) -> IDMConfig:
     """What the shapes of IDM say. Training size, groups, dropout and the largest scale leave no trace and keep their defaults."""
     model_channels, all_channels = state["denoise_fn.downs.0.weight"].shape[:2]
     cond_channels = state["encoder.head.0.weight"].shape[1]
-    widths: list[list[int]] = [[]]  # output channels of each residual block, level by level
-    attention = set()
-    for i in range(1, _count(state, "denoise_fn.downs")):
-        layer = f"denoise_fn.downs.{i}"
-        if _has(state, f"{layer}.conv"):
-            widths.append([])
-            continue
-        widths[-1].append(state[f"{layer}.res_block.block2.block.3.weight"].shape[0])
-        if _has(state, f"{layer}.attn"):
-            attention.add(len(widths) - 1)
+    widths, attention = _sr3_levels(state)
     blocks = _one_or_each([len(level) for level in widths])
     if not isinstance(blocks, int):
         raise ValueError(f"levels have {blocks} residual blocks, where IDM has the same number in each")
@@ -154,7 +145,7 @@ def idm_config(state: Mapping[str, Tensor]) -> IDMConfig:
         model_channels=model_channels,
         channel_mult=tuple(_ratio(level[0], model_channels, "channels of a level over model_channels") for level in widths),
         num_res_blocks=blocks,
-        attention_resolutions=tuple(image_size >> level for level in sorted(attention)),
+        attention_resolutions=tuple(image_size >> level for level in attention),
         encoder_blocks=_count(state, "encoder.body") - 1,
         encoder_channels=state["encoder.head.0.weight"].shape[0],
     )
@@ -178,17 +169,7 @@ def sr3_config(state: Mapping[str, Tensor]) -> SR3Config:
     block a level, no attention), 32 in the others; `image_size`, which only places attention: all have it at size 16, if any.
     """
     inner = state["denoise_fn.downs.0.weight"].shape[0]
-    levels: list[list[int]] = [[]]  # output channels of each block, level by level
-    attention = []
-    for i in range(1, _count(state, "denoise_fn.downs")):
-        block = f"denoise_fn.downs.{i}"
-        if _has(state, f"{block}.conv"):
-            levels.append([])
-            continue
-        levels[-1].append(state[f"{block}.res_block.block2.block.3.weight"].shape[0])
-        if _has(state, f"{block}.attn"):
-            attention.append(len(levels) - 1)
-    attn = sorted(set(attention))
+    levels, attn = _sr3_levels(state)
     image_size = 16 << attn[0] if attn else 128
     out_channels = state["denoise_fn.final_conv.block.3.weight"].shape[0]
     return SR3Config(
@@ -202,6 +183,21 @@ def sr3_config(state: Mapping[str, Tensor]) -> SR3Config:
         attention_resolutions=tuple(image_size >> level for level in attn),
         norm_groups=16 if len(levels[0]) == 1 and not attn else 32,
     )
+
+
+def _sr3_levels(state: Mapping[str, Tensor]) -> tuple[list[list[int]], list[int]]:
+    """Of the way down in SR3's U-Net, which IDM shares: output channels of each block, level by level; levels with attention."""
+    widths: list[list[int]] = [[]]
+    attention = set()
+    for i in range(1, _count(state, "denoise_fn.downs")):
+        layer = f"denoise_fn.downs.{i}"
+        if _has(state, f"{layer}.conv"):
+            widths.append([])
+            continue
+        widths[-1].append(state[f"{layer}.res_block.block2.block.3.weight"].shape[0])
+        if _has(state, f"{layer}.attn"):
+            attention.add(len(widths) - 1)
+    return widths, sorted(attention)
 
 
 def taesd_config(state: Mapping[str, Tensor]) -> TAESDConfig:
