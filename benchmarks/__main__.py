@@ -1,4 +1,4 @@
-"""python -m benchmarks train-step | steps-quality | autoencoder [--device cpu|cuda] [--json FILE]"""
+"""python -m benchmarks train-step | steps-quality | autoencoder | systems [--device cpu|cuda] [--json FILE]"""
 
 import argparse
 import importlib
@@ -31,6 +31,10 @@ def build_parser() -> argparse.ArgumentParser:
     vq.add_argument("--match", default="", metavar="TEXT", help="only pictures whose name holds this")
     vq.add_argument("--dtype", choices=("fp32", "bf16"), default="fp32")
     vq.add_argument("--lpips-weights", metavar="FILE")
+
+    systems = commands.add_parser("systems", parents=[shared], help="every system: 200 steps, loss at both ends, resume, upscale")
+    systems.add_argument("--systems", nargs="+", metavar="NAME", help="only these (default: all)")
+    systems.add_argument("--steps", type=int, default=200, metavar="N", help="(default: %(default)s)")
     return parser
 
 

@@ -164,6 +164,10 @@ class DDPMConfig(Strict):
     respace: int | None = Field(None, ge=1)  # paper's latent SR: 50 of 2000
     continuous: bool = False  # training draws sqrt(abar) between two neighbouring steps, which one batch shares, as SR3 does
 
+    @property
+    def steps(self) -> int:
+        return self.respace or self.num_timesteps
+
 
 class ResidualShiftConfig(Strict):
     """ResShift's process. sqrt_eta runs from min(min_noise_level / kappa, min_noise_level) to sqrt_eta_end."""
@@ -176,6 +180,10 @@ class ResidualShiftConfig(Strict):
     power: float = Field(0.3, gt=0)
     normalize_input: bool = True  # the network sees z_t / sqrt(1 + kappa^2 eta_t)
 
+    @property
+    def steps(self) -> int:
+        return self.num_timesteps
+
 
 class FlowConfig(Strict):
     """Linear interpolation z_t = (1 - sigma) z0 + sigma eps with sigma = (t + 1) / num_timesteps."""
@@ -183,17 +191,22 @@ class FlowConfig(Strict):
     kind: Literal["flow"] = "flow"
     num_timesteps: int = Field(1000, ge=2)
 
+    @property
+    def steps(self) -> int:
+        return self.num_timesteps
+
 
 class RegressionConfig(Strict):
     """No diffusion: z_t is the enlarged LR picture, from which z0 is predicted in one call (Regression in DREAM's Table 2)."""
 
     kind: Literal["regression"] = "regression"
+    steps: ClassVar[int] = 1
 
 
 ProcessConfig = Annotated[DDPMConfig | ResidualShiftConfig | FlowConfig | RegressionConfig, Field(discriminator="kind")]
 
 
 class SamplerConfig(Strict):
-    kind: Literal["ancestral", "ddim", "dpm-solver++", "resshift"] = "resshift"
+    kind: Literal["ancestral", "ddim", "dpm-solver++", "resshift"] = "ancestral"
     steps: int | None = Field(None, ge=1)  # None = every step of the process
     eta: float = Field(0.0, ge=0, le=1)  # ddim only: 0 deterministic, 1 ancestral variance

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from .errors import UserError
-from .process import Denoise, Process, ResidualShift, like
+from .process import Denoise, Process, Regression, ResidualShift, like
 
 KINDS = ("ancestral", "ddim", "dpm-solver++", "resshift")
 VARIANCES = ("posterior", "forward")
@@ -178,8 +178,8 @@ def _check(process: Process, kind: str, eta: float, variance: str) -> None:
         raise SamplerError(
             f"sampler 'resshift' needs the process residual_shift, this is {type(process).__name__}; use 'ancestral' or 'ddim'."
         )
-    if kind == "dpm-solver++" and isinstance(process, ResidualShift):
-        raise SamplerError("sampler 'dpm-solver++' needs a process without z_lr in its mean; use 'resshift' or 'ddim' here.")
+    if kind == "dpm-solver++" and isinstance(process, (ResidualShift, Regression)):
+        raise SamplerError("sampler 'dpm-solver++' needs a process without z_lr in its mean; use 'ancestral' or 'ddim' here.")
     if not 0 <= eta <= 1:
         raise SamplerError(f"eta={eta} is not possible; choose 0 (deterministic) to 1 (ancestral variance).")
     if variance not in VARIANCES:

@@ -315,3 +315,18 @@ def test_any_text_and_number_survive_the_round_trip(tmp_path_factory, text, rate
 def test_reading_a_config_imports_no_torch():
     code = "import ldm_dream.config, ldm_dream.cli, sys; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+@pytest.mark.parametrize(
+    "process, sampler, message",
+    [
+        ("ddpm", "{kind: resshift}", "sampler.kind=resshift does not fit process.kind=ddpm; set it to ancestral or ddim or dpm"),
+        ("regression", "{kind: dpm-solver++}", "does not fit process.kind=regression"),
+        ("regression, num_timesteps: 4", "{kind: ddim}", "num_timesteps"),
+        ("ddpm, respace: 50", "{steps: 51}", "sampler.steps=51 is more than the 50 of the process"),
+        ("residual_shift", "{steps: 16}", "more than the 15"),
+    ],
+)
+def test_a_sampler_that_does_not_fit_the_process_is_refused_before_the_training(load, process, sampler, message):
+    with pytest.raises(ConfigError, match=message):
+        load(f"process: {{kind: {process}}}\nsampler: {sampler}\nprediction: z0\nloss: {{strength: 0}}\n")

@@ -1,0 +1,95 @@
+"""Does every system learn, resume and upscale? 200 steps of each CPU-size config through the tools, as a user would run them.
+
+A run is killed (SIGKILL) once its checkpoint at half of the steps is there, and started again by the same command. The loss is
+the mean over the first and the last tenth of the steps. The finished model upscales a picture of 50x70 pixels; IDM also by 2.5.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from ldm_dream.errors import UserError
+
+from .record import append
+
+SYSTEMS = {  # name -> config, scales to upscale by
+    "sr3": ("configs/sr3/tiny_dream.yaml", (4,)),
+    "regression": ("configs/sr3/regression-tiny.yaml", (4,)),
+    "idm": ("configs/idm/tiny.yaml", (4, 2.5)),
+    "ldm": ("configs/ldm/tiny.yaml", (4,)),
+    "resshift": ("configs/resshift/dream-latent-x4-tiny.yaml", (4,)),
+    "flow": ("configs/resshift/flow-latent-x4-tiny.yaml", (4,)),
+}
+SIZE = (50, 70)  # of the picture to upscale, width and height
+
+
+def main(args) -> None:
+    if unknown := set(args.systems or ()) - SYSTEMS.keys():
+        raise UserError(f"--systems {' '.join(sorted(unknown))}: not known; choose of {', '.join(SYSTEMS)}.")
+    rows = []
+    print(f"{'system':12}{'steps':>6}{'first loss':>12}{'last':>9}{'ratio':>7}  resumed at  50x70 upscaled to")
+    for name in args.systems or SYSTEMS:
+        config, scales = SYSTEMS[name]
+        with tempfile.TemporaryDirectory() as folder:
+            row = {"benchmark": "systems", "system": name, "config": config, **measure(config, scales, args.steps, Path(folder))}
+        sizes = ", ".join(f"{w}x{h}" for w, h in row["sizes"])
+        losses = f"{row['first']:12.4f}{row['last']:9.4f}{row['last'] / row['first']:7.3f}"
+        print(f"{name:12}{args.steps:6}{losses}{row['resumed_at']:12}  {sizes}", flush=True)
+        rows.append(row)
+    append(args.json, rows)
+
+
+def measure(config: str, scales: tuple[float, ...], steps: int, folder: Path) -> dict:
+    """Raises SystemExit with the output of a tool that failed or did not resume."""
+    half, run_dir = steps // 2, folder / "run"
+    train = ["tools/train.py", config, "--run-dir", str(run_dir), "--set", f"train.steps={steps}", f"train.save_every={half}"]
+    train += ["train.log_every=1", f"train.val_every={steps}"]
+    kill_when_there(train, run_dir / "checkpoints" / f"step-{half:08d}")
+    resumed = re.search(r"from step (\d+)", python(train))
+    if not resumed or int(resumed[1]) != half:
+        raise SystemExit(f"{config}: killed after step {half}, it did not go on from there.")
+    rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    losses = {row["step"]: row["diffusion"] for row in rows if "diffusion" in row}  # by step: some came again after the kill
+    tenth = steps // 10
+    first = statistics.mean(losses[step] for step in range(1, tenth + 1))
+    last = statistics.mean(losses[step] for step in range(steps - tenth + 1, steps + 1))
+    picture = folder / "picture.png"
+    ramp = np.linspace(0, 255, SIZE[0] * SIZE[1] * 3).reshape(SIZE[1], SIZE[0], 3)
+    Image.fromarray(ramp.astype(np.uint8)).save(picture)
+    sizes = []
+    for scale in scales:
+        target = folder / f"x{scale}.png"
+        python(["tools/upscale.py", "-i", str(picture), "-o", str(target), "-n", str(run_dir / "model"), "-s", str(scale)])
+        sizes.append(Image.open(target).size)
+        if sizes[-1] != (round(SIZE[0] * scale), round(SIZE[1] * scale)):
+            raise SystemExit(f"{config}: x{scale} made {sizes[-1]} of {SIZE}.")
+    return {"steps": steps, "first": first, "last": last, "resumed_at": int(resumed[1]), "sizes": sizes}
+
+
+def python(command: list[str]) -> str:
+    done = subprocess.run([sys.executable, *command], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(f"{' '.join(command)} failed:\n{done.stdout}{done.stderr}")
+    return done.stdout
+
+
+def kill_when_there(command: list[str], checkpoint: Path) -> None:
+    with tempfile.TemporaryFile("w+") as output:
+        process = subprocess.Popen([sys.executable, *command], stdout=output, stderr=output)
+        while not checkpoint.exists():
+            if process.poll() is not None:
+                output.seek(0)
+                raise SystemExit(f"{' '.join(command)} ended before {checkpoint.name}:\n{output.read()}")
+            time.sleep(0.02)
+        process.kill()
+        process.wait()
