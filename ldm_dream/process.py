@@ -259,6 +259,9 @@ class Regression(Process):
     def posterior_factors(self, t: Tensor, t_prev: Tensor) -> tuple[Tensor, Tensor]:
         return torch.ones_like(self.a(t_prev, torch.float64)), torch.zeros_like(self.a(t_prev, torch.float64))
 
+    def posterior_variance(self, t: Tensor, t_prev: Tensor) -> Tensor:
+        return torch.zeros_like(self.a(t_prev, torch.float64))
+
     def to_eps(self, output: Tensor, z_t: Tensor, z_lr: Tensor, t: Tensor, prediction: str) -> Tensor:
         if prediction != "z0":
             raise ProcessError(f"prediction {prediction!r} has no meaning without noise; set prediction: z0.")

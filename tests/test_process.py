@@ -256,7 +256,8 @@ def test_continuous_training_shares_one_step_and_places_each_sample_in_it():
     assert DDPM(linear_abar(50, 1e-3, 0.2)).draw(8, generator).dtype == torch.int64
 
 
-def test_regression_starts_from_the_picture_and_ends_at_the_prediction():
+@pytest.mark.parametrize("kind", ["ancestral", "ddim"])
+def test_regression_starts_from_the_picture_and_ends_at_the_prediction(kind):
     process = build_process(RegressionConfig())
     z_lr, output = torch.randn(2, 1, 3, 4, 4)
     z0 = sample(
@@ -265,7 +266,7 @@ def test_regression_starts_from_the_picture_and_ends_at_the_prediction():
         z_lr,
         z_lr,
         prediction="z0",
-        kind="ancestral",
+        kind=kind,
         noise=lambda k: torch.ones_like(z_lr),
     )
     assert torch.equal(z0, output)
