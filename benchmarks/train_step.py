@@ -1,8 +1,13 @@
-"""Seconds, samples/s and peak memory of one training step, standard against DREAM, alternating in one run.
+"""What one training step costs: ours against the official recipe, standard against DREAM, all alternating in one run.
 
-The diffusion step itself: terms through the decoder, which cost both variants the same, are off. Encoding is in the loop unless
-the config caches latents; then the batch brings them, as in training. Peak memory is that of a process of its own for each
-variant: high-water mark of resident memory on the CPU, of allocations on CUDA.
+Same network, weights, batch and threads. Official: `official.py` (eager, fp32, contiguous). Ours: the step of `train.py` in the
+precision of the config, channels-last. The diffusion step itself: terms through the decoder, the same for all variants, are off.
+Encoding is in the loop unless the config caches latents; then the batch brings them, as in training. The autoencoder is built
+with random weights where those of the config are not at hand: its time does not depend on them.
+
+Peak memory is that of a process of its own for each variant: high-water mark of resident memory on the CPU, of allocations on
+CUDA. FLOP are those of convolutions, matrix products and attention, counted by torch; utilisation is against the best 3x3
+convolution, forward and backward, that this machine reaches in the same precision and layout in the same run.
 """
 
 from __future__ import annotations
@@ -13,34 +18,58 @@ import statistics
 import time
 
 import torch
+import torch.nn.functional as F
+from torch.utils.flop_counter import FlopCounterMode
 
-from ldm_dream.checkpoint import load_autoencoder, resolve_autoencoder
+from ldm_dream.autoencoder import build_autoencoder
+from ldm_dream.checkpoint import ModelError, load_autoencoder, resolve_autoencoder
+from ldm_dream.condition import build_cond
 from ldm_dream.config import DiffusionRun, load_config
 from ldm_dream.data.pairs import Batch
+from ldm_dream.errors import UserError
+from ldm_dream.networks import compile_blocks
 from ldm_dream.objectives import DiffusionObjective
+from ldm_dream.train import make_optimizer
 
+from .official import official_loss, plain
 from .record import append
 
-VARIANTS = {"standard": 0.0, "dream": 1.0}
+CONV_SHAPES = ((4, 64, 128), (4, 128, 64), (4, 256, 32))  # batch, channels, side of the 3x3 convolutions that give the peak
 
 
 class Step:
-    """One variant, ready to step."""
+    """One variant, ready to step: "official" or "ours", with or without DREAM."""
 
-    def __init__(self, config: str, variant: str, device: str):
+    def __init__(self, config: str, overrides: list[str], variant: str, dream: bool, device: str, compiled: bool):
         torch.manual_seed(0)
-        run = load_config(config, [f"loss.strength={VARIANTS[variant]}", "loss.pixel=0", "loss.lpips=0"])
+        run = load_config(config, [*overrides, f"loss.strength={float(dream)}", "loss.pixel=0", "loss.lpips=0"])
         if not isinstance(run, DiffusionRun):
-            raise SystemExit(f"{config}: train-step wants a config with task: diffusion.")
-        run = run.model_copy(update={"autoencoder": resolve_autoencoder(run.autoencoder)})
-        self.run, self.device = run, torch.device(device)
-        layout = {"device": self.device, "memory_format": torch.channels_last}
-        self.objective = DiffusionObjective(run, load_autoencoder(run.autoencoder).to(**layout), None)
-        self.objective.model.to(**layout).train()
-        self.optimizer = torch.optim.AdamW(self.objective.model.parameters(), lr=1e-5)
+            raise UserError(f"{config}: train-step wants a config with task: diffusion.")
+        self.official, self.dream, self.device = variant == "official", dream, torch.device(device)
+        if self.official and run.prediction != "eps":
+            raise UserError(
+                f"{config}: the official recipe predicts eps, this config {run.prediction}; leave it out: --ours-only."
+            )
+        try:
+            run = run.model_copy(update={"autoencoder": resolve_autoencoder(run.autoencoder)})
+            autoencoder = load_autoencoder(run.autoencoder)
+        except ModelError:
+            autoencoder = build_autoencoder(run.autoencoder).requires_grad_(False).eval()
+        layout = torch.contiguous_format if self.official else torch.channels_last
+        autoencoder.to(self.device, memory_format=layout)
+        self.run = run
+        self.objective = DiffusionObjective(run, autoencoder, None)
+        self.network = self.objective.model
+        self.network.to(self.device, memory_format=layout).train()
+        if self.official:
+            self.network = plain(self.network)
+            self.optimizer = torch.optim.Adam(self.network.parameters(), lr=1e-5)
+        else:
+            if compiled:
+                compile_blocks(self.network)
+            self.optimizer = make_optimizer(run.train, list(self.network.parameters()))
         hr = torch.rand(run.train.batch_size, 3, run.data.patch, run.data.patch) * 2 - 1
-        lr = hr[..., :: run.scale, :: run.scale]
-        self.batch = Batch(hr, lr).to(self.device, torch.channels_last)
+        self.batch = Batch(hr, hr[..., :: run.scale, :: run.scale].contiguous()).to(self.device, layout)
         if run.data.cache_latents:
             z0, z_lr = self.objective.latents(self.batch)
             self.batch = Batch(self.batch.hr, self.batch.lr, z0=z0, z_lr=z_lr)
@@ -48,46 +77,106 @@ class Step:
     def __call__(self) -> float:
         """-> seconds"""
         start = time.perf_counter()
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.run.train.precision == "bf16"):
-            loss, _ = self.objective.parts[0].loss(self.batch, 0, torch.Generator(self.device).manual_seed(0))
-        loss.backward()
+        self.loss().backward()
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         if self.device.type == "cuda":
             torch.cuda.synchronize()
         return time.perf_counter() - start
 
+    def loss(self) -> torch.Tensor:
+        generator = torch.Generator(self.device).manual_seed(0)
+        if not self.official:
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.run.train.precision == "bf16"):
+                return self.objective.parts[0].loss(self.batch, 0, generator)[0]
+        objective, process = self.objective, self.objective.process
+        z0, z_lr = objective.latents(self.batch)
+        t = process.draw(len(z0), generator)
+        eps = torch.randn(z0.shape, generator=generator, device=z0.device)
+        cond = build_cond(self.run, self.batch.lr, z_lr)
 
-def peak_memory(config: str, variant: str, device: str) -> float:
+        def told(t: torch.Tensor) -> torch.Tensor:
+            return process.model_t(t, self.network.sees_noise_level)
+
+        return official_loss(self.network, process, told, z0, z_lr, cond, t, eps, self.dream, self.run.loss.p)
+
+
+def peak_memory(*variant) -> float:
     """MiB, measured in the calling process: call it in a fresh one."""
-    step = Step(config, variant, device)
+    step = Step(*variant)
     step()
     step()
-    if device == "cuda":
+    if step.device.type == "cuda":
         return torch.cuda.max_memory_allocated() / 2**20
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
+def conv_peak(device: str, dtype: torch.dtype) -> float:
+    """FLOP/s of the best of CONV_SHAPES, forward and backward, channels-last."""
+    best = 0.0
+    for batch, channels, side in CONV_SHAPES:
+        x = torch.randn(batch, channels, side, side, device=device, dtype=dtype).to(memory_format=torch.channels_last)
+        w = torch.randn(channels, channels, 3, 3, device=device, dtype=dtype).to(memory_format=torch.channels_last)
+        x.requires_grad_(True)
+        w.requires_grad_(True)
+        for _ in range(5):
+            start = time.perf_counter()
+            y = F.conv2d(x, w, padding=1)
+            torch.autograd.grad(y, (x, w), y.detach())
+            if device == "cuda":
+                torch.cuda.synchronize()
+            best = max(best, 3 * 2 * batch * side**2 * 9 * channels**2 / (time.perf_counter() - start))
+    return best
+
+
 def main(args) -> None:
+    names = [(who, dream) for who in (("ours",) if args.ours_only else ("official", "ours")) for dream in (False, True)]
+    variants = {f"{who} {'DREAM' if dream else 'standard'}": (args.config, args.set, who, dream, args.device, args.compile)
+                for who, dream in names}  # fmt: skip
     with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
-        memory = {v: pool.apply(peak_memory, (args.config, v, args.device)) for v in VARIANTS}
-    steps = {v: Step(args.config, v, args.device) for v in VARIANTS}
-    for step in steps.values():
-        step()
-    seconds: dict[str, list[float]] = {v: [] for v in VARIANTS}
+        memory = {name: pool.apply(peak_memory, variant) for name, variant in variants.items()}
+    steps = {name: Step(*variant) for name, variant in variants.items()}
+    first = {name: step() for name, step in steps.items()}
+    seconds: dict[str, list[float]] = {name: [] for name in steps}
     for _ in range(args.repetitions):
-        for v, step in steps.items():
-            seconds[v].append(step())
-    size = steps["dream"].run.train.batch_size
-    rows = [
-        {"benchmark": "train-step", "config": args.config, "variant": v, "seconds": statistics.median(seconds[v]),
-         "samples_per_second": size / statistics.median(seconds[v]), "peak_mib": memory[v], "device": args.device}
-        for v in VARIANTS
-    ]  # fmt: skip
-    print(f"{args.config}: batch {size}, {args.repetitions} alternating steps, median; threads {torch.get_num_threads()}")
-    print(f"{'':10}{'seconds':>10}{'samples/s':>12}{'peak MiB':>10}")
+        for name, step in steps.items():
+            seconds[name].append(step())
+
+    ours = steps["ours DREAM"]
+    precision, size = ours.run.train.precision, ours.run.train.batch_size
+    peak = conv_peak(args.device, torch.bfloat16 if precision == "bf16" else torch.float32)
+    rows = []
+    about = {"benchmark": "train-step", "config": args.config, "set": args.set, "device": args.device, "conv_peak": peak}
+    for name, step in steps.items():
+        with FlopCounterMode(display=False) as counter:
+            step.loss().backward()
+        median = statistics.median(seconds[name])
+        rows.append(about | {
+            "variant": name, "precision": "fp32" if step.official else precision, "compiled": args.compile and not step.official,
+            "seconds": median, "first_step_seconds": first[name], "samples_per_second": size / median, "peak_mib": memory[name],
+            "flop": counter.get_total_flops(),
+        })  # fmt: skip
+    parameters = sum(p.numel() for p in ours.network.parameters())
+    how = f"ours {precision}{', compiled' if args.compile else ''}"
+    print(f"{args.config} {' '.join(args.set)}: {parameters:,} parameters, batch {size}, {how}")
+    print(f"median of {args.repetitions} alternating steps, {torch.get_num_threads()} threads")
+    print(f"{'':20}{'seconds':>9}{'samples/s':>11}{'peak MiB':>10}{'GFLOP':>8}{'GFLOP/s':>9}{'first step':>12}")
     for row in rows:
-        print(f"{row['variant']:10}{row['seconds']:10.3f}{row['samples_per_second']:12.2f}{row['peak_mib']:10.0f}")
-    ratios = [rows[1][key] / rows[0][key] for key in ("seconds", "samples_per_second", "peak_mib")]
-    print(f"{'ratio':10}{ratios[0]:10.3f}{ratios[1]:12.3f}{ratios[2]:10.3f}")
+        rate = row["flop"] / row["seconds"]
+        print(f"{row['variant']:20}{row['seconds']:9.3f}{row['samples_per_second']:11.2f}{row['peak_mib']:10.0f}"
+              f"{row['flop'] / 1e9:8.0f}{rate / 1e9:9.0f}{row['first_step_seconds']:12.1f}")  # fmt: skip
+    by = {row["variant"]: row for row in rows}
+    print(f"ours DREAM / ours standard: time {_ratio(by, 'ours DREAM', 'ours standard'):.3f}, "
+          f"memory {_ratio(by, 'ours DREAM', 'ours standard', 'peak_mib'):.3f}; ours DREAM at "
+          f"{by['ours DREAM']['flop'] / by['ours DREAM']['seconds'] / peak:.0%} of the convolution peak in {precision}, "
+          f"{peak / 1e9:.0f} GFLOP/s")  # fmt: skip
+    if not args.ours_only:
+        print(f"official DREAM / ours DREAM: {1 / _ratio(by, 'ours DREAM', 'official DREAM'):.2f}x samples/s; "
+              f"ours DREAM / official standard: time {_ratio(by, 'ours DREAM', 'official standard'):.3f}; official DREAM / "
+              f"standard: time {_ratio(by, 'official DREAM', 'official standard'):.3f}, "
+              f"memory {_ratio(by, 'official DREAM', 'official standard', 'peak_mib'):.3f}")  # fmt: skip
     append(args.json, rows)
+
+
+def _ratio(rows: dict[str, dict], a: str, b: str, key: str = "seconds") -> float:
+    return rows[a][key] / rows[b][key]

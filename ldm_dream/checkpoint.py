@@ -179,12 +179,15 @@ def flatten_optimizer(name: str, optimizer: torch.optim.Optimizer) -> dict[str, 
 
 
 def restore_optimizer(name: str, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+    """Moments get the memory layout of their parameter: files are contiguous, and the fused step walks both by storage."""
     prefix = f"optimizer.{name}."
     state: dict[int, dict[str, Tensor]] = {}
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
     for key, value in tensors.items():
         if key.startswith(prefix):
             number, field = key[len(prefix) :].split(".")
-            state.setdefault(int(number), {})[field] = value
+            like = parameters[int(number)]
+            state.setdefault(int(number), {})[field] = torch.empty_like(like).copy_(value) if value.ndim else value
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 

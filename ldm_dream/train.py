@@ -75,7 +75,7 @@ def _train(run: Run, run_dir: Path, rank: ranks.Rank) -> None:
     if cfg.compile:
         compile_blocks(objective.model)
     objective.share_gradients()
-    optimizers = [_optimizer(cfg, [p for p in part.parameters if p.requires_grad]) for part in objective.parts]
+    optimizers = [make_optimizer(cfg, [p for p in part.parameters if p.requires_grad]) for part in objective.parts]
     ema = [p.detach().clone() for p in objective.model.parameters()]
     step = _resume(run, run_dir, objective, optimizers, ema)
     log = Log(run_dir, step, cfg.steps, rank.is_first)
@@ -124,6 +124,12 @@ def _train(run: Run, run_dir: Path, rank: ranks.Rank) -> None:
         with _averaged(objective.model, ema):
             release(run, run_dir / "model", objective)
     log.line(f"done: {run_dir / 'model'}")
+
+
+def make_optimizer(cfg: TrainConfig, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+    """Adam or AdamW, all parameters in one fused pass."""
+    kind = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}[cfg.optimizer]
+    return kind(parameters, lr=cfg.learning_rate, betas=cfg.betas, weight_decay=cfg.weight_decay, fused=True)
 
 
 def learning_rate(cfg: TrainConfig, step: int) -> float:
@@ -230,11 +236,6 @@ def _freeze(model: nn.Module, prefixes: tuple[str, ...]) -> None:
             raise TrainingError(f"train.freeze: no parameter begins with {prefix!r}; they begin with {tops}.")
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(not name.startswith(prefixes))
-
-
-def _optimizer(cfg: TrainConfig, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
-    kind = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}[cfg.optimizer]
-    return kind(parameters, lr=cfg.learning_rate, betas=cfg.betas, weight_decay=cfg.weight_decay)
 
 
 def _autocast(cfg: TrainConfig, device: torch.device) -> torch.autocast:

@@ -1,0 +1,56 @@
+"""The official training step, written anew in plain tensor operations: the rival of our step.
+
+What DREAM's code does on top of SR3's (arXiv 2312.00210, Algorithm 3): eager, fp32, contiguous tensors; the network in eval
+mode and without gradient, then in training mode; an L1 loss summed and divided by the number of elements; Adam; no EMA.
+"""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor, nn
+
+from ldm_dream.layers import GroupNorm
+from ldm_dream.process import Process
+
+
+class PlainGroupNorm(nn.GroupNorm):
+    """torch's own group norm, without what `layers.GroupNorm` does for memory layout and 16-bit features."""
+
+
+def plain(network: nn.Module) -> nn.Module:
+    """The same network with the same weights, its parts those of torch.nn and contiguous."""
+    network = copy.deepcopy(network).to(memory_format=torch.contiguous_format)
+    for module in network.modules():
+        if isinstance(module, GroupNorm):
+            module.__class__ = PlainGroupNorm
+    return network
+
+
+def official_loss(
+    network: nn.Module,
+    process: Process,
+    told,
+    z0: Tensor,
+    z_lr: Tensor,
+    cond: Tensor,
+    t: Tensor,
+    eps: Tensor,
+    dream: bool,
+    p: float,
+) -> Tensor:
+    """Scalar. z0, z_lr, eps [B,C,h,w]; told(t): what the network is told of t. Prediction eps only, as published."""
+    a, b, s = process.a(t), process.b(t), process.s(t)
+    z_t = a * z0 + b * z_lr + s * eps
+    target = eps
+    if dream:
+        network.eval()
+        with torch.no_grad():
+            eps_hat = network(z_t, told(t), cond)
+        network.train()
+        delta = (target - eps_hat.detach()) * process.weight(t) ** p
+        z_t = z_t + s * delta
+        target = target + delta
+    output = network(z_t, told(t), cond)
+    return nn.functional.l1_loss(output, target, reduction="sum") / z0.numel()
