@@ -71,6 +71,8 @@ class DiffusionObjective:
         t = self.process.draw(len(z0), generator)
         eps = torch.randn(z0.shape, generator=generator, device=z0.device)
         cond = build_cond(run, batch.lr, z_lr)
+        if hasattr(self.model, "prepare"):  # once for both passes of DREAM
+            cond = self.model.prepare(cond, z0.shape[-2:])
         result = diffusion_loss(
             self.denoise, self.process, z0, z_lr, cond, t, eps,
             prediction=run.prediction, kind=cfg.kind, strength=cfg.strength, p=cfg.p, network=self.model,

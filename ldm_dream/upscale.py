@@ -148,7 +148,9 @@ class Upscaler:
     def _enlarge_at_once(self, lr: Tensor, height: int, width: int, sampling: _Sampling) -> tuple[Tensor, Tensor]:
         """LR [B, 3, H, W] in [-1, 1] -> result and bicubic base, [B, 3, height, width]."""
         base = imresize_to(lr, height, width).clamp(-1, 1).to(self.device)
-        process, cond = self.process, lr.to(self.device)
+        process = self.process
+        with torch.no_grad(), self._autocast():
+            cond = self.network.prepare(self._on_device(lr), (height, width))
 
         def denoise(z_t: Tensor, t: Tensor, cond: Tensor) -> Tensor:
             step = process.model_t(t, self.network.sees_noise_level)[:1]
@@ -192,7 +194,7 @@ class Upscaler:
         def denoise(z_t: Tensor, t: Tensor, cond: Tensor) -> Tensor:
             z_in = process.model_input(z_t, t)
             step = process.model_t(t, self.network.sees_noise_level)[:1]  # one for all pictures
-            return tiles.map(lambda z, c: self._predict(z, step, c), z_in, cond, batch_size=batch_size)
+            return tiles.map(lambda z, c: self._predict(z, step, self._on_device(c)), z_in, cond, batch_size=batch_size)
 
         return tiles.map(self._decode, self._sample(denoise, z_lr, cond, sampling), batch_size=batch_size), base
 
@@ -218,9 +220,9 @@ class Upscaler:
         with self._autocast():
             return self.autoencoder.decode(self._on_device(z)).float()
 
-    def _predict(self, z: Tensor, step: Tensor, cond: Tensor) -> Tensor:
+    def _predict(self, z: Tensor, step: Tensor, cond: Tensor | tuple) -> Tensor:
         with self._autocast():
-            return self.network(self._on_device(z), step.to(self.device).expand(len(z)), self._on_device(cond)).float()
+            return self.network(self._on_device(z), step.to(self.device).expand(len(z)), cond).float()
 
     def _on_device(self, x: Tensor) -> Tensor:
         return x.to(self.device, memory_format=torch.channels_last)

@@ -14,6 +14,7 @@ Symbols: x features [B,C,H,W]; emb noise level embedding [B,model_channels]; lev
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +24,14 @@ from ..config_models import IDMConfig
 from ..layers import Attention, Downsample, GroupNorm, noise_level_embedding
 
 DECODER_WIDTH = 256  # between the two layers of an implicit decoder, at every level
+
+
+class LRFeatures(NamedTuple):
+    """What the network sees of the LR picture."""
+
+    picture: Tensor  # enlarged, [B,Cc,H,W]
+    levels: list[Tensor]  # of levels 1, 2, ..., sized like the U-Net's features there
+    position: Tensor  # [1], between no enlargement (0) and max_scale (1)
 
 
 class IDM(nn.Module):
@@ -41,18 +50,24 @@ class IDM(nn.Module):
         self.max_scale = cfg.max_scale
         self.multiple = 2 ** (len(cfg.channel_mult) - 1)  # grids of a tile and of the whole agree at these; any size works
 
-    def forward(self, z_t: Tensor, t: Tensor, cond: Tensor, position: Tensor | None = None) -> Tensor:
-        """z_t [B,C,H,W], t [B] noise level sqrt(abar) in [0,1], cond [B,Cc,h,w] LR picture in [-1,1] -> eps [B,Cout,H,W].
+    def forward(self, z_t: Tensor, t: Tensor, cond: Tensor | LRFeatures, position: Tensor | None = None) -> Tensor:
+        """z_t [B,C,H,W], t [B] noise level sqrt(abar) in [0,1] -> eps [B,Cout,H,W].
 
+        cond [B,Cc,h,w]: LR picture in [-1,1], or what `prepare` made of it.
         position [B] or [1]: where the size lies between LR (0) and `max_scale` times LR (1); None = follows from the sizes.
         """
-        size, lr_size = z_t.shape[-2:], cond.shape[-2:]
+        lr = cond if isinstance(cond, LRFeatures) else self.prepare(cond.to(z_t.dtype), z_t.shape[-2:])
+        return self.unet(z_t, t, lr, lr.position if position is None else position).to(z_t.dtype)
+
+    def prepare(self, cond: Tensor, size: tuple[int, int]) -> LRFeatures:
+        """LR picture [B,Cc,h,w] -> all that the network makes of it for pictures of `size`: the same at every t."""
+        lr_size = cond.shape[-2:]
         if size[0] < lr_size[0] or size[1] < lr_size[1]:
             raise ValueError(f"z_t is {tuple(size)}, smaller than its LR picture {tuple(lr_size)}; IDM enlarges by 1 or more.")
-        if position is None:
-            scale = (size[0] / lr_size[0] + size[1] / lr_size[1]) / 2
-            position = z_t.new_full((1,), (scale - 1) / (self.max_scale - 1), dtype=torch.float32)
-        return self.unet(z_t, t, self.encoder(cond.to(z_t.dtype), size), position).to(z_t.dtype)
+        scale = (size[0] / lr_size[0] + size[1] / lr_size[1]) / 2
+        position = cond.new_full((1,), (scale - 1) / (self.max_scale - 1), dtype=torch.float32)
+        picture = self.encoder(cond, size)
+        return LRFeatures(picture, self.unet.lr_branch(picture), position)
 
 
 # ------------------------------------------------------------------------------------------------ LR picture
@@ -172,34 +187,34 @@ class ImplicitUNet(nn.Module):
                 self.ups.append(ImplicitDecoder(width))
         self.final_conv = _norm_act_conv(cfg, width, cfg.out_channels)
 
-    def forward(self, z_t: Tensor, t: Tensor, condition: Tensor, position: Tensor) -> Tensor:
-        """z_t [B,C,H,W], t [B], condition [B,Cc,H,W], position [B] or [1] -> [B,Cout,H,W]."""
+    def forward(self, z_t: Tensor, t: Tensor, lr: LRFeatures, position: Tensor) -> Tensor:
+        """z_t [B,C,H,W], t [B], position [B] or [1] -> [B,Cout,H,W]."""
         emb = self.noise_level_mlp(noise_level_embedding(t, self.model_channels).to(self.noise_level_mlp[0].weight.dtype))
         position = position[:, None].to(emb.dtype)
-        lr_features = self.lr_branch(condition)
-        x = torch.cat([condition, z_t], 1)
+        x = torch.cat([lr.picture, z_t], 1)
         skips = []
         for layer in self.downs:
             x = layer(x, emb) if isinstance(layer, ResAttnBlock) else layer(x)
             skips.append(x)
         for layer in self.mid:
             x = layer(x, emb)
+        level = len(lr.levels)
         for layer in self.ups:
             if isinstance(layer, ResAttnBlock):
                 x = layer(torch.cat([x, skips.pop()], 1), emb)
             else:
-                level, features = lr_features.popitem()
-                shares = self.condition_scale1[level](position), self.condition_scale2[level](position)
-                x = layer(x, features, shares, skips[-1].shape[-2:])
+                shares = self.condition_scale1[str(level)](position), self.condition_scale2[str(level)](position)
+                x = layer(x, lr.levels[level - 1], shares, skips[-1].shape[-2:])
+                level -= 1
         return self.final_conv(x)
 
-    def lr_branch(self, condition: Tensor) -> dict[str, Tensor]:
-        """[B,Cc,H,W] -> features of each level that is decoded, sized like the U-Net's there; the lowest resolution last."""
-        x = self.conv_body_first(condition)
-        features = {}
+    def lr_branch(self, picture: Tensor) -> list[Tensor]:
+        """[B,Cc,H,W] -> features of levels 1, 2, ..., sized like the U-Net's there."""
+        x = self.conv_body_first(picture)
+        features = []
         for level, down in enumerate(self.conv_body_down, start=1):
             x = down(x)
-            features[str(level)] = self.condition_shift[str(level)](x)
+            features.append(self.condition_shift[str(level)](x))
         return features
 
 
