@@ -1,4 +1,4 @@
-"""python -m benchmarks train-step | steps-quality | autoencoder | systems [--device cpu|cuda] [--json FILE]"""
+"""python -m benchmarks train-step | sampling | steps-quality | autoencoder | systems [--device cpu|cuda] [--json FILE]"""
 
 import argparse
 import importlib
@@ -27,6 +27,16 @@ def build_parser() -> argparse.ArgumentParser:
     quality.add_argument("--crop", type=int, default=256, help="centre crop, HR pixels (default: 256)")
     quality.add_argument("--color-fix", choices=("none", "wavelet", "adain"), default="none")
     quality.add_argument("--lpips-weights", metavar="FILE")
+
+    sampling = commands.add_parser("sampling", parents=[shared], help="seconds a picture against steps, tile, tiles at a time")
+    sampling.add_argument("-n", "--model", default="dream-latent-x4-tiny", help="model name or folder (default: %(default)s)")
+    sampling.add_argument("--size", type=int, default=128, metavar="PX", help="side of the LR picture (default: %(default)s)")
+    sampling.add_argument("--steps", type=int, nargs="+", metavar="N", help="(default: the model's)")
+    sampling.add_argument("--tile", type=int, nargs="+", metavar="PX", help="(default: automatic)")
+    sampling.add_argument("--batch-size", type=int, nargs="+", default=[1], metavar="N", help="tiles at a time (default: 1)")
+    sampling.add_argument("--dtype", choices=("auto", "fp32", "bf16", "fp16"), default="auto")
+    sampling.add_argument("--compile", action="store_true")
+    sampling.add_argument("--repetitions", type=int, default=5, metavar="N", help="(default: %(default)s)")
 
     vq = commands.add_parser("autoencoder", parents=[shared], help="reconstruction: PSNR, SSIM, LPIPS, seconds")
     vq.add_argument("-n", "--model", default="vq-f4-tiny", help="bundled autoencoder or its folder (default: %(default)s)")
