@@ -21,6 +21,7 @@ PROCESSES = {
 
 TABLES = {  # tests with a line for each case at the end of the run, given by record_property("figures", text) -> title
     "test_golden_case_is_reproduced": "golden cases: outputs compared, largest error as a share of its tolerance",
+    "test_published_layout_imports_at_full_size": "published layouts at full size, by tools/import_checkpoint.py (peak: VmHWM)",
 }
 
 
