@@ -187,7 +187,9 @@ def write_and_import(row: Published, layout: Path, folder: Path) -> dict:
         "errors": errors,
         "parameters": sum(value.numel() for value in tensors.values()),
         "misplaced": [
-            key for key, ours in row.places.items() if not torch.equal(tensors[ours], numbers(order.index(key), shapes[key]))
+            key
+            for key, ours in row.places.items()
+            if ours not in tensors or not torch.equal(tensors[ours], numbers(order.index(key), shapes[key]))
         ],
         "twice": len(firsts) - len(set(firsts)),  # tensors that came from the same one
         "write_s": imported - start,
