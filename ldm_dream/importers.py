@@ -31,7 +31,9 @@ from .config_models import (
 )
 from .errors import CheckpointImportError
 from .layouts import LAYOUTS, Config, Layout
+from .ldm_checkpoint import PROCESS as LDM_PROCESS
 from .ldm_checkpoint import is_ldm, ldm_run, split_ldm
+from .published_schedule import read_schedule
 
 
 def load_published(path: str | Path) -> tuple[Config, dict[str, Tensor]]:
@@ -46,6 +48,11 @@ def load_first_stage(path: str | Path) -> tuple[Config, dict[str, Tensor]] | Non
     state = strip_prefixes(read_checkpoint(Path(path)))
     first_stage = split_ldm(state, str(path)).first_stage if is_ldm(state) else {}
     return import_state(first_stage, f"{path}, first_stage_model") if first_stage else None
+
+
+def load_schedule(path: str | Path) -> DDPMConfig | None:
+    """The noise schedule that an SR3, IDM or LDM checkpoint was trained with, from its buffers; None where it has none."""
+    return read_schedule(strip_prefixes(read_checkpoint(Path(path))), str(path))
 
 
 def _both_halves(path: Path, half: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -162,10 +169,17 @@ AUTOENCODERS = {  # latent channels -> the autoencoder that the published networ
 }
 
 
-def published_run(config: Config, filename: str, autoencoder: str | None = None, first_stage: VQGANConfig | None = None) -> Run:
-    """The run a published model belongs to. The steps, which weights do not tell, are in its name (`.._s4.pth`); else 15.
+def published_run(
+    config: Config,
+    filename: str,
+    autoencoder: str | None = None,
+    first_stage: VQGANConfig | None = None,
+    schedule: DDPMConfig | None = None,
+) -> Run:
+    """The run a published model belongs to. ResShift's steps, which no tensor tells, are in its name (`.._s4.pth`); else 15.
 
-    `autoencoder`: name or folder of an imported VQGAN, for networks that work on latents; `first_stage`: the one in the file.
+    `autoencoder`: name or folder of an imported VQGAN, for networks that work on latents; `first_stage`: the one in the file;
+    `schedule`: that in the file (`load_schedule`), without which SR3, IDM and LDM are taken to have their authors' published one.
     """
     if isinstance(config, VQGANConfig | TAESDConfig):
         return AutoencoderRun(description=f"imported from {filename}", autoencoder=config)
@@ -176,19 +190,20 @@ def published_run(config: Config, filename: str, autoencoder: str | None = None,
             description=f"imported from {filename}",
             scale=8,  # 16 -> 128 and 64 -> 512
             network=config,
-            process=DDPMConfig(continuous=True),
+            process=(schedule or DDPMConfig()).model_copy(update={"continuous": True}),
             prediction="eps",
             condition=("z_lr",),
             sampler=SamplerConfig(kind="ancestral"),
         )
     if isinstance(config, LDMConfig):
-        return ldm_run(config, filename, VQGANConfig(pretrained=autoencoder) if autoencoder else first_stage or VQGANConfig())
+        vqgan = VQGANConfig(pretrained=autoencoder) if autoencoder else first_stage or VQGANConfig()
+        return ldm_run(config, filename, vqgan, schedule or LDM_PROCESS)
     if isinstance(config, IDMConfig):
         return DiffusionRun(
             description=f"imported from {filename}",
             scale=int(config.max_scale),
             network=config,
-            process=DDPMConfig(),
+            process=schedule or DDPMConfig(),
             prediction="eps",
             sampler=SamplerConfig(kind="ancestral"),
         )

@@ -257,7 +257,7 @@ IDM = Layout(
 )
 SR3 = Layout(  # stands behind IDM in LAYOUTS, which has these keys too
     name="SR3 U-Net (SR3, DREAM)",
-    mark=r"^denoise_fn\.downs\.\d+\.res_block\.",
+    mark=r"^denoise_fn\.noise_level_mlp\.",  # the authors' other network, "ddpm", has a time_mlp
     renames=(
         (".res_block.noise_func.noise_func.0.", ".noise."),
         (".res_block.block1.block.0.", ".norm1."),

@@ -268,13 +268,16 @@ class Regression(Process):
         return torch.zeros_like(z_t)
 
 
-def linear_abar(num_timesteps: int, beta_start: float, beta_end: float, schedule: str = "linear") -> Tensor:
-    """abar, float64 [T]. "linear": betas linear in t; "sqrt_linear": their square roots are (LDM calls that one "linear")."""
+def linear_betas(num_timesteps: int, beta_start: float, beta_end: float, schedule: str = "linear") -> Tensor:
+    """betas, float64 [T]. "linear": linear in t; "sqrt_linear": their square roots are (LDM calls that one "linear")."""
     if schedule == "linear":
-        betas = torch.linspace(beta_start, beta_end, num_timesteps, dtype=torch.float64)
-    else:
-        betas = torch.linspace(beta_start**0.5, beta_end**0.5, num_timesteps, dtype=torch.float64) ** 2
-    return torch.cumprod(1 - betas, 0)
+        return torch.linspace(beta_start, beta_end, num_timesteps, dtype=torch.float64)
+    return torch.linspace(beta_start**0.5, beta_end**0.5, num_timesteps, dtype=torch.float64) ** 2
+
+
+def linear_abar(num_timesteps: int, beta_start: float, beta_end: float, schedule: str = "linear") -> Tensor:
+    """abar of `linear_betas`, float64 [T]."""
+    return torch.cumprod(1 - linear_betas(num_timesteps, beta_start, beta_end, schedule), 0)
 
 
 def respaced(num_timesteps: int, steps: int) -> Tensor:

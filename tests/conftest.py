@@ -19,8 +19,36 @@ PROCESSES = {
 }
 
 
+TABLES = {  # tests with a line for each case at the end of the run, given by record_property("figures", text) -> title
+    "test_golden_case_is_reproduced": "golden cases: outputs compared, largest error as a share of its tolerance",
+    "test_published_layout_imports_at_full_size": "published layouts at full size, by tools/import_checkpoint.py (peak: VmHWM)",
+}
+
+
 def pytest_addoption(parser):
     parser.addoption("--golden", type=Path, default=None, help="folder with golden cases (default: ../shared/golden)")
+
+
+def pytest_terminal_summary(terminalreporter):
+    """The tables, with -q too: each case with its figures, and where it did not pass, that and why."""
+    reports = [r for outcome in ("passed", "failed", "skipped", "error") for r in terminalreporter.stats.get(outcome, [])]
+    for test, title in TABLES.items():
+        lines = [table_line(r) for r in reports if r.nodeid.partition("[")[0].endswith(f"::{test}")]
+        if lines:
+            terminalreporter.section(title)
+            terminalreporter.write("\n".join(sorted(lines)) + "\n")
+
+
+def table_line(report: pytest.TestReport) -> str:
+    """`case  FAILED  figures  why`, of which a case that passed has only its name and figures."""
+    case = report.nodeid.partition("[")[2].removesuffix("]")
+    words = [dict(report.user_properties).get("figures", "")]
+    if report.skipped:
+        words = ["SKIPPED", report.longrepr[2]]  # (file, line, reason)
+    elif report.failed:
+        crash = getattr(report.longrepr, "reprcrash", None)
+        words = ["FAILED", *words, (crash.message if crash else report.longreprtext).partition("\n")[0]]
+    return f"{case:32} " + "  ".join(filter(None, words))
 
 
 @pytest.fixture(params=PROCESSES)

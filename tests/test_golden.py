@@ -1,16 +1,21 @@
 """Outputs of the official code against ours: `pytest tests/test_golden.py --golden DIR`, DIR holding case folders at any depth.
 
 Each case brings its own tolerances; `|got - want| <= atol + rtol |want|` must hold at every element, `exact` means equal.
+The run ends with the list of the cases, each with its largest error as a share of the tolerance (conftest.py).
 """
 
 import importlib
 import json
+import os
 import re
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from conftest import SHARED
 from golden import KINDS, kind_of
@@ -28,13 +33,9 @@ def pytest_generate_tests(metafunc):
     metafunc.parametrize("folder", [pytest.param(f, id=f.name) for f in folders] or absent)
 
 
-def test_golden_case_is_reproduced(folder: Path):
+def test_golden_case_is_reproduced(folder: Path, record_property):
     case = json.loads((folder / "case.json").read_text())
     kind = KINDS[kind_of(case)]
-    if kind.module is None:
-        pytest.skip(f"{kind_of(case)}: {kind.reason}")
-    if not (Path(__file__).parent / f"golden/{kind.module}.py").is_file():
-        pytest.skip(f"{kind_of(case)}: tests/golden/{kind.module}.py is not written yet")
     io = load_file(folder / "io.safetensors")
     weights = load_file(folder / "weights.safetensors") if (folder / "weights.safetensors").exists() else {}
     outputs = importlib.import_module(f"golden.{kind.module}").run(case, io, weights)
@@ -48,10 +49,11 @@ def test_golden_case_is_reproduced(folder: Path):
         share, fault = compare(outputs[name], io[f"out.{name}"], tolerance)
         shares[name] = share
         faults += [f"{name}: {fault}"] if fault else []
+    if shares:
+        worst = max(shares, key=shares.get)
+        record_property("figures", f"{len(shares):4} outputs, largest error {shares[worst]:7.2%} of its tolerance ({worst})")
     assert not faults, f"{len(faults)} of {len(case['tolerance'])} outputs differ:\n" + "\n".join(faults)
     assert shares, f"{folder}: nothing was compared"
-    worst = max(shares, key=shares.get)
-    print(f"{folder.name}: {len(shares)} outputs, largest error {shares[worst]:.0%} of its tolerance ({worst})")  # noqa: T201
 
 
 def compare(got: torch.Tensor | float, want: torch.Tensor, tolerance: dict) -> tuple[float, str]:
@@ -85,3 +87,35 @@ def test_kind_is_known_by_name_or_by_content_and_else_refused():
     assert kind_of({"case": "renamed", "construct": {"class": "UNetModelSwin"}}) == "resshift_unet"
     with pytest.raises(ValueError, match="'stable_cascade' is of no known kind"):
         kind_of({"case": "stable_cascade", "construct": {"class": "Cascade"}})
+
+
+def test_the_run_ends_with_a_list_where_each_case_has_its_outcome(tmp_path):
+    given, unknown = SHARED / "golden/imresize", tmp_path / "cascade"
+    if not given.is_dir():
+        pytest.skip(f"{given} is not there")
+    for name in ("imresize_good", "imresize_bad"):
+        shutil.copytree(given, tmp_path / name)
+    unknown.mkdir()
+    (unknown / "case.json").write_text('{"case": "stable_cascade"}')
+    bad = tmp_path / "imresize_bad/io.safetensors"
+    save_file({name: value + 1 if name.startswith("out.") else value for name, value in load_file(bad).items()}, bad)
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__, "-k", "reproduced", "--golden", tmp_path]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 1, done.stdout
+    cascade, failed, passed = done.stdout.partition("= golden cases: ")[2].splitlines()[1:4]
+    assert re.fullmatch(r"cascade +FAILED  ValueError: case 'stable_cascade' is of no known kind; known: .*", cascade)
+    assert re.fullmatch(r"imresize_bad +FAILED +\d+ outputs, largest error .*\(.+\)  AssertionError: \d+ of .* differ:", failed)
+    assert re.fullmatch(r"imresize_good +\d+ outputs, largest error +[\d.]+% of its tolerance \(.+\)", passed)
+
+
+def test_the_list_names_why_a_case_was_skipped_and_is_not_there_without_cases(tmp_path):
+    def run(*words: str) -> str:
+        (tmp_path / "test_x.py").write_text(f"import pytest\n@pytest.mark.parametrize('x', [1])\ndef {words[0]}(x):\n {words[1]}")
+        command = [sys.executable, "-m", "pytest", "-q", "-p", "conftest", "-p", "no:cacheprovider", tmp_path]
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
+        return subprocess.run(command, capture_output=True, text=True, env=environment).stdout
+
+    skipped = run("test_golden_case_is_reproduced", "pytest.skip('no cases')")
+    assert re.search(r"= golden cases: .*\n1 +SKIPPED  Skipped: no cases\n", skipped), skipped
+    other = run("test_another", "pass")
+    assert "1 passed" in other and "golden" not in other, other

@@ -26,11 +26,12 @@ from ldm_dream.importers import (
     published_card,
     published_run,
 )
-from ldm_dream.layouts import IDM, idm_config
+from ldm_dream.layouts import IDM, SR3, idm_config
 from ldm_dream.ldm_checkpoint import split_ldm
 from ldm_dream.networks import build_network
 from ldm_dream.networks.resshift import SwinBlock, relative_position_index, shift_mask
-from ldm_dream.process import linear_abar
+from ldm_dream.process import linear_abar, linear_betas
+from ldm_dream.published_schedule import read_schedule
 
 ROOT = Path(__file__).resolve().parents[1]
 LAYOUTS = ROOT.parent / "shared" / "golden" / "layouts"
@@ -366,7 +367,7 @@ def ldm() -> dict[str, Tensor]:
     network, vqgan = build_network(TINY_LDM), build_autoencoder(TINY_VQGAN)
     averages = {"diffusion_model" + key.replace(".", ""): value for key, value in random_weights(network, 1).items()}
     return {
-        "betas": torch.zeros(1000),
+        "betas": linear_betas(1000, 0.0015, 0.0155, "sqrt_linear").float(),
         "alphas_cumprod": linear_abar(1000, 0.0015, 0.0155, "sqrt_linear").float(),
         "posterior_mean_coef1": torch.zeros(1000),
         **{f"model.diffusion_model.{key}": value for key, value in random_weights(network, 0).items()},
@@ -449,8 +450,6 @@ def test_every_key_of_an_ldm_checkpoint_is_accounted_for(ldm, tmp_path):
             (3,),
             r"no average of the same shape for model.diffusion_model.out.9.bias",
         ),
-        ("alphas_cumprod", (500,), r"trained with 500 steps down to .* LDM-SR has 1000 down to 6.69e-04"),
-        ("alphas_cumprod", (1000,), r"trained with 1000 steps down to alphas_cumprod 5.00e-01"),
     ],
 )
 def test_what_does_not_belong_into_an_ldm_checkpoint_is_named(ldm, key, value, text):
@@ -498,6 +497,77 @@ def test_the_tool_writes_ldm_sr_with_its_first_stage(tmp_path, ldm):
     assert torch.equal(model.network.out[2].bias, ldm["model_ema.diffusion_modelout2bias"])
     assert torch.equal(model.autoencoder.quantize.embedding.weight, ldm["first_stage_model.quantize.embedding.weight"])
     assert "As published: MIT." in (tmp_path / "model" / "README.md").read_text()
+
+
+# ------------------------------------------------------------------------------------------------ noise schedules
+
+
+def buffers(*schedule) -> dict[str, Tensor]:
+    return {"betas": linear_betas(*schedule).float(), "alphas_cumprod": linear_abar(*schedule).float()}
+
+
+@pytest.mark.parametrize(
+    "schedule",
+    [
+        (2000, 1e-6, 1e-2, "linear"),
+        (1000, 1e-4, 2e-2, "linear"),
+        (1000, 0.0015, 0.0155, "sqrt_linear"),
+        (50, 0.3, 0.3, "linear"),
+        (1, 0.5, 0.5, "linear"),
+    ],
+)
+def test_the_schedule_is_read_from_the_buffers_of_the_file(schedule):
+    config = read_schedule(buffers(*schedule), "x")
+    assert (config.num_timesteps, config.beta_start, config.beta_end, config.schedule) == schedule
+    assert config == read_schedule({"betas": buffers(*schedule)["betas"]}, "x")
+    assert read_schedule({"denoise_fn.downs.0.weight": torch.zeros(1)}, "x") is None
+
+
+COSINE = torch.cos((torch.linspace(0, 1, 1001, dtype=torch.float64) + 0.008) / 1.008 * torch.pi / 2) ** 2  # abar
+COSINE = (1 - COSINE[1:] / COSINE[:-1]).clamp(max=0.999)
+
+
+@pytest.mark.parametrize(
+    "state, text",
+    [
+        ({"betas": COSINE}, r"\(1000 steps, betas 4.1\d+e-05 to 0.999\) is linear neither"),
+        ({"betas": torch.linspace(-1e-4, 1e-2, 10)}, "is linear neither"),
+        ({"betas": torch.cat([torch.linspace(1e-6, 1e-2, 200), torch.full((1800,), 1e-2)])}, r"\(2000 steps, .* linear neither"),
+        ({"betas": torch.zeros(10)}, r"\(10 steps, betas 0 to 0\) is linear neither"),
+        ({"betas": torch.full((10,), torch.nan)}, "is linear neither"),
+        ({"alphas_cumprod": torch.full((10,), 0.5)}, "alphas_cumprod without a list of betas"),
+        ({"betas": torch.zeros(0)}, "without a list of betas"),
+        ({**buffers(100, 1e-4, 2e-2), "alphas_cumprod": torch.full((100,), 0.5)}, "is not that of its alphas_cumprod"),
+        ({**buffers(100, 1e-4, 2e-2), "alphas_cumprod": torch.full((99,), 0.5)}, "is not that of its alphas_cumprod"),
+    ],
+)
+def test_a_schedule_that_no_config_can_say_is_refused_in_one_sentence(state, text):
+    with pytest.raises(CheckpointImportError, match=text) as error:
+        read_schedule(state, "x.pth")
+    assert str(error.value).startswith("x.pth: ") and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("config", [SR3Config(), IDMConfig(), LDMConfig()])
+def test_the_run_has_the_schedule_of_the_file_and_without_one_the_published(config):
+    given = DDPMConfig(num_timesteps=300, beta_start=1e-4, beta_end=0.05)
+    published = published_run(config, "x").process
+    assert published.num_timesteps == (1000 if isinstance(config, LDMConfig) else 2000)
+    assert published_run(config, "x", schedule=given).process == given.model_copy(update={"continuous": published.continuous})
+
+
+def test_the_tool_writes_sr3_with_the_schedule_of_its_buffers(tmp_path):
+    config = SR3Config(image_size=32, model_channels=32, channel_mult=(1, 2), num_res_blocks=1, attention_resolutions=(16,))
+    state = {SR3.published(key): value for key, value in build_network(config).state_dict().items()}
+    torch.save(state | buffers(300, 1e-4, 0.05), tmp_path / "I10_E1_gen.pth")
+    result = tool(tmp_path / "I10_E1_gen.pth", "-o", tmp_path / "model")
+    assert result.returncode == 0, result.stderr
+    model = load_model(tmp_path / "model")
+    assert model.run.process == DDPMConfig(num_timesteps=300, beta_start=1e-4, beta_end=0.05, continuous=True)
+    assert torch.equal(model.network.mid[0].attn.qkv.weight, state["denoise_fn.mid.0.attn.qkv.weight"])
+    torch.save(state | {"betas": COSINE.float()}, tmp_path / "I10_E1_gen.pth")
+    result = tool(tmp_path / "I10_E1_gen.pth", "-o", tmp_path / "other")
+    assert result.returncode == 2 and result.stderr.count("\n") == 1 and "linear neither" in result.stderr
+    assert not (tmp_path / "other").exists()
 
 
 # ------------------------------------------------------------------------------------------------ files

@@ -1,6 +1,7 @@
-"""Turn a published checkpoint (ResShift, LDM-SR, VQGAN of LDM / ResShift / taming, TAESD) into a model folder.
+"""Turn a published checkpoint (SR3, IDM, ResShift, LDM-SR, VQGAN of LDM / ResShift / taming, TAESD) into a model folder.
 
 python tools/import_checkpoint.py autoencoder_vq_f4.pth -o models/vq-f4
+python tools/import_checkpoint.py I640000_E37_gen.pth -o models/sr3-face-8x
 python tools/import_checkpoint.py taef2_encoder.pth -o models/taef2
 python tools/import_checkpoint.py resshift_bicsrx4_s4.pth -o models/resshift-x4 --autoencoder models/vq-f4
 python tools/import_checkpoint.py models/ldm/bsr_sr/model.ckpt -o models/ldm-sr-x4
@@ -31,14 +32,15 @@ def main() -> None:
     args = build_parser().parse_args()
     with user_errors():
         from ldm_dream.checkpoint import save_model  # here, so that --help answers without torch
-        from ldm_dream.importers import load_first_stage, load_published, published_card, published_run
+        from ldm_dream.importers import load_first_stage, load_published, load_schedule, published_card, published_run
 
         config, state = load_published(args.published)
         autoencoder = args.autoencoder
         if autoencoder and Path(autoencoder).is_dir():
             autoencoder = str(Path(autoencoder).resolve())
         first_stage = None if autoencoder else load_first_stage(args.published)
-        run = published_run(config, args.published.name, autoencoder, first_stage and first_stage[0])
+        schedule = load_schedule(args.published)
+        run = published_run(config, args.published.name, autoencoder, first_stage and first_stage[0], schedule)
         save_model(args.output, run, state, published_card(args.published, run), first_stage and first_stage[1])
     size = sum(tensor.numel() for tensor in state.values())
     print(

@@ -1,7 +1,7 @@
 """Golden runners: `run(case, io, weights) -> {name: computed output}`, one module a kind of case; ../test_golden.py compares.
 
 A case folder may be renamed and configured differently, so a runner reads everything from case.json and from the inputs.
-New kinds: write tests/golden/<module>.py and give it a row here; a row without a module is skipped with its reason.
+New kinds: write tests/golden/<module>.py and give it a row here.
 """
 
 from __future__ import annotations
@@ -12,9 +12,8 @@ from typing import NamedTuple
 
 class Kind(NamedTuple):
     mark: str  # text of `construct` or of a tensor's name that only this kind has: knows the case whatever it is called
-    module: str | None = None  # tests/golden/<module>.py
+    module: str  # tests/golden/<module>.py
     optional: str = r"hook\..*"  # outputs (a regular expression) that a runner need not produce, from the case's must_match
-    reason: str = ""  # why there is no module
 
 
 KINDS = {

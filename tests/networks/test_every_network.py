@@ -1,0 +1,130 @@
+"""Laws that every network keeps: nothing leaves the device, attention is SDPA, channels_last stays; with and without padding."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from ldm_dream.config_models import IDMConfig, LDMConfig, ResShiftNetConfig, SR3Config
+from ldm_dream.layers import Attention
+from ldm_dream.networks import NETWORKS, build_network
+from ldm_dream.networks.ldm import Attention as LDMAttention
+from ldm_dream.networks.resshift import WindowAttention
+
+LEVELS = {"channel_mult": (1, 2), "num_res_blocks": 1, "image_size": 16, "attention_resolutions": (16, 8), "dropout": 0.1}
+SWIN = {"swin_embed_dim": 32, "num_head_channels": 16, "window_size": 4}
+CONFIGS = {
+    "sr3": SR3Config(model_channels=32, **LEVELS),
+    "idm": IDMConfig(model_channels=32, encoder_blocks=1, encoder_channels=8, max_scale=4, **LEVELS),
+    "ldm": LDMConfig(model_channels=32, num_head_channels=16, **LEVELS),
+    "resshift": ResShiftNetConfig(model_channels=32, **SWIN, **LEVELS),
+    "ldm-layer": LDMConfig(model_channels=32, num_head_channels=16, norm="layer", **LEVELS),
+    "resshift-layer": ResShiftNetConfig(model_channels=32, norm="layer", cond_factor=2, **SWIN, **LEVELS),
+    "resshift-folded": ResShiftNetConfig(model_channels=32, patch_size=2, **SWIN, **LEVELS),
+}
+ATTENTIONS = (Attention, LDMAttention, WindowAttention)
+
+every_network = pytest.mark.parametrize("name", CONFIGS)
+every_size = pytest.mark.parametrize("size", [(16, 16), (18, 14)], ids=["fits", "padded"])
+
+
+def inputs(name: str, size: tuple[int, int], device: str = "cpu") -> tuple[Tensor, Tensor, Tensor]:
+    """z_t, t, cond; the pictures in channels_last."""
+    cfg = CONFIGS[name]
+    cond = [side // 2 if cfg.kind == "idm" else side * cfg.cond_factor for side in size]
+    t = torch.full((2,), 0.5) if NETWORKS[cfg.kind].sees_noise_level else torch.tensor([3, 7])
+    z_t, cond = (torch.randn(2, 3, *sides).to(memory_format=torch.channels_last) for sides in (size, cond))
+    return z_t.to(device), t.to(device), cond.to(device)
+
+
+def test_each_network_has_its_tiny_config_here():
+    assert {cfg.kind for cfg in CONFIGS.values()} == set(NETWORKS)
+
+
+class Strangers(TorchDispatchMode):
+    """The operations that read or write a tensor which is not on the device."""
+
+    def __init__(self, device: str):
+        super().__init__()
+        self.device, self.names = device, set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        tensors = (leaf for leaf in tree_leaves((args, kwargs, result)) if isinstance(leaf, Tensor))
+        if any(tensor.device.type != self.device for tensor in tensors):
+            self.names.add(str(func))
+        return result
+
+
+@every_network
+@every_size
+@pytest.mark.parametrize("training", [False, True])
+def test_no_operation_of_forward_and_backward_leaves_the_device(name, size, training):
+    """On the meta device, where reading a number raises too."""
+    network = build_network(CONFIGS[name]).to("meta").train(training)
+    z_t, t, cond = inputs(name, size, "meta")
+    with Strangers("meta") as strangers:
+        output = network(z_t, t, cond)
+        output.sum().backward()
+    assert output.shape == z_t.shape and output.is_meta
+    assert strangers.names == set()
+
+
+@pytest.mark.parametrize(
+    "slip", [lambda x: x * x.new_zeros(()).cpu(), lambda x: x + torch.zeros(1).to(x.device), lambda x: x.item()]
+)
+def test_what_leaves_the_device_is_seen(slip):
+    with Strangers("meta") as strangers:
+        try:
+            slip(torch.zeros((), device="meta"))
+        except (RuntimeError, NotImplementedError) as error:
+            strangers.names.add(type(error).__name__)
+    assert strangers.names
+
+
+class Calls(TorchFunctionMode):
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        self.names.append(getattr(func, "__name__", str(func)))
+        return func(*args, **(kwargs or {}))
+
+
+@every_network
+def test_every_attention_is_one_scaled_dot_product_attention(name):
+    network = build_network(CONFIGS[name])
+    layers = sum(isinstance(module, ATTENTIONS) for module in network.modules())
+    with Calls() as calls:
+        network(*inputs(name, (16, 16)))
+    assert layers >= 4 and calls.names.count("scaled_dot_product_attention") == layers
+    assert "softmax" not in calls.names
+
+
+@every_network
+@every_size
+@pytest.mark.parametrize("autocast", [False, True])
+def test_channels_last_reaches_every_convolution(name, size, autocast):
+    network = build_network(CONFIGS[name]).to(memory_format=torch.channels_last)
+    seen, lost = [], []
+
+    def look(module_name: str):
+        def hook(module, args):
+            seen.append(module_name)
+            if not args[0].is_contiguous(memory_format=torch.channels_last):
+                lost.append(module_name)
+
+        return hook
+
+    convolutions = {key: module for key, module in network.named_modules() if isinstance(module, nn.Conv2d)}
+    for key, module in convolutions.items():
+        module.register_forward_pre_hook(look(key))
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        network(*inputs(name, size))
+    assert set(seen) == set(convolutions)
+    assert lost == []
