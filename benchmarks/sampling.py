@@ -33,9 +33,7 @@ def main(args: argparse.Namespace) -> None:
                 first[setting] = passed
     scale = upscaler.run.scale
     print(f"{args.model}: {args.size}x{args.size} -> x{scale}, {args.device}, {torch.get_num_threads()} threads")
-    print(
-        f"median of {args.repetitions}; first pictures took {min(first.values()):.2f} to {max(first.values()):.2f} s"
-    )
+    print(f"median of {args.repetitions}; first pictures took {min(first.values()):.2f} to {max(first.values()):.2f} s")
     print(f"{'steps':>8}{'tile':>8}{'batch':>8}{'seconds':>10}{'MP/s':>8}")
     rows = []
     for steps, tile, batch_size in settings:

@@ -1,6 +1,6 @@
 """What the network is told about the low-resolution picture; training and upscaling must build it alike, so both do it here.
 
-Symbols: scale = HR size / LR size; z_lr = latent of the upsampled LR picture; k = `network.cond_factor`, the size of the
+Symbols: z_lr = latent of the upsampled LR picture; k = `network.cond_factor`, the size of the
 condition over that of z_t.
 """
 
@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from .config import DiffusionRun
-from .data.degrade import imresize, imresize_to
+from .data.degrade import imresize_to
 
 
-def upsample(lr: Tensor, scale: int) -> Tensor:
-    """LR [B, 3, H, W] in [-1, 1] -> bicubic enlargement [B, 3, H * scale, W * scale] in [-1, 1]: what the autoencoder encodes."""
-    return imresize(lr, scale).clamp(-1, 1)
+def upsample(lr: Tensor, size: tuple[int, int]) -> Tensor:
+    """LR [B, 3, H, W] in [-1, 1] -> bicubic enlargement [B, 3, *size] in [-1, 1]: what the autoencoder encodes."""
+    return imresize_to(lr, *size).clamp(-1, 1)
 
 
 def build_cond(run: DiffusionRun, lr: Tensor, z_lr: Tensor) -> Tensor:

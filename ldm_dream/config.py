@@ -90,6 +90,7 @@ Qualities = Annotated[tuple[Annotated[int, Field(ge=1, le=100)], Annotated[int, 
 Range = Annotated[tuple[Positive, Positive], AfterValidator(_ordered)]
 RangeFromZero = Annotated[tuple[NotNegative, NotNegative], AfterValidator(_ordered)]
 RangeAroundOne = Annotated[tuple[Positive, Positive], AfterValidator(_around_one)]
+Scales = Annotated[tuple[Annotated[float, Field(ge=1)], Annotated[float, Field(ge=1)]], AfterValidator(_ordered)]
 Weights3 = Annotated[tuple[NotNegative, NotNegative, NotNegative], AfterValidator(_not_all_zero)]
 Weights6 = Annotated[
     tuple[NotNegative, NotNegative, NotNegative, NotNegative, NotNegative, NotNegative], AfterValidator(_not_all_zero)
@@ -154,6 +155,7 @@ class DataConfig(Strict):
     val: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()  # parts of a path that leave a picture out
     patch: int = Field(128, ge=8)  # HR pixels a side
+    scales: Scales | None = None  # IDM: a micro-batch has HR at a scale drawn from [least, most], at most `scale`; None = `scale`
     augment: Literal["none", "hflip", "dihedral"] = "dihedral"  # hflip: left and right swapped; dihedral: all 8 flips and turns
     degradation: DegradationConfig = BicubicConfig()  # how LR pictures are made of HR ones
     max_bad_fraction: float = Field(0.1, ge=0, le=1)  # more unreadable files than this stop the run
@@ -235,6 +237,25 @@ class DiffusionRun(Strict):
             raise ValueError("network.kind=idm works on pixels and takes the LR picture; set condition: [lr], no autoencoder")
         return self
 
+    @model_validator(mode="after")
+    def _pixels_are_no_latents(self):
+        if self.data.cache_latents and self.autoencoder.kind == "pixel":
+            raise ValueError("data.cache_latents has no effect with autoencoder.kind=pixel, which encodes nothing; leave it out")
+        return self
+
+    @model_validator(mode="after")
+    def _scales_are_those_that_the_network_knows(self):
+        if self.data.scales is None:
+            return self
+        if self.network.kind != "idm":
+            raise ValueError(f"data.scales is for network.kind=idm; leave it out, {self.network.kind} knows one scale")
+        most = min(self.scale, self.network.max_scale)
+        if self.data.scales[1] > most:
+            raise ValueError(f"data.scales={list(self.data.scales)} ends above scale or network.max_scale; {most:g} is the most")
+        if self.train.compile:
+            raise ValueError("train.compile is for one size and data.scales brings another at each step; leave out one of them")
+        return self
+
 
 class AutoencoderRun(Strict):
     """`task: autoencoder`: a VQGAN trained with L1 + LPIPS + hinge PatchGAN. A `taesd` is imported, never trained."""
@@ -251,9 +272,10 @@ class AutoencoderRun(Strict):
 
     @field_validator("data")
     @classmethod
-    def _no_degradation(cls, data: DataConfig) -> DataConfig:
-        if not isinstance(data.degradation, BicubicConfig):
-            raise ValueError(f"degradation.kind={data.degradation.kind} has no effect: an autoencoder sees only HR; leave it out")
+    def _only_hr(cls, data: DataConfig) -> DataConfig:
+        for knob in ("degradation", "scales", "cache_latents"):
+            if getattr(data, knob) != DataConfig.model_fields[knob].default:
+                raise ValueError(f"{knob} has no effect: an autoencoder sees only HR; leave it out")
         return data
 
 

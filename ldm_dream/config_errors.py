@@ -33,7 +33,7 @@ def explain(error: ValidationError, tasks: Tasks, values: dict, origin: dict[tup
 def _value_sentence(name: str, problem: dict) -> str:
     kind, given, message = problem["type"], problem["input"], problem["msg"].removeprefix("Value error, ")
     if kind == "value_error":  # raised by one of our models, which names its keys itself
-        return f"`{name}`: {message}."
+        return f"`{name}`: {message}." if name else f"{message}."
     if kind in ("model_type", "model_attributes_type"):
         return f"`{name}` is {given!r}; it is a section, with keys of its own below it."
     if kind == "tuple_type":

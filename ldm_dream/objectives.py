@@ -62,7 +62,7 @@ class DiffusionObjective:
         """(z0, z_lr): cached ones if the batch brings them."""
         if batch.z0 is not None:
             return batch.z0, batch.z_lr
-        both = self.autoencoder.encode(torch.cat([batch.hr, upsample(batch.lr, self.run.scale)]))
+        both = self.autoencoder.encode(torch.cat([batch.hr, upsample(batch.lr, batch.hr.shape[-2:])]))
         return both.float().chunk(2)
 
     def loss(self, batch: Batch, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
@@ -93,7 +93,7 @@ class DiffusionObjective:
     def evaluate(self, hr: Tensor, lr: Tensor, generator: torch.Generator) -> Tensor:
         """SR picture [1,3,H,W] of one validation pair with the config's sampler."""
         run = self.run
-        z_lr = self.autoencoder.encode(upsample(lr, run.scale)).float()
+        z_lr = self.autoencoder.encode(upsample(lr, hr.shape[-2:])).float()
         z0 = sample(
             self.denoise, self.process, z_lr, build_cond(run, lr, z_lr), prediction=run.prediction, kind=run.sampler.kind,
             steps=run.sampler.steps, eta=run.sampler.eta, generator=generator, clip=self.autoencoder.bound,

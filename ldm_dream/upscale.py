@@ -147,7 +147,7 @@ class Upscaler:
 
     def _enlarge_at_once(self, lr: Tensor, height: int, width: int, sampling: _Sampling) -> tuple[Tensor, Tensor]:
         """LR [B, 3, H, W] in [-1, 1] -> result and bicubic base, [B, 3, height, width]."""
-        base = imresize_to(lr, height, width).clamp(-1, 1).to(self.device)
+        base = upsample(lr, (height, width)).to(self.device)
         process = self.process
         with torch.no_grad(), self._autocast():
             cond = self.network.prepare(self._on_device(lr), (height, width))
@@ -187,7 +187,7 @@ class Upscaler:
     def _diffuse(self, lr: Tensor, tiles: Tiles, sampling: _Sampling) -> tuple[Tensor, Tensor]:
         run, process, batch_size = self.run, self.process, sampling.batch_size
         lr = lr.to(self.device if tiles.is_whole else "cpu")
-        base = upsample(lr, run.scale)
+        base = upsample(lr, tuple(side * run.scale for side in lr.shape[-2:]))
         z_lr = tiles.map(self._encode, base, batch_size=batch_size)
         cond = build_cond(run, lr, z_lr)
 

@@ -18,8 +18,10 @@ from ldm_dream.config import (
     dump_config,
     load_config,
 )
-from ldm_dream.config_models import DDPMConfig, FlowConfig, ResidualShiftConfig, VQGANConfig
+from ldm_dream.config_models import DDPMConfig, FlowConfig, IDMConfig, ResidualShiftConfig, VQGANConfig
 from ldm_dream.errors import UserError
+
+IDM = "network: {kind: idm}\nprediction: eps\n"
 
 
 @pytest.fixture
@@ -237,10 +239,15 @@ def test_a_mistake_names_the_file_it_stands_in(write):
         ("data: {degradation: {kind: blind, final_sinc_size: [7, 20]}}", ["`data.degradation.final_sinc_size`", "even number"]),
         ("data: {degradation: {kind: blind, first: {resize_weights: [0, 0, 0]}}}", ["all weights are 0"]),
         ("data: {degradation: {kind: blind, first: {jpeg_quality: [0, 95]}}}", ["`data.degradation.first.jpeg_quality` is 0"]),
-        (
-            "task: autoencoder\ndata: {degradation: {kind: blind}}",
-            ["`data`: degradation.kind=blind has no effect", "leave it out"],
-        ),
+        ("task: autoencoder\ndata: {degradation: {kind: blind}}", ["`data`: degradation has no effect", "leave it out"]),
+        ("task: autoencoder\ndata: {cache_latents: 9}", ["`data`: cache_latents has no effect"]),
+        ("data: {cache_latents: 9}", [": data.cache_latents has no effect with autoencoder.kind=pixel"]),
+        ("data: {scales: [1, 4]}", [": data.scales is for network.kind=idm", "resshift knows one scale"]),
+        ("data: {scales: [0.5, 4]}", ["`data.scales` is 0.5", "greater than or equal to 1"]),
+        ("data: {scales: [3, 2]}", ["`data.scales`: [3.0, 2.0] runs backwards"]),
+        (IDM + "scale: 4\ndata: {scales: [1, 5]}", ["data.scales=[1.0, 5.0]", "4 is the most"]),
+        (IDM + "scale: 9\ndata: {scales: [1, 9]}", ["data.scales=[1.0, 9.0]", "8 is the most"]),
+        (IDM + "data: {scales: [1, 4]}\ntrain: {compile: true}", ["train.compile is for one size"]),
         ("task: difusion", ["`task` is 'difusion'", "diffusion, autoencoder", "Did you mean diffusion?"]),
         ("task: null", ["`task`", "diffusion, autoencoder"]),
         ("task: null\nscales: 3", ["`task`"]),
@@ -288,6 +295,7 @@ def test_a_config_error_is_a_user_error_and_a_value_error():
 # ------------------------------------------------------------------------------------------------ round trip
 
 RUNS = [
+    DiffusionRun(network=IDMConfig(), prediction="eps", data={"scales": (1, 2.5)}),
     DiffusionRun(),
     DiffusionRun(autoencoder=VQGANConfig(num_res_blocks=(1, 2, 3)), process=DDPMConfig(beta_start=1e-7, respace=50)),
     DiffusionRun(process=ResidualShiftConfig(kappa=1.5), condition=("lr", "z_lr"), lpips_weights="a: b"),

@@ -15,11 +15,15 @@ from safetensors.torch import load_file
 
 from ldm_dream.checkpoint import load_autoencoder, load_model, resolve_autoencoder
 from ldm_dream.condition import upsample
-from ldm_dream.config import AutoencoderRun, TrainConfig, dump_config
+from ldm_dream.config import AutoencoderRun, DataConfig, DiffusionRun, TrainConfig, dump_config
+from ldm_dream.data import pairs
+from ldm_dream.data.blind import degrade_blind
 from ldm_dream.data.latents import LatentDataset
 from ldm_dream.data.pairs import PairDataset
+from ldm_dream.networks.idm import ImplicitUNet
 from ldm_dream.objectives import CodeUsage, DiffusionObjective
 from ldm_dream.train import TrainingError, learning_rate, train
+from ldm_dream.upscale import Upscaler
 from runs import VQGAN_TINY, autoencoder_folder, diffusion_run, pictures
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -135,14 +139,19 @@ def test_dead_codes_are_moved_onto_latents():
     assert model.quantize.embedding.weight.abs().max() < 1e2
 
 
-def test_cached_latents_are_those_of_the_batch_and_the_pool_repeats(tmp_path):
+@pytest.mark.parametrize("kind", ["bicubic", "blind"])
+def test_cached_latents_are_those_of_the_batch_and_the_pool_repeats(tmp_path, kind, monkeypatch):
     run = diffusion_run(tmp_path)
+    run = run.model_copy(update={"data": DataConfig(**run.data.model_dump() | {"degradation": {"kind": kind}})})
+    degraded = []
+    monkeypatch.setattr(pairs, "degrade_blind", lambda *args: degraded.append(args[-1]) or degrade_blind(*args))
     autoencoder = load_autoencoder(resolve_autoencoder(run.autoencoder))
     data = LatentDataset(PairDataset(run.data, run.scale, 0), autoencoder, pool=4)
     visited = [data.batch(step, 2) for step in range(6)]
     for batch in visited:
         torch.testing.assert_close(batch.z0, autoencoder.encode(batch.hr), atol=1e-3, rtol=1e-3)  # kept in half precision
-        torch.testing.assert_close(batch.z_lr, autoencoder.encode(upsample(batch.lr, run.scale)), atol=1e-3, rtol=1e-3)
+        torch.testing.assert_close(batch.z_lr, autoencoder.encode(upsample(batch.lr, (32, 32))), atol=1e-3, rtol=1e-3)
+    assert len(degraded) == (4 if kind == "blind" else 0)  # once each, as they are encoded once each
     rounds = [{draw for batch in visited[i : i + 2] for draw in batch.draws} for i in (0, 2, 4)]
     assert len(rounds[0]) == 4 and rounds[0] == rounds[1] == rounds[2]
     resumed = LatentDataset(PairDataset(run.data, run.scale, 0), autoencoder, pool=4).batch(5, 2)
@@ -156,9 +165,44 @@ def test_learning_rate_warms_up_and_follows_the_cosine(step, want):
     assert learning_rate(cfg, step) == pytest.approx(want, abs=1e-9)
 
 
-@pytest.mark.parametrize("kind", ["diffusion", "autoencoder"])
+def idm_run(tmp_path) -> DiffusionRun:
+    """At any scale from 1 to 4, of LR patches of 8 pixels."""
+    return DiffusionRun(
+        prediction="eps",
+        process={"kind": "ddpm", "num_timesteps": 10, "beta_end": 0.5},
+        sampler={"kind": "ddim", "steps": 1},
+        network={
+            "kind": "idm", "image_size": 32, "model_channels": 8, "channel_mult": (1, 2), "num_res_blocks": 1,
+            "attention_resolutions": (), "norm_groups": 4, "encoder_blocks": 1, "encoder_channels": 8, "max_scale": 4,
+        },
+        loss={"strength": 1.0},
+        data={"train": (str(pictures(tmp_path / "hr")),), "patch": 32, "scales": (1, 4)},
+        train={"steps": 6, "batch_size": 2, "precision": "fp32", "log_every": 1},
+    )  # fmt: skip
+
+
+def test_idm_is_told_in_training_what_it_is_told_in_upscaling(tmp_path, monkeypatch):
+    told = set()  # (HR side, position of the scale between 1 and the largest)
+    forward = ImplicitUNet.forward
+
+    def listen(self, z_t, t, condition, position):
+        told.add((z_t.shape[-1], position.item()))
+        return forward(self, z_t, t, condition, position)
+
+    monkeypatch.setattr(ImplicitUNet, "forward", listen)
+    train(idm_run(tmp_path), tmp_path / "run")
+    trained = set(told)
+    assert len(trained) >= 4 and all(8 <= side <= 32 and 0 <= position <= 1 for side, position in trained)
+    told.clear()
+    upscaler = Upscaler.from_pretrained(tmp_path / "run" / "model", device="cpu")
+    for side, _ in trained:
+        assert upscaler(torch.zeros(3, 8, 8), scale=side / 8).shape == (3, side, side)
+    assert told == trained
+
+
+@pytest.mark.parametrize("kind", ["idm", "autoencoder"])  # idm: micro-batches of different sizes
 def test_two_processes_train_as_one_that_accumulates_two_batches(tmp_path, kind):
-    run = diffusion_run(tmp_path) if kind == "diffusion" else autoencoder_run(tmp_path)
+    run = idm_run(tmp_path) if kind == "idm" else autoencoder_run(tmp_path)
     config = tmp_path / "run.yaml"
     config.write_text(dump_config(run))
     one = [sys.executable, ROOT / "tools/train.py", config, "--run-dir", tmp_path / "one", "--set", "train.accumulate=2"]

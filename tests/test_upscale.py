@@ -312,7 +312,7 @@ def test_condition_is_the_parts_in_order_on_the_grid_of_the_network():
     lr, z_lr = torch.rand(2, 3, 8, 6), torch.rand(2, 3, 8, 6)
     assert torch.equal(build_cond(run, lr, z_lr), torch.cat([z_lr, lr], 1))
     pixel = DiffusionRun(scale=2)
-    large = upsample(lr, 2)
+    large = upsample(lr, tuple(2 * side for side in lr.shape[-2:]))
     assert large.shape == (2, 3, 16, 12) and large.min() >= -1
     torch.testing.assert_close(build_cond(pixel, lr, large), imresize_to(lr, 16, 12))
     nothing = DiffusionRun(condition=())

@@ -36,23 +36,29 @@ def imresize_to(img: Tensor, height: int, width: int, antialias: bool = True) ->
 
 
 def degrade(hr: Tensor, scale: int) -> Tensor:
-    """uint8 [..., H, W] -> uint8 [..., H / scale, W / scale], as MATLAB's imresize(hr, 1 / scale) makes it from a uint8 picture.
+    """uint8 [..., H, W] -> uint8 LR [..., H / scale, W / scale], as MATLAB's imresize(hr, 1 / scale) makes it.
 
-    MATLAB rounds (half up) to uint8 after the rows and again after the columns. Without that, 11 % of the pixels of the published
-    Set5 and Set14 LR pictures come out one grey level off; with it none does, but for the two outermost pixels, where the older
-    MATLAB of those sets repeated the border pixel. Raises ValueError unless `hr` is uint8 and its sides are multiples of `scale`.
+    Raises ValueError unless `hr` is uint8 and its sides are multiples of `scale`.
     """
     height, width = hr.shape[-2:]
     if hr.dtype != torch.uint8 or height % scale or width % scale or not height or not width:
         raise ValueError(
             f"degrade: got {hr.dtype} {height}x{width} for scale {scale}; it takes uint8 with sides in multiples of the scale."
         )
-    if scale == 1:
-        return hr
-    rows = _to_levels(_resize_rows(hr.float(), height // scale, 1 / scale, antialias=True))
-    return (
-        _to_levels(_resize_rows(rows.mT.contiguous(), width // scale, 1 / scale, antialias=True)).mT.contiguous().to(torch.uint8)
-    )
+    return imresize_levels(hr, height // scale, width // scale)
+
+
+def imresize_levels(img: Tensor, height: int, width: int) -> Tensor:
+    """uint8 [..., H, W] -> uint8 [..., height, width], as MATLAB's imresize makes it from a uint8 picture.
+
+    MATLAB rounds (half up) to uint8 after the rows and again after the columns. Without that, 11 % of the pixels of the published
+    Set5 and Set14 LR pictures come out one grey level off; with it none does, but for the two outermost pixels, where the older
+    MATLAB of those sets repeated the border pixel.
+    """
+    if img.shape[-2:] == (height, width):
+        return img
+    rows = _to_levels(_resize_rows(img.float(), height, height / img.shape[-2], antialias=True)).mT.contiguous()
+    return _to_levels(_resize_rows(rows, width, width / img.shape[-1], antialias=True)).mT.contiguous().to(torch.uint8)
 
 
 def _to_levels(img: Tensor) -> Tensor:

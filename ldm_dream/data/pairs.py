@@ -5,6 +5,8 @@ With N pictures, sample n shows picture permutation(seed, n // N)[n % N], at a p
 
 Bicubic: the LR picture is made once from the WHOLE HR picture, then cut, so that patches carry no border effects of resampling.
 Blind: every sample has a degradation of its own, drawn from (seed, n) and applied to a window around its patch; see `_window`.
+Scales (`cfg.scales`): batch k has one scale of that range, drawn from (seed, k). Bicubic brings each HR patch, by itself, to that
+scale; its LR patch, made at `scale`, stays as it is.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from torch import Tensor
 
 from ldm_dream.config import BlindConfig, DataConfig
 from ldm_dream.data.blind import degrade_blind, mirrored
-from ldm_dream.data.degrade import degrade
+from ldm_dream.data.degrade import degrade, imresize_levels
 from ldm_dream.data.images import ImageError, find_images, image_size, read_image, to_uint8
 from ldm_dream.errors import UserError
 
@@ -29,7 +31,7 @@ log = logging.getLogger(__name__)
 
 CACHE_BYTES = 4 * 2**30  # decoded pictures kept in memory by one dataset; what does not fit is decoded at each visit
 SYMMETRIES = {"none": 1, "hflip": 2, "dihedral": 8}  # data.augment -> how many of `symmetry`'s eight it draws from
-_PERMUTATION, _CROP, _DEGRADATION, _VALIDATION = 0, 1, 2, 3  # streams of random numbers under one seed
+_PERMUTATION, _CROP, _DEGRADATION, _VALIDATION, _SCALE = 0, 1, 2, 3, 4  # streams of random numbers under one seed
 MARGIN = 10  # LR pixels around a patch that are degraded with it: as far as the final sinc filter reaches
 JPEG_BLOCK = 16  # LR pixels a side of what JPEG with 4:2:0 treats as one
 
@@ -52,6 +54,7 @@ class Draw:
 class Batch:
     """hr [B,3,P,P] and lr [B,3,P/scale,P/scale], float32 in [-1, 1]; `lr is hr` when scale is 1 and the degradation bicubic.
 
+    With `cfg.scales` hr is [B,3,S,S], the same patches at the batch's own scale: S = round(scale_of_batch * P/scale).
     draws: where each sample comes from. z0, z_lr: their latents where `latents.py` has cached them.
     """
 
@@ -113,18 +116,19 @@ class PairDataset:
 
     def batch(self, number: int, batch_size: int) -> Batch:
         """Batch number 0, 1, .. of the run; equal arguments give equal tensors, in any order of calls."""
-        return self.samples(range(number * batch_size, (number + 1) * batch_size))
+        return self.samples(range(number * batch_size, (number + 1) * batch_size), self._hr_side(number))
 
-    def samples(self, numbers: Iterable[int]) -> Batch:
-        """The samples of these numbers, as one batch."""
+    def samples(self, numbers: Iterable[int], hr_side: int | None = None, lr: Tensor | None = None) -> Batch:
+        """The samples of these numbers, as one batch. hr_side: pixels a side of hr, None = `cfg.patch`. lr: if known already."""
         numbers = list(numbers)
         visits = [self._visit(n) for n in numbers]
         draws = tuple(draw for draw, _, _ in visits)
-        hr = to_float(torch.stack([self._cut(hr, draw, self.scale) for draw, hr, _ in visits]))
-        if self.is_blind:
+        hr = torch.stack([self._cut(hr, draw, self.scale) for draw, hr, _ in visits])
+        hr = to_float(_turn(imresize_levels(hr, *(hr_side or self.cfg.patch,) * 2), draws))
+        if lr is None and self.is_blind:
             lr = self._blind_lr(numbers, draws, [hr for _, hr, _ in visits])
-        else:
-            lr = hr if self.scale == 1 else to_float(torch.stack([self._cut(lr, draw, 1) for draw, _, lr in visits]))
+        elif lr is None:
+            lr = hr if self.scale == 1 else to_float(_turn([self._cut(lr, draw, 1) for draw, _, lr in visits], draws))
         return Batch(hr, lr, draws)
 
     def picture(self, index: int) -> tuple[Tensor, Tensor | None]:
@@ -142,6 +146,13 @@ class PairDataset:
             self._cache_bytes += size
         return pair
 
+    def _hr_side(self, number: int) -> int:
+        """HR pixels a side in batch `number`: those of the patch at a scale uniform in `cfg.scales`, as IDM trains."""
+        if self.cfg.scales is None:
+            return self.cfg.patch
+        scale = np.random.default_rng((self.seed, _SCALE, number)).uniform(*self.cfg.scales)
+        return round(self.cfg.patch // self.scale * scale)
+
     def _blind_lr(self, numbers: list[int], draws: tuple[Draw, ...], pictures: list[Tensor]) -> Tensor:
         """The LR patches of samples `numbers`, cut out of degraded windows and then turned as their HR patches are."""
         side = self.cfg.patch // self.scale
@@ -149,7 +160,7 @@ class PairDataset:
         seeds = [(self.seed, _DEGRADATION, n) for n in numbers]
         degraded = degrade_blind(torch.stack(windows).float() / 255, self.scale, self.cfg.degradation, seeds)
         patches = [lr[:, y : y + side, x : x + side] for lr, (y, x) in zip(degraded, corners)]
-        return torch.stack([symmetry(lr, draw.symmetry) for lr, draw in zip(patches, draws)]) * 2 - 1
+        return _turn(patches, draws) * 2 - 1
 
     def _visit(self, n: int) -> tuple[Draw, Tensor, Tensor | None]:
         """Draw number n with its whole hr and lr; an unreadable picture gives its place to the next readable one."""
@@ -166,10 +177,10 @@ class PairDataset:
         return Draw(index, int(top), int(left), int(symmetry)), hr, lr
 
     def _cut(self, image: Tensor, draw: Draw, zoom: int) -> Tensor:
-        """The patch of a draw from the picture whose pixels are `zoom` times finer than LR pixels."""
+        """The patch of a draw, not yet turned, from the picture whose pixels are `zoom` times finer than LR pixels."""
         side = self.cfg.patch // self.scale * zoom
         top, left = draw.top * zoom, draw.left * zoom
-        return symmetry(image[:, top : top + side, left : left + side], draw.symmetry)
+        return image[:, top : top + side, left : left + side]
 
     def _try_picture(self, index: int) -> tuple[Tensor, Tensor | None] | None:
         if self.files[index] in self.bad:
@@ -274,6 +285,11 @@ def symmetry(image: Tensor, which: int) -> Tensor:
     if which & 2:
         image = image.flip(-2)
     return image.transpose(-1, -2) if which & 4 else image
+
+
+def _turn(images: Iterable[Tensor], draws: tuple[Draw, ...]) -> Tensor:
+    """Each image [3,P,P] in the symmetry of its draw -> [B,3,P,P]."""
+    return torch.stack([symmetry(image, draw.symmetry) for image, draw in zip(images, draws)])
 
 
 @functools.lru_cache(maxsize=4)

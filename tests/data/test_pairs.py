@@ -10,7 +10,7 @@ import torch
 
 from ldm_dream.config import DataConfig
 from ldm_dream.data import pairs
-from ldm_dream.data.degrade import degrade
+from ldm_dream.data.degrade import degrade, imresize_levels
 from ldm_dream.data.images import Image, ImageError, read_image, write_image
 from ldm_dream.data.pairs import DataError, PairDataset, validation_pairs
 
@@ -174,6 +174,44 @@ def test_a_folder_given_twice_counts_once(folder):
 def test_each_mistake_in_the_data_section_is_one_sentence(folder, knobs, message):
     with pytest.raises(DataError, match=message):
         PairDataset(config(folder).model_copy(update=knobs), scale=4, seed=0)
+
+
+def test_a_batch_has_one_scale_that_depends_on_seed_and_number(folder):
+    data = PairDataset(config(folder, scales=(1, 4)), scale=4, seed=7)
+    batches = [data.batch(number, 2) for number in range(60)]
+    sides = [batch.hr.shape[-1] for batch in batches]
+    assert set(sides) == set(range(4, 17))
+    resumed = PairDataset(config(folder, scales=(1, 4)), scale=4, seed=7).batch(40, 2)
+    assert torch.equal(resumed.hr, batches[40].hr) and torch.equal(resumed.lr, batches[40].lr)
+    other = PairDataset(config(folder, scales=(1, 4)), scale=4, seed=8)
+    assert [other.batch(number, 1).hr.shape[-1] for number in range(60)] != sides
+
+
+def test_scales_are_uniform(folder):
+    data = PairDataset(config(folder, patch=32, scales=(1.5, 3.5)), scale=4, seed=0)  # lr of 8: sides 12 .. 28
+    sides = np.array([data._hr_side(number) for number in range(4000)])
+    counts = np.bincount(sides, minlength=29)[12:]
+    assert counts.sum() == 4000 and (abs(counts[1:-1] - 250) < 60).all() and (abs(counts[[0, -1]] - 125) < 45).all()
+
+
+@pytest.mark.parametrize("degradation", [{"kind": "bicubic"}, {"kind": "blind"}])
+def test_a_random_scale_changes_only_hr_and_that_by_bicubic(folder, degradation):
+    fixed = PairDataset(config(folder, degradation=degradation), scale=4, seed=0).batch(3, 4)
+    found = PairDataset(config(folder, degradation=degradation, scales=(2.6, 2.7)), scale=4, seed=0).batch(3, 4)
+    assert found.draws == fixed.draws and torch.equal(found.lr, fixed.lr)
+    for hr, wanted, draw in zip(found.hr, fixed.hr, found.draws):  # bicubic rounds rows before columns: it comes before turning
+        undo = draw.symmetry if draw.symmetry < 4 else (4, 6, 5, 7)[draw.symmetry - 4]
+        levels = pairs.symmetry(((wanted + 1) * 127.5).round().to(torch.uint8), undo)
+        resized = imresize_levels(levels, *hr.shape[-2:])
+        assert hr.shape[-1] in (10, 11) and torch.equal(hr, pairs.to_float(pairs.symmetry(resized, draw.symmetry)))
+    same = PairDataset(config(folder, degradation=degradation, scales=(4, 4)), scale=4, seed=0).batch(3, 4)
+    assert torch.equal(same.hr, fixed.hr)
+
+
+def test_at_scale_one_the_hr_of_a_whole_picture_is_its_lr(tmp_path):
+    write_image(tmp_path / "x.png", Image(np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8)))
+    batch = PairDataset(config(tmp_path, scales=(1, 1)), scale=4, seed=0).batch(0, 8)
+    assert torch.equal(batch.hr, batch.lr)
 
 
 def test_validation_pairs_are_centred_whole_test_pictures(folder):
