@@ -188,14 +188,6 @@ class TrainConfig(Strict):
     freeze: tuple[str, ...] = ()  # parameters whose names begin so stay as they are
 
 
-_SAMPLERS = {
-    "ddpm": ("ancestral", "ddim", "dpm-solver++"),
-    "residual_shift": ("ancestral", "ddim", "resshift"),
-    "flow": ("ancestral", "ddim", "dpm-solver++"),
-    "regression": ("ancestral", "ddim"),
-}  # process.kind -> sampler.kind
-
-
 class DiffusionRun(Strict):
     """`task: diffusion`: super-resolution by a conditional diffusion model in the autoencoder's latent space."""
 
@@ -224,8 +216,8 @@ class DiffusionRun(Strict):
     @model_validator(mode="after")
     def _sampler_fits_the_process(self):
         process, sampler, steps = self.process.kind, self.sampler.kind, self.process.steps
-        if sampler not in _SAMPLERS[process]:
-            options = " or ".join(_SAMPLERS[process])
+        if sampler not in self.process.samplers:
+            options = " or ".join(self.process.samplers)
             raise ValueError(f"sampler.kind={sampler} does not fit process.kind={process}; set it to {options}")
         if (self.sampler.steps or 1) > steps:
             raise ValueError(f"sampler.steps={self.sampler.steps} is more than the {steps} of the process; set at most {steps}")

@@ -157,6 +157,7 @@ class DDPMConfig(Strict):
     """Variance-preserving process; betas linear in t. `respace: n` keeps steps int(i * num_timesteps / n) of the schedule."""
 
     kind: Literal["ddpm"] = "ddpm"
+    samplers: ClassVar[tuple[str, ...]] = ("ancestral", "ddim", "dpm-solver++")
     num_timesteps: int = Field(2000, ge=1)
     beta_start: float = Field(1e-6, gt=0, lt=1)
     beta_end: float = Field(1e-2, gt=0, lt=1)
@@ -173,6 +174,7 @@ class ResidualShiftConfig(Strict):
     """ResShift's process. sqrt_eta runs from min(min_noise_level / kappa, min_noise_level) to sqrt_eta_end."""
 
     kind: Literal["residual_shift"] = "residual_shift"
+    samplers: ClassVar[tuple[str, ...]] = ("ancestral", "ddim", "resshift")
     num_timesteps: int = Field(15, ge=2)
     kappa: float = Field(2.0, gt=0)
     min_noise_level: float = Field(0.04, gt=0, lt=1)
@@ -189,6 +191,7 @@ class FlowConfig(Strict):
     """Linear interpolation z_t = (1 - sigma) z0 + sigma eps with sigma = (t + 1) / num_timesteps."""
 
     kind: Literal["flow"] = "flow"
+    samplers: ClassVar[tuple[str, ...]] = ("ancestral", "ddim", "dpm-solver++")
     num_timesteps: int = Field(1000, ge=2)
 
     @property
@@ -200,6 +203,7 @@ class RegressionConfig(Strict):
     """No diffusion: z_t is the enlarged LR picture, from which z0 is predicted in one call (Regression in DREAM's Table 2)."""
 
     kind: Literal["regression"] = "regression"
+    samplers: ClassVar[tuple[str, ...]] = ("ancestral", "ddim")
     steps: ClassVar[int] = 1
 
 
