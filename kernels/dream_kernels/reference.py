@@ -1,4 +1,7 @@
-"""Every op in plain torch: what a kernel must compute, and what runs where there is none."""
+"""Every op in plain torch: what a kernel must compute, and what runs where there is none.
+
+Half-precision inputs are computed in float32 and rounded once, at the end, as kernels do; float32 and float64 stay what they are.
+"""
 
 from __future__ import annotations
 
@@ -9,13 +12,23 @@ from torch import Tensor
 CHUNK_BYTES = 64 * 2**20  # of distances held at once by vq_lookup
 
 
+def wide(x: Tensor) -> Tensor:
+    """In float32, or float64 if it is that."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 def dream_rectify(z_t: Tensor, eps: Tensor, eps_hat: Tensor, noise_std: Tensor, lam: Tensor) -> tuple[Tensor, Tensor]:
     """DREAM, Eq. 14-15: (z_t + noise_std lam (eps - eps_hat), eps + lam (eps - eps_hat)).
 
-    z_t, eps, eps_hat: [B,C,h,w]; noise_std (s of the process), lam: [B,1,1,1]. Inputs stay as they are.
+    z_t, eps, eps_hat: [B,C,h,w]; noise_std (s of the process), lam: [B,1,1,1]. Results in the dtypes of z_t and eps.
     """
-    shift = lam * (eps - eps_hat)
-    return z_t + noise_std * shift, eps + shift
+    shift = lam * (wide(eps) - wide(eps_hat))
+    return (wide(z_t) + noise_std * shift).to(z_t.dtype), (wide(eps) + shift).to(eps.dtype)
+
+
+def dream_rectify_input(z_t: Tensor, eps: Tensor, eps_hat: Tensor, noise_std: Tensor, lam: Tensor) -> Tensor:
+    """The first result of dream_rectify."""
+    return dream_rectify(z_t, eps, eps_hat, noise_std, lam)[0]
 
 
 def vq_lookup(z: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:
