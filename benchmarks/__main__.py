@@ -1,4 +1,4 @@
-"""python -m benchmarks train-step | sampling | steps-quality | autoencoder | systems [--device cpu|cuda] [--json FILE]"""
+"""python -m benchmarks COMMAND [--device cpu|cuda] [--json FILE]; --help lists the commands."""
 
 import argparse
 import importlib
@@ -12,6 +12,9 @@ def build_parser() -> argparse.ArgumentParser:
     shared = argparse.ArgumentParser(add_help=False)
     shared.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     shared.add_argument("--json", metavar="FILE", help="append one JSON line a row")
+
+    kernels = commands.add_parser("kernels", parents=[shared], help="ops beside eager and compiled torch: p20, p50, p80, GB/s")
+    kernels.add_argument("--repetitions", type=int, default=30, metavar="N", help="alternating (default: %(default)s)")
 
     step = commands.add_parser("train-step", parents=[shared], help="standard against DREAM: seconds, samples/s, peak memory")
     step.add_argument("--config", default="configs/resshift/dream-latent-x4-tiny.yaml")

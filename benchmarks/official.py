@@ -9,22 +9,29 @@ from __future__ import annotations
 import copy
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ldm_dream.layers import GroupNorm
+from ldm_dream.layers import Dropout, GroupNorm
 from ldm_dream.process import Process
 
 
 class PlainGroupNorm(nn.GroupNorm):
-    """torch's own group norm, without what `layers.GroupNorm` does for memory layout and 16-bit features."""
+    """torch's own group norm and, where ours has it inside, activation."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = super().forward(x)
+        return F.silu(h) if self.silu else h
+
+
+PLAIN = {GroupNorm: PlainGroupNorm, Dropout: nn.Dropout}
 
 
 def plain(network: nn.Module) -> nn.Module:
     """The same network with the same weights, its parts those of torch.nn and contiguous."""
     network = copy.deepcopy(network).to(memory_format=torch.contiguous_format)
     for module in network.modules():
-        if isinstance(module, GroupNorm):
-            module.__class__ = PlainGroupNorm
+        module.__class__ = PLAIN.get(type(module), type(module))
     return network
 
 

@@ -1,9 +1,13 @@
 """Options and fixtures that several test files share."""
 
+import os
 from pathlib import Path
 
 import pytest
 import torch
+
+if not torch.cuda.is_available():  # before the first import of triton: kernels run in its interpreter
+    os.environ["TRITON_INTERPRET"] = "1"
 
 from ldm_dream.config_models import DDPMConfig, FlowConfig, ResidualShiftConfig
 from ldm_dream.process import build_process

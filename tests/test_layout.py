@@ -19,6 +19,7 @@ PACKAGES = {"ldm_dream": ROOT / "ldm_dream", "dream_kernels": ROOT / "kernels/dr
 SOURCES = [p for folder in ("ldm_dream", "kernels", "tools", "benchmarks") for p in sorted((ROOT / folder).rglob("*.py"))]
 CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
 DOCUMENTS = [p for p in sorted(ROOT.glob("*.md")) if p.name != "CHANGELOG.md"]  # history may name what is gone
+KERNELS = ["dream_kernels", "dream_kernels.*"]  # an op and its file have one name
 BASICS = ["errors", "config", "config_errors", "config_models"]
 
 # module -> (modules of ours it may import, packages of others); the first pattern that fits counts
@@ -26,17 +27,17 @@ IMPORT_RULES = {
     "ldm_dream.errors": ([], []),
     "ldm_dream.cli": (["errors"], []),
     "ldm_dream.config*": (BASICS, ["pydantic", "yaml"]),
-    "ldm_dream.layers": (["errors", "dream_kernels"], ["torch", "einops", "timm"]),
+    "ldm_dream.layers": (["errors", *KERNELS], ["torch", "einops", "timm"]),
     "ldm_dream.networks": ([*BASICS, "networks.*"], ["torch"]),
     "ldm_dream.networks.*": ([*BASICS, "layers"], ["torch", "einops", "timm"]),  # never another network
-    "ldm_dream.autoencoder": ([*BASICS, "layers", "dream_kernels"], ["torch", "einops"]),
+    "ldm_dream.autoencoder": ([*BASICS, "layers", *KERNELS], ["torch", "einops"]),
     "ldm_dream.process": (BASICS, ["torch"]),
-    "ldm_dream.loss": ([*BASICS, "process", "dream_kernels"], ["torch"]),  # these three receive `denoise`, never a network
+    "ldm_dream.loss": ([*BASICS, "process", *KERNELS], ["torch"]),  # these three receive `denoise`, never a network
     "ldm_dream.sampler": ([*BASICS, "process"], ["torch"]),
     "ldm_dream.data.latents": ([*BASICS, "data.*", "autoencoder", "condition"], ["*"]),  # caches what training would encode
     "ldm_dream.data*": ([*BASICS, "data.*"], ["*"]),
     "ldm_dream*": (["*"], ["*"]),
-    "dream_kernels*": (["dream_kernels", "dream_kernels.*"], ["torch", "triton"]),
+    "dream_kernels*": (KERNELS, ["torch", "triton"]),
     "tools.*": (["*"], ["*"]),
     "benchmarks*": (["*", "benchmarks.*"], ["*"]),
 }
@@ -193,7 +194,7 @@ def test_every_op_has_its_reference_and_every_kernel_its_five_places():
     folder = PACKAGES["dream_kernels"]
     reference = {node.name for node in tree(folder / "reference.py").body if isinstance(node, ast.FunctionDef)}
     assert set(OPS) <= reference, f"no reference: {set(OPS) - reference}"
-    for name in {p.stem for p in folder.glob("[!_]*.py")} - {"reference"}:
+    for name in {p.stem for p in folder.glob("[!_]*.py")} - {"reference", "backend"}:
         assert name in OPS, f"{name}: no row in OPS"
         assert (ROOT / f"tests/kernels/test_{name}.py").is_file(), f"{name}: no tests/kernels/test_{name}.py"
         assert name in (ROOT / "benchmarks/kernels.py").read_text(), f"{name}: no entry in benchmarks/kernels.py"

@@ -1,0 +1,30 @@
+"""What of a kernel is compiled ahead of time, as data: each op file has `variants()`, and OPS leads to them all."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+NAMES = {"fp32": 4, "fp16": 2, "bf16": 2}  # Triton's name of a dtype -> bytes a value
+
+
+class Variant(NamedTuple):
+    """One specialisation of one kernel, as a launch on large contiguous tensors would choose it.
+
+    Compile: triton.compile(ASTSource(v.kernel, v.signature, v.constexprs, v.attrs), target, {"num_warps": v.num_warps}), in a
+    process without TRITON_INTERPRET. Bytes count what a launch moves for one element of the tensor it works on.
+    """
+
+    name: str  # "dream_rectify/bf16"
+    kernel: Any  # triton JITFunction
+    signature: dict[str, str]  # every argument in order -> "*bf16", "i32", ..., "constexpr"
+    constexprs: dict[str, Any]
+    num_warps: int
+    bytes_moved: float  # an element, by this kernel
+    bytes_least: float  # an element: every input read once, every result written once
+    multiples: tuple[str, ...] = ()  # whole-number arguments that are multiples of 16; pointers always are
+
+    @property
+    def attrs(self) -> dict[tuple[int], list[list]]:
+        """Divisibility by 16, by the argument's place."""
+        names = enumerate(self.signature.items())
+        return {(i,): [["tt.divisibility", 16]] for i, (name, kind) in names if kind[0] == "*" or name in self.multiples}

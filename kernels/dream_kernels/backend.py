@@ -1,0 +1,74 @@
+"""Which code runs an op: its Triton kernel, or its reference in plain torch. Chosen once, by DREAM_KERNELS, and logged once.
+
+    auto (default)  the kernel on CUDA and ROCm devices where Triton is installed, the reference elsewhere
+    triton          the kernel everywhere; on the CPU that needs Triton's interpreter (TRITON_INTERPRET=1 before the first import)
+    reference       plain torch everywhere
+
+float64 always runs the reference: kernels compute in float32. `with dream_kernels.backend("reference"):` chooses for a block.
+The choice is a plain global, on which torch.compile guards: no graph break, and another choice compiles anew.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from ._triton import HAS_TRITON, INTERPRETED
+
+MODES = ("auto", "triton", "reference")
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)  # what kernels load and store
+
+log = logging.getLogger(__name__)
+
+
+class BackendError(RuntimeError):
+    """A backend that is unknown or cannot run here; its text is complete for the user."""
+
+
+def checked(mode: str) -> str:
+    if mode not in MODES:
+        raise BackendError(f"DREAM_KERNELS={mode} is unknown; use one of {', '.join(MODES)}.")
+    if mode == "triton" and not HAS_TRITON:
+        raise BackendError("DREAM_KERNELS=triton needs Triton, which is not installed; install it or use auto.")
+    return mode
+
+
+_mode = checked(os.environ.get("DREAM_KERNELS", "auto"))
+
+
+@contextmanager
+def backend(mode: str) -> Iterator[None]:
+    """`mode` inside, the earlier one after it. Raises BackendError for a mode that is not possible. Not per thread."""
+    global _mode
+    before, _mode = _mode, checked(mode)
+    try:
+        yield
+    finally:
+        _mode = before
+
+
+def runs_triton(x: Tensor) -> bool:
+    """Whether an op on `x` runs its kernel. Raises BackendError where DREAM_KERNELS=triton meets a device that has none."""
+    if _mode == "reference" or x.dtype not in DTYPES:
+        chosen = False
+    elif _mode == "triton" and not (x.is_cuda or INTERPRETED):
+        raise BackendError(
+            f"DREAM_KERNELS=triton has no kernel for {x.device.type}; set TRITON_INTERPRET=1 (slow, for tests) or use auto."
+        )
+    else:
+        chosen = HAS_TRITON and (x.is_cuda or _mode == "triton")
+    if not torch.compiler.is_compiling():
+        _announce(x.device.type, chosen)
+    return chosen
+
+
+@functools.cache
+def _announce(device: str, triton: bool) -> None:
+    how = ("Triton's interpreter" if INTERPRETED else "Triton") if triton else "plain torch"
+    log.info("dream_kernels on %s: %s", device, how)

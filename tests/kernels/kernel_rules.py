@@ -1,0 +1,100 @@
+"""DESIGN section 4 as functions: what every kernel's test holds it to."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+import dream_kernels
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"  # on the CPU kernels run in Triton's interpreter (tests/conftest.py)
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {  # the same values, laid out otherwise
+    "contiguous": lambda x: x.contiguous(),
+    "channels_last": lambda x: x.contiguous(memory_format=torch.channels_last),
+    "strided": lambda x: x.repeat_interleave(2, -1)[..., ::2],
+    "transposed": lambda x: x.transpose(-1, -2).contiguous().transpose(-1, -2),
+    "expanded": lambda x: x[:1].expand_as(x),  # other values than the rest: those of the first sample
+}
+
+
+def flat(results: Tensor | Iterable[Tensor]) -> list[Tensor]:
+    return [results] if isinstance(results, Tensor) else [x for x in results if isinstance(x, Tensor)]
+
+
+def ulp(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """Distance of neighbours of `dtype` at x, float64."""
+    _, exponent = torch.frexp(x.double().abs().clamp(min=torch.finfo(dtype).tiny))
+    return torch.finfo(dtype).eps * torch.exp2(exponent.double() - 1)
+
+
+def assert_as_exact_as_eager(got, exact, eager) -> None:
+    """|got - exact| <= 2 max|eager - exact| + 1 ulp. got, eager: results in one dtype; exact: in float64 from the same inputs."""
+    for ours, truth, theirs in zip(flat(got), flat(exact), flat(eager), strict=True):
+        assert (ours.dtype, ours.shape) == (theirs.dtype, theirs.shape)
+        assert truth.dtype == torch.float64
+        error = (ours.double() - truth).abs()
+        allowed = 2 * (theirs.double() - truth).abs().max() + ulp(truth, ours.dtype)
+        worst = (error - allowed).argmax()
+        assert (error <= allowed).all(), (
+            f"error {error.flatten()[worst]:.3e} at {truth.flatten()[worst]:.6g}; allowed {allowed.flatten()[worst]:.3e}"
+        )
+
+
+def run_kernel(op: Callable, *inputs, **options):
+    """op(*inputs) by its kernel; asserts that no input changed and that a second run gives the same bits."""
+    before = [x.detach().clone() if isinstance(x, Tensor) else x for x in inputs]
+    with dream_kernels.backend("triton"):
+        first, second = op(*inputs, **options), op(*inputs, **options)
+    assert all(torch.equal(x, y) for x, y in zip(before, inputs) if isinstance(x, Tensor)), "an input was written to"
+    assert all(torch.equal(x, y) for x, y in zip(flat(first), flat(second))), "two runs differ"
+    return first
+
+
+def gradients(op: Callable, inputs: tuple, wanted: tuple[int, ...], grads: tuple[Tensor, ...], mode: str) -> list[Tensor]:
+    """Gradients of op's results, weighted with `grads`, in the inputs numbered `wanted`; asserts that two backwards agree."""
+    leaves = [x.detach().requires_grad_() if i in wanted else x for i, x in enumerate(inputs)]
+    with dream_kernels.backend(mode):
+        results = flat(op(*leaves))
+        asked = [leaves[i] for i in wanted]
+        once, twice = (torch.autograd.grad(results, asked, grads, retain_graph=True) for _ in range(2))
+    assert all(torch.equal(x, y) for x, y in zip(once, twice)), "two backwards differ"
+    return list(once)
+
+
+def assert_compiles_whole(op: Callable, *inputs) -> None:
+    """torch.compile(fullgraph=True) of the kernel's op: no graph break, the same numbers."""
+    torch.compiler.reset()
+    with dream_kernels.backend("triton"):
+        whole = torch.compile(lambda *x: op(*x), fullgraph=True, backend="aot_eager")(*inputs)
+        assert all(torch.equal(x, y) for x, y in zip(flat(whole), flat(op(*inputs))))
+
+
+def compiled_ahead(op: str, targets: tuple[str, ...] = ("sm_80", "sm_90", "sm_100", "gfx942")) -> list[dict]:
+    """Every variant of `op` compiled for real GPUs by compile_variants.py -> one dict for each variant and target.
+
+    In a process of its own without TRITON_INTERPRET: under the interpreter there is nothing that can be compiled.
+    """
+    environment = {key: value for key, value in os.environ.items() if key not in ("TRITON_INTERPRET", "DREAM_KERNELS")}
+    command = [sys.executable, str(Path(__file__).with_name("compile_variants.py")), op, *targets]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def assert_compiled_well(op: str, accesses: int = 128) -> None:
+    """No spills, accesses of at least `accesses` bits to tensors, int64 offsets: every variant on every target."""
+    rows = compiled_ahead(op)
+    assert rows
+    for row in rows:
+        where = f"{row['name']} on {row['target']}"
+        assert row["spills"] == 0, f"{where}: {row['spills']} spills"
+        assert min(row["load_bits"], row["store_bits"]) >= accesses, f"{where}: {row['load_bits']}, {row['store_bits']} bits"
+        assert row["narrow_offsets"] == 0, f"{where}: int32 offsets, wrong from 2^31 elements on"
