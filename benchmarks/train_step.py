@@ -65,14 +65,18 @@ class Step:
             self.network = plain(self.network)
             self.optimizer = torch.optim.Adam(self.network.parameters(), lr=1e-5)
         else:
-            if compiled:
-                compile_blocks(self.network)
             self.optimizer = make_optimizer(run.train, list(self.network.parameters()))
         hr = torch.rand(run.train.batch_size, 3, run.data.patch, run.data.patch) * 2 - 1
         self.batch = Batch(hr, hr[..., :: run.scale, :: run.scale].contiguous()).to(self.device, layout)
         if run.data.cache_latents:
             z0, z_lr = self.objective.latents(self.batch)
             self.batch = Batch(self.batch.hr, self.batch.lr, z0=z0, z_lr=z_lr)
+        with FlopCounterMode(display=False) as counter:
+            self.loss().backward()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.flop = counter.get_total_flops()
+        if compiled and not self.official:
+            compile_blocks(self.network)
 
     def __call__(self) -> float:
         """-> seconds"""
@@ -148,13 +152,11 @@ def main(args) -> None:
     rows = []
     about = {"benchmark": "train-step", "config": args.config, "set": args.set, "device": args.device, "conv_peak": peak}
     for name, step in steps.items():
-        with FlopCounterMode(display=False) as counter:
-            step.loss().backward()
         median = statistics.median(seconds[name])
         rows.append(about | {
             "variant": name, "precision": "fp32" if step.official else precision, "compiled": args.compile and not step.official,
             "seconds": median, "first_step_seconds": first[name], "samples_per_second": size / median, "peak_mib": memory[name],
-            "flop": counter.get_total_flops(),
+            "flop": step.flop,
         })  # fmt: skip
     parameters = sum(p.numel() for p in ours.network.parameters())
     how = f"ours {precision}{', compiled' if args.compile else ''}"
