@@ -75,9 +75,9 @@ def norm_silu(kind: Literal["group", "layer"], channels: int) -> list[nn.Module]
 
 
 class Dropout(nn.Dropout):
-    """nn.Dropout at a fifth of its time on a CPU, where torch draws value by value and torch.compile's generator takes longer still.
+    """nn.Dropout, on a CPU at a fifth of its time: torch draws a number for each value, torch.compile more slowly still.
 
-    There one random 64-bit number decides for four values, and the probability is the nearest multiple of 2**-16.
+    There one random number of 64 bits decides for four values, and the probability is the nearest multiple of 2**-16.
     """
 
     def forward(self, x: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from .backend import BackendError, backend, runs_triton
 from .dream_rectify import dream_rectify, dream_rectify_input
 from .dream_rectify import variants as rectify_variants
 from .group_norm_silu import group_norm_silu
+from .group_norm_silu import variants as norm_variants
 from .reference import vq_lookup
 
 
@@ -28,7 +29,7 @@ class Op(NamedTuple):
 OPS = {
     "dream_rectify": Op(dream_rectify, reference.dream_rectify, rectify_variants),
     "dream_rectify_input": Op(dream_rectify_input, reference.dream_rectify_input),  # variants: dream_rectify's
-    "group_norm_silu": Op(group_norm_silu, reference.group_norm_silu),
+    "group_norm_silu": Op(group_norm_silu, reference.group_norm_silu, norm_variants),
     "vq_lookup": Op(vq_lookup, reference.vq_lookup),
 }
 

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .reference import layout
+from ._layout import layout
 
 SMALL = 2**16  # values a sample up to which transposing them twice costs less than calls for each sample
 aten = torch.ops.aten
@@ -61,7 +61,7 @@ def channels_last_backward(
     dy, x = dy.contiguous(memory_format=torch.channels_last), x.contiguous(memory_format=torch.channels_last)
     a, k = coefficients(weight, bias, mean, rstd)
     ones = weight.new_ones(weight.shape[1])  # of the type that the sums shall have
-    channel_mean, channel_rstd = (s.expand(-1, -1, weight.shape[1] // s.shape[1]).reshape(weight.shape) for s in (mean, rstd))
+    channel_mean, channel_rstd = (of_channels(s, weight) for s in (mean, rstd))
     dz, sums = torch.empty_like(x), []
     for sample, dy_i, dz_i, *affine_i, m, r in zip(x.split(1), dy.split(1), dz.split(1), a, k, channel_mean, channel_rstd):
         if silu:
@@ -74,7 +74,7 @@ def channels_last_backward(
     of_group, count = (len(x), mean.shape[1], -1), x[0].numel() // mean.shape[1]
     c1 = (weight * dbias).view(of_group).sum(2, keepdim=True) * rstd / count
     c2 = (weight * dweight).view(of_group).sum(2, keepdim=True) * rstd**2 / count
-    slope, offset = (s.expand_as(weight.view(of_group)).reshape(weight.shape) for s in (-c2, c2 * mean - c1))
+    slope, offset = of_channels(-c2, weight), of_channels(c2 * mean - c1, weight)
     zero, part = torch.zeros_like(ones), torch.empty_like(x[:1])
     for sample, dz_i, a_i, *affine_i in zip(x.split(1), dz.split(1), a, slope, offset):
         affine(dz_i, a_i, zero, dz_i).add_(affine(sample, *affine_i, part))
@@ -86,6 +86,11 @@ def coefficients(weight: Tensor, bias: Tensor, mean: Tensor, rstd: Tensor) -> tu
     of_group = (*mean.shape[:2], -1)
     a = weight.view(of_group) * rstd
     return a.view(weight.shape), torch.addcmul(bias.view(of_group), mean, a, value=-1).view(bias.shape)
+
+
+def of_channels(s: Tensor, weight: Tensor) -> Tensor:
+    """[B,G,1] -> [B,C], contiguous, as weight is."""
+    return s.expand(-1, -1, weight.shape[1] // s.shape[1]).contiguous().view(weight.shape)
 
 
 def affine(sample: Tensor, a: Tensor, k: Tensor, out: Tensor) -> Tensor:

@@ -6,10 +6,15 @@ import torch
 from torch import Tensor
 
 
+def layout(x: Tensor) -> torch.memory_format:
+    """channels_last if x has that layout, else contiguous."""
+    last = not x.is_contiguous() and x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last)
+    return torch.channels_last if last else torch.contiguous_format
+
+
 def dense(first: Tensor, *others: Tensor) -> list[Tensor]:
     """All in `first`'s layout, channels-last if it has that and else contiguous. Copies only what lies otherwise."""
-    last = not first.is_contiguous() and first.dim() == 4 and first.is_contiguous(memory_format=torch.channels_last)
-    return [x.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format) for x in (first, *others)]
+    return [x.contiguous(memory_format=layout(first)) for x in (first, *others)]
 
 
 def per_sample(factor: Tensor, samples: int) -> Tensor:
