@@ -41,7 +41,29 @@ def torch_group_norm_silu(x: Tensor, weight: Tensor, bias: Tensor, groups: int, 
     return F.silu(F.group_norm(x, groups, weight.to(x.dtype), bias.to(x.dtype), eps))
 
 
-CASES: dict[str, Callable] = {"dream_rectify": dream_rectify, "group_norm_silu": group_norm_silu}
+def dream_l1_grad(shape: tuple[int, ...], dtype: torch.dtype, device: str) -> tuple[tuple, int]:
+    tensors = torch.randn(3, *shape, device=device).to(dtype)
+    return (*tensors, torch.rand(shape[0], 1, 1, 1, device=device)), 4
+
+
+def q_sample(shape: tuple[int, ...], dtype: torch.dtype, device: str) -> tuple[tuple, int]:
+    tensors = torch.randn(3, *shape, device=device).to(dtype)
+    return (*tensors, *torch.rand(3, shape[0], 1, 1, 1, device=device)), 4
+
+
+def sampler_step(shape: tuple[int, ...], dtype: torch.dtype, device: str) -> tuple[tuple, int]:
+    args, _ = q_sample(shape, dtype, device)
+    key = dream_kernels.noise_key(torch.arange(shape[0], device=device))
+    return (*args[:2], key, *args[3:], 1.0), 3
+
+
+CASES: dict[str, Callable] = {
+    "dream_rectify": dream_rectify,
+    "dream_l1_grad": dream_l1_grad,
+    "q_sample": q_sample,
+    "sampler_step": sampler_step,
+    "group_norm_silu": group_norm_silu,
+}
 SHAPES_OF = {"group_norm_silu": ((4, 32, 128, 128), (4, 64, 64, 64), (4, 128, 32, 32), (4, 512, 8, 8))}  # of SR3, inner 32
 EAGER: dict[str, Callable] = {"group_norm_silu": torch_group_norm_silu}
 TRAINED = OWN_ON_CPU = {"group_norm_silu"}
