@@ -62,7 +62,7 @@ def dream_rectify(z_t: Tensor, eps: Tensor, eps_hat: Tensor, noise_std: Tensor, 
 
 def dream_rectify_input(z_t: Tensor, eps: Tensor, eps_hat: Tensor, noise_std: Tensor, lam: Tensor) -> Tensor:
     """The first result of dream_rectify."""
-    return dream_rectify(z_t, eps, eps_hat, noise_std, lam)[0]
+    return (wide(z_t) + noise_std * (lam * (field(eps, z_t) - wide(eps_hat)))).to(z_t.dtype)
 
 
 def check_loss(prediction, kind, eps, eps_hat, lam, z0, a, s) -> None:
@@ -85,6 +85,13 @@ def dream_target(prediction: str, eps, eps_hat, lam, z0, a, s, pred: Tensor) -> 
     return rectified if prediction == "eps" else a * rectified - s * wide(z0)
 
 
+def rho(r: Tensor, kind: str, delta: float) -> Tensor:
+    """|r| ("l1"), r^2 ("l2"), or Huber's: r^2 / 2 up to |r| = delta, delta (|r| - delta / 2) beyond."""
+    if kind == "huber":
+        return torch.where(r.abs() <= delta, 0.5 * r * r, delta * (r.abs() - 0.5 * delta))
+    return r.abs() if kind == "l1" else r.square()
+
+
 def dream_l1(
     pred, eps=None, eps_hat=None, lam=None, z0=None, a=None, s=None, *, weight=None, prediction="eps", kind="l1", delta=1.0
 ) -> Tensor:
@@ -95,11 +102,7 @@ def dream_l1(
     """
     check_loss(prediction, kind, eps, eps_hat, lam, z0, a, s)
     r = wide(pred) - dream_target(prediction, eps, eps_hat, lam, z0, a, s, pred).detach()
-    if kind == "huber":
-        rho = torch.where(r.abs() <= delta, 0.5 * r * r, delta * (r.abs() - 0.5 * delta))
-    else:
-        rho = r.abs() if kind == "l1" else r.square()
-    loss = rho.flatten(1).mean(1)
+    loss = rho(r, kind, delta).flatten(1).mean(1)
     return loss if weight is None else weight * loss
 
 
@@ -107,23 +110,23 @@ def dream_l1_grad(
     pred, eps=None, eps_hat=None, lam=None, z0=None, a=None, s=None, *, weight=None, prediction="eps", kind="l1", delta=1.0
 ) -> tuple[Tensor, Tensor]:
     """dream_l1, and the gradient of its sum in pred, in pred's dtype: weight[b] rho'(pred - target) / (C h w)."""
-    pred, parts = pred.detach(), (eps, eps_hat, lam, z0, a, s)
-    loss = dream_l1(pred, *parts, weight=weight, prediction=prediction, kind=kind, delta=delta)
-    r = wide(pred) - dream_target(prediction, *parts, pred)
+    check_loss(prediction, kind, eps, eps_hat, lam, z0, a, s)
+    r = (wide(pred) - dream_target(prediction, eps, eps_hat, lam, z0, a, s, pred)).detach()
     slope = {"l1": torch.sign, "l2": lambda r: 2 * r, "huber": lambda r: r.clamp(-delta, delta)}[kind](r)
-    share = 1 / r[0].numel() if weight is None else weight.reshape(-1, 1, 1, 1) / r[0].numel()
-    return loss, (share * slope).to(pred.dtype)
+    weight = torch.ones(len(pred), device=pred.device) if weight is None else weight
+    share = weight.reshape(-1, 1, 1, 1) / pred.shape[1:].numel()
+    return weight * rho(r, kind, delta).flatten(1).mean(1), (share * slope).to(pred.dtype)
 
 
 def q_sample(z0: Tensor, z_lr: Tensor, eps: Tensor, a: Tensor, b: Tensor, s: Tensor) -> Tensor:
     """z_t = a z0 + b z_lr + s eps. z0, z_lr, eps: [B,C,h,w], eps may be a noise_key; a, b, s: [B,1,1,1]. In z0's dtype."""
-    return q_sample_eps(z0, z_lr, eps, a, b, s)[0]
+    return (a * wide(z0) + b * wide(z_lr) + s * field(eps, z0)).to(z0.dtype)
 
 
 def q_sample_eps(z0: Tensor, z_lr: Tensor, eps: Tensor, a: Tensor, b: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
     """q_sample's z_t, and its eps in z0's dtype."""
     noise = field(eps, z0)
-    return (a * wide(z0) + b * wide(z_lr) + s * noise).to(z0.dtype), noise.to(z0.dtype, copy=True)
+    return q_sample(z0, z_lr, noise, a, b, s), noise.to(z0.dtype, copy=True)
 
 
 def sampler_step(
