@@ -75,9 +75,9 @@ def norm_silu(kind: Literal["group", "layer"], channels: int) -> list[nn.Module]
 
 
 class Dropout(nn.Dropout):
-    """nn.Dropout at a fifth of its time on a CPU, where torch draws value by value and torch.compile's generator takes longer still.
+    """nn.Dropout, on a CPU at a fifth of its time: torch draws a number for each value, torch.compile more slowly still.
 
-    There one random 64-bit number decides for four values, and the probability is the nearest multiple of 2**-16.
+    There one random number of 64 bits decides for four values, and the probability is the nearest multiple of 2**-16.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -86,7 +86,7 @@ class Dropout(nn.Dropout):
         return super().forward(x)
 
 
-@torch.library.custom_op("dream::dropout_factors", mutates_args=(), tags=(torch.Tag.nondeterministic_seeded,))
+@torch.library.custom_op("ldm_dream::dropout_factors", mutates_args=(), tags=(torch.Tag.nondeterministic_seeded,))
 def dropout_factors(x: Tensor, p: float) -> Tensor:
     """Like x: 0 with probability p, else what keeps the mean at 1. Follows torch.manual_seed."""
     threshold = min(round(p * 2**16), 2**16 - 1)

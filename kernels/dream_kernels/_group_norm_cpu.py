@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .reference import layout
+from ._layout import layout
 
 SMALL = 2**16  # values a sample up to which transposing them twice costs less than calls for each sample
 aten = torch.ops.aten
@@ -40,14 +40,15 @@ def channels_last_op(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """-> y, mean and rstd [B,G,1]. For the backward it saves these two, x, weight and bias, and computes z again."""
     x = x.contiguous(memory_format=torch.channels_last)
-    unused = torch.zeros_like(weight[0])  # next to it, batch norm gives float32 statistics of 16-bit features too
+    unused = weight.new_zeros(weight.shape[1])  # next to it, batch norm gives float32 statistics of 16-bit features too
     mean, var = (torch.stack(s).view(len(x), groups, -1) for s in zip(*(
         torch.batch_norm_update_stats(sample, unused, unused, 0.0) for sample in x.split(1))))  # fmt: skip
     between, mean = torch.var_mean(mean, 2, keepdim=True, correction=0)
     rstd = torch.rsqrt(var.mean(2, keepdim=True) + between + eps)
     y = torch.empty_like(x)
+    standard = zeros_and_ones(weight)
     for args in zip(x.split(1), *coefficients(weight, bias, mean, rstd), y.split(1)):
-        out = affine(*args)
+        out = affine(*args, standard)
         if silu:
             F.silu(out, inplace=True)
     return y, mean, rstd
@@ -60,12 +61,12 @@ def channels_last_backward(
     """-> dx like x, dweight and dbias [B,C]."""
     dy, x = dy.contiguous(memory_format=torch.channels_last), x.contiguous(memory_format=torch.channels_last)
     a, k = coefficients(weight, bias, mean, rstd)
-    ones = weight.new_ones(weight.shape[1])  # of the type that the sums shall have
-    channel_mean, channel_rstd = (s.expand(-1, -1, weight.shape[1] // s.shape[1]).reshape(weight.shape) for s in (mean, rstd))
+    zeros, ones = standard = zeros_and_ones(weight)
+    channel_mean, channel_rstd = (of_channels(s, weight) for s in (mean, rstd))
     dz, sums = torch.empty_like(x), []
     for sample, dy_i, dz_i, *affine_i, m, r in zip(x.split(1), dy.split(1), dz.split(1), a, k, channel_mean, channel_rstd):
         if silu:
-            aten.silu_backward.grad_input(dy_i, affine(sample, *affine_i, dz_i), grad_input=dz_i)
+            aten.silu_backward.grad_input(dy_i, affine(sample, *affine_i, dz_i, standard), grad_input=dz_i)
         else:
             dz_i.copy_(dy_i)
         sums.append(aten.native_batch_norm_backward(dz_i, sample, ones, None, None, m, r, True, 0.0, [False, True, True])[1:])
@@ -74,10 +75,10 @@ def channels_last_backward(
     of_group, count = (len(x), mean.shape[1], -1), x[0].numel() // mean.shape[1]
     c1 = (weight * dbias).view(of_group).sum(2, keepdim=True) * rstd / count
     c2 = (weight * dweight).view(of_group).sum(2, keepdim=True) * rstd**2 / count
-    slope, offset = (s.expand_as(weight.view(of_group)).reshape(weight.shape) for s in (-c2, c2 * mean - c1))
-    zero, part = torch.zeros_like(ones), torch.empty_like(x[:1])
+    slope, offset = of_channels(-c2, weight), of_channels(c2 * mean - c1, weight)
+    part = torch.empty_like(x[:1])
     for sample, dz_i, a_i, *affine_i in zip(x.split(1), dz.split(1), a, slope, offset):
-        affine(dz_i, a_i, zero, dz_i).add_(affine(sample, *affine_i, part))
+        affine(dz_i, a_i, zeros, dz_i, standard).add_(affine(sample, *affine_i, part, standard))
     return dz, dweight, dbias
 
 
@@ -88,11 +89,20 @@ def coefficients(weight: Tensor, bias: Tensor, mean: Tensor, rstd: Tensor) -> tu
     return a.view(weight.shape), torch.addcmul(bias.view(of_group), mean, a, value=-1).view(bias.shape)
 
 
-def affine(sample: Tensor, a: Tensor, k: Tensor, out: Tensor) -> Tensor:
+def of_channels(s: Tensor, weight: Tensor) -> Tensor:
+    """[B,G,1] -> [B,C], contiguous, as weight is."""
+    return s.expand(-1, -1, weight.shape[1] // s.shape[1]).contiguous().view(weight.shape)
+
+
+def zeros_and_ones(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """The mean and variance [C] of features that are normed already."""
+    return weight.new_zeros(weight.shape[1]), weight.new_ones(weight.shape[1])
+
+
+def affine(sample: Tensor, a: Tensor, k: Tensor, out: Tensor, standard: tuple[Tensor, Tensor]) -> Tensor:
     """a x + k of [1,C,H,W] for each channel, written to `out`, which may be the sample itself."""
     none = a.new_empty(0)
-    zero, one = torch.zeros_like(a), torch.ones_like(a)
-    aten.native_batch_norm.out(sample, a, k, zero, one, False, 0.0, 0.0, out=out, save_mean=none, save_invstd=none)
+    aten.native_batch_norm.out(sample, a, k, *standard, False, 0.0, 0.0, out=out, save_mean=none, save_invstd=none)
     return out
 
 
