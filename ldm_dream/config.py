@@ -42,6 +42,8 @@ class DiffusionLossConfig(Strict):
     kind: Literal["l1", "l2", "huber"] = "l1"  # huber: square up to an error of 1, straight beyond
     strength: float = Field(0.0, ge=0, le=1)  # 0 = plain diffusion loss, 1 = DREAM
     p: float = Field(1.0, ge=0)  # exponent of the adaptive strength; 1 DREAM, 0 DRM
+    fraction: float = Field(1.0, gt=0, le=1)  # share of each batch that DREAM rectifies; less costs less time
+    estimate_precision: Literal["same", "bf16"] = "same"  # of DREAM's extra pass; same = train.precision
     pixel: float = Field(0.0, ge=0)  # weight of L1 between decoded z0 estimate and hr
     lpips: float = Field(0.0, ge=0)  # weight of LPIPS between decoded z0 estimate and hr (needs lpips_weights)
     decode_samples: int = Field(4, ge=1)  # samples of the batch that are decoded for the two terms above
@@ -177,7 +179,7 @@ class TrainConfig(Strict):
     ema: float = Field(0.999, ge=0, lt=1)
     precision: Literal["fp32", "bf16"] = "bf16"  # bf16 = autocast; weights stay fp32
     channels_last: bool = True
-    compile: bool = False  # torch.compile of the repeated blocks
+    compile: bool | None = None  # torch.compile of the repeated blocks; None = on CUDA, where sizes are fixed
     log_every: int = Field(50, ge=1)
     val_every: int = Field(1000, ge=1)
     val_images: int = Field(8, ge=0)

@@ -44,17 +44,25 @@ def diffusion_loss(
     strength: float = 0.0,
     p: float = 1.0,
     network: nn.Module | None = None,
+    estimator: Denoise | None = None,
+    fraction: float = 1.0,
 ) -> DiffusionLoss:
     """One batch. z0, z_lr, eps: [B,C,h,w]; t: int64 [B] of indices; prediction: "eps", "z0" or "v"; kind: "l1", "l2" or
     "huber" (square up to 1, straight beyond).
 
-    strength, p, network: see `dream`. Raises ValueError for an unknown kind or prediction, or an output of another shape.
+    strength, p, network: see `dream`. estimator: makes the estimate in place of denoise, such as the same network in bfloat16.
+    fraction in (0,1]: share of the batch that is rectified, from its start and rounded up.
+
+    Raises ValueError for an unknown kind or prediction, or an output of another shape.
     """
     check_prediction(prediction)
     wide = torch.promote_types(z0.dtype, torch.float32)
     a, b, s = (factor(t, wide) for factor in (process.a, process.b, process.s))
     z_t = q_sample(z0.to(wide), z_lr, eps, a, b, s)
-    eps_hat, lam = estimate(denoise, process, z_t, z_lr, cond, t, prediction=prediction, strength=strength, p=p, network=network)
+    eps_hat, lam = estimate(
+        estimator or denoise, process, z_t, z_lr, cond, t,
+        prediction=prediction, strength=strength, p=p, network=network, fraction=fraction,
+    )  # fmt: skip
     if eps_hat is not None:
         z_t = dream_rectify_input(z_t, eps, eps_hat, s, lam)
     output = denoise(z_t, t, cond)
@@ -98,17 +106,30 @@ def estimate(
     strength: float,
     p: float,
     network: nn.Module | None,
+    fraction: float = 1.0,
 ) -> tuple[Tensor, Tensor] | tuple[None, None]:
-    """The extra pass -> (eps_hat [B,C,h,w], lam [B,1,1,1]) without gradient; (None, None) at strength 0. Options: see `dream`."""
+    """The extra pass -> (eps_hat [B,C,h,w], lam [B,1,1,1]) without gradient; (None, None) at strength 0. Options: see `dream`.
+
+    fraction: see `diffusion_loss`; of the other samples lam is 0, and eps_hat counts for nothing.
+    """
     if not 0 <= strength <= 1:
         raise ValueError(f"strength={strength} is not possible; choose 0 (plain diffusion) to 1 (DREAM).")
     if not 0 <= p < math.inf:
         raise ValueError(f"p={p} is not possible; choose a finite number from 0 up, and strength=0 for plain diffusion.")
+    if not 0 < fraction <= 1:
+        raise ValueError(f"fraction={fraction} is not possible; choose above 0, at most 1; strength=0 is plain diffusion.")
     if strength == 0:
         return None, None
+    lam = strength * process.weight(t) ** p
+    count = math.ceil(fraction * len(t))
+    if count < len(t):
+        z_t, z_lr, cond, t = z_t[:count], z_lr[:count], cond[:count], t[:count]
     with torch.no_grad(), evaluating(network):
         eps_hat = process.to_eps(denoise(z_t, t, cond), z_t, z_lr, t, prediction)
-    return eps_hat, strength * process.weight(t) ** p
+    if count < len(lam):
+        eps_hat = torch.cat([eps_hat, eps_hat.new_zeros(len(lam) - count, *eps_hat.shape[1:])])
+        lam = torch.cat([lam[:count], torch.zeros_like(lam[count:])])
+    return eps_hat, lam
 
 
 @contextmanager

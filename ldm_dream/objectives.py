@@ -57,6 +57,12 @@ class DiffusionObjective:
         told = self.process.model_t(t, self.model.sees_noise_level)
         return self.network(self.process.model_input(z_t, t), told, cond)
 
+    def estimator(self, z_t: Tensor, t: Tensor, cond: Tensor) -> Tensor:
+        """`denoise` for DREAM's extra pass."""
+        lower = self.run.loss.estimate_precision == "bf16" or torch.is_autocast_enabled(z_t.device.type)
+        with torch.autocast(z_t.device.type, torch.bfloat16, enabled=lower):
+            return self.denoise(z_t, t, cond)
+
     @torch.no_grad()
     def latents(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """(z0, z_lr): cached ones if the batch brings them."""
@@ -76,6 +82,7 @@ class DiffusionObjective:
         result = diffusion_loss(
             self.denoise, self.process, z0, z_lr, cond, t, eps,
             prediction=run.prediction, kind=cfg.kind, strength=cfg.strength, p=cfg.p, network=self.model,
+            estimator=self.estimator, fraction=cfg.fraction,
         )  # fmt: skip
         total = result.loss.mean()
         logged = {"diffusion": total.detach()}

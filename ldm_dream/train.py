@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import platform
 import sys
 import time
@@ -72,7 +73,8 @@ def _train(run: Run, run_dir: Path, rank: ranks.Rank) -> None:
         load_weights(objective.model, find_model(cfg.init_from) / "model.safetensors")
     objective.trained.to(device, memory_format=layout).train()
     _freeze(objective.model, cfg.freeze)
-    if cfg.compile:
+    if cfg.compile or (cfg.compile is None and device.type == "cuda" and not run.data.scales):
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str((run_dir / "compiled").resolve()))  # a resumed run starts warm
         compile_blocks(objective.model)
     objective.share_gradients()
     optimizers = [make_optimizer(cfg, [p for p in part.parameters if p.requires_grad]) for part in objective.parts]

@@ -28,6 +28,7 @@ from .data.images import MAX_PIXELS, ImageError
 from .errors import UserError
 from .hub import upload
 from .networks import compile_blocks
+from .networks.idm import LRFeatures
 from .pictures import Picture, unpack
 from .process import Denoise, Process
 from .sampler import sample, timesteps
@@ -220,7 +221,7 @@ class Upscaler:
         with self._autocast():
             return self.autoencoder.decode(self._on_device(z)).float()
 
-    def _predict(self, z: Tensor, step: Tensor, cond: Tensor | tuple) -> Tensor:
+    def _predict(self, z: Tensor, step: Tensor, cond: Tensor | LRFeatures) -> Tensor:
         with self._autocast():
             return self.network(self._on_device(z), step.to(self.device).expand(len(z)), cond).float()
 

@@ -239,3 +239,22 @@ def test_output_of_another_shape_does_not_broadcast():
     z0, z_lr, cond, t, eps = batch(process)
     with pytest.raises(ValueError, match=r"\(4, 1, 5, 5\).*\(4, 2, 5, 5\)"):
         diffusion_loss(lambda z_t, t, cond: z_t[:, :1], process, z0, z_lr, cond, t, eps, prediction="z0")
+
+
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+def test_a_fraction_rectifies_that_share_of_the_batch_and_leaves_the_rest_plain(process, prediction):
+    z0, z_lr, cond, t, eps = batch(process, prediction="eps")
+    denoise, estimated = saying_the_same(process, z_lr, prediction), []
+
+    def loss(**options):
+        return diffusion_loss(denoise, process, z0, z_lr, cond, t, eps, prediction=prediction, **options).loss
+
+    def estimator(z_t, t, cond):
+        estimated.append(len(z_t))
+        return saying_the_same(process, z_lr[: len(z_t)], prediction)(z_t, t, cond)
+
+    got = loss(strength=1.0, estimator=estimator, fraction=0.3)
+    assert estimated == [2]
+    torch.testing.assert_close(got, torch.cat([loss(strength=1.0)[:2], loss()[2:]]))
+    with pytest.raises(ValueError, match="fraction=0 is not possible"):
+        loss(strength=1.0, fraction=0)

@@ -14,7 +14,7 @@ Symbols: x features [B,C,H,W]; emb noise level embedding [B,model_channels]; lev
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -26,12 +26,16 @@ from ..layers import Attention, Downsample, Dropout, GroupNorm, noise_level_embe
 DECODER_WIDTH = 256  # between the two layers of an implicit decoder, at every level
 
 
-class LRFeatures(NamedTuple):
-    """What the network sees of the LR picture."""
+@dataclass(frozen=True)
+class LRFeatures:
+    """What the network sees of the LR picture; a slice is that of these samples."""
 
     picture: Tensor  # enlarged, [B,Cc,H,W]
     levels: list[Tensor]  # of levels 1, 2, ..., sized like the U-Net's features there
     position: Tensor  # [1], between no enlargement (0) and max_scale (1)
+
+    def __getitem__(self, samples: slice) -> LRFeatures:
+        return LRFeatures(self.picture[samples], [level[samples] for level in self.levels], self.position)
 
 
 class IDM(nn.Module):
