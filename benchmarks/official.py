@@ -17,10 +17,12 @@ from ldm_dream.process import Process
 
 
 class PlainGroupNorm(nn.GroupNorm):
-    """torch's own group norm and, where ours has it inside, activation."""
+    """torch's own group norm, then in plain operations what ours has inside."""
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, scale: Tensor | None = None, shift: Tensor | None = None) -> Tensor:
         h = super().forward(x)
+        if scale is not None:
+            h = h * (1 + scale[:, :, None, None]) + shift[:, :, None, None]
         return F.silu(h) if self.silu else h
 
 

@@ -27,6 +27,7 @@ from ldm_dream.condition import build_cond
 from ldm_dream.config import DiffusionRun, load_config
 from ldm_dream.data.pairs import Batch
 from ldm_dream.errors import UserError
+from ldm_dream.hub import HubError
 from ldm_dream.networks import compile_blocks
 from ldm_dream.objectives import DiffusionObjective
 from ldm_dream.train import make_optimizer
@@ -53,7 +54,7 @@ class Step:
         try:
             run = run.model_copy(update={"autoencoder": resolve_autoencoder(run.autoencoder)})
             autoencoder = load_autoencoder(run.autoencoder)
-        except ModelError:
+        except (ModelError, HubError):
             autoencoder = build_autoencoder(run.autoencoder).requires_grad_(False).eval()
         layout = torch.contiguous_format if self.official else torch.channels_last
         autoencoder.to(self.device, memory_format=layout)
