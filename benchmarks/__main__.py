@@ -51,6 +51,14 @@ def build_parser() -> argparse.ArgumentParser:
     systems = commands.add_parser("systems", parents=[shared], help="every system: 200 steps, loss at both ends, resume, upscale")
     systems.add_argument("--systems", nargs="+", metavar="NAME", help="only these (default: all)")
     systems.add_argument("--steps", type=int, default=200, metavar="N", help="(default: %(default)s)")
+
+    plot = commands.add_parser("plot", help="curves of steps-quality and sampling rows as SVG")
+    plot.add_argument("files", nargs="+", metavar="FILE.jsonl", help="what --json has written")
+    plot.add_argument("-o", "--output", default=".", metavar="DIR", help="(default: here)")
+
+    everything = commands.add_parser("all", help="every benchmark that a fresh clone can run, and a report to paste")
+    everything.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    everything.add_argument("-o", "--output", default="bench", metavar="DIR", help="(default: %(default)s)")
     return parser
 
 

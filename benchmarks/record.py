@@ -17,10 +17,10 @@ def append(path: str | None, rows: list[dict]) -> None:
     if path is None:
         return
     about = {
-        "commit": _commit(),
+        "commit": commit(),
         "ldm_dream": ldm_dream.__version__,
         "torch": torch.__version__,
-        "machine": torch.cuda.get_device_name() if torch.cuda.is_available() else _cpu(),
+        "machine": machine(rows[0].get("device", "cpu") if rows else "cpu"),
         "threads": torch.get_num_threads(),
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
@@ -29,7 +29,11 @@ def append(path: str | None, rows: list[dict]) -> None:
         file.writelines(json.dumps(row | about) + "\n" for row in rows)
 
 
-def _commit() -> str:
+def machine(device: str) -> str:
+    return torch.cuda.get_device_name() if device == "cuda" else _cpu()
+
+
+def commit() -> str:
     done = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False)
     return done.stdout.strip() or "unknown"
 

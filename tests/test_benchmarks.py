@@ -1,0 +1,38 @@
+"""Benchmarks: their rows become curves, and the list that `all` runs is one of commands that exist."""
+
+import pytest
+
+from benchmarks.__main__ import build_parser
+from benchmarks.all import COMMANDS
+from benchmarks.plot import collect
+
+
+def test_rows_become_curves_over_steps_and_the_later_measurement_counts():
+    quality = {"benchmark": "steps-quality", "pictures": ["hr"]}
+    rows = [
+        quality | {"method": "bicubic", "psnr_y": 24.0},
+        quality | {"method": "a model 4", "psnr_y": 25.0, "lpips": 0.2},
+        quality | {"method": "a model 1", "psnr_y": 24.5},
+        quality | {"method": "a model 4", "psnr_y": 26.0},
+        {"benchmark": "train-step", "seconds": 1.0},
+        {
+            "benchmark": "sampling",
+            "model": "m",
+            "size": 64,
+            "tile": None,
+            "batch_size": 1,
+            "device": "cpu",
+            "steps": 4,
+            "seconds": 2.0,
+        },
+    ]
+    assert collect(rows) == {
+        "a model": {"psnr_y": [(1, 24.5), (4, 26.0)], "lpips": [(4, 0.2)]},
+        "m, 64 px, tile auto, 1 at a time, cpu": {"seconds": [(4, 2.0)]},
+    }
+
+
+@pytest.mark.parametrize("device", COMMANDS)
+def test_all_runs_commands_that_exist(device):
+    for words in COMMANDS[device]:
+        assert build_parser().parse_args([*words, "--device", device, "--json", "rows.jsonl"]).command == words[0]
