@@ -15,7 +15,8 @@ from ._variant import Variant
 from .backend import BackendError, backend, runs_triton
 from .dream_rectify import dream_rectify, dream_rectify_input
 from .dream_rectify import variants as rectify_variants
-from .reference import vq_lookup
+from .vq_lookup import variants as lookup_variants
+from .vq_lookup import vq_lookup
 
 
 class Op(NamedTuple):
@@ -27,7 +28,7 @@ class Op(NamedTuple):
 OPS = {
     "dream_rectify": Op(dream_rectify, reference.dream_rectify, rectify_variants),
     "dream_rectify_input": Op(dream_rectify_input, reference.dream_rectify_input),  # variants: dream_rectify's
-    "vq_lookup": Op(vq_lookup, reference.vq_lookup),
+    "vq_lookup": Op(vq_lookup, reference.vq_lookup, lookup_variants),
 }
 
 __all__ = ["OPS", "BackendError", "Op", "Variant", "backend", "runs_triton", *OPS]
