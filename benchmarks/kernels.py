@@ -26,7 +26,28 @@ def dream_rectify(shape: tuple[int, ...], dtype: torch.dtype, device: str) -> tu
     return (*tensors, *torch.rand(2, shape[0], 1, 1, 1, device=device)), 5
 
 
-CASES: dict[str, Callable] = {"dream_rectify": dream_rectify}
+def dream_l1_grad(shape: tuple[int, ...], dtype: torch.dtype, device: str) -> tuple[tuple, int]:
+    tensors = torch.randn(3, *shape, device=device).to(dtype)
+    return (*tensors, torch.rand(shape[0], 1, 1, 1, device=device)), 4
+
+
+def q_sample(shape: tuple[int, ...], dtype: torch.dtype, device: str) -> tuple[tuple, int]:
+    tensors = torch.randn(3, *shape, device=device).to(dtype)
+    return (*tensors, *torch.rand(3, shape[0], 1, 1, 1, device=device)), 4
+
+
+def sampler_step(shape: tuple[int, ...], dtype: torch.dtype, device: str) -> tuple[tuple, int]:
+    args, _ = q_sample(shape, dtype, device)
+    key = dream_kernels.noise_key(torch.arange(shape[0], device=device))
+    return (*args[:2], key, *args[3:], 1.0), 3
+
+
+CASES: dict[str, Callable] = {
+    "dream_rectify": dream_rectify,
+    "dream_l1_grad": dream_l1_grad,
+    "q_sample": q_sample,
+    "sampler_step": sampler_step,
+}
 
 
 def measure(calls: dict[str, Callable], repetitions: int, wait: Callable) -> dict[str, list[float]]:

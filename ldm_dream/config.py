@@ -39,7 +39,7 @@ class ConfigError(UserError, ValueError):
 
 
 class DiffusionLossConfig(Strict):
-    kind: Literal["l1", "l2"] = "l1"
+    kind: Literal["l1", "l2", "huber"] = "l1"  # huber: square up to an error of 1, straight beyond
     strength: float = Field(0.0, ge=0, le=1)  # 0 = plain diffusion loss, 1 = DREAM
     p: float = Field(1.0, ge=0)  # exponent of the adaptive strength; 1 DREAM, 0 DRM
     pixel: float = Field(0.0, ge=0)  # weight of L1 between decoded z0 estimate and hr

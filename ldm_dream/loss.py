@@ -6,7 +6,8 @@ that training meets the inputs of sampling. Algorithm 3, with Eq. 14-15 written 
     lam     = strength * weight(t) ** p                       p = 1 DREAM, p = 0 DRM, strength = 0 plain diffusion
     z_t'    = z_t + s lam (eps - eps_hat)
     target  = eps + lam (eps - eps_hat)                       of eps; z0 stays z0; v = a target - s z0
-The z0 that (z_t', target) imply is still z0: the three prediction types train on one and the same rectified pair.
+The z0 that (z_t', target) imply is still z0: the three prediction types train on one and the same rectified pair. The target is
+never stored: dream_kernels makes it where the loss needs it.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from dream_kernels import dream_rectify
+from dream_kernels import dream_l1, dream_rectify, dream_rectify_input, q_sample
 
 from .process import Denoise, Process, check_prediction
 
@@ -44,20 +45,23 @@ def diffusion_loss(
     p: float = 1.0,
     network: nn.Module | None = None,
 ) -> DiffusionLoss:
-    """One batch. z0, z_lr, eps: [B,C,h,w]; t: int64 [B] of indices; prediction: "eps", "z0" or "v"; kind: "l1" or "l2".
+    """One batch. z0, z_lr, eps: [B,C,h,w]; t: int64 [B] of indices; prediction: "eps", "z0" or "v"; kind: "l1", "l2" or
+    "huber" (square up to 1, straight beyond).
 
     strength, p, network: see `dream`. Raises ValueError for an unknown kind or prediction, or an output of another shape.
     """
     check_prediction(prediction)
-    z_t = process.q_sample(z0, z_lr, eps, t)
-    z_t, eps = dream(denoise, process, z_t, z_lr, cond, t, eps, prediction=prediction, strength=strength, p=p, network=network)
-    target = {"eps": eps, "z0": z0}[prediction] if prediction != "v" else process.velocity(z0, eps, t)
+    wide = torch.promote_types(z0.dtype, torch.float32)
+    a, b, s = (factor(t, wide) for factor in (process.a, process.b, process.s))
+    z_t = q_sample(z0.to(wide), z_lr, eps, a, b, s)
+    eps_hat, lam = estimate(denoise, process, z_t, z_lr, cond, t, prediction=prediction, strength=strength, p=p, network=network)
+    if eps_hat is not None:
+        z_t = dream_rectify_input(z_t, eps, eps_hat, s, lam)
     output = denoise(z_t, t, cond)
-    if output.shape != target.shape:  # else a single channel would broadcast without a word
-        raise ValueError(
-            f"denoise returned {tuple(output.shape)}, the target is {tuple(target.shape)}; set network.out_channels."
-        )
-    return DiffusionLoss(distance(output, target, kind), process.to_z0(output, z_t, z_lr, t, prediction))
+    if output.shape != z0.shape:  # else a single channel would broadcast without a word
+        raise ValueError(f"denoise returned {tuple(output.shape)}, the target is {tuple(z0.shape)}; set network.out_channels.")
+    loss = dream_l1(output, eps, eps_hat, lam, z0, a, s, prediction=prediction, kind=kind)
+    return DiffusionLoss(loss, process.to_z0(output, z_t, z_lr, t, prediction))
 
 
 def dream(
@@ -78,16 +82,33 @@ def dream(
 
     network: the module behind `denoise`, put into eval mode for the extra pass; None if it has no mode to switch.
     """
+    eps_hat, lam = estimate(denoise, process, z_t, z_lr, cond, t, prediction=prediction, strength=strength, p=p, network=network)
+    return (z_t, eps) if eps_hat is None else dream_rectify(z_t, eps, eps_hat, process.s(t), lam)
+
+
+def estimate(
+    denoise: Denoise,
+    process: Process,
+    z_t: Tensor,
+    z_lr: Tensor,
+    cond: Tensor,
+    t: Tensor,
+    *,
+    prediction: str,
+    strength: float,
+    p: float,
+    network: nn.Module | None,
+) -> tuple[Tensor, Tensor] | tuple[None, None]:
+    """The extra pass -> (eps_hat [B,C,h,w], lam [B,1,1,1]) without gradient; (None, None) at strength 0. Options: see `dream`."""
     if not 0 <= strength <= 1:
         raise ValueError(f"strength={strength} is not possible; choose 0 (plain diffusion) to 1 (DREAM).")
     if not 0 <= p < math.inf:
         raise ValueError(f"p={p} is not possible; choose a finite number from 0 up, and strength=0 for plain diffusion.")
     if strength == 0:
-        return z_t, eps
+        return None, None
     with torch.no_grad(), evaluating(network):
         eps_hat = process.to_eps(denoise(z_t, t, cond), z_t, z_lr, t, prediction)
-    lam = strength * process.weight(t) ** p
-    return dream_rectify(z_t, eps, eps_hat, process.s(t), lam)
+    return eps_hat, strength * process.weight(t) ** p
 
 
 @contextmanager
@@ -102,11 +123,3 @@ def evaluating(network: nn.Module | None) -> Iterator[None]:
     finally:
         for module, training in zip(modules, flags):
             module.training = training
-
-
-def distance(output: Tensor, target: Tensor, kind: str) -> Tensor:
-    """Mean of |output - target| ("l1") or its square ("l2") over all but the batch -> [B]."""
-    if kind not in ("l1", "l2"):
-        raise ValueError(f"loss kind {kind!r} is not known; use 'l1' or 'l2'.")
-    error = output - target
-    return (error.abs() if kind == "l1" else error.square()).flatten(1).mean(1)

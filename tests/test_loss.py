@@ -223,7 +223,7 @@ def test_gradients_under_autocast_survive_the_extra_pass():
         ({"strength": -0.1}, "strength=-0.1"),
         ({"p": -1.0}, "p=-1.0"),
         ({"p": math.inf}, "strength=0 for plain"),
-        ({"kind": "huber"}, "use 'l1' or 'l2'"),
+        ({"kind": "l3"}, "one of l1, l2, huber"),
         ({"prediction": "noise"}, "one of eps, z0, v"),
     ],
 )

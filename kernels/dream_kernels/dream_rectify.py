@@ -2,9 +2,10 @@
 
     shift = lam (eps - eps_hat);   z_t' = z_t + noise_std shift;   target = eps + shift
 
-Bytes an element: 3 reads and 2 writes; `dream_rectify_input` leaves the target out and writes once. Saved for backward: eps and
-eps_hat, by reference. Precision: float32 inside, rounded once at each store. Limits: float32, float16, bfloat16 (float64 runs the
-reference); tensors in another layout than z_t's are copied first. Accesses are 128 bits wide where C*h*w is a multiple of 16.
+Bytes an element: 3 reads and 2 writes; one read less where eps is a key (`_noise.py`), one write less for `dream_rectify_input`,
+which leaves the target out. Saved for backward: the inputs, by reference. Precision: float32 inside, rounded once at each store.
+Limits: float32, float16, bfloat16 (float64 runs the reference); tensors in another layout than z_t's are copied first. Accesses
+are 128 bits wide where C*h*w is a multiple of 16.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ import torch
 from torch import Tensor
 
 from . import reference
-from ._layout import dense, per_sample
+from ._layout import block_of, dense, grid, per_sample
+from ._noise import eps_block, inner_sizes, is_key
 from ._triton import jit, tl
 from ._variant import NAMES, Variant
 from .backend import runs_triton
@@ -23,13 +25,11 @@ BLOCK, WARPS = 2048, 4  # 8 values a thread even where a warp has 64: 128 bits i
 
 @jit
 def rectify_kernel(
-    z_t, eps, eps_hat, noise_std, lam, out, target, size, blocks, WRITE_TARGET: tl.constexpr, BLOCK: tl.constexpr
+    z_t, eps, eps_hat, noise_std, lam, out, target, size, blocks, d1, d2,
+    LAST: tl.constexpr, WRITE_TARGET: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """One program: BLOCK values of one sample; `size` values and `blocks` programs a sample."""
-    sample = tl.program_id(0) // blocks
-    inside = (tl.program_id(0) % blocks).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    at, mask = sample.to(tl.int64) * size + inside, inside < size
-    noise = tl.load(eps + at, mask).to(tl.float32)
+    sample, start, lanes, at, mask = block_of(size, blocks, BLOCK)
+    noise = eps_block(eps, sample, start, lanes, at, mask, d1, d2, LAST)
     shift = tl.load(lam + sample) * (noise - tl.load(eps_hat + at, mask).to(tl.float32))
     z = tl.load(z_t + at, mask).to(tl.float32) + tl.load(noise_std + sample) * shift
     tl.store(out + at, z.to(out.dtype.element_ty), mask)
@@ -40,17 +40,20 @@ def rectify_kernel(
 def launch(
     z_t: Tensor, eps: Tensor, eps_hat: Tensor, noise_std: Tensor, lam: Tensor, write_target: bool
 ) -> tuple[Tensor, Tensor]:
-    z_t, eps, eps_hat = dense(z_t, eps, eps_hat)
-    out, target = torch.empty_like(z_t), torch.empty_like(eps) if write_target else eps.new_empty(0)
-    samples = len(z_t)
+    out, target = results(z_t, eps, write_target)
+    z_t, eps_hat, eps = dense(z_t, eps_hat, eps)
     if z_t.numel():
-        size = z_t.numel() // samples
-        blocks = -(-size // BLOCK)
-        factors = per_sample(noise_std, samples), per_sample(lam, samples)
-        rectify_kernel[(samples * blocks,)](
-            z_t, eps, eps_hat, *factors, out, target, size, blocks, write_target, BLOCK, num_warps=WARPS
+        programs, size, blocks = grid(z_t, BLOCK)
+        factors = per_sample(noise_std, len(z_t)), per_sample(lam, len(z_t))
+        rectify_kernel[programs](
+            z_t, eps, eps_hat, *factors, out, target, size, blocks, *inner_sizes(z_t), write_target, BLOCK, num_warps=WARPS
         )  # fmt: skip
     return out, target
+
+
+def results(z_t: Tensor, eps: Tensor, write_target: bool) -> tuple[Tensor, Tensor]:
+    like = torch.empty_like(dense(z_t)[0])
+    return like, torch.empty_like(like, dtype=z_t.dtype if is_key(eps) else eps.dtype) if write_target else like.new_empty(0)
 
 
 @torch.library.custom_op("dream::dream_rectify", mutates_args=())
@@ -63,8 +66,7 @@ def rectify_op(
 
 @rectify_op.register_fake
 def _(z_t, eps, eps_hat, noise_std, lam, write_target):
-    z_t, eps = dense(z_t, eps)
-    return torch.empty_like(z_t), torch.empty_like(eps) if write_target else eps.new_empty(0)
+    return results(z_t, eps, write_target)
 
 
 def _save(ctx, inputs, output):
@@ -73,9 +75,9 @@ def _save(ctx, inputs, output):
 
 
 def _backward(ctx, grad_out, grad_target):
-    _, eps, eps_hat, noise_std, lam = ctx.saved_tensors
+    z_t, eps, eps_hat, noise_std, lam = ctx.saved_tensors
     grad_out, grad_target = grad_out.float(), grad_target.float() if ctx.write_target else 0
-    difference, grad_shift = eps.float() - eps_hat.float(), noise_std * grad_out + grad_target
+    difference, grad_shift = reference.field(eps, z_t) - eps_hat.float(), noise_std * grad_out + grad_target
     grads = (
         grad_out,
         lam * grad_shift + grad_target,
@@ -83,7 +85,7 @@ def _backward(ctx, grad_out, grad_target):
         (grad_out * lam * difference).sum_to_size(noise_std.shape),
         (difference * grad_shift).sum_to_size(lam.shape),
     )
-    return *(grad.to(x.dtype) for grad, x in zip(grads, ctx.saved_tensors)), None
+    return *(None if is_key(x) else grad.to(x.dtype) for grad, x in zip(grads, ctx.saved_tensors)), None
 
 
 rectify_op.register_autograd(_backward, setup_context=_save)
@@ -104,15 +106,15 @@ def dream_rectify_input(z_t: Tensor, eps: Tensor, eps_hat: Tensor, noise_std: Te
 
 
 def variants() -> list[Variant]:
-    """With and without target, each dtype."""
-    return [_variant(dtype, write_target) for write_target in (True, False) for dtype in NAMES]
+    """With and without target, and with eps made in the kernel."""
+    return [_variant(dtype, *kind) for kind in ((True, False), (False, False), (False, True)) for dtype in NAMES]
 
 
-def _variant(dtype: str, write_target: bool) -> Variant:
-    tensors, factors = ("z_t", "eps", "eps_hat", "out", "target"), ("noise_std", "lam")
-    kinds = dict.fromkeys(tensors, f"*{dtype}") | dict.fromkeys(factors, "*fp32") | {"size": "i32", "blocks": "i32"}
-    constexprs = {"WRITE_TARGET": write_target, "BLOCK": BLOCK}
+def _variant(dtype: str, write_target: bool, key: bool) -> Variant:
+    kinds = dict.fromkeys(("z_t", "eps", "eps_hat", "out", "target"), f"*{dtype}") | ({"eps": "*i64"} if key else {})
+    kinds |= dict.fromkeys(("noise_std", "lam"), "*fp32") | dict.fromkeys(("size", "blocks", "d1", "d2"), "i32")
+    constexprs = {"LAST": False, "WRITE_TARGET": write_target, "BLOCK": BLOCK}
     signature = {name: kinds.get(name, "constexpr") for name in rectify_kernel.arg_names}
-    moved = (5 if write_target else 4) * NAMES[dtype]
-    name = f"dream_rectify{'' if write_target else '_input'}/{dtype}"
-    return Variant(name, rectify_kernel, signature, constexprs, WARPS, moved, moved, ("size",))
+    moved = (4 + write_target - key) * NAMES[dtype]
+    name = f"dream_rectify{'' if write_target else '_input'}{'_key' if key else ''}/{dtype}"
+    return Variant(name, rectify_kernel, signature, constexprs, WARPS, moved, moved, ("size", "d1", "d2"))

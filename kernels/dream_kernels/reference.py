@@ -18,18 +18,123 @@ def wide(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
+def philox(counter: list[Tensor], key: list[Tensor]) -> list[Tensor]:
+    """Philox-4x32-10 (Salmon et al., SC 2011): four counter words, two key words -> four random words; uint32 held in int64."""
+    low = 0xFFFFFFFF
+
+    def product(x: Tensor, factor: int) -> tuple[Tensor, Tensor]:  # upper and lower word, without a step over 63 bits
+        above, below = (x >> 16) * factor, (x & 0xFFFF) * factor
+        return (above + (below >> 16)) >> 16, (((above & 0xFFFF) << 16) + below) & low
+
+    for _ in range(10):
+        (high2, low2), (high0, low0) = product(counter[2], 0xCD9E8D57), product(counter[0], 0xD2511F53)
+        counter = [high2 ^ counter[1] ^ key[0], low2, high0 ^ counter[3] ^ key[1], low0]
+        key = [(key[0] + 0x9E3779B9) & low, (key[1] + 0xBB67AE85) & low]
+    return counter
+
+
+def normal(key: Tensor, like: Tensor) -> Tensor:
+    """Standard normal field shaped as `like` [B,C,h,w], float32 (float64 if like is), from a `noise_key`; see _noise.py."""
+    axes = [torch.arange(n, device=key.device) for n in like.shape[1:]]
+    seed, draw, row, column = (part[:, None, None, None] for part in key.unbind(1))
+    counter = [axes[2] + column, axes[1][:, None] + row, axes[0][:, None, None], draw]
+    words = philox([word & 0xFFFFFFFF for word in counter], [seed & 0xFFFFFFFF, (seed >> 32) & 0xFFFFFFFF])
+    u, v = (words[0] >> 9).to(wide(like).dtype) + 0.5, (words[1] >> 8).to(wide(like).dtype)
+    return (-2 * (u * 2**-23).log()).sqrt() * (2 * torch.pi * (v * 2**-24)).cos()
+
+
+def field(eps: Tensor, like: Tensor) -> Tensor:
+    """eps in float32 or wider: itself, or made from its key."""
+    return normal(eps, like) if eps.dtype == torch.int64 else wide(eps)
+
+
 def dream_rectify(z_t: Tensor, eps: Tensor, eps_hat: Tensor, noise_std: Tensor, lam: Tensor) -> tuple[Tensor, Tensor]:
     """DREAM, Eq. 14-15: (z_t + noise_std lam (eps - eps_hat), eps + lam (eps - eps_hat)).
 
-    z_t, eps, eps_hat: [B,C,h,w]; noise_std (s of the process), lam: [B,1,1,1]. Results in the dtypes of z_t and eps.
+    z_t, eps, eps_hat: [B,C,h,w], eps may be a noise_key; noise_std (s of the process), lam: [B,1,1,1]. Results in the dtypes of
+    z_t and eps (z_t if eps is a key).
     """
-    shift = lam * (wide(eps) - wide(eps_hat))
-    return (wide(z_t) + noise_std * shift).to(z_t.dtype), (wide(eps) + shift).to(eps.dtype)
+    noise = field(eps, z_t)
+    shift = lam * (noise - wide(eps_hat))
+    return (wide(z_t) + noise_std * shift).to(z_t.dtype), (noise + shift).to(z_t.dtype if eps.dtype == torch.int64 else eps.dtype)
 
 
 def dream_rectify_input(z_t: Tensor, eps: Tensor, eps_hat: Tensor, noise_std: Tensor, lam: Tensor) -> Tensor:
     """The first result of dream_rectify."""
-    return dream_rectify(z_t, eps, eps_hat, noise_std, lam)[0]
+    return (wide(z_t) + noise_std * (lam * (field(eps, z_t) - wide(eps_hat)))).to(z_t.dtype)
+
+
+def check_loss(prediction, kind, eps, eps_hat, lam, z0, a, s) -> None:
+    """Raises ValueError for an unknown prediction or kind, or a target that lacks a part."""
+    parts = {"eps": {"eps": eps}, "z0": {"z0": z0}, "v": {"eps": eps, "z0": z0, "a": a, "s": s}}
+    if kind not in ("l1", "l2", "huber") or prediction not in parts:
+        raise ValueError(f"prediction={prediction!r}, kind={kind!r}: give one of eps, z0, v and one of l1, l2, huber.")
+    missing = [name for name, part in parts[prediction].items() if part is None]
+    if missing or (eps_hat is None) != (lam is None):
+        missing = missing or ["eps_hat and lam, both or neither"]
+        raise ValueError(f"the target of prediction={prediction!r} needs {', '.join(missing)}.")
+
+
+def dream_target(prediction: str, eps, eps_hat, lam, z0, a, s, pred: Tensor) -> Tensor:
+    """What pred is compared with, float32 or wider: rectified eps, z0, or v = a rectified - s z0. eps_hat None: lam = 0."""
+    if prediction == "z0":
+        return wide(z0)
+    noise = field(eps, pred)
+    rectified = noise if eps_hat is None else noise + lam * (noise - wide(eps_hat))
+    return rectified if prediction == "eps" else a * rectified - s * wide(z0)
+
+
+def rho(r: Tensor, kind: str, delta: float) -> Tensor:
+    """|r| ("l1"), r^2 ("l2"), or Huber's: r^2 / 2 up to |r| = delta, delta (|r| - delta / 2) beyond."""
+    if kind == "huber":
+        return torch.where(r.abs() <= delta, 0.5 * r * r, delta * (r.abs() - 0.5 * delta))
+    return r.abs() if kind == "l1" else r.square()
+
+
+def dream_l1(
+    pred, eps=None, eps_hat=None, lam=None, z0=None, a=None, s=None, *, weight=None, prediction="eps", kind="l1", delta=1.0
+) -> Tensor:
+    """weight[b] mean rho(pred - target) -> [B] float32 or wider; the target carries no gradient.
+
+    pred, eps, eps_hat, z0: [B,C,h,w], eps may be a noise_key; lam, a, s: [B,1,1,1]; weight: [B] or None for 1. Needed:
+    "eps" eps (eps_hat, lam), "z0" z0, "v" eps (eps_hat, lam), z0, a, s. kind, delta: "l1", "l2", or "huber" turning at delta.
+    """
+    check_loss(prediction, kind, eps, eps_hat, lam, z0, a, s)
+    r = wide(pred) - dream_target(prediction, eps, eps_hat, lam, z0, a, s, pred).detach()
+    loss = rho(r, kind, delta).flatten(1).mean(1)
+    return loss if weight is None else weight * loss
+
+
+def dream_l1_grad(
+    pred, eps=None, eps_hat=None, lam=None, z0=None, a=None, s=None, *, weight=None, prediction="eps", kind="l1", delta=1.0
+) -> tuple[Tensor, Tensor]:
+    """dream_l1, and the gradient of its sum in pred, in pred's dtype: weight[b] rho'(pred - target) / (C h w)."""
+    check_loss(prediction, kind, eps, eps_hat, lam, z0, a, s)
+    r = (wide(pred) - dream_target(prediction, eps, eps_hat, lam, z0, a, s, pred)).detach()
+    slope = {"l1": torch.sign, "l2": lambda r: 2 * r, "huber": lambda r: r.clamp(-delta, delta)}[kind](r)
+    weight = torch.ones(len(pred), device=pred.device) if weight is None else weight
+    share = weight.reshape(-1, 1, 1, 1) / pred.shape[1:].numel()
+    return weight * rho(r, kind, delta).flatten(1).mean(1), (share * slope).to(pred.dtype)
+
+
+def q_sample(z0: Tensor, z_lr: Tensor, eps: Tensor, a: Tensor, b: Tensor, s: Tensor) -> Tensor:
+    """z_t = a z0 + b z_lr + s eps. z0, z_lr, eps: [B,C,h,w], eps may be a noise_key; a, b, s: [B,1,1,1]. In z0's dtype."""
+    return (a * wide(z0) + b * wide(z_lr) + s * field(eps, z0)).to(z0.dtype)
+
+
+def q_sample_eps(z0: Tensor, z_lr: Tensor, eps: Tensor, a: Tensor, b: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
+    """q_sample's z_t, and its eps in z0's dtype."""
+    noise = field(eps, z0)
+    return q_sample(z0, z_lr, noise, a, b, s), noise.to(z0.dtype, copy=True)
+
+
+def sampler_step(
+    z_t: Tensor, z0_hat: Tensor, eps: Tensor, z_factor: Tensor, z0_factor: Tensor, sigma: Tensor, clip: float | None = None
+) -> Tensor:
+    """z_factor z_t + z0_factor clamp(z0_hat, -clip, clip) + sigma eps. Tensors: [B,C,h,w], eps may be a noise_key; factors:
+    [B,1,1,1]; clip=None: no clamp. In z_t's dtype."""
+    z0 = wide(z0_hat) if clip is None else wide(z0_hat).clamp(-clip, clip)
+    return (z_factor * wide(z_t) + z0_factor * z0 + sigma * field(eps, z_t)).to(z_t.dtype)
 
 
 def vq_lookup(z: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from dream_kernels import dream_l1
 from ldm_dream.config_models import SR3Config
 from ldm_dream.importers import translate
 from ldm_dream.layouts import SR3
-from ldm_dream.loss import diffusion_loss, distance, dream
+from ldm_dream.loss import diffusion_loss, dream
 from ldm_dream.networks import build_network
 from ldm_dream.process import DDPM, linear_abar
 from ldm_dream.sampler import sample_steps
@@ -107,7 +108,7 @@ def dream_loss(case: dict, io: dict[str, Tensor], weights: dict[str, Tensor]) ->
             if order == "inf":
                 z_t = process.q_sample(hr, cond, eps, t)
                 output = denoise(z_t, t, cond)
-                total = distance(output, output.detach(), kind).sum() * hr[0].numel()
+                total = dream_l1(output, z0=output, prediction="z0", kind=kind).sum() * hr[0].numel()
                 found = torch.autograd.grad(total, [model.get_parameter(SR3.ours(name)) for name in case["grads"]])
                 outputs |= {f"{key}.grad.{name}": value for name, value in zip(case["grads"], found)}
                 outputs |= {f"{key}.loss_sum": total, f"{key}.loss_mean": total / hr.numel(), f"{key}.noisy": z_t}

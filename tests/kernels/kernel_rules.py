@@ -29,6 +29,11 @@ def flat(results: Tensor | Iterable[Tensor]) -> list[Tensor]:
     return [results] if isinstance(results, Tensor) else [x for x in results if isinstance(x, Tensor)]
 
 
+def same(x: Tensor, y: Tensor) -> bool:
+    """Equal bit for bit, NaN like NaN."""
+    return torch.allclose(x, y, rtol=0, atol=0, equal_nan=True)
+
+
 def ulp(x: Tensor, dtype: torch.dtype) -> Tensor:
     """Distance of neighbours of `dtype` at x, float64."""
     _, exponent = torch.frexp(x.double().abs().clamp(min=torch.finfo(dtype).tiny))
@@ -53,8 +58,8 @@ def run_kernel(op: Callable, *inputs, **options):
     before = [x.detach().clone() if isinstance(x, Tensor) else x for x in inputs]
     with dream_kernels.backend("triton"):
         first, second = op(*inputs, **options), op(*inputs, **options)
-    assert all(torch.equal(x, y) for x, y in zip(before, inputs) if isinstance(x, Tensor)), "an input was written to"
-    assert all(torch.equal(x, y) for x, y in zip(flat(first), flat(second))), "two runs differ"
+    assert all(same(x, y) for x, y in zip(before, inputs) if isinstance(x, Tensor)), "an input was written to"
+    assert all(same(x, y) for x, y in zip(flat(first), flat(second))), "two runs differ"
     return first
 
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from dream_kernels import dream_rectify, dream_rectify_input, reference
+from dream_kernels import dream_rectify, dream_rectify_input, noise_key, reference
 from kernel_rules import (
     DEVICE,
     DTYPES,
@@ -63,6 +63,16 @@ def test_rectify_takes_a_dtype_for_each_input_and_one_factor_for_all():
     z_t, eps, eps_hat, noise_std, lam = inputs((2, 3, 7, 5))
     args = z_t, eps, eps_hat.bfloat16(), noise_std[:1], lam[:1]
     assert_as_exact_as_eager(run_kernel(dream_rectify, *args), exact(args), reference.dream_rectify(*args))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_rectify_makes_the_noise_that_a_key_stands_for(layout, dtype):
+    z_t, _, *rest = inputs((2, 3, 7, 5), dtype, layout)
+    key = noise_key(torch.tensor([1, 2], device=DEVICE), row=3)
+    args = z_t, reference.normal(key, z_t).to(dtype), *rest
+    truth = reference.dream_rectify(z_t.double(), key, *(x.double() for x in rest))
+    assert_as_exact_as_eager(run_kernel(dream_rectify, z_t, key, *rest), truth, eager(*args))
 
 
 def test_rectify_of_nothing_is_nothing():
