@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from dream_kernels import vq_lookup
 
 from .config_models import AutoencoderConfig, TAESDConfig, VQGANConfig
+from .layers import GroupNorm
 
 
 def build_autoencoder(cfg: AutoencoderConfig) -> nn.Module:
@@ -105,22 +106,22 @@ class Codebook(nn.Module):
 # ------------------------------------------------------------------------------------------------ encoder, decoder
 
 
-def norm(cfg: VQGANConfig, channels: int) -> nn.Module:
+def norm(cfg: VQGANConfig, channels: int, silu: bool) -> nn.Module:
     if cfg.norm == "none":
-        return nn.Identity()
+        return nn.SiLU() if silu else nn.Identity()
     if channels % 32:
         raise ValueError(
             f"autoencoder.norm=group has 32 groups, which do not divide {channels} channels; use ch = 32, 64, ... or norm: none."
         )
-    return nn.GroupNorm(32, channels, eps=1e-6)
+    return GroupNorm(channels, 32, silu, eps=1e-6)
 
 
 class ResBlock(nn.Module):
     def __init__(self, cfg: VQGANConfig, cin: int, cout: int):
         super().__init__()
-        self.norm1 = norm(cfg, cin)
+        self.norm1 = norm(cfg, cin, silu=True)
         self.conv1 = nn.Conv2d(cin, cout, 3, padding=1)
-        self.norm2 = norm(cfg, cout)
+        self.norm2 = norm(cfg, cout, silu=True)
         self.conv2 = nn.Conv2d(cout, cout, 3, padding=1)
         if cin != cout:
             self.nin_shortcut = nn.Conv2d(cin, cout, 1)
@@ -128,8 +129,8 @@ class ResBlock(nn.Module):
             nn.init.zeros_(self.conv2.weight)
 
     def forward(self, x: Tensor) -> Tensor:
-        h = self.conv1(F.silu(self.norm1(x)))
-        h = self.conv2(F.silu(self.norm2(h)))
+        h = self.conv1(self.norm1(x))
+        h = self.conv2(self.norm2(h))
         return (self.nin_shortcut(x) if hasattr(self, "nin_shortcut") else x) + h
 
 
@@ -138,7 +139,7 @@ class Attention(nn.Module):
 
     def __init__(self, cfg: VQGANConfig, channels: int):
         super().__init__()
-        self.norm = norm(cfg, channels)
+        self.norm = norm(cfg, channels, silu=False)
         self.q, self.k, self.v, self.proj_out = (nn.Conv2d(channels, channels, 1) for _ in range(4))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -219,14 +220,14 @@ class Encoder(nn.Module):
                 level.downsample = Downsample(channels)
             self.down.append(level)
         self.mid = Middle(cfg, channels)
-        self.norm_out = norm(cfg, channels)
+        self.norm_out = norm(cfg, channels, silu=True)
         self.conv_out = nn.Conv2d(channels, cfg.z_channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.conv_in(x)
         for level in self.down:
             x = level(x)
-        return self.conv_out(F.silu(self.norm_out(self.mid(x))))
+        return self.conv_out(self.norm_out(self.mid(x)))
 
 
 class Decoder(nn.Module):
@@ -245,14 +246,14 @@ class Decoder(nn.Module):
                 level.upsample = Upsample(channels)
             levels.insert(0, level)
         self.up = nn.ModuleList(levels)
-        self.norm_out = norm(cfg, channels)
+        self.norm_out = norm(cfg, channels, silu=True)
         self.conv_out = nn.Conv2d(channels, 3, 3, padding=1)
 
     def forward(self, h: Tensor) -> Tensor:
         h = self.mid(self.conv_in(h))
         for level in reversed(self.up):
             h = level(h)
-        return self.conv_out(F.silu(self.norm_out(h)))
+        return self.conv_out(self.norm_out(h))
 
 
 # ------------------------------------------------------------------------------------------------ TAESD

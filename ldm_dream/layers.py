@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dream_kernels import group_norm_silu
+
 GROUPS = 32  # of the group norms in most published U-Nets
 
 
@@ -33,27 +35,71 @@ def noise_level_embedding(noise_level: Tensor, width: int) -> Tensor:
 
 
 class GroupNorm(nn.GroupNorm):
-    """`groups` over space, eps 1e-5; torch's kernels take the statistics of 16-bit features in fp32."""
+    """norm(x) (1 + scale) + shift, then SiLU if `silu`; over `groups` and space, with statistics in float32.
 
-    def __init__(self, channels: int, groups: int = GROUPS):
-        super().__init__(groups, channels, eps=1e-5)
+    scale, shift: [B,C]. The result has x's type, also under autocast.
+    """
 
-    def forward(self, x: Tensor) -> Tensor:
-        # torch returns contiguous features on CUDA, and fp32 ones under autocast; the next convolution wants neither
-        channels_last = x.is_contiguous(memory_format=torch.channels_last)
-        return super().forward(x).to(x.dtype, memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+    def __init__(self, channels: int, groups: int = GROUPS, silu: bool = False, eps: float = 1e-5):
+        super().__init__(groups, channels, eps)
+        self.silu = silu
+
+    def forward(self, x: Tensor, scale: Tensor | None = None, shift: Tensor | None = None) -> Tensor:
+        return group_norm_silu(x, self.weight, self.bias, self.num_groups, self.eps, scale, shift, self.silu)
 
 
 class LayerNorm(nn.LayerNorm):
-    """Over the channels of each position (NAFNet, arXiv 2204.04676), eps 1e-5: local, so a tile equals its part of the whole."""
+    """The same over the channels of each position (NAFNet, arXiv 2204.04676): local, so a tile equals its part of the whole."""
+
+    def __init__(self, channels: int, silu: bool = False):
+        super().__init__(channels, eps=1e-5)
+        self.silu = silu
+
+    def forward(self, x: Tensor, scale: Tensor | None = None, shift: Tensor | None = None) -> Tensor:
+        h = super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2).to(x.dtype)  # both permutes are views in channels_last
+        if scale is not None:
+            h = h * (1 + scale[:, :, None, None])
+        if shift is not None:
+            h = h + shift[:, :, None, None]
+        return F.silu(h) if self.silu else h
+
+
+def make_norm(kind: Literal["group", "layer"], channels: int, silu: bool = False) -> nn.Module:
+    """`kind` of the config -> norm of features with `channels` channels; "group" wants a multiple of 32."""
+    return GroupNorm(channels, silu=silu) if kind == "group" else LayerNorm(channels, silu)
+
+
+def norm_silu(kind: Literal["group", "layer"], channels: int) -> list[nn.Module]:
+    """The norm with its activation, and an empty place: published layouts count the activation as a layer of its own."""
+    return [make_norm(kind, channels, silu=True), nn.Identity()]
+
+
+class Dropout(nn.Dropout):
+    """nn.Dropout, on a CPU at a fifth of its time: torch draws a number for each value, torch.compile more slowly still.
+
+    There one random number of 64 bits decides for four values, and the probability is the nearest multiple of 2**-16.
+    """
 
     def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2).to(x.dtype)  # both permutes are views in channels_last
+        if self.training and 0 < self.p < 1 and x.device.type == "cpu":
+            return x * dropout_factors(x.detach(), self.p)
+        return super().forward(x)
 
 
-def make_norm(kind: Literal["group", "layer"], channels: int) -> nn.Module:
-    """`kind` of the config -> norm of features with `channels` channels; "group" wants a multiple of 32."""
-    return GroupNorm(channels) if kind == "group" else LayerNorm(channels)
+@torch.library.custom_op("dream::dropout_factors", mutates_args=(), tags=(torch.Tag.nondeterministic_seeded,))
+def dropout_factors(x: Tensor, p: float) -> Tensor:
+    """Like x: 0 with probability p, else what keeps the mean at 1. Follows torch.manual_seed."""
+    threshold = min(round(p * 2**16), 2**16 - 1)
+    random = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None).view(torch.int16)[: x.numel()]
+    integer = {2: torch.int16, 4: torch.int32, 8: torch.int64}[x.element_size()]
+    kept = torch.tensor(1 / (1 - threshold / 2**16), dtype=x.dtype).view(integer)
+    factors = (random >= threshold - 2**15).view(torch.int8).to(integer).mul_(kept).view(x.dtype)
+    return factors.as_strided(x.shape, torch.empty_like(x).stride())  # in the order of x's memory
+
+
+@dropout_factors.register_fake
+def _(x, p):
+    return torch.empty_like(x)
 
 
 class Downsample(nn.Module):

@@ -18,6 +18,8 @@ from .dream_l1 import dream_l1, dream_l1_grad
 from .dream_l1 import variants as l1_variants
 from .dream_rectify import dream_rectify, dream_rectify_input
 from .dream_rectify import variants as rectify_variants
+from .group_norm_silu import group_norm_silu
+from .group_norm_silu import variants as norm_variants
 from .q_sample import q_sample, q_sample_eps
 from .q_sample import variants as q_sample_variants
 from .sampler_step import sampler_step
@@ -37,6 +39,7 @@ OPS = {
     "dream_rectify_input": Op(dream_rectify_input, reference.dream_rectify_input),  # variants: dream_rectify's
     "dream_l1": Op(dream_l1, reference.dream_l1, l1_variants),
     "dream_l1_grad": Op(dream_l1_grad, reference.dream_l1_grad),  # variants: dream_l1's
+    "group_norm_silu": Op(group_norm_silu, reference.group_norm_silu, norm_variants),
     "q_sample": Op(q_sample, reference.q_sample, q_sample_variants),
     "q_sample_eps": Op(q_sample_eps, reference.q_sample_eps),  # variants: q_sample's
     "sampler_step": Op(sampler_step, reference.sampler_step, sampler_step_variants),

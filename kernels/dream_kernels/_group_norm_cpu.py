@@ -1,15 +1,14 @@
-"""Group norm and SiLU on a CPU, out of torch's own vectorised kernels; the forward keeps x, mean and rstd, never the output.
+"""group_norm_silu on a CPU, out of torch's own vectorised kernels.
 
-torch's group norm is quick for contiguous features alone. For channels_last its backward is 4 to 25 times slower in bfloat16, and
-its forward takes the variance as E[x^2] - E[x]^2: at mean 30 it is off by 6e-3 in float32, at mean 1000 it is noise (torch 2.14).
-Its batch norm has none of these faults, and a sample's per-channel sums are those of a batch of one:
+torch's group norm is quick and exact for contiguous features alone. For channels_last its backward takes 4 to 25 times as long in
+bfloat16, and its forward takes the variance as E[x^2] - E[x]^2: off by 6e-3 in float32 at mean 30, noise at mean 1000 (torch
+2.14). Batch norm has neither fault, and for a batch of one its sums per channel are those that group norm needs:
 
-    statistics   batch norm's per-channel mean and variance (two passes), joined over the channels of a group
-    affine       a x + b with per-channel a, b: batch norm in eval mode with mean 0, variance 1, eps 0
-    backward     batch norm's per-channel sums of dz and dz x_hat, joined over a group; dx is affine in dz and x
+    statistics   batch norm's mean and variance of each channel (two passes), joined over the channels of a group
+    a x + k      for each channel: batch norm in eval mode with mean 0 and variance 1
+    backward     batch norm's sums of dz and dz x_hat for each channel, joined over a group; dx is affine in dz and x
 
-Sample by sample, so that a sample's intermediate features stay in the cache and their memory is used again. Small features, where
-the number of calls would count, are made contiguous instead.
+so channels_last features go through it sample by sample. Small ones, where the number of calls counts, become contiguous instead.
 
 Symbols: x [B,C,H,W]; G groups of D channels; z = weight x_hat + bias, y = silu(z); sums and coefficients float32 or wider.
 """
@@ -20,106 +19,111 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-SMALL = 2**15  # elements a sample up to which two transpositions cost less than the calls for each sample
+from ._layout import layout
+
+SMALL = 2**16  # values a sample up to which transposing them twice costs less than calls for each sample
 aten = torch.ops.aten
 
 
-def forward(x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float, silu: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """x [B,C,H,W] dense in one of both layouts, weight, bias [B,C] -> y like x, mean and rstd [B,G]."""
-    b, c, height, width = x.shape
-    if not by_sample(x):
-        z, mean, rstd = torch.native_group_norm(
-            one_sample(x), weight.flatten(), bias.flatten(), 1, b * c, height * width, b * groups, eps
-        )
-        y = F.silu(z, inplace=True) if silu else z
-        return _like(y, x), mean.view(b, groups), rstd.view(b, groups)
-    y, mean, rstd = torch.empty_like(x), weight.new_empty(b, groups, 1), weight.new_empty(b, groups, 1)
-    for i in range(b):
-        mean[i], rstd[i] = statistics(x[i : i + 1], groups, eps, weight.dtype)
-        a, k = coefficients(mean[i], rstd[i], weight[i], bias[i])
-        affine(x[i : i + 1], a, k, out=y[i : i + 1])
+def group_norm_silu(x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float, silu: bool) -> Tensor:
+    """x [B,C,H,W], weight and bias [B,C] in float32 or wider -> like x in type and layout."""
+    if layout(x) is torch.channels_last and x[0].numel() > SMALL:
+        return channels_last_op(x, weight, bias, groups, eps, silu)[0]
+    one = x.contiguous().view(1, -1, *x.shape[2:])  # every group of every sample is a group of this one sample
+    z = F.group_norm(one, len(x) * groups, weight.flatten(), bias.flatten(), eps)
+    return (F.silu(z) if silu else z).view(x.shape).contiguous(memory_format=layout(x))
+
+
+@torch.library.custom_op("dream::group_norm_silu_channels_last", mutates_args=())
+def channels_last_op(
+    x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float, silu: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """-> y, mean and rstd [B,G,1]. For the backward it saves these two, x, weight and bias, and computes z again."""
+    x = x.contiguous(memory_format=torch.channels_last)
+    unused = weight.new_zeros(weight.shape[1])  # next to it, batch norm gives float32 statistics of 16-bit features too
+    mean, var = (torch.stack(s).view(len(x), groups, -1) for s in zip(*(
+        torch.batch_norm_update_stats(sample, unused, unused, 0.0) for sample in x.split(1))))  # fmt: skip
+    between, mean = torch.var_mean(mean, 2, keepdim=True, correction=0)
+    rstd = torch.rsqrt(var.mean(2, keepdim=True) + between + eps)
+    y = torch.empty_like(x)
+    standard = zeros_and_ones(weight)
+    for args in zip(x.split(1), *coefficients(weight, bias, mean, rstd), y.split(1)):
+        out = affine(*args, standard)
         if silu:
-            F.silu(y[i : i + 1], inplace=True)
-    return y, mean.squeeze(2), rstd.squeeze(2)
+            F.silu(out, inplace=True)
+    return y, mean, rstd
 
 
-def backward(
+@torch.library.custom_op("dream::group_norm_silu_channels_last_backward", mutates_args=())
+def channels_last_backward(
     dy: Tensor, x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, rstd: Tensor, silu: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """-> dx like x, dweight and dbias [B,C]."""
-    b, c, height, width = x.shape
-    groups = mean.shape[1]
-    if not by_sample(x):
-        rows, dz, m, r = one_sample(x), one_sample(dy), mean.reshape(-1, 1), rstd.reshape(-1, 1)
+    dy, x = dy.contiguous(memory_format=torch.channels_last), x.contiguous(memory_format=torch.channels_last)
+    a, k = coefficients(weight, bias, mean, rstd)
+    zeros, ones = standard = zeros_and_ones(weight)
+    channel_mean, channel_rstd = (of_channels(s, weight) for s in (mean, rstd))
+    dz, sums = torch.empty_like(x), []
+    for sample, dy_i, dz_i, *affine_i, m, r in zip(x.split(1), dy.split(1), dz.split(1), a, k, channel_mean, channel_rstd):
         if silu:
-            z = affine(rows, *coefficients(m, r, weight.flatten(), bias.flatten()))
-            dz = aten.silu_backward.grad_input(dz, z, grad_input=z)
-        dweight, dbias = sums(dz, rows, m, r)  # torch's own: sum dz x - mean sum dz, which cancels
-        dx, _, _ = aten.native_group_norm_backward(
-            dz, rows, m.T, r.T, weight.flatten(), 1, b * c, height * width, b * groups, [True, False, False]
-        )
-        return _like(dx, x), dweight.view(b, c), dbias.view(b, c)
-    dx, z, dweight, dbias = torch.empty_like(x), torch.empty_like(x[:1]), torch.empty_like(weight), torch.empty_like(bias)
-    count = c * height * width // groups
-    for i in range(b):
-        rows, dz, m, r = x[i : i + 1], dy[i : i + 1], mean[i, :, None], rstd[i, :, None]
-        a, k = coefficients(m, r, weight[i], bias[i])
-        if silu:
-            dz = aten.silu_backward.grad_input(dz, affine(rows, a, k, out=z), grad_input=z)
-        dweight[i], dbias[i] = sums(dz, rows, m, r)
-        # dx = rstd (weight dz - mean(weight dz) - x_hat mean(weight dz x_hat)), means over the group
-        c1 = (weight[i] * dbias[i]).view(groups, -1).sum(1, keepdim=True) * r / count
-        c2 = (weight[i] * dweight[i]).view(groups, -1).sum(1, keepdim=True) * r * r / count
-        affine(rows, per_channel(-c2, c), per_channel(c2 * m - c1, c), out=dx[i : i + 1])
-        dx[i : i + 1].add_(affine(dz, a, torch.zeros_like(a), out=z))
-    return dx, dweight, dbias
+            aten.silu_backward.grad_input(dy_i, affine(sample, *affine_i, dz_i, standard), grad_input=dz_i)
+        else:
+            dz_i.copy_(dy_i)
+        sums.append(aten.native_batch_norm_backward(dz_i, sample, ones, None, None, m, r, True, 0.0, [False, True, True])[1:])
+    dweight, dbias = (torch.stack(s) for s in zip(*sums))
+    # dx = rstd (weight dz - mean(weight dz) - x_hat mean(weight dz x_hat)), means over the group
+    of_group, count = (len(x), mean.shape[1], -1), x[0].numel() // mean.shape[1]
+    c1 = (weight * dbias).view(of_group).sum(2, keepdim=True) * rstd / count
+    c2 = (weight * dweight).view(of_group).sum(2, keepdim=True) * rstd**2 / count
+    slope, offset = of_channels(-c2, weight), of_channels(c2 * mean - c1, weight)
+    part = torch.empty_like(x[:1])
+    for sample, dz_i, a_i, *affine_i in zip(x.split(1), dz.split(1), a, slope, offset):
+        affine(dz_i, a_i, zeros, dz_i, standard).add_(affine(sample, *affine_i, part, standard))
+    return dz, dweight, dbias
 
 
-def by_sample(x: Tensor) -> bool:
-    return not x.is_contiguous() and x[0].numel() > SMALL
+def coefficients(weight: Tensor, bias: Tensor, mean: Tensor, rstd: Tensor) -> tuple[Tensor, Tensor]:
+    """-> a, k [B,C] with z = a x + k."""
+    of_group = (*mean.shape[:2], -1)
+    a = weight.view(of_group) * rstd
+    return a.view(weight.shape), torch.addcmul(bias.view(of_group), mean, a, value=-1).view(bias.shape)
 
 
-def one_sample(x: Tensor) -> Tensor:
-    """[B,C,H,W] -> [1,B*C,H,W], contiguous: every group of every sample is then a group of one."""
-    return x.contiguous().view(1, -1, *x.shape[2:])
+def of_channels(s: Tensor, weight: Tensor) -> Tensor:
+    """[B,G,1] -> [B,C], contiguous, as weight is."""
+    return s.expand(-1, -1, weight.shape[1] // s.shape[1]).contiguous().view(weight.shape)
 
 
-def _like(y: Tensor, x: Tensor) -> Tensor:
-    y = y.view(x.shape)
-    return y if x.is_contiguous() else y.contiguous(memory_format=torch.channels_last)
+def zeros_and_ones(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """The mean and variance [C] of features that are normed already."""
+    return weight.new_zeros(weight.shape[1]), weight.new_ones(weight.shape[1])
 
 
-def per_channel(v: Tensor, channels: int) -> Tensor:
-    """[G,1] -> [C]"""
-    return v.expand(-1, channels // len(v)).reshape(-1)
+def affine(sample: Tensor, a: Tensor, k: Tensor, out: Tensor, standard: tuple[Tensor, Tensor]) -> Tensor:
+    """a x + k of [1,C,H,W] for each channel, written to `out`, which may be the sample itself."""
+    none = a.new_empty(0)
+    aten.native_batch_norm.out(sample, a, k, *standard, False, 0.0, 0.0, out=out, save_mean=none, save_invstd=none)
+    return out
 
 
-def statistics(x: Tensor, groups: int, eps: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """x [1,C,H,W] -> mean and rstd [G,1]. Of 16-bit x, batch norm returns float32 only next to running statistics of that type."""
-    unused = x.new_zeros(x.shape[1], dtype=dtype)
-    mean, var = torch.batch_norm_update_stats(x, unused, unused, 0.0)
-    between, group_mean = torch.var_mean(mean.view(groups, -1), 1, keepdim=True, correction=0)
-    within = var.view(groups, -1).mean(1, keepdim=True)
-    return group_mean, torch.rsqrt(within + between + eps)
+@channels_last_op.register_fake
+def _(x, weight, bias, groups, eps, silu):
+    statistics = weight.new_empty(len(x), groups, 1)
+    return torch.empty_like(x, memory_format=torch.channels_last), statistics, torch.empty_like(statistics)
 
 
-def coefficients(mean: Tensor, rstd: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-    """mean, rstd [G,1], weight, bias [C] -> a, k [C] with z = a x + k."""
-    a = weight.view(len(mean), -1) * rstd
-    return a.flatten(), torch.addcmul(bias.view_as(a), mean, a, value=-1).flatten()
+@channels_last_backward.register_fake
+def _(dy, x, weight, bias, mean, rstd, silu):
+    return torch.empty_like(x, memory_format=torch.channels_last), torch.empty_like(weight), torch.empty_like(bias)
 
 
-def affine(x: Tensor, a: Tensor, k: Tensor, out: Tensor | None = None) -> Tensor:
-    """a x + k for each channel, computed in the type of a and k; `out` may be x."""
-    zero, one, none = torch.zeros_like(a), torch.ones_like(a), a.new_empty(0)
-    out = torch.empty_like(x) if out is None else out
-    return aten.native_batch_norm.out(x, a, k, zero, one, False, 0.0, 0.0, out=out, save_mean=none, save_invstd=none)[0]
+def _save(ctx, inputs, output):
+    *tensors, _, _, ctx.silu = inputs
+    ctx.save_for_backward(*tensors, *output[1:])
 
 
-def sums(dz: Tensor, x: Tensor, mean: Tensor, rstd: Tensor) -> tuple[Tensor, Tensor]:
-    """[1,C,H,W] -> sum of dz x_hat [C], sum of dz [C]."""
-    mean, rstd = per_channel(mean, x.shape[1]), per_channel(rstd, x.shape[1])
-    _, dweight, dbias = aten.native_batch_norm_backward(
-        dz, x, mean, None, None, mean, rstd, True, 0.0, [False, True, True]
-    )  # the weight only says the type of the sums
-    return dweight, dbias
+def _backward(ctx, dy, *_):
+    return *channels_last_backward(dy, *ctx.saved_tensors, ctx.silu), None, None, None
+
+
+channels_last_op.register_autograd(_backward, setup_context=_save)

@@ -8,10 +8,15 @@ from torch import Tensor
 from ._triton import jit, tl
 
 
+def layout(x: Tensor) -> torch.memory_format:
+    """channels_last if x has that layout, else contiguous."""
+    last = not x.is_contiguous() and x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last)
+    return torch.channels_last if last else torch.contiguous_format
+
+
 def dense(first: Tensor, *others: Tensor) -> list[Tensor]:
     """All in `first`'s layout, channels-last if it has that and else contiguous. Copies only what lies otherwise."""
-    last = not first.is_contiguous() and first.dim() == 4 and first.is_contiguous(memory_format=torch.channels_last)
-    formats = {4: torch.channels_last} if last else {}
+    formats = {4: layout(first)}
     return [x.contiguous(memory_format=formats.get(x.dim(), torch.contiguous_format)) for x in (first, *others)]
 
 

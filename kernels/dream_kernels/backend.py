@@ -68,6 +68,11 @@ def runs_triton(x: Tensor) -> bool:
     return chosen
 
 
+def wants_reference() -> bool:
+    """Whether DREAM_KERNELS=reference: then no op takes a way of its own on a CPU either."""
+    return _mode == "reference"
+
+
 @functools.cache
 def _announce(device: str, triton: bool) -> None:
     how = ("Triton's interpreter" if INTERPRETED else "Triton") if triton else "plain torch"

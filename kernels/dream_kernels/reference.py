@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ._layout import layout
+
 CHUNK_BYTES = {"cpu": 2**20}  # of distances that vq_lookup holds at once: they stay in the cache of a core; elsewhere 2**26
 CODES = 64  # in a block of vq_lookup's search
 
@@ -171,18 +173,12 @@ def group_norm_silu(
     norm (Wu and He, arXiv 1803.08494): mean and variance over `groups` groups of channels and all positions, the variance in a
     second pass, all of it in float32 or wider, also under autocast. silu=False: without the activation.
     """
-    dtype = torch.promote_types(x.dtype, torch.float32)
-    features = x.to(dtype).reshape(len(x), groups, -1)
+    features = wide(x).reshape(len(x), groups, -1)
     centred = features - features.mean(2, keepdim=True)
     h = (centred * torch.rsqrt(centred.square().mean(2, keepdim=True) + eps)).reshape(x.shape)
-    h = h * weight.to(dtype)[:, None, None] + bias.to(dtype)[:, None, None]
+    h = h * wide(weight)[:, None, None] + wide(bias)[:, None, None]
     if scale is not None:
-        h = h * (1 + scale.to(dtype)[:, :, None, None])
+        h = h * (1 + wide(scale)[:, :, None, None])
     if shift is not None:
-        h = h + shift.to(dtype)[:, :, None, None]
+        h = h + wide(shift)[:, :, None, None]
     return (F.silu(h) if silu else h).to(x.dtype, memory_format=layout(x))
-
-
-def layout(x: Tensor) -> torch.memory_format:
-    """What a result like x [B,C,H,W] is laid out as, also where x itself is a part of a larger tensor."""
-    return torch.channels_last if x.stride(1) == 1 and not x.is_contiguous() else torch.contiguous_format

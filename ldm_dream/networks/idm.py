@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..config_models import IDMConfig
-from ..layers import Attention, Downsample, GroupNorm, noise_level_embedding
+from ..layers import Attention, Downsample, Dropout, GroupNorm, noise_level_embedding
 
 DECODER_WIDTH = 256  # between the two layers of an implicit decoder, at every level
 
@@ -286,8 +286,9 @@ def nearest(fine: int, coarse: int, device: torch.device) -> tuple[Tensor, Tenso
 
 
 def _norm_act_conv(cfg: IDMConfig, channels: int, out_channels: int, dropout: float = 0.0) -> nn.Sequential:
-    norm = GroupNorm(channels, cfg.norm_groups)
-    return nn.Sequential(norm, nn.SiLU(), nn.Dropout(dropout), nn.Conv2d(channels, out_channels, 3, padding=1))
+    norm = GroupNorm(channels, cfg.norm_groups, silu=True)
+    conv = nn.Conv2d(channels, out_channels, 3, padding=1)
+    return nn.Sequential(norm, nn.Identity(), Dropout(dropout), conv)  # the second place is the activation's, as published
 
 
 def _linear_in_position(channels: int) -> nn.Linear:

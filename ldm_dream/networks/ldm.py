@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..config_models import LDMConfig
-from ..layers import GROUPS, Downsample, Upsample, make_norm, pad_to_multiple, timestep_embedding, zeroed
+from ..layers import GROUPS, Downsample, Dropout, Upsample, make_norm, norm_silu, pad_to_multiple, timestep_embedding, zeroed
 
 
 class LDMNet(nn.Module):
@@ -53,7 +53,7 @@ class LDMNet(nn.Module):
                 width = cfg.model_channels * mult
             if level > 0:
                 self.output_blocks[-1].append(Upsample(width))
-        self.out = nn.Sequential(make_norm(cfg.norm, width), nn.SiLU(), zeroed(nn.Conv2d(width, cfg.out_channels, 3, padding=1)))
+        self.out = nn.Sequential(*norm_silu(cfg.norm, width), zeroed(nn.Conv2d(width, cfg.out_channels, 3, padding=1)))
 
     def forward(self, z_t: Tensor, t: Tensor, cond: Tensor) -> Tensor:
         """z_t [B,C,h,w], t [B] step of the original schedule, cond [B,Cc,h,w] -> [B,Cout,h,w] like z_t.
@@ -89,12 +89,11 @@ class ResBlock(nn.Module):
 
     def __init__(self, cfg: LDMConfig, channels: int, out_channels: int):
         super().__init__()
-        self.in_layers = nn.Sequential(make_norm(cfg.norm, channels), nn.SiLU(), nn.Conv2d(channels, out_channels, 3, padding=1))
+        self.in_layers = nn.Sequential(*norm_silu(cfg.norm, channels), nn.Conv2d(channels, out_channels, 3, padding=1))
         self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(4 * cfg.model_channels, out_channels))
         self.out_layers = nn.Sequential(
-            make_norm(cfg.norm, out_channels),
-            nn.SiLU(),
-            nn.Dropout(cfg.dropout),
+            *norm_silu(cfg.norm, out_channels),
+            Dropout(cfg.dropout),
             zeroed(nn.Conv2d(out_channels, out_channels, 3, padding=1)),
         )
         self.skip_connection = nn.Conv2d(channels, out_channels, 1) if channels != out_channels else nn.Identity()

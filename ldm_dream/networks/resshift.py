@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..config_models import ResShiftNetConfig
-from ..layers import GROUPS, Downsample, Upsample, make_norm, pad, timestep_embedding, zeroed
+from ..layers import GROUPS, Downsample, Dropout, Upsample, make_norm, norm_silu, pad, timestep_embedding, zeroed
 
 BLOCKED = -100.0  # added to the logits of pairs that a shift mask separates, as published; finite, so 16-bit softmax stays finite
 
@@ -68,9 +68,7 @@ class ResShiftNet(nn.Module):
                 if i == count and level > 0:
                     stage.append(Upsample(width))
                 self.output_blocks.append(stage)
-        self.out = nn.Sequential(
-            make_norm(cfg.norm, width), nn.SiLU(), zeroed(nn.Conv2d(width, cfg.out_channels * fold, 3, padding=1))
-        )
+        self.out = nn.Sequential(*norm_silu(cfg.norm, width), zeroed(nn.Conv2d(width, cfg.out_channels * fold, 3, padding=1)))
         levels_with_windows = [len(sizes) - 1, *(i for i, size in enumerate(sizes) if size in cfg.attention_resolutions)]
         windows = (min(cfg.window_size, sizes[i]) << i for i in levels_with_windows)
         self.multiple = cfg.patch_size * math.lcm(2 ** (len(sizes) - 1), *windows)
@@ -114,22 +112,20 @@ class ResBlock(nn.Module):
 
     def __init__(self, cfg: ResShiftNetConfig, channels: int, out_channels: int):
         super().__init__()
-        self.in_layers = nn.Sequential(make_norm(cfg.norm, channels), nn.SiLU(), nn.Conv2d(channels, out_channels, 3, padding=1))
+        self.in_layers = nn.Sequential(*norm_silu(cfg.norm, channels), nn.Conv2d(channels, out_channels, 3, padding=1))
         self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(4 * cfg.model_channels, 2 * out_channels))
         self.out_layers = nn.Sequential(
-            make_norm(cfg.norm, out_channels),
-            nn.SiLU(),
-            nn.Dropout(cfg.dropout),
+            *norm_silu(cfg.norm, out_channels),
+            Dropout(cfg.dropout),
             zeroed(nn.Conv2d(out_channels, out_channels, 3, padding=1)),
         )
         self.skip_connection = nn.Conv2d(channels, out_channels, 1) if channels != out_channels else nn.Identity()
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
         h = self.in_layers(x)
-        scale, shift = self.emb_layers(emb)[:, :, None, None].chunk(2, 1)
-        norm, activation, dropout, conv = self.out_layers
-        h = norm(h) * (1 + scale) + shift
-        return self.skip_connection(x) + conv(dropout(activation(h)))
+        scale, shift = self.emb_layers(emb).chunk(2, 1)
+        norm, _, dropout, conv = self.out_layers
+        return self.skip_connection(x) + conv(dropout(norm(h, scale, shift)))
 
 
 # ------------------------------------------------------------------------------------------------ Swin

@@ -13,11 +13,10 @@ from __future__ import annotations
 import math
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..config_models import SR3Config
-from ..layers import Attention, GroupNorm, Upsample, noise_level_embedding, pad_to_multiple
+from ..layers import Attention, Dropout, GroupNorm, Upsample, noise_level_embedding, pad_to_multiple
 
 
 class SR3Net(nn.Module):
@@ -56,7 +55,7 @@ class SR3Net(nn.Module):
                 width = out
             if level > 0:
                 self.ups.append(Upsample(width))
-        self.norm_out = GroupNorm(width, cfg.norm_groups)
+        self.norm_out = GroupNorm(width, cfg.norm_groups, silu=True)
         self.conv_out = nn.Conv2d(width, cfg.out_channels, 3, padding=1)
 
     def forward(self, z_t: Tensor, noise_level: Tensor, cond: Tensor) -> Tensor:
@@ -75,7 +74,7 @@ class SR3Net(nn.Module):
             x = layer(x, emb)
         for layer in self.ups:
             x = layer(torch.cat([x, skips.pop()], 1), emb) if isinstance(layer, Block) else layer(x)
-        return self.conv_out(F.silu(self.norm_out(x)))[..., :height, :width].to(z_t.dtype)
+        return self.conv_out(self.norm_out(x))[..., :height, :width].to(z_t.dtype)
 
     def reset_parameters(self) -> None:
         """Orthogonal weights and zero biases, with which the published networks begin their training."""
@@ -91,19 +90,19 @@ class Block(nn.Module):
 
     def __init__(self, cfg: SR3Config, channels: int, out_channels: int, attention: bool):
         super().__init__()
-        self.norm1 = GroupNorm(channels, cfg.norm_groups)
+        self.norm1 = GroupNorm(channels, cfg.norm_groups, silu=True)
         self.conv1 = nn.Conv2d(channels, out_channels, 3, padding=1)
         self.noise = nn.Linear(cfg.model_channels, out_channels)
-        self.norm2 = GroupNorm(out_channels, cfg.norm_groups)
-        self.dropout = nn.Dropout(cfg.dropout)
+        self.norm2 = GroupNorm(out_channels, cfg.norm_groups, silu=True)
+        self.dropout = Dropout(cfg.dropout)
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
         self.res_conv = nn.Conv2d(channels, out_channels, 1) if channels != out_channels else nn.Identity()
         self.attn = Attention(out_channels, cfg.norm_groups) if attention else nn.Identity()
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
-        h = self.conv1(F.silu(self.norm1(x)))
+        h = self.conv1(self.norm1(x))
         h = h + self.noise(emb)[:, :, None, None].to(h.dtype)
-        h = self.conv2(self.dropout(F.silu(self.norm2(h))))
+        h = self.conv2(self.dropout(self.norm2(h)))
         return self.attn(h + self.res_conv(x))
 
 

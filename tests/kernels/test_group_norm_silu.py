@@ -1,0 +1,190 @@
+"""group_norm_silu is held to DESIGN section 4 by its kernels and by its own way on a CPU; eager is torch's group norm."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import dream_kernels
+from dream_kernels import _group_norm_cpu, group_norm_silu, reference
+from kernel_rules import (
+    DEVICE,
+    DTYPES,
+    LAYOUTS,
+    assert_as_exact_as_eager,
+    assert_compiles_whole,
+    compiled_ahead,
+    gradients,
+    run_kernel,
+    ulp,
+)
+
+EPS = 1e-5
+SHAPES = [(2, 8, 5, 7, 4), (1, 6, 1, 1, 2), (2, 5, 3, 3, 1), (2, 40, 9, 70, 8)]  # B,C,H,W,groups; the last: several tiles
+ALL = (0, 1, 2, 5, 6)  # x, weight, bias, scale, shift among the arguments
+
+
+def inputs(shape, dtype=torch.float32, layout="contiguous", mean=0.0, modulated=True):
+    """Arguments of group_norm_silu, and a gradient for its result."""
+    *size, groups = shape
+    generator = torch.Generator().manual_seed(0)
+    x, dy = torch.randn(2, *size, generator=generator).to(DEVICE)
+    weight, bias = torch.randn(2, size[1], generator=generator).to(DEVICE)
+    scale, shift = torch.randn(2, *size[:2], generator=generator).to(DEVICE, dtype) if modulated else (None, None)
+    x = LAYOUTS[layout]((x + mean).to(dtype))
+    return (x, weight, bias, groups, EPS, scale, shift), dy.to(dtype)
+
+
+def eager(x, weight, bias, groups, eps, scale=None, shift=None):
+    """torch's own, an operation at a time, in x's dtype."""
+    h = F.group_norm(x, groups, weight.to(x.dtype), bias.to(x.dtype), eps)
+    return F.silu(h if scale is None else h * (1 + scale[:, :, None, None]) + shift[:, :, None, None])
+
+
+def double(args):
+    return tuple(a.double() if isinstance(a, torch.Tensor) else a for a in args)
+
+
+def assert_gradients_as_exact_as_eager(args, dy, mode):
+    """dx by the rule; sums over positions may also be off by 4 ulp of the sum of their terms' magnitudes (order of adding)."""
+    wanted = ALL if args[5] is not None else ALL[:3]
+    truth = gradients(group_norm_silu, double(args), wanted, (dy.double(),), "reference")
+    theirs = gradients(eager, args, wanted, (dy,), "reference")
+    got = gradients(group_norm_silu, args, wanted, (dy,), mode)
+    assert_as_exact_as_eager(got[0], truth[0], theirs[0])
+    terms = dy.double().abs().sum((0, 2, 3)) * (1 + args[1].double().abs() + args[2].double().abs())
+    for i, (ours, exact, other) in enumerate(zip(got[1:], truth[1:], theirs[1:])):
+        assert ours.dtype == other.dtype
+        allowed = 2 * (other - exact).abs().max() + ulp(exact, ours.dtype) + 4 * ulp(4 * terms.max(), torch.float32)
+        assert ((ours - exact).abs() <= allowed).all(), f"{('weight', 'bias', 'scale', 'shift')[i]}: {(ours - exact).abs().max()}"
+
+
+# ------------------------------------------------------------------------------------------------ kernels
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_kernel_is_as_exact_as_eager(shape, layout, dtype):
+    args, dy = inputs(shape, dtype, layout)
+    got = run_kernel(group_norm_silu, *args)
+    assert got.stride() == args[0].stride()
+    assert_as_exact_as_eager(got, group_norm_silu(*double(args)), eager(*args))
+    assert_gradients_as_exact_as_eager(args, dy, "triton")
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_kernel_is_as_exact_as_eager_far_from_zero(layout, dtype):
+    args, dy = inputs((2, 8, 9, 70, 4), dtype, layout, mean=30.0, modulated=False)
+    args = (args[0].contiguous(), *args[1:])  # torch's own channels_last is far worse
+    theirs = eager(*args)
+    args = (LAYOUTS[layout](args[0]), *args[1:])
+    assert_as_exact_as_eager(run_kernel(group_norm_silu, *args), reference.group_norm_silu(*double(args)), theirs)
+    assert_gradients_as_exact_as_eager(args, dy, "triton")
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_kernel_takes_any_layout(layout):
+    args, dy = inputs(SHAPES[0], layout=layout)
+    assert_as_exact_as_eager(run_kernel(group_norm_silu, *args), reference.group_norm_silu(*double(args)), eager(*args))
+    assert_gradients_as_exact_as_eager(args, dy, "triton")
+
+
+def test_kernel_without_the_activation_is_the_norm():
+    args, _ = inputs(SHAPES[0], modulated=False)
+    got = run_kernel(group_norm_silu, *args, silu=False)
+    assert_as_exact_as_eager(
+        got, F.group_norm(args[0].double(), 4, *(v.double() for v in args[1:3])), F.group_norm(args[0], 4, *args[1:3])
+    )
+
+
+def test_kernel_of_nothing_is_nothing():
+    args, _ = inputs((0, 8, 4, 4, 4))
+    assert run_kernel(group_norm_silu, *args).shape == (0, 8, 4, 4)
+
+
+def test_kernel_is_a_whole_citizen_of_torch():
+    (x, weight, bias, groups, eps, *_), _ = inputs((2, 8, 4, 5, 4), layout="channels_last")
+    weight, bias = weight.expand(2, 8).contiguous(), bias.expand(2, 8).contiguous()
+    args = (*(v.requires_grad_() for v in (x, weight, bias)), groups, eps, True)
+    torch.library.opcheck(torch.ops.dream.group_norm_silu.default, args)
+
+
+def test_kernel_breaks_no_graph():
+    assert_compiles_whole(group_norm_silu, *inputs((2, 8, 4, 5, 4), layout="channels_last")[0])
+
+
+def test_kernels_compile_well_for_every_gpu():
+    """No spills, int64 offsets, features read and written 128 bits at a time."""
+    for row in compiled_ahead("group_norm_silu"):
+        where = f"{row['name']} on {row['target']}"
+        assert row["spills"] == 0, f"{where}: {row['spills']} spills"
+        assert row["narrow_offsets"] == 0, f"{where}: int32 offsets"
+        kind = row["name"].split("/")[1]
+        if not kind.startswith("join"):
+            assert row["load_bits"] >= 128, f"{where}: loads of {row['load_bits']} bits"
+        if kind in ("apply", "dx"):
+            assert row["store_bits"] >= 128, f"{where}: stores of {row['store_bits']} bits"
+
+
+# ------------------------------------------------------------------------------------------------ CPU
+
+
+@pytest.fixture(params=[True, False], ids=["by sample", "as a whole"])
+def cpu(request, monkeypatch):
+    """Both ways of the CPU at any size."""
+    monkeypatch.setattr(_group_norm_cpu, "SMALL", 0 if request.param else 2**30)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("mean", [0.0, 30.0])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_cpu_is_as_exact_as_eager(cpu, shape, mean, dtype):
+    args, dy = inputs(shape, dtype, "channels_last", mean, modulated=mean == 0)
+    args, dy = tuple(a.cpu() if isinstance(a, torch.Tensor) else a for a in args), dy.cpu()
+    got = group_norm_silu(*args)
+    assert got.stride() == args[0].stride()
+    assert_as_exact_as_eager(got, reference.group_norm_silu(*double(args)), eager(*args))
+    assert_gradients_as_exact_as_eager(args, dy, "auto")
+
+
+def test_cpu_is_exact_where_torch_is_not():
+    """torch 2.14 takes the variance of channels_last as E[x^2] - E[x]^2."""
+    args, _ = inputs((2, 64, 40, 41, 32), torch.float32, "channels_last", mean=1000.0, modulated=False)
+    args = tuple(a.cpu() if isinstance(a, torch.Tensor) else a for a in args)
+    assert args[0][0].numel() > _group_norm_cpu.SMALL
+    error = (group_norm_silu(*args) - reference.group_norm_silu(*double(args))).abs().max()
+    assert error < 16 * 1000 * torch.finfo(torch.float32).eps  # the mean's own rounding, a few times
+
+
+def test_cpu_is_a_whole_citizen_of_torch():
+    x = torch.randn(2, 8, 4, 5).contiguous(memory_format=torch.channels_last).requires_grad_()
+    weight, bias = torch.randn(2, 2, 8).unbind()
+    args = (x, weight.requires_grad_(), bias.requires_grad_(), 4, EPS, True)
+    torch.library.opcheck(torch.ops.dream.group_norm_silu_channels_last.default, args)
+
+
+def test_cpu_breaks_no_graph(cpu):
+    args, _ = inputs((2, 8, 4, 5, 4), layout="channels_last")
+    torch.compiler.reset()
+    whole = torch.compile(group_norm_silu, fullgraph=True, backend="aot_eager")(*args)
+    assert torch.equal(whole, group_norm_silu(*args))
+
+
+# ------------------------------------------------------------------------------------------------ reference
+
+
+def test_the_reference_is_torchs_norm_with_the_right_gradients():
+    args, _ = inputs((2, 6, 2, 3, 3))
+    args = double(args)
+    torch.testing.assert_close(reference.group_norm_silu(*args), eager(*args))
+    leaves = [a.requires_grad_() if isinstance(a, torch.Tensor) else a for a in args]
+    assert torch.autograd.gradcheck(reference.group_norm_silu, leaves)
+
+
+@pytest.mark.parametrize("mode", ["auto", "triton", "reference"])
+def test_autocast_changes_no_type(mode):
+    args, _ = inputs((2, 8, 4, 5, 4), torch.bfloat16)
+    with torch.autocast(DEVICE, torch.bfloat16), dream_kernels.backend(mode):
+        assert group_norm_silu(*args).dtype == torch.bfloat16
+        assert group_norm_silu(args[0].float(), *args[1:]).dtype == torch.float32
