@@ -77,7 +77,7 @@ def _compiled(job: tuple[str, int, str]) -> Row:
     registers, spills, loads, stores = (_nvidia if "cubin" in made.asm else _amd)(made.asm)
     narrow = len(re.findall(r"tt\.addptr .*tensor<[\dx]*xi32>", made.asm["ttir"]))
     accesses = max(loads, default=0), max(stores, default=0)
-    moved, least = round(variant.bytes_moved, 3), round(variant.bytes_least, 3)
+    moved, least = round(float(variant.bytes_moved), 3), round(float(variant.bytes_least), 3)
     seconds = predicted(variant, TARGETS[target])
     return Row(
         op,

@@ -148,19 +148,22 @@ def dream_l1_grad(
 
 
 def variants() -> list[Variant]:
-    """Every target and kind once; each dtype for the one that trains most: eps, l1."""
-    kinds = [("eps", "l1", False, dtype) for dtype in NAMES] + [("eps", "l1", True, dtype) for dtype in NAMES]
+    """Every target and kind once; each dtype for those that train most, and those with the sign in a byte."""
+    kinds = [(*kind, dtype) for kind in (("eps", "l1", False), ("eps", "l1", True), ("z0", "l1", False)) for dtype in NAMES]
     kinds += [("z0", "l2", False, "fp32"), ("v", "huber", False, "bf16")]
-    return [_variant(*kind) for kind in kinds]
+    signs = [(prediction, "l1", False, dtype, True) for prediction in ("eps", "z0") for dtype in ("fp32", "bf16")]
+    return [_variant(*kind) for kind in kinds + signs]
 
 
-def _variant(prediction: str, kind: str, key: bool, dtype: str) -> Variant:
+def _variant(prediction: str, kind: str, key: bool, dtype: str, sign: bool = False) -> Variant:
     kinds = dict.fromkeys(("pred", "eps", "eps_hat", "z0", "slope"), f"*{dtype}") | ({"eps": "*i64"} if key else {})
+    kinds |= {"slope": "*i8"} if sign else {}
     kinds |= dict.fromkeys(("lam", "a", "s", "scale", "partial"), "*fp32") | {"delta": "fp32"}
     kinds |= dict.fromkeys(("size", "blocks", "d1", "d2"), "i32")
     constexprs = {"PREDICTION": prediction, "KIND": kind, "RECTIFY": True, "SLOPE": True, "LAST": False, "BLOCK": BLOCK}
     signature = {name: kinds.get(name, "constexpr") for name in l1_kernel.arg_names}
-    tensors = {"eps": 4, "z0": 3, "v": 5}[prediction] - key
-    name = f"dream_l1_{prediction}_{kind}{'_key' if key else ''}/{dtype}"
-    moved = tensors * NAMES[dtype] + 4 / BLOCK  # and a partial sum a program
-    return Variant(name, l1_kernel, signature, constexprs, WARPS, moved, tensors * NAMES[dtype], ("size", "d1", "d2"))
+    reads = {"eps": 3, "z0": 2, "v": 4}[prediction] - key
+    least = reads * NAMES[dtype] + (1 if sign else NAMES[dtype])
+    name = f"dream_l1_{prediction}_{kind}{'_key' if key else ''}{'_sign' if sign else ''}/{dtype}"
+    moved = least + 4 / BLOCK  # a partial sum a program
+    return Variant(name, l1_kernel, signature, constexprs, WARPS, moved, least, ("size", "d1", "d2"))
