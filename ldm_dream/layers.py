@@ -86,7 +86,7 @@ class Dropout(nn.Dropout):
         return super().forward(x)
 
 
-@torch.library.custom_op("dream::dropout_factors", mutates_args=(), tags=(torch.Tag.nondeterministic_seeded,))
+@torch.library.custom_op("ldm_dream::dropout_factors", mutates_args=(), tags=(torch.Tag.nondeterministic_seeded,))
 def dropout_factors(x: Tensor, p: float) -> Tensor:
     """Like x: 0 with probability p, else what keeps the mean at 1. Follows torch.manual_seed."""
     threshold = min(round(p * 2**16), 2**16 - 1)

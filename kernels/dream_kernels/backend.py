@@ -4,7 +4,8 @@
     triton          the kernel everywhere; on the CPU that needs Triton's interpreter (TRITON_INTERPRET=1 before the first import)
     reference       plain torch everywhere
 
-float64 always runs the reference: kernels compute in float32. `with dream_kernels.backend("reference"):` chooses for a block.
+On a CPU auto runs group_norm_silu in a way of its own, out of torch's faster kernels (`_group_norm_cpu.py`). float64 never runs a
+kernel: they compute in float32. `with dream_kernels.backend("reference"):` chooses for a block.
 The choice is a plain global, on which torch.compile guards: no graph break, and another choice compiles anew.
 """
 

@@ -40,10 +40,13 @@ def tile(start, channel, C, HW, P: tl.constexpr, Q: tl.constexpr, LAST: tl.const
 
 @jit
 def of_channels(weight, bias, mean, rstd, sample, channel, C, D, Q: tl.constexpr):
-    """What norms Q channels from `channel`: w, b, and their groups' mean and rstd, each [1,Q]."""
-    channels = channel.to(tl.int64) + tl.arange(0, Q)[None, :]
-    mask, group = channels < C, sample * (C // D) + channels // D
-    w, b = tl.load(weight + sample * C + channels, mask, 0.0), tl.load(bias + sample * C + channels, mask, 0.0)
+    """What norms Q channels from `channel`: w, b, and their groups' mean and rstd, each [1,Q]; one number each where Q is 1."""
+    channels = (channel.to(tl.int64) + tl.arange(0, Q))[None, :]
+    mask = channels < C
+    if Q == 1:  # else every thread loads it for each of its values
+        channels, mask = channel, channel < C
+    at, group = sample * C + channels, sample * (C // D) + channels // D
+    w, b = tl.load(weight + at, mask, 0.0), tl.load(bias + at, mask, 0.0)
     return w, b, tl.load(mean + group, mask, 0.0), tl.load(rstd + group, mask, 0.0)
 
 

@@ -19,7 +19,14 @@ from kernel_rules import (
 )
 
 EPS = 1e-5
-SHAPES = [(2, 8, 5, 7, 4), (1, 6, 1, 1, 2), (2, 5, 3, 3, 1), (2, 40, 9, 70, 8)]  # B,C,H,W,groups; the last: several tiles
+SHAPES = [  # B,C,H,W,groups
+    (2, 8, 5, 7, 4),
+    (1, 6, 1, 1, 2),
+    (2, 5, 3, 3, 1),
+    (1, 40, 5, 6, 8),  # channels_last tiles that are partly empty
+    (2, 32, 9, 70, 8),  # several of them for a channel
+    (1, 2, 130, 130, 1),  # several spans, and in contiguous features one channel a tile
+]
 ALL = (0, 1, 2, 5, 6)  # x, weight, bias, scale, shift among the arguments
 
 
@@ -114,6 +121,35 @@ def test_kernel_breaks_no_graph():
     assert_compiles_whole(group_norm_silu, *inputs((2, 8, 4, 5, 4), layout="channels_last")[0])
 
 
+@pytest.mark.parametrize("mode", ["triton", "auto"])
+def test_the_output_is_not_kept_for_the_backward(mode, monkeypatch):
+    monkeypatch.setattr(_group_norm_cpu, "SMALL", 0)
+    (x, *args), _ = inputs((2, 8, 16, 16, 4), layout="channels_last")
+    saved = []
+    with dream_kernels.backend(mode), torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
+        y = group_norm_silu(x.requires_grad_(), *args)
+    features = {t.data_ptr() for t in saved if t.numel() == x.numel()}
+    assert features == {x.data_ptr()} and y.requires_grad
+
+
+def test_a_network_gives_the_same_with_its_kernels():
+    from ldm_dream.config_models import SR3Config
+    from ldm_dream.networks import build_network
+
+    torch.manual_seed(0)
+    network = build_network(
+        SR3Config(image_size=8, model_channels=8, channel_mult=(1, 2), num_res_blocks=1, norm_groups=4, dropout=0)
+    )
+    network = network.to(DEVICE, memory_format=torch.channels_last)
+    args = (torch.randn(1, 3, 8, 8), torch.rand(1), torch.randn(1, 3, 8, 8))
+    results = []
+    for mode in ("triton", "reference"):
+        with dream_kernels.backend(mode):
+            y = network(*(a.to(DEVICE) for a in args))
+            results.append([y, *torch.autograd.grad(y.square().mean(), list(network.parameters()))])
+    torch.testing.assert_close(*results, rtol=1e-4, atol=1e-5)
+
+
 def test_kernels_compile_well_for_every_gpu():
     """No spills, int64 offsets, features read and written 128 bits at a time."""
     for row in compiled_ahead("group_norm_silu"):
@@ -138,7 +174,7 @@ def cpu(request, monkeypatch):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("mean", [0.0, 30.0])
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("shape", SHAPES[:5])
 def test_cpu_is_as_exact_as_eager(cpu, shape, mean, dtype):
     args, dy = inputs(shape, dtype, "channels_last", mean, modulated=mean == 0)
     args, dy = tuple(a.cpu() if isinstance(a, torch.Tensor) else a for a in args), dy.cpu()
