@@ -1,7 +1,7 @@
 """What the kernel benchmark runs: for every row of dream_kernels.OPS its arguments at the networks' shapes, and its rivals.
 
 A maker turns (shape, dtype, device) into arguments and the least possible traffic: bytes of every input read once, every result
-written once. SHAPES are pixels of SR3 and IDM, latents of ResShift, and enough pixels to see a bandwidth; who has others names them.
+written once. SHAPES are pixels of SR3 and IDM, latents of ResShift, and enough pixels to see a bandwidth.
 """
 
 from __future__ import annotations

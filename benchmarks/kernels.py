@@ -1,8 +1,8 @@
 """Ops of dream_kernels beside their rivals: eager torch, torch.compile, and ours. One row a case and provider.
 
 Seconds are p20, p50 and p80 of alternating repetitions after warm-up and compilation; GB/s is the least possible traffic by p50;
-peak MiB is what a call takes beyond its arguments. `ours` is the kernel on a GPU. On a CPU an op is its reference, so that `eager`
-stands for it, but for ops that say otherwise. `kernel_cases.py` has the cases.
+peak MiB is what a call takes beyond its arguments. `ours` is the kernel on a GPU. On a CPU an op is its reference, which the row
+`eager` measures, but for ops that say otherwise. `kernel_cases.py` has the cases.
 """
 
 from __future__ import annotations
@@ -68,9 +68,8 @@ def main(args: argparse.Namespace) -> None:
     if args.device == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda, but torch finds no CUDA device; use --device cpu.")
     rows = []
-    print(
-        f"{'op':20} {'mode':16} {'shape':15} {'dtype':5} {'provider':22} {'p20 ms':>9} {'p50 ms':>9} {'p80 ms':>9} {'GB/s':>7} MiB"
-    )
+    times = "".join(f"{p + ' ms':>10}" for p in ("p20", "p50", "p80"))
+    print(f"{'op':20} {'mode':16} {'shape':15} {'dtype':5} {'provider':22}{times} {'GB/s':>7} MiB")
     for name in args.op or CASES:
         case = CASES[name]
         for shape, dtype, trained in itertools.product(case.shapes, case.dtypes, (False, True) if case.gradients else (False,)):
