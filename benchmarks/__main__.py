@@ -13,7 +13,10 @@ def build_parser() -> argparse.ArgumentParser:
     shared.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     shared.add_argument("--json", metavar="FILE", help="append one JSON line a row")
 
-    kernels = commands.add_parser("kernels", parents=[shared], help="ops beside eager and compiled torch: p20, p50, p80, GB/s")
+    kernels = commands.add_parser(
+        "kernels", parents=[shared], help="ops beside eager and compiled torch: seconds, GB/s, peak memory"
+    )
+    kernels.add_argument("--op", action="append", metavar="NAME", help="only this op; give it several times (default: all)")
     kernels.add_argument("--repetitions", type=int, default=30, metavar="N", help="alternating (default: %(default)s)")
 
     step = commands.add_parser("train-step", parents=[shared], help="standard against DREAM: seconds, samples/s, peak memory")

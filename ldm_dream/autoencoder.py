@@ -91,11 +91,9 @@ class Codebook(nn.Module):
 
     def forward(self, h: Tensor) -> Quantized:
         """h [B,D,h,w], D a multiple of the code's width."""
-        codes = self.embedding.weight
-        rows = self.rows(h)
-        indices, _ = vq_lookup(rows.detach(), codes.detach())
+        codes, rows = self.embedding.weight, self.rows(h)
+        indices, nearest = vq_lookup(rows, codes.detach())  # what follows teaches the latent alone, the codebook's loss the codes
         chosen = F.embedding(indices, codes)
-        nearest = rows + (chosen - rows).detach()
         b, d, height, width = h.shape
         nearest = nearest.reshape(b, height, width, d).permute(0, 3, 1, 2).to(h.dtype)
         return Quantized(nearest, indices, F.mse_loss(chosen, rows.detach()), F.mse_loss(rows, chosen.detach()))

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from conftest import SHARED
+from dream_kernels import backend
 from ldm_dream.autoencoder import TAESD, VQGAN, Attention, Pixel, build_autoencoder
 from ldm_dream.checkpoint import ModelError, resolve_autoencoder, save_model
 from ldm_dream.config import AutoencoderRun
@@ -63,6 +64,19 @@ def test_straight_through_gives_the_latent_the_gradient_of_the_code():
     weight = torch.randn(1, 4, 3, 3)
     (model.quantize(h).h * weight).sum().backward()
     torch.testing.assert_close(h.grad, weight)
+
+
+def test_a_codebook_learns_the_same_from_the_kernel_and_from_the_reference():
+    model = VQGAN(LOCAL)
+    h = torch.randn(1, 4, 5, 3)
+    found = []
+    for mode in ("reference", "triton"):
+        x = h.clone().requires_grad_()
+        with backend(mode):
+            q = model.quantize(x)
+        loss = q.h.square().mean() + q.codebook_loss + 0.25 * q.commitment_loss
+        found.append((loss, *torch.autograd.grad(loss, (x, model.quantize.embedding.weight))))
+    assert all(torch.equal(a, b) for a, b in zip(*found))
 
 
 def test_a_pixel_far_away_changes_nothing_without_norm_and_attention():

@@ -22,9 +22,10 @@ from .group_norm_silu import group_norm_silu
 from .group_norm_silu import variants as norm_variants
 from .q_sample import q_sample, q_sample_eps
 from .q_sample import variants as q_sample_variants
-from .reference import vq_lookup
 from .sampler_step import sampler_step
 from .sampler_step import variants as sampler_step_variants
+from .vq_lookup import variants as lookup_variants
+from .vq_lookup import vq_lookup
 
 
 class Op(NamedTuple):
@@ -42,7 +43,7 @@ OPS = {
     "q_sample": Op(q_sample, reference.q_sample, q_sample_variants),
     "q_sample_eps": Op(q_sample_eps, reference.q_sample_eps),  # variants: q_sample's
     "sampler_step": Op(sampler_step, reference.sampler_step, sampler_step_variants),
-    "vq_lookup": Op(vq_lookup, reference.vq_lookup),
+    "vq_lookup": Op(vq_lookup, reference.vq_lookup, lookup_variants),
 }
 
 __all__ = ["OPS", "BackendError", "Op", "Variant", "backend", "noise_key", "runs_triton", *OPS]

@@ -10,8 +10,7 @@ NAMES = {"fp32": 4, "fp16": 2, "bf16": 2}  # Triton's name of a dtype -> bytes a
 class Variant(NamedTuple):
     """One specialisation of one kernel, as a launch on large contiguous tensors would choose it.
 
-    Compile: triton.compile(ASTSource(v.kernel, v.signature, v.constexprs, v.attrs), target, {"num_warps": v.num_warps}), in a
-    process without TRITON_INTERPRET. Bytes count what a launch moves for one element of the tensor it works on.
+    Bytes count what a launch moves for one element of the tensor it works on.
     """
 
     name: str  # "dream_rectify/bf16"
@@ -22,6 +21,7 @@ class Variant(NamedTuple):
     bytes_moved: float  # an element, by this kernel
     bytes_least: float  # an element: every input read once, every result written once
     multiples: tuple[str, ...] = ()  # whole-number arguments that are multiples of 16; pointers always are
+    operations: float = 0  # an element, float32, where they and not the bytes decide the time; a comparison or choice is two
 
     @property
     def attrs(self) -> dict[tuple[int], list[list]]:

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from ._layout import layout
 
-CHUNK_BYTES = 64 * 2**20  # of distances held at once by vq_lookup
+CHUNK_BYTES = {"cpu": 2**20}  # of distances that vq_lookup holds at once: they stay in the cache of a core; elsewhere 2**26
+CODES = 64  # in a block of vq_lookup's search
 
 
 def wide(x: Tensor) -> Tensor:
@@ -142,16 +143,25 @@ def vq_lookup(z: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:
     """Nearest code by squared distance: z [N,D], codebook [K,D] -> indices int64 [N], z_q = codebook[indices] [N,D].
 
     argmin of |e|^2 - 2 z.e in float32 or wider (also under autocast), ties to the lowest index; CHUNK_BYTES of distances at a
-    time, never N x K. The indices carry no gradient. On a GPU float32 means float32: TF32 off.
+    time, never N x K. On a GPU float32 means float32: TF32 off. The gradient of z_q goes to z straight through (VQ-VAE, arXiv
+    1711.00937, 3.2) and to the chosen rows of the codebook; detach what shall not learn. z_q is not finite where z is not.
     """
     with torch.no_grad(), torch.autocast(z.device.type, enabled=False):
-        dtype = torch.promote_types(z.dtype, torch.float32)
-        rows, codes = z.to(dtype), codebook.to(dtype)
-        norms = codes.square().sum(1)
-        size = max(1, CHUNK_BYTES // (len(codes) * codes.element_size()))
-        chunks = [torch.addmm(norms, part, codes.T, alpha=-2).argmin(1) for part in rows.split(size)]
-        indices = torch.cat(chunks)
-    return indices, codebook[indices]
+        rows = wide(z)
+        fill = torch.arange(-(-len(codebook) // CODES) * CODES, device=z.device).clamp(max=len(codebook) - 1)
+        codes = codebook[fill].to(rows.dtype)  # the last code fills the last block: among equals the first wins
+        norms = codes.square().sum(1, keepdim=True)
+        size = max(1, CHUNK_BYTES.get(z.device.type, 2**26) // (len(codes) * codes.element_size()))
+        indices = torch.cat([_nearest(part, codes, norms) for part in rows.split(size)])
+    z_q = F.embedding(indices, wide(codebook)) + (z - z.detach())
+    return indices, z_q.to(codebook.dtype)
+
+
+def _nearest(z: Tensor, codes: Tensor, norms: Tensor) -> Tensor:
+    """z [n,D], codes [K,D], norms [K,1] -> [n]. Minima of blocks first: they vectorise, an argmin over all K does not."""
+    distances = torch.addmm(norms, codes, z.T, alpha=-2).view(len(codes) // CODES, CODES, len(z))
+    block = distances.amin(1).argmin(0)
+    return block * CODES + distances[block, :, torch.arange(len(z), device=z.device)].argmin(1)
 
 
 def group_norm_silu(

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import json
+import functools
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -13,7 +14,9 @@ import torch
 from torch import Tensor
 
 import dream_kernels
+from dream_kernels import _aot
 
+ROOT = Path(__file__).resolve().parents[2]
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"  # on the CPU kernels run in Triton's interpreter (tests/conftest.py)
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {  # the same values, laid out otherwise
@@ -82,29 +85,36 @@ def assert_compiles_whole(op: Callable, *inputs) -> None:
         assert all(torch.equal(x, y) for x, y in zip(flat(whole), flat(op(*inputs))))
 
 
-def compiled_ahead(op: str, targets: tuple[str, ...] = ("sm_80", "sm_90", "sm_100", "gfx942")) -> list[dict]:
-    """Every variant of `op` compiled for real GPUs by compile_variants.py -> one dict for each variant and target.
+@functools.cache
+def compiled_table() -> list[_aot.Row]:
+    """Every variant of every op compiled for real GPUs by tools/compile_kernels.py, once a session.
 
     In a process of its own without TRITON_INTERPRET: under the interpreter there is nothing that can be compiled.
     """
     environment = {key: value for key, value in os.environ.items() if key not in ("TRITON_INTERPRET", "DREAM_KERNELS")}
-    command = [sys.executable, str(Path(__file__).with_name("compile_variants.py")), op, *targets]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return [json.loads(line) for line in done.stdout.splitlines()]
+    with tempfile.TemporaryDirectory() as folder:
+        table = Path(folder) / "table.csv"
+        command = [sys.executable, str(ROOT / "tools/compile_kernels.py"), "--table", str(table)]
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+        assert done.returncode == 0, done.stderr[-3000:]
+        return _aot.read(table)
 
 
-def assert_compiled_well(op: str, narrow: dict[str, int] | None = None) -> None:
-    """No spills, loads and stores 128 bits wide, int64 offsets: every variant on every target.
+def compiled_ahead(op: str) -> list[_aot.Row]:
+    rows = [row for row in compiled_table() if row.op == op]
+    assert rows, f"{op} has no variants"
+    return rows
+
+
+def assert_compiled_well(op: str, narrow: dict[str, int] | None = None, accesses: int = 128) -> None:
+    """No spills, loads and stores `accesses` bits wide, int64 offsets: every variant on every target.
 
     narrow: part of a variant's name -> bits of its stores, where a result has too few bytes for more.
     """
-    rows = compiled_ahead(op)
-    assert rows
-    for row in rows:
-        where = f"{row['name']} on {row['target']}"
-        assert row["spills"] == 0, f"{where}: {row['spills']} spills"
-        least = next((bits for part, bits in (narrow or {}).items() if part in row["name"]), 128)
-        assert row["load_bits"] >= 128, f"{where}: loads of {row['load_bits']} bits"
-        assert row["store_bits"] >= least, f"{where}: stores of {row['store_bits']} bits"
-        assert row["narrow_offsets"] == 0, f"{where}: int32 offsets, wrong from 2^31 elements on"
+    for row in compiled_ahead(op):
+        where = f"{row.variant} on {row.target}"
+        assert row.spills == 0, f"{where}: {row.spills} spills"
+        least = next((bits for part, bits in (narrow or {}).items() if part in row.variant), accesses)
+        assert row.load_bits >= accesses, f"{where}: loads of {row.load_bits} bits"
+        assert row.store_bits >= least, f"{where}: stores of {row.store_bits} bits"
+        assert row.narrow_offsets == 0, f"{where}: int32 offsets, wrong from 2^31 elements on"

@@ -153,14 +153,14 @@ def test_a_network_gives_the_same_with_its_kernels():
 def test_kernels_compile_well_for_every_gpu():
     """No spills, int64 offsets, features read and written 128 bits at a time."""
     for row in compiled_ahead("group_norm_silu"):
-        where = f"{row['name']} on {row['target']}"
-        assert row["spills"] == 0, f"{where}: {row['spills']} spills"
-        assert row["narrow_offsets"] == 0, f"{where}: int32 offsets"
-        kind = row["name"].split("/")[1]
+        where = f"{row.variant} on {row.target}"
+        assert row.spills == 0, f"{where}: {row.spills} spills"
+        assert row.narrow_offsets == 0, f"{where}: int32 offsets"
+        kind = row.variant.split("/")[1]
         if not kind.startswith("join"):
-            assert row["load_bits"] >= 128, f"{where}: loads of {row['load_bits']} bits"
+            assert row.load_bits >= 128, f"{where}: loads of {row.load_bits} bits"
         if kind in ("apply", "dx"):
-            assert row["store_bits"] >= 128, f"{where}: stores of {row['store_bits']} bits"
+            assert row.store_bits >= 128, f"{where}: stores of {row.store_bits} bits"
 
 
 # ------------------------------------------------------------------------------------------------ CPU

@@ -1,0 +1,116 @@
+"""What the kernel benchmark runs: for every row of dream_kernels.OPS its arguments at the networks' shapes, and its rivals.
+
+A maker turns (shape, dtype, device) into arguments and the least possible traffic: bytes of every input read once, every result
+written once. SHAPES are pixels of SR3 and IDM, latents of ResShift, and enough pixels to see a bandwidth.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import dream_kernels
+
+SMALL = ((4, 3, 128, 128), (16, 3, 64, 64))
+SHAPES = (*SMALL, (16, 3, 256, 256))
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+class Case(NamedTuple):
+    make: Callable  # (shape, dtype, device) -> arguments, bytes
+    shapes: tuple[tuple[int, ...], ...] = SHAPES
+    dtypes: tuple[str, ...] = tuple(DTYPES)
+    eager: Callable | None = None  # what one writes in plain torch, also given to torch.compile; None: the reference
+    others: Callable[..., dict[str, Callable]] = lambda *_: {}  # arguments -> further providers, where they are installed
+    own_on_cpu: bool = False  # on a CPU the op is something else than its reference in place
+    gradients: int = 0  # of so many first arguments: also timed with the backward
+    backward_passes: int = 0  # tensors like the first that it must read or write
+
+
+def fields(count: int, shape: tuple[int, ...], dtype: torch.dtype, device: str) -> list[Tensor]:
+    return list(torch.randn(count, *shape, device=device).to(dtype))
+
+
+def factors(count: int, shape: tuple[int, ...], device: str) -> list[Tensor]:
+    return list(torch.rand(count, shape[0], 1, 1, 1, device=device))
+
+
+def elementwise(reads: int, writes: int, scalars: int, key: bool = False, extra: tuple = ()) -> Callable:
+    """Maker of an op on `reads` tensors of one shape and `scalars` factors a sample; key: the third tensor is made, not read."""
+
+    def make(shape: tuple[int, ...], dtype: torch.dtype, device: str) -> tuple[tuple, int]:
+        tensors = fields(reads, shape, dtype, device)
+        size = (reads + writes) * tensors[0].numel() * tensors[0].element_size()
+        if key:
+            tensors.insert(2, dream_kernels.noise_key(torch.arange(shape[0], device=device)))
+        return (*tensors, *factors(scalars, shape, device), *extra), size
+
+    return make
+
+
+def group_norm_silu(shape: tuple[int, ...], dtype: torch.dtype, device: str) -> tuple[tuple, int]:
+    x = torch.randn(shape, device=device).to(dtype, memory_format=torch.channels_last)
+    weight, bias = torch.randn(2, shape[1], device=device)
+    return (x, weight, bias, math.gcd(32, shape[1]), 1e-5), 2 * x.numel() * x.element_size()
+
+
+def torch_group_norm_silu(x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float) -> Tensor:
+    return F.silu(F.group_norm(x, groups, weight.to(x.dtype), bias.to(x.dtype), eps))
+
+
+def vq_lookup(shape: tuple[int, ...], dtype: torch.dtype, device: str) -> tuple[tuple, int]:
+    """Latents [B,D,h,w] as rows, and vq-f4's 8192 codes."""
+    rows = shape[0] * shape[2] * shape[3]
+    z, codebook = torch.randn(rows, shape[1], device=device), torch.randn(8192, shape[1], device=device)
+    return (z.to(dtype), codebook.to(dtype)), (2 * z.numel() + codebook.numel()) * dtype.itemsize + 8 * rows
+
+
+def whole_matrix_lookup(z: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:
+    """All N x K distances at once, as taming-transformers' VectorQuantizer2 (github.com/CompVis/taming-transformers @3ba01b2)."""
+    distances = z.square().sum(1, keepdim=True) + codebook.square().sum(1) - 2 * torch.einsum("nd,dk->nk", z, codebook.T)
+    indices = distances.argmin(1)
+    return indices, z + (F.embedding(indices, codebook) - z).detach()
+
+
+def taming_quantizer(z: Tensor, codebook: Tensor) -> dict[str, Callable]:
+    """VectorQuantizer2 where taming-transformers is the repository's, VectorQuantizer where it is the package index's 0.0.1."""
+    try:
+        from taming.modules.vqvae import quantize
+    except ImportError:
+        return {}
+    name = "VectorQuantizer2" if hasattr(quantize, "VectorQuantizer2") else "VectorQuantizer"
+    quantizer = getattr(quantize, name)(*codebook.shape, beta=0.25).to(z)
+    quantizer.embedding.weight.data.copy_(codebook)
+    return {f"taming {name}": lambda: quantizer(z.T[None, :, :, None])[0]}
+
+
+CASES: dict[str, Case] = {
+    "dream_rectify": Case(elementwise(3, 2, scalars=2)),
+    "dream_rectify_input": Case(elementwise(3, 1, scalars=2)),
+    "dream_l1": Case(elementwise(3, 0, scalars=1), gradients=1, backward_passes=1),
+    "dream_l1_grad": Case(elementwise(3, 1, scalars=1)),
+    "q_sample": Case(elementwise(3, 1, scalars=3)),
+    "q_sample_eps": Case(elementwise(2, 2, scalars=3, key=True), SMALL),
+    "sampler_step": Case(elementwise(2, 1, scalars=3, key=True, extra=(1.0,)), SMALL),
+    "group_norm_silu": Case(
+        group_norm_silu,
+        shapes=((4, 32, 128, 128), (4, 64, 64, 64), (4, 128, 32, 32), (4, 512, 8, 8)),  # SR3, inner 32
+        eager=torch_group_norm_silu,
+        own_on_cpu=True,
+        gradients=3,
+        backward_passes=3,
+    ),
+    "vq_lookup": Case(
+        vq_lookup,
+        shapes=((4, 3, 64, 64), (1, 3, 128, 128)),
+        dtypes=("fp32",),  # the autoencoder looks up in float32 whatever its precision
+        eager=whole_matrix_lookup,
+        others=taming_quantizer,
+        own_on_cpu=True,
+    ),
+}
