@@ -54,9 +54,7 @@ class Row(NamedTuple):
     narrow_offsets: int  # vectors of pointers made from int32 offsets: wrong from 2^31 elements on
     bytes_moved: float  # an element
     bytes_least: float
-    predicted_us: (
-        float  # for ELEMENTS on the target's card: bytes by its bandwidth, or operations by its peak if that takes longer
-    )
+    predicted_us: float  # for ELEMENTS: bytes by the card's bandwidth, or operations by its peak if that takes longer
 
 
 def report(ops: Iterable[str] = tuple(OPS), workers: int = 2) -> list[Row]:
@@ -78,20 +76,10 @@ def _compiled(job: tuple[str, int, str]) -> Row:
     narrow = len(re.findall(r"tt\.addptr .*tensor<[\dx]*xi32>", made.asm["ttir"]))
     accesses = max(loads, default=0), max(stores, default=0)
     moved, least = round(float(variant.bytes_moved), 3), round(float(variant.bytes_least), 3)
-    seconds = predicted(variant, TARGETS[target])
+    microseconds = round(predicted(variant, TARGETS[target]) * 1e6, 1)
     return Row(
-        op,
-        variant.name,
-        target,
-        registers,
-        spills,
-        made.metadata.shared,
-        *accesses,
-        narrow,
-        moved,
-        least,
-        round(seconds * 1e6, 1),
-    )
+        op, variant.name, target, registers, spills, made.metadata.shared, *accesses, narrow, moved, least, microseconds
+    )  # fmt: skip
 
 
 def predicted(variant: Variant, card: Card) -> float:
