@@ -77,7 +77,7 @@ class Upscaler:
         self.network = network.eval().to(self.device, memory_format=torch.channels_last)
         self.autoencoder = autoencoder.eval().to(self.device, memory_format=torch.channels_last)
         if compile:
-            compile_blocks(self.network)
+            compile_blocks(self.network, dynamic=True)
 
     @classmethod
     def from_pretrained(

@@ -159,6 +159,16 @@ def test_cached_latents_are_those_of_the_batch_and_the_pool_repeats(tmp_path, ki
         assert torch.equal(getattr(resumed, name), getattr(visited[5], name))
 
 
+@pytest.mark.parametrize("cached", [None, 4])
+def test_bf16_trains_with_and_without_cached_latents(tmp_path, cached):
+    run = diffusion_run(tmp_path)
+    changes = {"data": {"cache_latents": cached}, "train": {"precision": "bf16", "steps": 2}}
+    changes = {name: getattr(run, name).model_copy(update=update) for name, update in changes.items()}
+    train(run.model_copy(update=changes), tmp_path / "run")
+    rows = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    assert all(math.isfinite(value) for row in rows for value in row.values()) and rows[-1]["step"] == 2
+
+
 @pytest.mark.parametrize(("step", "want"), [(0, 0.1), (9, 1.0), (10, 1.0), (55, 0.6), (100, 0.2)])
 def test_learning_rate_warms_up_and_follows_the_cosine(step, want):
     cfg = TrainConfig(steps=100, learning_rate=1.0, learning_rate_end=0.2, warmup_steps=10)

@@ -31,9 +31,9 @@ class LatentDataset:
         """As PairDataset.batch, a function of its arguments alone: what was visited before only saves time."""
         numbers = [self._number(n) for n in range(number * batch_size, (number + 1) * batch_size)]
         kept = [self._cache.get(n) or self._make(n) for n in numbers]
-        lr, latents = (torch.stack(tensors) for tensors in zip(*kept))
-        z0, z_lr = latents.float().unbind(1)
-        return replace(self.pairs.samples(numbers, lr=to_float(lr)), z0=z0, z_lr=z_lr)
+        lr = to_float(torch.stack([lr for lr, _ in kept]))
+        z0, z_lr = torch.stack([latents.float() for _, latents in kept]).unbind(1)  # bf16 autocast stacks no float16
+        return replace(self.pairs.samples(numbers, lr=lr), z0=z0, z_lr=z_lr)
 
     def _number(self, n: int) -> int:
         round_, place = divmod(n, self.pool)

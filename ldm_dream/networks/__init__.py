@@ -26,13 +26,16 @@ def build_network(cfg: NetworkConfig) -> nn.Module:
     return NETWORKS[cfg.kind](cfg)
 
 
-def compile_blocks(network: nn.Module, backend: str = "inductor") -> int:
-    """Regional torch.compile, in place: every repeated block, each for its own shapes. Returns how many; parameter names stay."""
+def compile_blocks(network: nn.Module, dynamic: bool = False, backend: str = "inductor") -> int:
+    """Regional torch.compile, in place: every repeated block as one graph. Returns how many; parameter names stay.
+
+    dynamic: one version for every height and width (upscaling), else one for each shape, which is faster (training).
+    """
     blocks = [module for module in network.modules() if isinstance(module, REPEATED_BLOCKS)]
     # all blocks share one code object, whose default limit of 8 versions would silently leave the later shapes uncompiled
     limits = torch._dynamo.config
     limits.recompile_limit = max(limits.recompile_limit, 8 * len(blocks))
     limits.accumulated_recompile_limit = max(limits.accumulated_recompile_limit, 8 * len(blocks))
     for block in blocks:
-        block.compile(backend=backend, fullgraph=True, dynamic=False)
+        block.compile(backend=backend, fullgraph=True, dynamic=dynamic)
     return len(blocks)

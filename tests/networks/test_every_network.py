@@ -11,7 +11,7 @@ from torch.utils._pytree import tree_leaves
 
 from ldm_dream.config_models import IDMConfig, LDMConfig, ResShiftNetConfig, SR3Config
 from ldm_dream.layers import Attention
-from ldm_dream.networks import NETWORKS, build_network
+from ldm_dream.networks import NETWORKS, build_network, compile_blocks
 from ldm_dream.networks.ldm import Attention as LDMAttention
 from ldm_dream.networks.resshift import WindowAttention
 
@@ -128,3 +128,21 @@ def test_channels_last_reaches_every_convolution(name, size, autocast):
         network(*inputs(name, size))
     assert set(seen) == set(convolutions)
     assert lost == []
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["sr3", "resshift"])
+def test_dynamic_blocks_need_no_new_version_for_a_third_size(name):
+    torch._dynamo.reset()
+    network, versions = build_network(CONFIGS[name]).eval(), []
+
+    def counted(graph: torch.fx.GraphModule, example: list) -> torch.fx.GraphModule:
+        versions.append(graph)
+        return graph
+
+    compile_blocks(network, dynamic=True, backend=counted)
+    for size in ((24, 40), (40, 24)):
+        network(*inputs(name, size))
+    before = len(versions)
+    network(*inputs(name, (56, 48)))
+    assert 0 < before == len(versions)
