@@ -18,6 +18,8 @@ import resource
 import statistics
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
@@ -37,6 +39,7 @@ from ldm_dream.train import make_optimizer
 from .official import official_loss, plain
 from .record import append
 
+CACHE = "TORCHINDUCTOR_CACHE_DIR"
 CONV_SHAPES = ((4, 64, 128), (4, 128, 64), (4, 256, 32))  # batch, channels, side of the 3x3 convolutions that give the peak
 
 
@@ -137,12 +140,25 @@ def conv_peak(device: str, dtype: torch.dtype) -> float:
     return best
 
 
+@contextmanager
+def compile_cache() -> Iterator[None]:
+    """An empty cache of compiled code of this process and of those that it starts inside: the first start is a cold one."""
+    before = os.environ.get(CACHE)
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ[CACHE] = folder
+        try:
+            yield
+        finally:
+            os.environ.pop(CACHE)
+            if before is not None:
+                os.environ[CACHE] = before
+
+
 def main(args) -> None:
     names = [(who, dream) for who in (("ours",) if args.ours_only else ("ours", "official")) for dream in (True, False)]
     variants = {f"{who} {'DREAM' if dream else 'standard'}": (args.config, args.set, who, dream, args.device, args.compile)
                 for who, dream in names}  # fmt: skip
-    with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool, tempfile.TemporaryDirectory() as cache:
-        os.environ["TORCHINDUCTOR_CACHE_DIR"] = cache  # of this benchmark alone, so that the first start is a cold one
+    with compile_cache(), multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
         _, cold = pool.apply(alone, variants["ours DREAM"])
         measured = {name: pool.apply(alone, variant) for name, variant in variants.items()}
         steps = {name: Step(*variant) for name, variant in variants.items()}

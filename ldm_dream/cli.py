@@ -14,9 +14,14 @@ EXIT_USER_ERROR = 2  # argparse uses the same status for a wrong command line
 
 @contextmanager
 def user_errors() -> Iterator[None]:
-    """Body of a tool's `main`: `UserError` -> its text on one line of stderr, exit 2. Everything else passes through."""
+    """Body of a tool's `main`: `UserError` -> its text on one line of stderr, exit 2. Everything else passes through.
+
+    dream_kernels knows nothing of ldm_dream: its error for users says so by an attribute.
+    """
     try:
         yield
-    except UserError as error:
+    except Exception as error:
+        if not isinstance(error, UserError) and not getattr(error, "is_for_users", False):
+            raise
         sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
         raise SystemExit(EXIT_USER_ERROR) from None

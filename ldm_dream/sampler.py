@@ -20,6 +20,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from dream_kernels import q_sample, sampler_step
+
 from .errors import UserError
 from .process import Denoise, Process, Regression, ResidualShift, like
 
@@ -113,16 +115,21 @@ def sample_steps(
         sigma2 = torch.zeros(1, 1, 1, 1, dtype=torch.float64)
         if kind == "ddim":
             sigma2 = eta**2 * process.posterior_variance(here, there)
-            mean = _ddim_mean(process, z0_hat, eps_hat, z_lr, there, sigma2)
-        elif kind == "dpm-solver++":
-            estimate = z0_hat if before is None or t_prev == -1 else _extrapolate(process, z0_hat, *before, here, there)
-            mean = _solver_mean(process, estimate, z_t, here, there)
-            before = z0_hat, here
+            mean = q_sample(z0_hat, z_lr, eps_hat, *(like(f, z_t) for f in _ddim_factors(process, there, sigma2)))
+            z_t = mean + like(sigma2.sqrt(), mean) * noise(k + 1) if sigma2.item() > 0 else mean
         else:
-            mean, _ = process.posterior(z0_hat, z_t, here, there)
-            if t_prev != -1:  # the forward variance is not 0 at the clean end, where nothing is added
-                sigma2 = (process.posterior_variance if variance == "posterior" else process.forward_variance)(here, there)
-        z_t = mean + like(sigma2.sqrt(), mean) * noise(k + 1) if sigma2.item() > 0 else mean
+            estimate = z0_hat
+            if kind == "dpm-solver++":
+                z0_factor, z_factor = _solver_factors(process, here, there)
+                if before is not None and t_prev != -1:
+                    estimate = _extrapolate(process, z0_hat, *before, here, there)
+                before = z0_hat, here
+            else:
+                z0_factor, z_factor = process.posterior_factors(here, there)
+                if t_prev != -1:  # the forward variance is not 0 at the clean end, where nothing is added
+                    sigma2 = (process.posterior_variance if variance == "posterior" else process.forward_variance)(here, there)
+            added = noise(k + 1) if sigma2.item() > 0 else z_t  # whose factor is 0
+            z_t = sampler_step(z_t, estimate, added, *(like(f, z_t) for f in (z_factor, z0_factor, sigma2.sqrt())))
         yield Step(t, z0_hat, z_t)
 
 
@@ -144,15 +151,16 @@ def timesteps(process: Process, steps: int | Sequence[int] | None) -> list[int]:
     return path
 
 
-def _ddim_mean(process: Process, z0: Tensor, eps: Tensor, z_lr: Tensor, u: Tensor, sigma2: Tensor) -> Tensor:
+def _ddim_factors(process: Process, u: Tensor, sigma2: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     a, b, s = (f(u, torch.float64) for f in (process.a, process.b, process.s))
-    return like(a, z0) * z0 + like(b, z0) * z_lr + like((s**2 - sigma2).sqrt(), z0) * eps
+    return a, b, (s**2 - sigma2).sqrt()
 
 
-def _solver_mean(process: Process, z0: Tensor, z_t: Tensor, t: Tensor, u: Tensor) -> Tensor:
+def _solver_factors(process: Process, t: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
+    """Of z0 and z_t."""
     # e^-h of the paper is (a_t s_u) / (a_u s_t): written as ratios it holds at a_t = 0 (Flow) and at s_u = 0 (the clean end) too
     ratio = process.s(u, torch.float64) / process.s(t, torch.float64)
-    return like(ratio, z_t) * z_t + like(process.a(u, torch.float64) - process.a(t, torch.float64) * ratio, z0) * z0
+    return process.a(u, torch.float64) - process.a(t, torch.float64) * ratio, ratio
 
 
 def _extrapolate(process: Process, z0: Tensor, z0_before: Tensor, t_before: Tensor, t: Tensor, u: Tensor) -> Tensor:

@@ -33,7 +33,7 @@ IMPORT_RULES = {
     "ldm_dream.autoencoder": ([*BASICS, "layers", *KERNELS], ["torch", "einops"]),
     "ldm_dream.process": (BASICS, ["torch"]),
     "ldm_dream.loss": ([*BASICS, "process", *KERNELS], ["torch"]),  # these three receive `denoise`, never a network
-    "ldm_dream.sampler": ([*BASICS, "process"], ["torch"]),
+    "ldm_dream.sampler": ([*BASICS, "process", *KERNELS], ["torch"]),
     "ldm_dream.data.latents": ([*BASICS, "data.*", "autoencoder", "condition"], ["*"]),  # caches what training would encode
     "ldm_dream.data*": ([*BASICS, "data.*"], ["*"]),
     "ldm_dream*": (["*"], ["*"]),

@@ -36,10 +36,7 @@ def main() -> None:
         if unknown := set(args.ops) - set(OPS):
             raise UserError(f"{', '.join(sorted(unknown))}: no such op; there are {', '.join(OPS)}.")
         ops = args.ops or list(OPS)
-        try:
-            rows = _aot.report(ops)
-        except _aot.BackendError as error:
-            raise UserError(str(error)) from error
+        rows = _aot.report(ops)
         kept = _aot.read(args.table) if args.table.is_file() else []
     for row in rows:
         print("  ".join(f"{value:>{width}}" for value, width in zip(row, (15, 46, 7, 4, 3, 6, 4, 4, 2, 6, 6, 8))))

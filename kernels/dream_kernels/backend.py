@@ -29,7 +29,9 @@ log = logging.getLogger(__name__)
 
 
 class BackendError(RuntimeError):
-    """A backend that is unknown or cannot run here; its text is complete for the user."""
+    """A backend that is unknown or cannot run here; its text is complete for the user, and tools print it alone."""
+
+    is_for_users = True
 
 
 def checked(mode: str) -> str:

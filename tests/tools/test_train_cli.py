@@ -60,3 +60,10 @@ def test_a_missing_config_is_one_line_and_status_2(tmp_path):
     done, _ = train(tmp_path / "none.yaml")
     assert done.returncode == 2
     assert "none.yaml: no such config file" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_an_unknown_backend_of_the_kernels_is_one_sentence(config, monkeypatch):
+    monkeypatch.setenv("DREAM_KERNELS", "cuda")
+    done, _ = train(config, "--run-dir", config.parent / "run")
+    assert done.stderr == "error: DREAM_KERNELS=cuda is unknown; use one of auto, triton, reference.\n"
+    assert done.returncode == 2 and not (config.parent / "run").exists()

@@ -1,4 +1,4 @@
-"""Training with interpreted kernels gives the losses of training with the reference."""
+"""With kernels (interpreted where there is no GPU) training gives the losses of the reference, sampling its pictures."""
 
 import pytest
 import torch
@@ -8,8 +8,11 @@ import dream_kernels
 from kernel_rules import DEVICE
 from ldm_dream.autoencoder import build_autoencoder
 from ldm_dream.config import DiffusionRun
+from ldm_dream.config_models import DDPMConfig, ResidualShiftConfig
 from ldm_dream.data.pairs import Batch
 from ldm_dream.objectives import DiffusionObjective
+from ldm_dream.process import build_process
+from ldm_dream.sampler import sample
 
 NETWORK = {
     "kind": "resshift", "image_size": 8, "in_channels": 3, "out_channels": 3, "cond_channels": 3, "model_channels": 8,
@@ -68,3 +71,34 @@ def test_kernels_and_reference_train_alike(options):
     assert {"q_sample", "dream_rectify", "dream_l1"} <= called
     assert len(set(by_reference)) == len(by_reference), "the losses do not move"
     assert by_kernels == pytest.approx(by_reference, rel=2e-5)
+
+
+@pytest.mark.parametrize(
+    "process, kind, op",
+    [
+        (DDPMConfig(num_timesteps=20), "ancestral", "sampler_step"),
+        (DDPMConfig(num_timesteps=20), "dpm-solver++", "sampler_step"),
+        (DDPMConfig(num_timesteps=20), "ddim", "q_sample"),
+        (ResidualShiftConfig(num_timesteps=4, kappa=2.0), "resshift", "sampler_step"),
+        (ResidualShiftConfig(num_timesteps=4, kappa=2.0), "ddim", "q_sample"),
+    ],
+)
+def test_sampling_with_kernels_gives_the_reference_pictures(process, kind, op):
+    z_lr = torch.linspace(-1, 1, 2 * 3 * 5 * 7, device=DEVICE).view(2, 3, 5, 7)
+
+    def denoise(z_t, t, cond):
+        return torch.tanh(0.4 * z_t + 0.01 * t[:, None, None, None] + 0.3 * cond)
+
+    def run(mode):
+        called = Called()
+        with dream_kernels.backend(mode), called:
+            z0 = sample(
+                denoise, build_process(process), z_lr, z_lr, prediction="z0", kind=kind, steps=4, eta=0.5,
+                generator=torch.Generator(DEVICE).manual_seed(0),
+            )  # fmt: skip
+        return z0, called.names
+
+    (by_reference, none), (by_kernels, called) = run("reference"), run("triton")
+    assert none == set() and called == {op}
+    assert by_reference.std() > 0.1
+    torch.testing.assert_close(by_kernels, by_reference, rtol=1e-5, atol=1e-5)
