@@ -8,7 +8,8 @@ bfloat16, and its forward takes the variance as E[x^2] - E[x]^2: off by 6e-3 in 
     a x + k      for each channel: batch norm in eval mode with mean 0 and variance 1
     backward     batch norm's sums of dz and dz x_hat for each channel, joined over a group; dx is affine in dz and x
 
-so channels_last features go through it sample by sample. Small ones, where the number of calls counts, become contiguous instead.
+so channels_last features go through it sample by sample. Small ones, where the number of calls counts, become contiguous instead:
+inside the op, so that torch.compile sees one graph for every size.
 
 Symbols: x [B,C,H,W]; G groups of D channels; z = weight x_hat + bias, y = silu(z); sums and coefficients float32 or wider.
 """
@@ -27,11 +28,15 @@ aten = torch.ops.aten
 
 def group_norm_silu(x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float, silu: bool) -> Tensor:
     """x [B,C,H,W], weight and bias [B,C] in float32 or wider -> like x in type and layout."""
-    if layout(x) is torch.channels_last and x[0].numel() > SMALL:
+    if layout(x) is torch.channels_last:
         return channels_last_op(x, weight, bias, groups, eps, silu)[0]
-    one = x.contiguous().view(1, -1, *x.shape[2:])  # every group of every sample is a group of this one sample
-    z = F.group_norm(one, len(x) * groups, weight.flatten(), bias.flatten(), eps)
-    return (F.silu(z) if silu else z).view(x.shape).contiguous(memory_format=layout(x))
+    z = F.group_norm(as_one(x), len(x) * groups, weight.flatten(), bias.flatten(), eps)
+    return (F.silu(z) if silu else z).view(x.shape)
+
+
+def as_one(x: Tensor) -> Tensor:
+    """Contiguous [1,BC,H,W]: every group of every sample is a group of this one sample."""
+    return x.contiguous().view(1, -1, *x.shape[2:])
 
 
 @torch.library.custom_op("dream::group_norm_silu_channels_last", mutates_args=())
@@ -39,6 +44,12 @@ def channels_last_op(
     x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float, silu: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """-> y, mean and rstd [B,G,1]. For the backward it saves these two, x, weight and bias, and computes z again."""
+    if x[0].numel() <= SMALL:
+        one = as_one(x)
+        sizes = 1, one.shape[1], one[0, 0].numel(), len(x) * groups
+        z, *statistics = aten.native_group_norm(one, weight.flatten(), bias.flatten(), *sizes, eps)
+        y = (F.silu(z, inplace=True) if silu else z).view(x.shape).contiguous(memory_format=torch.channels_last)
+        return y, *(s.view(len(x), groups, 1) for s in statistics)
     x = x.contiguous(memory_format=torch.channels_last)
     unused = weight.new_zeros(weight.shape[1])  # next to it, batch norm gives float32 statistics of 16-bit features too
     mean, var = (torch.stack(s).view(len(x), groups, -1) for s in zip(*(
@@ -59,6 +70,8 @@ def channels_last_backward(
     dy: Tensor, x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, rstd: Tensor, silu: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """-> dx like x, dweight and dbias [B,C]."""
+    if x[0].numel() <= SMALL:
+        return small_backward(dy, x, weight, bias, mean, rstd, silu)
     dy, x = dy.contiguous(memory_format=torch.channels_last), x.contiguous(memory_format=torch.channels_last)
     a, k = coefficients(weight, bias, mean, rstd)
     zeros, ones = standard = zeros_and_ones(weight)
@@ -80,6 +93,20 @@ def channels_last_backward(
     for sample, dz_i, a_i, *affine_i in zip(x.split(1), dz.split(1), a, slope, offset):
         affine(dz_i, a_i, zeros, dz_i, standard).add_(affine(sample, *affine_i, part, standard))
     return dz, dweight, dbias
+
+
+def small_backward(
+    dy: Tensor, x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, rstd: Tensor, silu: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    one, dz = as_one(x), as_one(dy)
+    gamma = weight.flatten()
+    if silu:
+        a, k = (v.flatten() for v in coefficients(weight, bias, mean, rstd))
+        z = affine(one, a, k, torch.empty_like(one), (torch.zeros_like(a), torch.ones_like(a)))
+        dz = aten.silu_backward(dz, z)
+    sizes = 1, one.shape[1], one[0, 0].numel(), mean.numel()
+    dx, *rest = aten.native_group_norm_backward(dz, one, mean.view(1, -1), rstd.view(1, -1), gamma, *sizes, [True] * 3)
+    return dx.view(x.shape).contiguous(memory_format=torch.channels_last), *(v.view(weight.shape) for v in rest)
 
 
 def coefficients(weight: Tensor, bias: Tensor, mean: Tensor, rstd: Tensor) -> tuple[Tensor, Tensor]:
