@@ -44,6 +44,7 @@ def channels_last_op(
     x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float, silu: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """-> y, mean and rstd [B,G,1]. For the backward it saves these two, x, weight and bias, and computes z again."""
+    weight, bias = weight.contiguous(), bias.contiguous()  # here: torch.compile would make a kernel of each copy
     if x[0].numel() <= SMALL:
         one = as_one(x)
         sizes = 1, one.shape[1], one[0, 0].numel(), len(x) * groups
@@ -70,6 +71,7 @@ def channels_last_backward(
     dy: Tensor, x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, rstd: Tensor, silu: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """-> dx like x, dweight and dbias [B,C]."""
+    weight, bias = weight.contiguous(), bias.contiguous()
     if x[0].numel() <= SMALL:
         return small_backward(dy, x, weight, bias, mean, rstd, silu)
     dy, x = dy.contiguous(memory_format=torch.channels_last), x.contiguous(memory_format=torch.channels_last)
@@ -141,7 +143,7 @@ def _(x, weight, bias, groups, eps, silu):
 
 @channels_last_backward.register_fake
 def _(dy, x, weight, bias, mean, rstd, silu):
-    return torch.empty_like(x, memory_format=torch.channels_last), torch.empty_like(weight), torch.empty_like(bias)
+    return torch.empty_like(x, memory_format=torch.channels_last), weight.new_empty(weight.shape), bias.new_empty(bias.shape)
 
 
 def _save(ctx, inputs, output):

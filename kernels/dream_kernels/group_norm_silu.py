@@ -300,7 +300,7 @@ def group_norm_silu(
         b = b + reference.wide(shift)
     if kernel:
         return norm_op(x, w, b, groups, eps, silu)[0]
-    return cpu.group_norm_silu(x, w.contiguous(), b.contiguous(), groups, eps, silu)
+    return cpu.group_norm_silu(x, w, b, groups, eps, silu)
 
 
 def variants() -> list[Variant]:

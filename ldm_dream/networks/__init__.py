@@ -29,8 +29,7 @@ def build_network(cfg: NetworkConfig) -> nn.Module:
 def compile_blocks(network: nn.Module, dynamic: bool = False, backend: str = "inductor") -> int:
     """Regional torch.compile, in place: every repeated block as one graph. Returns how many; parameter names stay.
 
-    dynamic: one version for every height and width (upscaling), else one for each shape, which is faster (training). On a CPU
-    the group norms of small features go another way, so that small pictures have versions of their own.
+    dynamic: one version for every height and width (upscaling), else one for each shape, which is faster (training).
     """
     blocks = [module for module in network.modules() if isinstance(module, REPEATED_BLOCKS)]
     # all blocks share one code object, whose default limit of 8 versions would silently leave the later shapes uncompiled
