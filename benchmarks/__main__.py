@@ -24,6 +24,7 @@ def build_parser() -> argparse.ArgumentParser:
     step.add_argument("--set", action="extend", nargs="+", default=[], metavar="a.b=value", help="change the config's knobs")
     step.add_argument("--ours-only", action="store_true", help="without the official recipe")
     step.add_argument("--compile", action="store_true", help="compile our network's blocks")
+    step.add_argument("--profile", action="store_true", help="where our DREAM step's time goes, by kind of operation")
     step.add_argument("--repetitions", type=int, default=7, metavar="N", help="alternating, after one unmeasured step each")
 
     quality = commands.add_parser("steps-quality", parents=[shared], help="PSNR-Y, SSIM, LPIPS against sampling steps")

@@ -38,6 +38,7 @@ from ldm_dream.train import make_optimizer
 
 from .official import official_loss, plain
 from .record import append
+from .step_profile import shares
 
 CACHE = "TORCHINDUCTOR_CACHE_DIR"
 CONV_SHAPES = ((4, 64, 128), (4, 128, 64), (4, 256, 32))  # batch, channels, side of the 3x3 convolutions that give the peak
@@ -155,6 +156,8 @@ def compile_cache() -> Iterator[None]:
 
 
 def main(args) -> None:
+    if args.profile and args.device != "cpu":
+        raise UserError("--profile times operations on the CPU; leave it out, or use --device cpu.")
     names = [(who, dream) for who in (("ours",) if args.ours_only else ("ours", "official")) for dream in (True, False)]
     variants = {f"{who} {'DREAM' if dream else 'standard'}": (args.config, args.set, who, dream, args.device, args.compile)
                 for who, dream in names}  # fmt: skip
@@ -175,6 +178,8 @@ def main(args) -> None:
     about = {"benchmark": "train-step", "config": args.config, "set": args.set, "device": args.device, "conv_peak": peak}
     rows = {name: about | row_of(step, seconds[name], *measured[name]) for name, step in steps.items()}
     rows["ours DREAM"]["cold_start_seconds"] = cold
+    if args.profile:
+        rows["ours DREAM"]["shares"] = shares(ours)
 
     def ratio(a: str, b: str) -> str:
         """Median of the repetitions' ratios in time, and the ratio in memory."""
@@ -196,6 +201,10 @@ def main(args) -> None:
              ("ours DREAM", "official standard"), ("ours standard", "official standard")]  # fmt: skip
     for a, b in pairs[: 1 if args.ours_only else None]:
         print(f"{a:15} / {b:18} {ratio(a, b)}")
+    if args.profile:
+        print("ours DREAM, shares of its wall time:")
+        for kind, share in rows["ours DREAM"]["shares"].items():
+            print(f"{kind:28}{share:6.1%}")
     append(args.json, list(rows.values()))
 
 

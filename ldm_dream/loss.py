@@ -51,7 +51,7 @@ def diffusion_loss(
     "huber" (square up to 1, straight beyond).
 
     strength, p, network: see `dream`. estimator: makes the estimate in place of denoise, such as the same network in bfloat16.
-    fraction in (0,1]: share of the batch that is rectified, from its start and rounded up.
+    fraction in (0,1]: share of the batch that is rectified, rounded up: the samples with the largest lam, which DREAM moves most.
 
     Raises ValueError for an unknown kind or prediction, or an output of another shape.
     """
@@ -123,12 +123,13 @@ def estimate(
     lam = strength * process.weight(t) ** p
     count = math.ceil(fraction * len(t))
     if count < len(t):
-        z_t, z_lr, cond, t = z_t[:count], z_lr[:count], cond[:count], t[:count]
+        moved = lam.flatten().argsort(descending=True, stable=True)[:count]
+        z_t, z_lr, cond, t = (x[moved] for x in (z_t, z_lr, cond, t))
     with torch.no_grad(), evaluating(network):
         eps_hat = process.to_eps(denoise(z_t, t, cond), z_t, z_lr, t, prediction)
     if count < len(lam):
-        eps_hat = torch.cat([eps_hat, eps_hat.new_zeros(len(lam) - count, *eps_hat.shape[1:])])
-        lam = torch.cat([lam[:count], torch.zeros_like(lam[count:])])
+        eps_hat = eps_hat.new_zeros(len(lam), *eps_hat.shape[1:]).index_copy(0, moved, eps_hat)
+        lam = torch.zeros_like(lam).index_copy(0, moved, lam[moved])
     return eps_hat, lam
 
 

@@ -1,10 +1,14 @@
 """Benchmarks: their rows become curves, and the list that `all` runs is one of commands that exist."""
 
+import time
+
 import pytest
+import torch
 
 from benchmarks.__main__ import build_parser
 from benchmarks.all import COMMANDS
 from benchmarks.plot import collect
+from benchmarks.step_profile import shares
 
 
 def test_rows_become_curves_over_steps_and_the_later_measurement_counts():
@@ -36,3 +40,18 @@ def test_rows_become_curves_over_steps_and_the_later_measurement_counts():
 def test_all_runs_commands_that_exist(device):
     for words in COMMANDS[device]:
         assert build_parser().parse_args([*words, "--device", device, "--json", "rows.jsonl"]).command == words[0]
+
+
+def test_a_profile_gives_the_time_of_calls_inside_to_the_outermost_kind():
+    x = torch.randn(8, 32, 48, 48)
+    layer = torch.nn.Conv2d(32, 32, 3)
+
+    def step():
+        start = time.perf_counter()
+        layer(x).sum().backward()
+        return time.perf_counter() - start
+
+    step()
+    found = shares(step)
+    assert found["convolution"] > 0.6 and found["dropout"] == found["group norm + SiLU"] == 0
+    assert sum(found.values()) == pytest.approx(1)

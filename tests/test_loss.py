@@ -242,19 +242,21 @@ def test_output_of_another_shape_does_not_broadcast():
 
 
 @pytest.mark.parametrize("prediction", PREDICTIONS)
-def test_a_fraction_rectifies_that_share_of_the_batch_and_leaves_the_rest_plain(process, prediction):
+def test_a_fraction_rectifies_the_samples_of_the_largest_lam_and_leaves_the_rest_plain(process, prediction):
     z0, z_lr, cond, t, eps = batch(process, prediction="eps")
     denoise, estimated = saying_the_same(process, z_lr, prediction), []
+    moved = process.weight(t).flatten().topk(2).indices
 
     def loss(**options):
         return diffusion_loss(denoise, process, z0, z_lr, cond, t, eps, prediction=prediction, **options).loss
 
     def estimator(z_t, t, cond):
-        estimated.append(len(z_t))
-        return saying_the_same(process, z_lr[: len(z_t)], prediction)(z_t, t, cond)
+        estimated.append(t.tolist())
+        return saying_the_same(process, z_lr[moved], prediction)(z_t, t, cond)
 
     got = loss(strength=1.0, estimator=estimator, fraction=0.3)
-    assert estimated == [2]
-    torch.testing.assert_close(got, torch.cat([loss(strength=1.0)[:2], loss()[2:]]))
+    assert estimated == [t[moved].tolist()] and sorted(moved.tolist()) != [0, 1]
+    whole = torch.zeros(len(t), dtype=torch.bool).index_fill(0, moved, True)
+    torch.testing.assert_close(got, torch.where(whole, loss(strength=1.0), loss()))
     with pytest.raises(ValueError, match="fraction=0 is not possible"):
         loss(strength=1.0, fraction=0)

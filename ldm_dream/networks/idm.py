@@ -28,13 +28,13 @@ DECODER_WIDTH = 256  # between the two layers of an implicit decoder, at every l
 
 @dataclass(frozen=True)
 class LRFeatures:
-    """What the network sees of the LR picture; a slice is that of these samples."""
+    """What the network sees of the LR picture; `[samples]` is that of these samples."""
 
     picture: Tensor  # enlarged, [B,Cc,H,W]
     levels: list[Tensor]  # of levels 1, 2, ..., sized like the U-Net's features there
     position: Tensor  # [1], between no enlargement (0) and max_scale (1)
 
-    def __getitem__(self, samples: slice) -> LRFeatures:
+    def __getitem__(self, samples: slice | Tensor) -> LRFeatures:
         return LRFeatures(self.picture[samples], [level[samples] for level in self.levels], self.position)
 
 
