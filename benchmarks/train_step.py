@@ -5,9 +5,10 @@ precision of the config, channels-last. The diffusion step itself: terms through
 Encoding is in the loop unless the config caches latents; then the batch brings them, as in training. The autoencoder is built
 with random weights where those of the config are not at hand: its time does not depend on them.
 
-Peak memory is that of a process of its own for each variant: high-water mark of resident memory on the CPU, of allocations on
-CUDA. FLOP are those of convolutions, matrix products and attention, counted by torch; utilisation is against the best 3x3
-convolution, forward and backward, that this machine reaches in the same precision and layout in the same run.
+Each variant has a process of its own, and they take turns: ours keeps freed memory as training does (`ldm_dream/memory.py`), the
+official one runs as Python finds it. Peak memory: high-water mark of resident memory on the CPU, of allocations on CUDA. FLOP are
+those of convolutions, matrix products and attention, counted by torch; utilisation is against the best 3x3 convolution, forward
+and backward, that this machine reaches in the same precision and layout in the same run.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import torch
 import torch.nn.functional as F
@@ -32,6 +33,7 @@ from ldm_dream.config import DiffusionRun, load_config
 from ldm_dream.data.pairs import Batch
 from ldm_dream.errors import UserError
 from ldm_dream.hub import HubError
+from ldm_dream.memory import keep_freed_memory
 from ldm_dream.networks import compile_blocks
 from ldm_dream.objectives import DiffusionObjective
 from ldm_dream.train import make_optimizer
@@ -72,6 +74,8 @@ class Step:
             self.network = plain(self.network)
             self.optimizer = torch.optim.Adam(self.network.parameters(), lr=1e-5)
         else:
+            if self.device.type == "cpu":
+                keep_freed_memory()
             self.optimizer = make_optimizer(run.train, list(self.network.parameters()))
         hr = torch.rand(run.train.batch_size, 3, run.data.patch, run.data.patch) * 2 - 1
         self.batch = Batch(hr, hr[..., :: run.scale, :: run.scale].contiguous()).to(self.device, layout)
@@ -113,14 +117,29 @@ class Step:
         return official_loss(self.network, process, told, z0, z_lr, cond, t, eps, self.dream, self.run.loss.p)
 
 
-def alone(*variant) -> tuple[float, float]:
-    """Peak memory in MiB and seconds of the first step, in the calling process: call it in a fresh one."""
-    step = Step(*variant)
+def begin(*variant) -> dict:
+    """In a process of its own: makes the step that `again` and `profiled` repeat there, and takes it twice; -> what it is."""
+    global _step
+    _step = step = Step(*variant)
     first = step()
     step()
     if step.device.type == "cuda":
-        return torch.cuda.max_memory_allocated() / 2**20, first
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, first
+        peak = torch.cuda.max_memory_allocated() / 2**20
+    else:
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return {
+        "precision": "fp32" if step.official else step.run.train.precision, "compiled": step.compiled, "peak_mib": peak,
+        "first_step_seconds": first, "flop": step.flop, "batch": step.run.train.batch_size,
+        "parameters": sum(p.numel() for p in step.network.parameters()),
+    }  # fmt: skip
+
+
+def again() -> float:
+    return _step()
+
+
+def profiled() -> dict[str, float]:
+    return shares(_step)
 
 
 def conv_peak(device: str, dtype: torch.dtype) -> float:
@@ -161,58 +180,50 @@ def main(args) -> None:
     names = [(who, dream) for who in (("ours",) if args.ours_only else ("ours", "official")) for dream in (True, False)]
     variants = {f"{who} {'DREAM' if dream else 'standard'}": (args.config, args.set, who, dream, args.device, args.compile)
                 for who, dream in names}  # fmt: skip
-    with compile_cache(), multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
-        _, cold = pool.apply(alone, variants["ours DREAM"])
-        measured = {name: pool.apply(alone, variant) for name, variant in variants.items()}
-        steps = {name: Step(*variant) for name, variant in variants.items()}
-        for step in steps.values():
-            step()
-        seconds: dict[str, list[float]] = {name: [] for name in steps}
+    spawn = multiprocessing.get_context("spawn")
+    with compile_cache(), ExitStack() as stack:
+        if args.compile:
+            with spawn.Pool(1) as pool:
+                cold = pool.apply(begin, variants["ours DREAM"])["first_step_seconds"]
+        workers = {name: stack.enter_context(spawn.Pool(1)) for name in variants}
+        rows = {name: workers[name].apply(begin, variant) for name, variant in variants.items()}
+        seconds: dict[str, list[float]] = {name: [] for name in variants}
         for _ in range(args.repetitions):
-            for name, step in steps.items():
-                seconds[name].append(step())
+            for name, worker in workers.items():
+                seconds[name].append(worker.apply(again))
+        if args.profile:
+            rows["ours DREAM"]["shares"] = workers["ours DREAM"].apply(profiled)
 
-    ours = steps["ours DREAM"]
-    precision, size = ours.run.train.precision, ours.run.train.batch_size
-    peak = conv_peak(args.device, torch.bfloat16 if precision == "bf16" else torch.float32)
+    ours = rows["ours DREAM"]
+    if args.compile:
+        ours["cold_start_seconds"] = cold
+    peak = conv_peak(args.device, torch.bfloat16 if ours["precision"] == "bf16" else torch.float32)
     about = {"benchmark": "train-step", "config": args.config, "set": args.set, "device": args.device, "conv_peak": peak}
-    rows = {name: about | row_of(step, seconds[name], *measured[name]) for name, step in steps.items()}
-    rows["ours DREAM"]["cold_start_seconds"] = cold
-    if args.profile:
-        rows["ours DREAM"]["shares"] = shares(ours)
+    for name, row in rows.items():
+        median = statistics.median(seconds[name])
+        row |= about | {"variant": name, "seconds": median, "samples_per_second": row["batch"] / median}
 
     def ratio(a: str, b: str) -> str:
         """Median of the repetitions' ratios in time, and the ratio in memory."""
         time_ratio = statistics.median(x / y for x, y in zip(seconds[a], seconds[b]))
         return f"{time_ratio:6.3f} in time, {rows[a]['peak_mib'] / rows[b]['peak_mib']:.3f} in memory"
 
-    parameters = sum(p.numel() for p in ours.network.parameters())
-    print(f"{args.config} {' '.join(args.set)}: {parameters:,} parameters, batch {size}")
+    print(f"{args.config} {' '.join(args.set)}: {ours['parameters']:,} parameters, batch {ours['batch']}")
     print(f"median of {args.repetitions} alternating steps, {torch.get_num_threads()} threads; the official recipe is fp32")
     print(f"{'':20}{'seconds':>9}{'samples/s':>11}{'peak MiB':>10}{'GFLOP':>8}{'of peak':>9}")
     for name, row in rows.items():
         share = f"{row['flop'] / row['seconds'] / peak:9.0%}" if name.startswith("ours") else ""
         figures = f"{row['seconds']:9.3f}{row['samples_per_second']:11.2f}{row['peak_mib']:10.0f}{row['flop'] / 1e9:8.0f}{share}"
         print(f"{name:20}{figures}")
-    print(f"ours: {precision}{', compiled' if args.compile else ''}; peak of 3x3 convolutions {peak / 1e9:.0f} GFLOP/s")
+    print(f"ours: {ours['precision']}{', compiled' if args.compile else ''}; peak of 3x3 convolutions {peak / 1e9:.0f} GFLOP/s")
     start = f", without a cache {cold:.1f} s" if args.compile else ""
-    print(f"first step of ours: {rows['ours DREAM']['first_step_seconds']:.1f} s{start}")
+    print(f"first step of ours: {ours['first_step_seconds']:.1f} s{start}")
     pairs = [("ours DREAM", "ours standard"), ("official DREAM", "official standard"), ("ours DREAM", "official DREAM"),
              ("ours DREAM", "official standard"), ("ours standard", "official standard")]  # fmt: skip
     for a, b in pairs[: 1 if args.ours_only else None]:
         print(f"{a:15} / {b:18} {ratio(a, b)}")
     if args.profile:
         print("ours DREAM, shares of its wall time:")
-        for kind, share in rows["ours DREAM"]["shares"].items():
+        for kind, share in ours["shares"].items():
             print(f"{kind:28}{share:6.1%}")
     append(args.json, list(rows.values()))
-
-
-def row_of(step: Step, seconds: list[float], peak_mib: float, first: float) -> dict:
-    median = statistics.median(seconds)
-    variant = f"{'official' if step.official else 'ours'} {'DREAM' if step.dream else 'standard'}"
-    return {
-        "variant": variant, "precision": "fp32" if step.official else step.run.train.precision, "compiled": step.compiled,
-        "seconds": median, "samples_per_second": step.run.train.batch_size / median, "peak_mib": peak_mib,
-        "first_step_seconds": first, "flop": step.flop,
-    }  # fmt: skip

@@ -35,6 +35,7 @@ from .config import AutoencoderRun, DiffusionRun, Run, TrainConfig, dump_config
 from .data.latents import LatentDataset
 from .data.pairs import PairDataset, validation_pairs
 from .errors import UserError
+from .memory import keep_freed_memory
 from .metrics import load_lpips
 from .networks import compile_blocks
 from .objectives import AutoencoderObjective, DiffusionObjective
@@ -55,6 +56,8 @@ def _train(run: Run, run_dir: Path, rank: ranks.Rank) -> None:
     cfg, device = run.train, rank.device
     layout = torch.channels_last if cfg.channels_last else torch.contiguous_format
     torch.manual_seed(run.seed)
+    if device.type == "cpu":
+        keep_freed_memory()
     if isinstance(run, DiffusionRun):
         run = run.model_copy(update={"autoencoder": resolve_autoencoder(run.autoencoder)})
     lpips = load_lpips(run.lpips_weights).to(device) if run.lpips_weights else None
