@@ -21,7 +21,7 @@ COMMANDS = {
     "cpu": [
         ["kernels"],
         [*SR3, "--set", "network.model_channels=32", "train.precision=bf16"],
-        ["train-step"],
+        ["train-step", "--ours-only"],
         ["sampling", "--steps", "1", "2", "4"],
         ["steps-quality", "-n", "dream-latent-x4-tiny", "--hr", PHOTO, "--steps", "1", "2", "4"],
         ["autoencoder", "--hr", PHOTO, "--match", "chelsea"],

@@ -9,6 +9,7 @@ from benchmarks.__main__ import build_parser
 from benchmarks.all import COMMANDS
 from benchmarks.plot import collect
 from benchmarks.step_profile import shares
+from ldm_dream.config import load_config
 
 
 def test_rows_become_curves_over_steps_and_the_later_measurement_counts():
@@ -39,7 +40,10 @@ def test_rows_become_curves_over_steps_and_the_later_measurement_counts():
 @pytest.mark.parametrize("device", COMMANDS)
 def test_all_runs_commands_that_exist(device):
     for words in COMMANDS[device]:
-        assert build_parser().parse_args([*words, "--device", device, "--json", "rows.jsonl"]).command == words[0]
+        args = build_parser().parse_args([*words, "--device", device, "--json", "rows.jsonl"])
+        assert args.command == words[0]
+        if args.command == "train-step" and not args.ours_only:  # the official recipe knows this prediction alone
+            assert load_config(args.config, args.set).prediction == "eps"
 
 
 def test_a_profile_gives_the_time_of_calls_inside_to_the_outermost_kind():
