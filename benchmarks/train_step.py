@@ -19,8 +19,7 @@ import resource
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 
 import torch
 import torch.nn.functional as F
@@ -42,7 +41,6 @@ from .official import official_loss, plain
 from .record import append
 from .step_profile import shares
 
-CACHE = "TORCHINDUCTOR_CACHE_DIR"
 CONV_SHAPES = ((4, 64, 128), (4, 128, 64), (4, 256, 32))  # batch, channels, side of the 3x3 convolutions that give the peak
 
 
@@ -160,20 +158,6 @@ def conv_peak(device: str, dtype: torch.dtype) -> float:
     return best
 
 
-@contextmanager
-def compile_cache() -> Iterator[None]:
-    """An empty cache of compiled code of this process and of those that it starts inside: the first start is a cold one."""
-    before = os.environ.get(CACHE)
-    with tempfile.TemporaryDirectory() as folder:
-        os.environ[CACHE] = folder
-        try:
-            yield
-        finally:
-            os.environ.pop(CACHE)
-            if before is not None:
-                os.environ[CACHE] = before
-
-
 def main(args) -> None:
     if args.profile and args.device != "cpu":
         raise UserError("--profile times operations on the CPU; leave it out, or use --device cpu.")
@@ -181,7 +165,8 @@ def main(args) -> None:
     variants = {f"{who} {'DREAM' if dream else 'standard'}": (args.config, args.set, who, dream, args.device, args.compile)
                 for who, dream in names}  # fmt: skip
     spawn = multiprocessing.get_context("spawn")
-    with compile_cache(), ExitStack() as stack:
+    with tempfile.TemporaryDirectory() as cache, ExitStack() as stack:
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = cache  # before a worker starts; of this run alone: the first start is a cold one
         if args.compile:
             with spawn.Pool(1) as pool:
                 cold = pool.apply(begin, variants["ours DREAM"])["first_step_seconds"]
