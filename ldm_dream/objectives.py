@@ -63,7 +63,7 @@ class DiffusionObjective:
         device = z_t.device.type
         lower = self.run.loss.estimate_precision == "bf16" or torch.is_autocast_enabled(device)
         eager = torch.compiler.set_stance("force_eager") if device == "cpu" else nullcontext()
-        with torch.autocast(device, torch.bfloat16, enabled=lower), eager:
+        with torch.autocast(device, torch.bfloat16, enabled=lower, cache_enabled=False), eager:
             return self.denoise(z_t, t, cond)
 
     @torch.no_grad()

@@ -1,28 +1,25 @@
-"""group_norm_silu on a CPU, out of torch's own vectorised kernels.
+"""group_norm_silu on a CPU: channels_last features in C++ of our own (`group_norm_cpu.cpp`), all others by torch's group norm.
 
-torch's group norm is quick and exact for contiguous features alone. For channels_last its backward takes 4 to 25 times as long in
-bfloat16, and its forward takes the variance as E[x^2] - E[x]^2: off by 6e-3 in float32 at mean 30, noise at mean 1000 (torch
-2.14). Batch norm has neither fault, and for a batch of one its sums per channel are those that group norm needs:
-
-    statistics   batch norm's mean and variance of each channel (two passes), joined over the channels of a group
-    a x + k      for each channel: batch norm in eval mode with mean 0 and variance 1
-    backward     batch norm's sums of dz and dz x_hat for each channel, joined over a group; dx is affine in dz and x
-
-so channels_last features go through it sample by sample. Small ones, where the number of calls counts, become contiguous instead:
-inside the op, so that torch.compile sees one graph for every size.
-
-Symbols: x [B,C,H,W]; G groups of D channels; z = weight x_hat + bias, y = silu(z); sums and coefficients float32 or wider.
+torch's is quick and exact for contiguous features alone. For channels_last its backward takes 4 to 25 times as long in bfloat16,
+and its forward takes the variance as E[x^2] - E[x]^2: off by 6e-3 in float32 at mean 30, noise at mean 1000 (torch 2.14). So
+channels_last features that the C++ does not take (float16, float64, channels not a multiple of 32, no compiler) are transposed,
+normed, and transposed back: inside the op, so that torch.compile sees one graph for every size and machine.
 """
 
 from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ._cpp import library
 from ._layout import layout
 
-SMALL = 2**16  # values a sample up to which transposing them twice costs less than calls for each sample
+BLOCK = 32  # channels, as in the C++
+NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 aten = torch.ops.aten
 
 
@@ -43,27 +40,17 @@ def as_one(x: Tensor) -> Tensor:
 def channels_last_op(
     x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float, silu: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """-> y, mean and rstd [B,G,1]. For the backward it saves these two, x, weight and bias, and computes z again."""
-    weight, bias = weight.contiguous(), bias.contiguous()  # here: torch.compile would make a kernel of each copy
-    if x[0].numel() <= SMALL:
-        one = as_one(x)
-        sizes = 1, one.shape[1], one[0, 0].numel(), len(x) * groups
-        z, *statistics = aten.native_group_norm(one, weight.flatten(), bias.flatten(), *sizes, eps)
-        y = (F.silu(z, inplace=True) if silu else z).view(x.shape).contiguous(memory_format=torch.channels_last)
-        return y, *(s.view(len(x), groups, 1) for s in statistics)
-    x = x.contiguous(memory_format=torch.channels_last)
-    unused = weight.new_zeros(weight.shape[1])  # next to it, batch norm gives float32 statistics of 16-bit features too
-    mean, var = (torch.stack(s).view(len(x), groups, -1) for s in zip(*(
-        torch.batch_norm_update_stats(sample, unused, unused, 0.0) for sample in x.split(1))))  # fmt: skip
-    between, mean = torch.var_mean(mean, 2, keepdim=True, correction=0)
-    rstd = torch.rsqrt(var.mean(2, keepdim=True) + between + eps)
-    y = torch.empty_like(x)
-    standard = zeros_and_ones(weight)
-    for args in zip(x.split(1), *coefficients(weight, bias, mean, rstd), y.split(1)):
-        out = affine(*args, standard)
-        if silu:
-            F.silu(out, inplace=True)
-    return y, mean, rstd
+    """-> y, mean and rstd [B,G]. For the backward it saves these two, x, weight and bias, and computes z again."""
+    if cpp := function("forward", x, weight):
+        x, weight, bias = x.contiguous(memory_format=torch.channels_last), weight.contiguous(), bias.contiguous()
+        y, mean, rstd = torch.empty_like(x), weight.new_empty(len(x), groups), weight.new_empty(len(x), groups)
+        call(cpp, x, groups, (x, weight, bias, y, mean, rstd), ctypes.c_double(eps), ctypes.c_int(silu))
+        return y, mean, rstd
+    one = as_one(x)
+    sizes = 1, one.shape[1], one[0, 0].numel(), len(x) * groups
+    z, *statistics = aten.native_group_norm(one, weight.flatten(), bias.flatten(), *sizes, eps)
+    y = (F.silu(z, inplace=True) if silu else z).view(x.shape).contiguous(memory_format=torch.channels_last)
+    return y, *(s.view(len(x), groups) for s in statistics)
 
 
 @torch.library.custom_op("dream::group_norm_silu_channels_last_backward", mutates_args=())
@@ -71,73 +58,43 @@ def channels_last_backward(
     dy: Tensor, x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, rstd: Tensor, silu: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """-> dx like x, dweight and dbias [B,C]."""
-    weight, bias = weight.contiguous(), bias.contiguous()
-    if x[0].numel() <= SMALL:
-        return small_backward(dy, x, weight, bias, mean, rstd, silu)
-    dy, x = dy.contiguous(memory_format=torch.channels_last), x.contiguous(memory_format=torch.channels_last)
-    a, k = coefficients(weight, bias, mean, rstd)
-    zeros, ones = standard = zeros_and_ones(weight)
-    channel_mean, channel_rstd = (of_channels(s, weight) for s in (mean, rstd))
-    dz, sums = torch.empty_like(x), []
-    for sample, dy_i, dz_i, *affine_i, m, r in zip(x.split(1), dy.split(1), dz.split(1), a, k, channel_mean, channel_rstd):
-        if silu:
-            aten.silu_backward.grad_input(dy_i, affine(sample, *affine_i, dz_i, standard), grad_input=dz_i)
-        else:
-            dz_i.copy_(dy_i)
-        sums.append(aten.native_batch_norm_backward(dz_i, sample, ones, None, None, m, r, True, 0.0, [False, True, True])[1:])
-    dweight, dbias = (torch.stack(s) for s in zip(*sums))
-    # dx = rstd (weight dz - mean(weight dz) - x_hat mean(weight dz x_hat)), means over the group
-    of_group, count = (len(x), mean.shape[1], -1), x[0].numel() // mean.shape[1]
-    c1 = (weight * dbias).view(of_group).sum(2, keepdim=True) * rstd / count
-    c2 = (weight * dweight).view(of_group).sum(2, keepdim=True) * rstd**2 / count
-    slope, offset = of_channels(-c2, weight), of_channels(c2 * mean - c1, weight)
-    part = torch.empty_like(x[:1])
-    for sample, dz_i, a_i, *affine_i in zip(x.split(1), dz.split(1), a, slope, offset):
-        affine(dz_i, a_i, zeros, dz_i, standard).add_(affine(sample, *affine_i, part, standard))
-    return dz, dweight, dbias
-
-
-def small_backward(
-    dy: Tensor, x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, rstd: Tensor, silu: bool
-) -> tuple[Tensor, Tensor, Tensor]:
+    if cpp := function("backward", x, weight):
+        dy, x = (v.contiguous(memory_format=torch.channels_last) for v in (dy, x))
+        weight, bias = weight.contiguous(), bias.contiguous()
+        dx, dweight, dbias = torch.empty_like(x), torch.empty_like(weight), torch.empty_like(bias)
+        tensors = dy, x, weight, bias, mean, rstd, dx, dweight, dbias
+        call(cpp, x, mean.shape[1], tensors, ctypes.c_int(silu))
+        return dx, dweight, dbias
     one, dz = as_one(x), as_one(dy)
-    gamma = weight.flatten()
     if silu:
-        a, k = (v.flatten() for v in coefficients(weight, bias, mean, rstd))
-        z = affine(one, a, k, torch.empty_like(one), (torch.zeros_like(a), torch.ones_like(a)))
-        dz = aten.silu_backward(dz, z)
+        a = (weight.view(*mean.shape, -1) * rstd[..., None]).view(weight.shape)
+        k = bias - (mean[..., None] * a.view(*mean.shape, -1)).view(bias.shape)
+        wide = one.to(weight.dtype)
+        dz = aten.silu_backward(dz, torch.addcmul(k.view(1, -1, 1, 1), wide, a.view(1, -1, 1, 1)).to(dz.dtype))
     sizes = 1, one.shape[1], one[0, 0].numel(), mean.numel()
-    dx, *rest = aten.native_group_norm_backward(dz, one, mean.view(1, -1), rstd.view(1, -1), gamma, *sizes, [True] * 3)
+    statistics = mean.view(1, -1), rstd.view(1, -1)
+    dx, *rest = aten.native_group_norm_backward(dz, one, *statistics, weight.flatten(), *sizes, [True] * 3)
     return dx.view(x.shape).contiguous(memory_format=torch.channels_last), *(v.view(weight.shape) for v in rest)
 
 
-def coefficients(weight: Tensor, bias: Tensor, mean: Tensor, rstd: Tensor) -> tuple[Tensor, Tensor]:
-    """-> a, k [B,C] with z = a x + k."""
-    of_group = (*mean.shape[:2], -1)
-    a = weight.view(of_group) * rstd
-    return a.view(weight.shape), torch.addcmul(bias.view(of_group), mean, a, value=-1).view(bias.shape)
+def function(name: str, x: Tensor, weight: Tensor) -> Callable | None:
+    """The C++ function that takes these, if there is one."""
+    if x.dtype not in NAMES or weight.dtype != torch.float32 or x.shape[1] % BLOCK or not x.numel():
+        return None
+    compiled = library("group_norm_cpu")
+    return compiled and getattr(compiled, f"{name}_{NAMES[x.dtype]}")
 
 
-def of_channels(s: Tensor, weight: Tensor) -> Tensor:
-    """[B,G,1] -> [B,C], contiguous, as weight is."""
-    return s.expand(-1, -1, weight.shape[1] // s.shape[1]).contiguous().view(weight.shape)
-
-
-def zeros_and_ones(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """The mean and variance [C] of features that are normed already."""
-    return weight.new_zeros(weight.shape[1]), weight.new_ones(weight.shape[1])
-
-
-def affine(sample: Tensor, a: Tensor, k: Tensor, out: Tensor, standard: tuple[Tensor, Tensor]) -> Tensor:
-    """a x + k of [1,C,H,W] for each channel, written to `out`, which may be the sample itself."""
-    none = a.new_empty(0)
-    aten.native_batch_norm.out(sample, a, k, *standard, False, 0.0, 0.0, out=out, save_mean=none, save_invstd=none)
-    return out
+def call(cpp: Callable, x: Tensor, groups: int, tensors: tuple[Tensor, ...], *options) -> None:
+    (samples, channels), positions, threads = x.shape[:2], x.shape[2] * x.shape[3], torch.get_num_threads()
+    scratch = torch.empty((2 * threads + 6) * channels)
+    addresses = (ctypes.c_void_p(t.data_ptr()) for t in (*tensors, scratch))
+    cpp(*addresses, *(ctypes.c_long(n) for n in (samples, positions, channels, groups, threads)), *options)
 
 
 @channels_last_op.register_fake
 def _(x, weight, bias, groups, eps, silu):
-    statistics = weight.new_empty(len(x), groups, 1)
+    statistics = weight.new_empty(len(x), groups)
     return torch.empty_like(x, memory_format=torch.channels_last), statistics, torch.empty_like(statistics)
 
 

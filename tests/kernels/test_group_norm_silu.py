@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 import dream_kernels
-from dream_kernels import _group_norm_cpu, group_norm_silu, reference
+from dream_kernels import _cpp, _group_norm_cpu, group_norm_silu, reference
 from kernel_rules import (
     DEVICE,
     DTYPES,
@@ -122,8 +122,7 @@ def test_kernel_breaks_no_graph():
 
 
 @pytest.mark.parametrize("mode", ["triton", "auto"])
-def test_the_output_is_not_kept_for_the_backward(mode, monkeypatch):
-    monkeypatch.setattr(_group_norm_cpu, "SMALL", 0)
+def test_the_output_is_not_kept_for_the_backward(mode):
     (x, *args), _ = inputs((2, 8, 16, 16, 4), layout="channels_last")
     saved = []
     with dream_kernels.backend(mode), torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
@@ -166,42 +165,116 @@ def test_kernels_compile_well_for_every_gpu():
 # ------------------------------------------------------------------------------------------------ CPU
 
 
-@pytest.fixture(params=[True, False], ids=["by sample", "as a whole"])
+CPU_SHAPES = [
+    *SHAPES[:4],  # channels that the C++ leaves to torch
+    (2, 32, 9, 70, 8),
+    (3, 64, 1, 1, 4),  # fewer positions than threads
+    (1, 96, 33, 40, 32),  # tiles that end in the middle, groups of 3 channels
+    (1, 1056, 5, 5, 33),
+]
+
+
+@pytest.fixture(params=["C++", "torch"])
 def cpu(request, monkeypatch):
-    """Both ways of the CPU at any size."""
-    monkeypatch.setattr(_group_norm_cpu, "SMALL", 0 if request.param else 2**30)
+    """Both ways of the CPU."""
+    if request.param == "torch":
+        monkeypatch.setattr(_group_norm_cpu, "library", lambda name: None)
+    else:
+        assert _group_norm_cpu.library("group_norm_cpu"), "there is no compiler: see the log"
+
+
+def on_cpu(args):
+    return tuple(a.cpu() if isinstance(a, torch.Tensor) else a for a in args)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("mean", [0.0, 30.0])
-@pytest.mark.parametrize("shape", SHAPES[:5])
+@pytest.mark.parametrize("shape", CPU_SHAPES)
 def test_cpu_is_as_exact_as_eager(cpu, shape, mean, dtype):
     args, dy = inputs(shape, dtype, "channels_last", mean, modulated=mean == 0)
-    args, dy = tuple(a.cpu() if isinstance(a, torch.Tensor) else a for a in args), dy.cpu()
+    args, dy = on_cpu(args), dy.cpu()
     got = group_norm_silu(*args)
     assert got.stride() == args[0].stride()
     assert_as_exact_as_eager(got, reference.group_norm_silu(*double(args)), eager(*args))
     assert_gradients_as_exact_as_eager(args, dy, "auto")
 
 
-def test_cpu_is_exact_where_torch_is_not():
+@pytest.mark.parametrize("mean", [0.0, 30.0, 1000.0])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_cpp_is_exact_where_torch_is_not(dtype, mean):
     """torch 2.14 takes the variance of channels_last as E[x^2] - E[x]^2."""
-    args, _ = inputs((2, 64, 40, 41, 32), torch.float32, "channels_last", mean=1000.0, modulated=False)
-    args = tuple(a.cpu() if isinstance(a, torch.Tensor) else a for a in args)
-    assert args[0][0].numel() > _group_norm_cpu.SMALL
-    error = (group_norm_silu(*args) - reference.group_norm_silu(*double(args))).abs().max()
-    assert error < 16 * 1000 * torch.finfo(torch.float32).eps  # the mean's own rounding, a few times
+    args, _ = inputs((2, 64, 40, 41, 32), dtype, "channels_last", mean, modulated=False)
+    args = on_cpu(args)
+    error = (group_norm_silu(*args).double() - reference.group_norm_silu(*double(args))).abs().max()
+    assert error < 16 * (torch.finfo(dtype).eps + mean * torch.finfo(torch.float32).eps)  # of y, and of the mean
 
 
-def test_cpu_is_a_whole_citizen_of_torch():
-    x = torch.randn(2, 8, 4, 5).contiguous(memory_format=torch.channels_last).requires_grad_()
-    weight, bias = torch.randn(2, 2, 8).unbind()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("threads", [1, 3, 8])
+def test_cpp_gives_the_same_with_any_number_of_threads(dtype, threads):
+    args, dy = inputs((2, 64, 3, 2, 32), dtype, "channels_last", mean=3.0)
+    args, dy, before = on_cpu(args), dy.cpu(), torch.get_num_threads()
+    want = [group_norm_silu(*args), *gradients(group_norm_silu, args, ALL, (dy,), "auto")]
+    torch.set_num_threads(threads)
+    try:
+        got = [group_norm_silu(*args), *gradients(group_norm_silu, args, ALL, (dy,), "auto")]
+    finally:
+        torch.set_num_threads(before)
+    torch.testing.assert_close(got, want)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_cpp_spreads_what_is_not_finite_over_its_group_alone(value):
+    args, _ = inputs((2, 64, 5, 7, 2), torch.bfloat16, "channels_last")
+    args = on_cpu(args)
+    args[0][1, 40, 2, 3] = value
+    got = group_norm_silu(*args)
+    assert got[1, 32:].isnan().all()
+    assert got[0].isfinite().all() and got[1, :32].isfinite().all()
+
+
+def test_cpp_at_the_ends_of_silu():
+    """z from -1e4 to 1e4: no overflow of the exponential, forward or backward."""
+    x = torch.linspace(-1, 1, 64 * 35).view(1, 64, 5, 7).contiguous(memory_format=torch.channels_last).requires_grad_()
+    weight, bias = torch.full((64,), 1e4), torch.zeros(64)
+    y = group_norm_silu(x, weight, bias, 1, EPS)
+    (dx,) = torch.autograd.grad(y.sum(), x)
+    assert y.isfinite().all() and dx.isfinite().all() and y.min() >= -0.3
+
+
+@pytest.mark.parametrize("how", ["missing", "failing"])
+def test_without_a_compiler_it_says_so_once(how, monkeypatch, tmp_path, caplog):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("CXX", "/nowhere/g++" if how == "missing" else "false")
+    _cpp.library.cache_clear()
+    try:
+        args, _ = inputs((1, 32, 4, 4, 4), layout="channels_last")
+        results = [group_norm_silu(*on_cpu(args)) for _ in range(2)]
+    finally:
+        _cpp.library.cache_clear()
+    assert [record.message.split(";")[0] for record in caplog.records] == ["group_norm_cpu runs in torch's own, slower operations"]
+    torch.testing.assert_close(results[0], reference.group_norm_silu(*on_cpu(args)))
+    assert not list(tmp_path.rglob("*.so"))
+
+
+def test_it_is_compiled_once_and_kept(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    found = []
+    for _ in range(2):
+        assert _cpp.library.__wrapped__("group_norm_cpu")
+        found.append([(path.name, path.stat().st_mtime_ns) for path in tmp_path.rglob("*") if path.is_file()])
+    assert found[0] == found[1] and len(found[0]) == 1
+
+
+def test_cpu_is_a_whole_citizen_of_torch(cpu):
+    x = torch.randn(2, 32, 4, 5).contiguous(memory_format=torch.channels_last).requires_grad_()
+    weight, bias = torch.randn(2, 2, 32).unbind()
     args = (x, weight.requires_grad_(), bias.requires_grad_(), 4, EPS, True)
     torch.library.opcheck(torch.ops.dream.group_norm_silu_channels_last.default, args)
 
 
 def test_cpu_breaks_no_graph(cpu):
-    args, _ = inputs((2, 8, 4, 5, 4), layout="channels_last")
+    args, _ = inputs((2, 32, 4, 5, 4), layout="channels_last")
     torch.compiler.reset()
     whole = torch.compile(group_norm_silu, fullgraph=True, backend="aot_eager")(*args)
     assert torch.equal(whole, group_norm_silu(*args))
