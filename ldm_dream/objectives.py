@@ -61,9 +61,10 @@ class DiffusionObjective:
     def estimator(self, z_t: Tensor, t: Tensor, cond: Tensor) -> Tensor:
         """`denoise` for DREAM's extra pass. On a CPU never compiled: that makes inference no faster, only its start slower."""
         device = z_t.device.type
-        lower = self.run.loss.estimate_precision == "bf16" or torch.is_autocast_enabled(device)
+        same = torch.is_autocast_enabled(device)  # then one cast of the weights serves both passes, else they are freed at once
+        lower = same or self.run.loss.estimate_precision == "bf16"
         eager = torch.compiler.set_stance("force_eager") if device == "cpu" else nullcontext()
-        with torch.autocast(device, torch.bfloat16, enabled=lower, cache_enabled=False), eager:
+        with torch.autocast(device, torch.bfloat16, enabled=lower, cache_enabled=same), eager:
             return self.denoise(z_t, t, cond)
 
     @torch.no_grad()
