@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from . import reference
+from ._dropout_cpu import dropout
 from ._noise import noise_key
 from ._variant import Variant
 from .backend import BackendError, backend, runs_triton
@@ -46,4 +47,4 @@ OPS = {
     "vq_lookup": Op(vq_lookup, reference.vq_lookup, lookup_variants),
 }
 
-__all__ = ["OPS", "BackendError", "Op", "Variant", "backend", "noise_key", "runs_triton", *OPS]
+__all__ = ["OPS", "BackendError", "Op", "Variant", "backend", "dropout", "noise_key", "runs_triton", *OPS]

@@ -1,8 +1,8 @@
 """C++ of this folder, compiled for the processor at hand when it is first needed, as Triton compiles for the GPU at hand.
 
-Takes a second, once: the library is kept in ~/.cache/dream_kernels (XDG_CACHE_HOME counts), under a name that changes with source,
-flags, compiler and processor. Needs g++ or a compiler like it with OpenMP ($CXX names another). Threads are those of torch: the
-library leaves OpenMP's runtime to be found where torch has loaded its own, since two of them would compete for the processor.
+Takes a second, once: the library is kept in ~/.cache/dream_kernels (XDG_CACHE_HOME counts), under a name that changes with
+source, flags, compiler and processor. Needs g++ or a compiler like it with OpenMP ($CXX names another). Threads are those of
+torch: the library leaves OpenMP's runtime to be found where torch has loaded its own, since two would compete for the processor.
 """
 
 from __future__ import annotations
@@ -16,7 +16,10 @@ import platform
 import shlex
 import subprocess
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
+
+from torch import Tensor
 
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-fopenmp", "-fPIC")
 
@@ -39,6 +42,17 @@ def library(name: str) -> ctypes.CDLL | None:
         reason = error.stderr.strip() if isinstance(error, subprocess.CalledProcessError) else error
         log.warning("%s runs in torch's own, slower operations; it could not be compiled: %s", name, reason)
         return None
+
+
+def call(function: Callable, *arguments: Tensor | int | float) -> None:
+    """A C++ function of pointers (a tensor's memory), longs and doubles."""
+    function(*(_as_c(argument) for argument in arguments))
+
+
+def _as_c(argument: Tensor | int | float) -> ctypes.c_void_p | ctypes.c_long | ctypes.c_double:
+    if isinstance(argument, Tensor):
+        return ctypes.c_void_p(argument.data_ptr())
+    return ctypes.c_double(argument) if isinstance(argument, float) else ctypes.c_long(argument)
 
 
 def _compile(compiler: list[str], source: Path, kept: Path) -> None:

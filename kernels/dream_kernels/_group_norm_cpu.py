@@ -8,14 +8,13 @@ normed, and transposed back: inside the op, so that torch.compile sees one graph
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ._cpp import library
+from ._cpp import call, library
 from ._layout import layout
 
 BLOCK = 32  # channels, as in the C++
@@ -44,7 +43,7 @@ def channels_last_op(
     if cpp := function("forward", x, weight):
         x, weight, bias = x.contiguous(memory_format=torch.channels_last), weight.contiguous(), bias.contiguous()
         y, mean, rstd = torch.empty_like(x), weight.new_empty(len(x), groups), weight.new_empty(len(x), groups)
-        call(cpp, x, groups, (x, weight, bias, y, mean, rstd), ctypes.c_double(eps), ctypes.c_int(silu))
+        call(cpp, x, weight, bias, y, mean, rstd, *scratch_and_sizes(x, groups), eps, silu)
         return y, mean, rstd
     one = as_one(x)
     sizes = 1, one.shape[1], one[0, 0].numel(), len(x) * groups
@@ -62,8 +61,7 @@ def channels_last_backward(
         dy, x = (v.contiguous(memory_format=torch.channels_last) for v in (dy, x))
         weight, bias = weight.contiguous(), bias.contiguous()
         dx, dweight, dbias = torch.empty_like(x), torch.empty_like(weight), torch.empty_like(bias)
-        tensors = dy, x, weight, bias, mean, rstd, dx, dweight, dbias
-        call(cpp, x, mean.shape[1], tensors, ctypes.c_int(silu))
+        call(cpp, dy, x, weight, bias, mean, rstd, dx, dweight, dbias, *scratch_and_sizes(x, mean.shape[1]), silu)
         return dx, dweight, dbias
     one, dz = as_one(x), as_one(dy)
     if silu:
@@ -85,11 +83,10 @@ def function(name: str, x: Tensor, weight: Tensor) -> Callable | None:
     return compiled and getattr(compiled, f"{name}_{NAMES[x.dtype]}")
 
 
-def call(cpp: Callable, x: Tensor, groups: int, tensors: tuple[Tensor, ...], *options) -> None:
+def scratch_and_sizes(x: Tensor, groups: int) -> tuple[Tensor, int, int, int, int, int]:
+    """-> scratch, samples, positions, channels, groups, threads: as all C++ functions here take them."""
     (samples, channels), positions, threads = x.shape[:2], x.shape[2] * x.shape[3], torch.get_num_threads()
-    scratch = torch.empty((2 * threads + 6) * channels)
-    addresses = (ctypes.c_void_p(t.data_ptr()) for t in (*tensors, scratch))
-    cpp(*addresses, *(ctypes.c_long(n) for n in (samples, positions, channels, groups, threads)), *options)
+    return torch.empty((2 * threads + 6) * channels), samples, positions, channels, groups, threads
 
 
 @channels_last_op.register_fake

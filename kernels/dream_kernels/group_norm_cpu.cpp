@@ -217,12 +217,12 @@ static void backward(const T *dy, const T *x, const float *weight, const float *
 #define EXPORT(NAME, T)                                                                                                          \
     extern "C" void forward_##NAME(const T *x, const float *weight, const float *bias, T *y, float *mean, float *rstd,             \
                                    float *scratch, long samples, long positions, long channels, long groups, long threads,         \
-                                   double eps, int silu) {                                                                       \
+                                   double eps, long silu) {                                                                       \
         forward(x, weight, bias, y, mean, rstd, scratch, {samples, positions, channels, groups, threads}, eps, silu);              \
     }                                                                                                                            \
     extern "C" void backward_##NAME(const T *dy, const T *x, const float *weight, const float *bias, const float *mean,            \
                                     const float *rstd, T *dx, float *dweight, float *dbias, float *scratch, long samples,          \
-                                    long positions, long channels, long groups, long threads, int silu) {                        \
+                                    long positions, long channels, long groups, long threads, long silu) {                        \
         backward(dy, x, weight, bias, mean, rstd, dx, dweight, dbias, scratch, {samples, positions, channels, groups, threads},   \
                  silu);                                                                                                          \
     }

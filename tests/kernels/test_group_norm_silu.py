@@ -252,7 +252,9 @@ def test_without_a_compiler_it_says_so_once(how, monkeypatch, tmp_path, caplog):
         results = [group_norm_silu(*on_cpu(args)) for _ in range(2)]
     finally:
         _cpp.library.cache_clear()
-    assert [record.message.split(";")[0] for record in caplog.records] == ["group_norm_cpu runs in torch's own, slower operations"]
+    assert [record.message.split(";")[0] for record in caplog.records] == [
+        "group_norm_cpu runs in torch's own, slower operations"
+    ]
     torch.testing.assert_close(results[0], reference.group_norm_silu(*on_cpu(args)))
     assert not list(tmp_path.rglob("*.so"))
 

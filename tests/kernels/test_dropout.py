@@ -1,0 +1,117 @@
+"""dropout on a CPU: its masks are Philox's, its laws those of dropout, with and without a compiler."""
+
+import pytest
+import torch
+
+import dream_kernels
+from dream_kernels import _cpp, _dropout_cpu, dropout, reference
+
+COMPILED = (torch.float32, torch.bfloat16)
+EXACT = (torch.float64, torch.float16)  # of probability: torch draws them
+
+
+@pytest.fixture(params=["C++", "torch"])
+def cpu(request, monkeypatch):
+    """Both ways of the CPU."""
+    if request.param == "torch":
+        monkeypatch.setattr(_dropout_cpu, "library", lambda name: None)
+    else:
+        assert _cpp.library("dropout_cpu"), "there is no compiler: see the log"
+
+
+def dropped(p: float, x: torch.Tensor, seed: int = 0) -> torch.Tensor:
+    torch.manual_seed(seed)
+    return dropout(x, p)
+
+
+@pytest.mark.parametrize("dtype", (*COMPILED, *EXACT))
+def test_it_drops_its_share_and_keeps_the_mean(dtype):
+    p = 0.2 if dtype in EXACT else 13107 / 2**16
+    y = dropped(0.2, torch.ones(4, 8, 101, 103, dtype=dtype))  # 332,904 + 8 values: the share's standard deviation is 7e-4
+    assert y.dtype == dtype
+    assert (y == 0).double().mean().item() == pytest.approx(0.2, abs=4e-3)
+    assert torch.equal(y[y != 0].unique(), torch.tensor([1 / (1 - p)], dtype=dtype))
+
+
+@pytest.mark.parametrize("count", [1, 63, 64, 1000])
+@pytest.mark.parametrize("seed", [0, -5, 2**40 + 3])
+@pytest.mark.parametrize("dtype", COMPILED)
+def test_the_mask_is_philoxs(dtype, seed, count):
+    x = torch.randn(count).to(dtype)
+    y = _dropout_cpu.drop(x, 0.3, torch.tensor(seed), torch.contiguous_format)
+    run, lane = torch.meshgrid(torch.arange(-(-count // 64)), torch.arange(8), indexing="ij")
+    zero = torch.zeros_like(run)
+    key = [torch.tensor(part) for part in (seed & 0xFFFFFFFF, seed >> 32 & 0xFFFFFFFF)]
+    words = reference.philox([run, zero, lane, zero], key)
+    first, second = (words[i] | words[i + 1] << 32 for i in (0, 2))  # in memory: two words of each lane, then the other two
+    bits = torch.stack([first, second], 1).flatten().view(torch.int16).long().flatten()[:count] & 0xFFFF
+    threshold = round(0.3 * 2**16)
+    want = torch.where(bits >= threshold, x.float() * (2**16 / (2**16 - threshold)), 0.0).to(dtype)
+    assert torch.equal(y, want)
+
+
+def test_it_is_independent_from_value_to_value(cpu):
+    kept = (dropped(0.3, torch.ones(2**18)) != 0).double() - 0.7
+    for distance in (1, 2, 3, 4, 8, 64, 128):
+        assert abs((kept[distance:] * kept[:-distance]).mean()) < 4 * 0.21 / 2**9
+
+
+def test_it_follows_the_seed_and_not_the_threads(cpu):
+    x, threads = torch.ones(2, 3, 35, 37), torch.get_num_threads()
+    assert torch.equal(dropped(0.5, x), dropped(0.5, x))
+    assert not torch.equal(dropped(0.5, x), dropped(0.5, x, seed=1))
+    torch.manual_seed(0)
+    assert not torch.equal(dropout(x, 0.5), dropout(x, 0.5))
+    before = dropped(0.5, x)
+    torch.set_num_threads(3)
+    try:
+        assert torch.equal(dropped(0.5, x), before)
+    finally:
+        torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("of_gradient", [torch.contiguous_format, torch.channels_last])
+def test_its_gradient_passes_where_the_value_passed(cpu, layout, of_gradient):
+    x = torch.randn(2, 3, 5, 7).to(memory_format=layout).requires_grad_()
+    y = dropped(0.5, x)
+    assert y.is_contiguous(memory_format=layout)
+    dy = torch.randn(2, 3, 5, 7).to(memory_format=of_gradient)
+    (dx,) = torch.autograd.grad(y, x, dy)
+    assert torch.equal(dx, (y != 0) * 2 * dy)
+
+
+def test_no_mask_is_kept_for_the_backward(cpu):
+    saved = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t.numel()) or t, lambda t: t):
+        dropped(0.5, torch.randn(2, 3, 5, 7).requires_grad_())
+    assert saved == [1]
+
+
+@pytest.mark.parametrize("p", [0.0, 1e-9, 1 - 1e-9, 1.0])
+def test_it_has_its_limits(cpu, p):
+    y = dropped(p, torch.ones(1000))
+    assert torch.equal(y, torch.ones(1000)) if p < 0.5 else (y != 0).sum() <= 1
+
+
+@pytest.mark.parametrize("p", [-0.1, 1.1])
+def test_it_refuses_what_is_no_probability(p):
+    with pytest.raises(ValueError, match="probability"):
+        dropout(torch.ones(3), p)
+
+
+def test_it_is_a_whole_citizen_of_torch(cpu):
+    x = torch.randn(2, 3, 5, 7).to(memory_format=torch.channels_last)
+    torch.library.opcheck(torch.ops.dream.dropout_backward.default, (x, 0.5, torch.tensor(3), True))
+    torch.compiler.reset()
+    torch.manual_seed(0)
+    compiled = torch.compile(lambda x: dropout(x, 0.5), fullgraph=True, backend="aot_eager")(x)
+    assert torch.equal(compiled, dropped(0.5, x))
+
+
+def test_the_reference_is_torchs():
+    x = torch.randn(100)
+    with dream_kernels.backend("reference"):
+        ours = dropped(0.5, x)
+    torch.manual_seed(0)
+    assert torch.equal(ours, torch.nn.functional.dropout(x, 0.5))
