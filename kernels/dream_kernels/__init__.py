@@ -2,7 +2,8 @@
 
 `reference.py` is the specification: every op in plain torch. An op with a kernel has a file of its own name: kernel, launcher,
 torch.library op, and the public function that chooses between op and reference (`backend.py`). Without Triton or a GPU the op is
-its reference, which torch.compile fuses; group_norm_silu has a faster way on a CPU (`_group_norm_cpu.py`).
+its reference, which torch.compile fuses; on a CPU group_norm_silu, and dropout, which needs no kernel elsewhere, are C++ that is
+compiled when first used (`_cpp.py`).
 """
 
 from __future__ import annotations

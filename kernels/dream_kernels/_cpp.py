@@ -38,7 +38,7 @@ def library(name: str) -> ctypes.CDLL | None:
         if not kept.exists():
             _compile(compiler, source, kept)
         return ctypes.CDLL(str(kept))
-    except (OSError, subprocess.CalledProcessError) as error:
+    except (OSError, RuntimeError, subprocess.CalledProcessError) as error:  # RuntimeError: there is no home
         reason = error.stderr.strip() if isinstance(error, subprocess.CalledProcessError) else error
         log.warning("%s runs in torch's own, slower operations; it could not be compiled: %s", name, reason)
         return None

@@ -4,8 +4,8 @@
     triton          the kernel everywhere; on the CPU that needs Triton's interpreter (TRITON_INTERPRET=1 before the first import)
     reference       plain torch everywhere
 
-On a CPU auto runs group_norm_silu in a way of its own, out of torch's faster kernels (`_group_norm_cpu.py`). float64 never runs a
-kernel: they compute in float32. `with dream_kernels.backend("reference"):` chooses for a block.
+On a CPU auto runs group_norm_silu and dropout in C++ of our own (`_cpp.py`). float64 never runs a kernel: they compute in
+float32. `with dream_kernels.backend("reference"):` chooses for a block.
 The choice is a plain global, on which torch.compile guards: no graph break, and another choice compiles anew.
 """
 
@@ -78,5 +78,6 @@ def wants_reference() -> bool:
 
 @functools.cache
 def _announce(device: str, triton: bool) -> None:
-    how = ("Triton's interpreter" if INTERPRETED else "Triton") if triton else "plain torch"
+    elsewhere = "C++ and plain torch" if device == "cpu" and not wants_reference() else "plain torch"
+    how = ("Triton's interpreter" if INTERPRETED else "Triton") if triton else elsewhere
     log.info("dream_kernels on %s: %s", device, how)
