@@ -1,5 +1,5 @@
-// y = x / (1 - p) or, with probability p, 0. Which it is depends on the seed and the place in memory alone: the backward asks again
-// instead of keeping a mask, and any number of threads gives the same.
+// y = x / (1 - p) or, with probability p, 0. Which it is depends on the seed and the place in memory alone: the backward asks
+// again instead of keeping a mask, and any number of threads gives the same.
 //
 //     words = Philox-4x32-10(counter = (number of the run of CHUNK values, lane, 0, 0), key = seed)        Salmon et al., SC 2011
 //     a value is kept if its 16 bits of them, as a number, are not below threshold = round(2^16 p)

@@ -1,8 +1,9 @@
 // group_norm_silu of channels_last features on a CPU, forward and backward; the mathematics stand in group_norm_silu.py.
 //
 // x is [B,P,C] in memory: samples, positions, channels. Threads share the positions of one sample after the other, so that what a
-// thread read for its sums is in its cache when it comes to apply them. Within its share it goes by tiles of a few KB, and in those
-// by blocks of 32 channels, whose coefficients stay in registers. Sums are those of tiles, joined in one order: two runs agree.
+// thread read for its sums is in its cache when it comes to apply them. Within its share it goes by tiles of a few KB, and in
+// those by blocks of 32 channels, whose coefficients stay in registers. Sums are those of tiles, joined in one order: two runs
+// with as many threads agree.
 //
 // Vectors are GCC's vector extension (also Clang's), no instruction set is named. C is a multiple of BLOCK; bytes little-endian.
 
@@ -41,7 +42,8 @@ static Block load(const Bfloat16 *p) {
     return {(Floats)(pairs << 16), (Floats)(pairs & 0xffff0000)};
 }
 
-static Words rounded(Floats x) { Words bits = (Words)x; return bits + 0x7fff + (bits >> 16 & 1); }  // to the nearest, ties to even
+// to the nearest bfloat16, ties to even; its 16 bits are the upper ones
+static Words rounded(Floats x) { const Words bits = (Words)x; return bits + 0x7fff + (bits >> 16 & 1); }
 static void store(Bfloat16 *p, Block x) {
     Words pairs = rounded(x.first) >> 16 | (rounded(x.second) & 0xffff0000);
     memcpy(p, &pairs, sizeof pairs);
@@ -86,8 +88,8 @@ template <class T, class Body> static void tiles(const Shape &shape, long thread
     }
 }
 
-// mean of each channel over a thread's share, and the sum of squared distances from it: in two passes over a tile, tiles joined by
-// Chan's formula
+// mean of each channel over a thread's share, and the sum of squared distances from it: in two passes over a tile, tiles joined
+// by Chan's formula
 template <class T> static void statistics(const T *x, const Shape &shape, long thread, float *mean, float *square) {
     const long C = shape.channels, begin = shape.first(thread);
     memset(mean, 0, C * sizeof *mean);
@@ -110,8 +112,8 @@ template <class T> static void statistics(const T *x, const Shape &shape, long t
 
 // weight, bias [B,C] -> y, mean and rstd [B,G]. scratch: 2 C floats a thread and 3 C
 template <class T>
-static void forward(const T *x, const float *weight, const float *bias, T *y, float *mean, float *rstd, float *scratch, Shape shape,
-                    double eps, bool silu) {
+static void forward(const T *x, const float *weight, const float *bias, T *y, float *mean, float *rstd, float *scratch,
+                    Shape shape, double eps, bool silu) {
     const long C = shape.channels, D = shape.of_group(), size = shape.positions * C;
     float *a = scratch, *k = a + C, *m = k + C, *sums = m + C;
 #pragma omp parallel num_threads(shape.threads) firstprivate(shape)
@@ -214,17 +216,18 @@ static void backward(const T *dy, const T *x, const float *weight, const float *
     }
 }
 
-#define EXPORT(NAME, T)                                                                                                          \
-    extern "C" void forward_##NAME(const T *x, const float *weight, const float *bias, T *y, float *mean, float *rstd,             \
-                                   float *scratch, long samples, long positions, long channels, long groups, long threads,         \
-                                   double eps, long silu) {                                                                       \
-        forward(x, weight, bias, y, mean, rstd, scratch, {samples, positions, channels, groups, threads}, eps, silu);              \
-    }                                                                                                                            \
-    extern "C" void backward_##NAME(const T *dy, const T *x, const float *weight, const float *bias, const float *mean,            \
-                                    const float *rstd, T *dx, float *dweight, float *dbias, float *scratch, long samples,          \
-                                    long positions, long channels, long groups, long threads, long silu) {                        \
-        backward(dy, x, weight, bias, mean, rstd, dx, dweight, dbias, scratch, {samples, positions, channels, groups, threads},   \
-                 silu);                                                                                                          \
+#define EXPORT(NAME, T)                                                                                                         \
+    extern "C" void forward_##NAME(const T *x, const float *weight, const float *bias, T *y, float *mean, float *rstd,          \
+                                   float *scratch, long samples, long positions, long channels, long groups, long threads,      \
+                                   double eps, long silu) {                                                                     \
+        forward(x, weight, bias, y, mean, rstd, scratch, {samples, positions, channels, groups, threads}, eps, silu);           \
+    }                                                                                                                           \
+    extern "C" void backward_##NAME(const T *dy, const T *x, const float *weight, const float *bias, const float *mean,         \
+                                    const float *rstd, T *dx, float *dweight, float *dbias, float *scratch, long samples,       \
+                                    long positions, long channels, long groups, long threads, long silu) {                      \
+        backward(dy, x, weight, bias, mean, rstd, dx, dweight, dbias, scratch,                                                  \
+                 {samples, positions, channels, groups, threads}, silu);                                                        \
     }
+
 EXPORT(float32, float)
 EXPORT(bfloat16, Bfloat16)

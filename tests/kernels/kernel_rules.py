@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -18,7 +19,7 @@ import dream_kernels
 
 pytest.importorskip("triton")  # kernels are tested where there is a compiler for them
 
-from dream_kernels import _aot  # noqa: E402
+from dream_kernels import _aot, _cpp  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[2]
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"  # on the CPU kernels run in Triton's interpreter (tests/conftest.py)
@@ -30,6 +31,13 @@ LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {  # the same values, laid out 
     "transposed": lambda x: x.transpose(-1, -2).contiguous().transpose(-1, -2),
     "expanded": lambda x: x[:1].expand_as(x),  # other values than the rest: those of the first sample
 }
+
+
+def needs_cpp(name: str) -> None:
+    """Skips a test where there is no compiler for `name`.cpp; fails it where there is one and it compiles nothing."""
+    if shutil.which(os.environ.get("CXX", "g++")) is None:
+        pytest.skip("no C++ compiler")
+    assert _cpp.library(name), "not compiled: see the log"
 
 
 def flat(results: Tensor | Iterable[Tensor]) -> list[Tensor]:
