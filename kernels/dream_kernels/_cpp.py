@@ -19,9 +19,12 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-fopenmp", "-fPIC")
+
+NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}  # types that the functions take, as they end in their names
 
 log = logging.getLogger(__name__)
 

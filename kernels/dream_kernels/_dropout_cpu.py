@@ -11,11 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ._cpp import call, library
+from ._cpp import NAMES, call, library
 from ._layout import layout
 from .backend import wants_reference
-
-NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 
 
 def dropout(x: Tensor, p: float) -> Tensor:
@@ -29,15 +27,20 @@ def dropout(x: Tensor, p: float) -> Tensor:
 
 @torch.library.custom_op("dream::dropout", mutates_args=(), tags=(torch.Tag.nondeterministic_seeded,))
 def dropout_op(x: Tensor, p: float) -> tuple[Tensor, Tensor]:
-    """-> y, dense as `layout(x)` says, and the seed, int64 []."""
+    """-> y in `format_like(x)`, and the seed, int64 []."""
     seed = torch.empty((), dtype=torch.int64).random_(-(2**63), None)
-    return drop(x, p, seed, layout(x)), seed
+    return drop(x, p, seed, format_like(x)), seed
 
 
 @torch.library.custom_op("dream::dropout_backward", mutates_args=())
 def dropout_backward(dy: Tensor, p: float, seed: Tensor, channels_last: bool) -> Tensor:
     """channels_last: whether y was; a place in memory decides."""
     return drop(dy, p, seed, torch.channels_last if channels_last else torch.contiguous_format)
+
+
+def format_like(x: Tensor) -> torch.memory_format:
+    """channels_last for parts of such features too, which lie less densely."""
+    return layout(torch.empty_like(x, device="meta"))
 
 
 def drop(x: Tensor, p: float, seed: Tensor, memory_format: torch.memory_format) -> Tensor:
@@ -54,7 +57,7 @@ def drop(x: Tensor, p: float, seed: Tensor, memory_format: torch.memory_format) 
 
 @dropout_op.register_fake
 def _(x, p):
-    return torch.empty_like(x, memory_format=layout(x)), torch.empty((), dtype=torch.int64)
+    return torch.empty_like(x, memory_format=format_like(x)), torch.empty((), dtype=torch.int64)
 
 
 @dropout_backward.register_fake
@@ -63,9 +66,9 @@ def _(dy, p, seed, channels_last):
 
 
 def _save(ctx, inputs, output):
-    x, ctx.p = inputs
+    _, ctx.p = inputs
     y, seed = output
-    ctx.channels_last = layout(x) is torch.channels_last
+    ctx.channels_last = layout(y) is torch.channels_last
     ctx.save_for_backward(seed)
 
 

@@ -14,11 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ._cpp import call, library
+from ._cpp import NAMES, call, library
 from ._layout import layout
 
 BLOCK = 32  # channels, as in the C++
-NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 aten = torch.ops.aten
 
 

@@ -110,6 +110,15 @@ def test_it_is_a_whole_citizen_of_torch(cpu):
     assert torch.equal(compiled, dropped(0.5, x))
 
 
+def test_it_keeps_the_layout(cpu):
+    x = torch.randn(2, 3, 5, 7).to(memory_format=torch.channels_last)
+    for y in (dropped(0.5, x), dropped(0.5, x[..., ::2])):
+        assert y.is_contiguous(memory_format=torch.channels_last)
+    across = x.transpose(2, 3)
+    y = dropped(0.5, across)
+    assert torch.equal(y, torch.where(y == 0, 0.0, 2 * across))
+
+
 def test_the_reference_is_torchs():
     x = torch.randn(100)
     with dream_kernels.backend("reference"):
