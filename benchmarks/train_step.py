@@ -5,6 +5,9 @@ precision of the config, channels-last. The diffusion step itself: terms through
 Encoding is in the loop unless the config caches latents; then the batch brings them, as in training. The autoencoder is built
 with random weights where those of the config are not at hand: its time does not depend on them.
 
+The repetitions are spread evenly over the steps of the process. With loss.min_lam, which spares the extra pass at some of them,
+figures are means over the repetitions, otherwise medians.
+
 Each variant has a process of its own, and they take turns: ours keeps freed memory as training does (`ldm_dream/memory.py`), the
 official one runs as Python finds it. Peak memory: high-water mark of resident memory on the CPU, of allocations on CUDA. FLOP are
 those of convolutions, matrix products and attention, counted by torch; utilisation is against the best 3x3 convolution, forward
@@ -66,6 +69,8 @@ class Step:
         autoencoder.to(self.device, memory_format=layout)
         self.run = run
         self.objective = DiffusionObjective(run, autoencoder, None)
+        self.objective.process.draw = self.draw
+        self.place = 0.5
         self.network = self.objective.model
         self.network.to(self.device, memory_format=layout).train()
         if self.official:
@@ -88,8 +93,13 @@ class Step:
         if self.compiled:
             compile_blocks(self.network)
 
-    def __call__(self) -> float:
+    def draw(self, count: int, generator: torch.Generator) -> torch.Tensor:
+        """In place of the process's random steps: the one at `self.place` in [0,1) of the process, for the whole batch."""
+        return torch.full((count,), int(self.place * self.objective.process.num_timesteps), device=self.device)
+
+    def __call__(self, place: float = 0.5) -> float:
         """-> seconds"""
+        self.place = place
         start = time.perf_counter()
         self.loss().backward()
         self.optimizer.step()
@@ -128,12 +138,13 @@ def begin(*variant) -> dict:
     return {
         "precision": "fp32" if step.official else step.run.train.precision, "compiled": step.compiled, "peak_mib": peak,
         "first_step_seconds": first, "flop": step.flop, "batch": step.run.train.batch_size,
+        "average": "mean" if step.run.loss.min_lam else "median",
         "parameters": sum(p.numel() for p in step.network.parameters()),
     }  # fmt: skip
 
 
-def again() -> float:
-    return _step()
+def again(place: float) -> float:
+    return _step(place)
 
 
 def profiled() -> dict[str, float]:
@@ -173,9 +184,9 @@ def main(args) -> None:
         workers = {name: stack.enter_context(spawn.Pool(1)) for name in variants}
         rows = {name: workers[name].apply(begin, variant) for name, variant in variants.items()}
         seconds: dict[str, list[float]] = {name: [] for name in variants}
-        for _ in range(args.repetitions):
+        for repetition in range(args.repetitions):
             for name, worker in workers.items():
-                seconds[name].append(worker.apply(again))
+                seconds[name].append(worker.apply(again, ((repetition + 0.5) / args.repetitions,)))
         if args.profile:
             rows["ours DREAM"]["shares"] = workers["ours DREAM"].apply(profiled)
 
@@ -184,20 +195,22 @@ def main(args) -> None:
         ours["cold_start_seconds"] = cold
     peak = conv_peak(args.device, torch.bfloat16 if ours["precision"] == "bf16" else torch.float32)
     about = {"benchmark": "train-step", "config": args.config, "set": args.set, "device": args.device, "conv_peak": peak}
+    average = statistics.fmean if ours["average"] == "mean" else statistics.median
     for name, row in rows.items():
-        median = statistics.median(seconds[name])
-        row |= about | {"variant": name, "seconds": median, "samples_per_second": row["batch"] / median}
+        typical = average(seconds[name])
+        row |= about | {"variant": name, "seconds": typical, "samples_per_second": row["batch"] / typical}
 
     def ratio(a: str, b: str) -> str:
-        """Median of the repetitions' ratios in time, and the ratio in memory."""
-        time_ratio = statistics.median(x / y for x, y in zip(seconds[a], seconds[b]))
+        """Average of the repetitions' ratios in time, and the ratio in memory."""
+        time_ratio = average(x / y for x, y in zip(seconds[a], seconds[b]))
         return f"{time_ratio:6.3f} in time, {rows[a]['peak_mib'] / rows[b]['peak_mib']:.3f} in memory"
 
     print(f"{args.config} {' '.join(args.set)}: {ours['parameters']:,} parameters, batch {ours['batch']}")
-    print(f"median of {args.repetitions} alternating steps, {torch.get_num_threads()} threads; the official recipe is fp32")
+    print(f"{ours['average']} of {args.repetitions} alternating steps; the official recipe is fp32")
+    print(f"{torch.get_num_threads()} threads")
     print(f"{'':20}{'seconds':>9}{'samples/s':>11}{'peak MiB':>10}{'GFLOP':>8}{'of peak':>9}")
     for name, row in rows.items():
-        share = f"{row['flop'] / row['seconds'] / peak:9.0%}" if name.startswith("ours") else ""
+        share = f"{row['flop'] / row['seconds'] / peak:9.0%}" if name.startswith("ours") else ""  # FLOP of a rectified step
         figures = f"{row['seconds']:9.3f}{row['samples_per_second']:11.2f}{row['peak_mib']:10.0f}{row['flop'] / 1e9:8.0f}{share}"
         print(f"{name:20}{figures}")
     print(f"ours: {ours['precision']}{', compiled' if args.compile else ''}; peak of 3x3 convolutions {peak / 1e9:.0f} GFLOP/s")

@@ -42,6 +42,7 @@ class DiffusionLossConfig(Strict):
     kind: Literal["l1", "l2", "huber"] = "l1"  # huber: square up to an error of 1, straight beyond
     strength: float = Field(0.0, ge=0, le=1)  # 0 = plain diffusion loss, 1 = DREAM
     p: float = Field(1.0, ge=0)  # exponent of the adaptive strength; 1 DREAM, 0 DRM
+    min_lam: float = Field(0.0, ge=0, le=1)  # samples whose lam is below are left as they are; the extra pass is spared for them
     fraction: float = Field(1.0, gt=0, le=1)  # share of each batch that DREAM rectifies, largest lam first; less costs less time
     estimate_precision: Literal["same", "bf16"] = "same"  # of DREAM's extra pass; same = train.precision
     pixel: float = Field(0.0, ge=0)  # weight of L1 between decoded z0 estimate and hr

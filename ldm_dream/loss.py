@@ -46,12 +46,14 @@ def diffusion_loss(
     network: nn.Module | None = None,
     estimator: Denoise | None = None,
     fraction: float = 1.0,
+    min_lam: float = 0.0,
 ) -> DiffusionLoss:
     """One batch. z0, z_lr, eps: [B,C,h,w]; t: int64 [B] of indices; prediction: "eps", "z0" or "v"; kind: "l1", "l2" or
     "huber" (square up to 1, straight beyond).
 
     strength, p, network: see `dream`. estimator: makes the estimate in place of denoise, such as the same network in bfloat16.
     fraction in (0,1]: share of the batch that is rectified, rounded up: the samples with the largest lam, which DREAM moves most.
+    min_lam in [0,1]: samples of a lower lam are not rectified; where none is left, the extra pass is spared.
 
     Raises ValueError for an unknown kind or prediction, or an output of another shape.
     """
@@ -61,7 +63,7 @@ def diffusion_loss(
     z_t = q_sample(z0.to(wide), z_lr, eps, a, b, s)
     eps_hat, lam = estimate(
         estimator or denoise, process, z_t, z_lr, cond, t,
-        prediction=prediction, strength=strength, p=p, network=network, fraction=fraction,
+        prediction=prediction, strength=strength, p=p, network=network, fraction=fraction, min_lam=min_lam,
     )  # fmt: skip
     if eps_hat is not None:
         z_t = dream_rectify_input(z_t, eps, eps_hat, s, lam)
@@ -107,10 +109,11 @@ def estimate(
     p: float,
     network: nn.Module | None,
     fraction: float = 1.0,
+    min_lam: float = 0.0,
 ) -> tuple[Tensor, Tensor] | tuple[None, None]:
-    """The extra pass -> (eps_hat [B,C,h,w], lam [B,1,1,1]) without gradient; (None, None) at strength 0. Options: see `dream`.
+    """The extra pass -> (eps_hat [B,C,h,w], lam [B,1,1,1]) without gradient; (None, None) where nothing is to be rectified.
 
-    fraction: see `diffusion_loss`; of the other samples lam is 0, and eps_hat counts for nothing.
+    Options: see `dream`; fraction, min_lam: see `diffusion_loss`. Of samples left out lam is 0, and eps_hat counts for nothing.
     """
     if not 0 <= strength <= 1:
         raise ValueError(f"strength={strength} is not possible; choose 0 (plain diffusion) to 1 (DREAM).")
@@ -118,16 +121,22 @@ def estimate(
         raise ValueError(f"p={p} is not possible; choose a finite number from 0 up, and strength=0 for plain diffusion.")
     if not 0 < fraction <= 1:
         raise ValueError(f"fraction={fraction} is not possible; choose above 0, at most 1; strength=0 is plain diffusion.")
+    if not 0 <= min_lam <= 1:
+        raise ValueError(f"min_lam={min_lam} is not possible; choose 0 (all samples) to 1 (those of lam = 1).")
     if strength == 0:
         return None, None
     lam = strength * process.weight(t) ** p
-    count = math.ceil(fraction * len(t))
-    if count < len(t):
-        moved = lam.flatten().argsort(descending=True, stable=True)[:count]
+    moved = None  # all
+    if fraction < 1 or min_lam > 0:
+        moved = lam.flatten().argsort(descending=True, stable=True)[: math.ceil(fraction * len(t))]
+        moved = moved[lam.flatten()[moved] >= min_lam]
+        if len(moved) == 0:
+            return None, None
         z_t, z_lr, cond, t = (x[moved] for x in (z_t, z_lr, cond, t))
+    eps_hat = torch.empty_like(z_t)  # made before the pass: among what the pass leaves free it would break up that memory
     with torch.no_grad(), evaluating(network):
-        eps_hat = process.to_eps(denoise(z_t, t, cond), z_t, z_lr, t, prediction)
-    if count < len(lam):
+        eps_hat.copy_(process.to_eps(denoise(z_t, t, cond), z_t, z_lr, t, prediction))
+    if moved is not None:
         eps_hat = eps_hat.new_zeros(len(lam), *eps_hat.shape[1:]).index_copy(0, moved, eps_hat)
         lam = torch.zeros_like(lam).index_copy(0, moved, lam[moved])
     return eps_hat, lam

@@ -86,7 +86,7 @@ class DiffusionObjective:
         result = diffusion_loss(
             self.denoise, self.process, z0, z_lr, cond, t, eps,
             prediction=run.prediction, kind=cfg.kind, strength=cfg.strength, p=cfg.p, network=self.model,
-            estimator=self.estimator, fraction=cfg.fraction,
+            estimator=self.estimator, fraction=cfg.fraction, min_lam=cfg.min_lam,
         )  # fmt: skip
         total = result.loss.mean()
         logged = {"diffusion": total.detach()}

@@ -260,3 +260,26 @@ def test_a_fraction_rectifies_the_samples_of_the_largest_lam_and_leaves_the_rest
     torch.testing.assert_close(got, torch.where(whole, loss(strength=1.0), loss()))
     with pytest.raises(ValueError, match="fraction=0 is not possible"):
         loss(strength=1.0, fraction=0)
+
+
+def test_samples_below_min_lam_stay_plain_and_the_extra_pass_is_spared_where_none_is_left(process):
+    z0, z_lr, cond, t, eps = batch(process)
+    seen = []
+
+    def loss(**options):
+        def estimator(z_t, t, cond):
+            seen.append(t.tolist())
+            return frozen_guess(z_t, t, cond)
+
+        return diffusion_loss(frozen_guess, process, z0, z_lr, cond, t, eps, prediction="z0", estimator=estimator, **options).loss
+
+    lam = process.weight(t).flatten()
+    least = lam.mean().item()
+    got, above = loss(strength=1.0, min_lam=least), lam >= least
+    assert sorted(seen.pop()) == sorted(t[above].tolist()) and 0 < above.sum() < 4
+    torch.testing.assert_close(got, torch.where(above, loss(strength=1.0), loss()))
+    seen.clear()
+    torch.testing.assert_close(loss(strength=0.5, min_lam=0.6), loss())
+    assert not seen
+    with pytest.raises(ValueError, match="min_lam=1.5 is not possible"):
+        loss(strength=1.0, min_lam=1.5)
