@@ -114,13 +114,13 @@ def test_an_estimate_in_bf16_for_half_of_the_batch_changes_the_loss_by_no_more_t
 
     system.estimator = remembered
     losses = []
-    for change in ({}, {"estimate_precision": "bf16"}, {"fraction": 0.5}):
+    for change in ({}, {"estimate_precision": "bf16"}, {"fraction": 0.5}, {"min_lam": 1.0}):
         system.run = system.run.model_copy(update={"loss": system.run.loss.model_copy(update=change)})
         losses.append(system.loss(batch, 0, torch.Generator().manual_seed(0))[0].item())
-    exact, rounded, half = estimates
+    exact, rounded, half = estimates  # and none where min_lam leaves no sample
     assert 0 < (rounded - exact).square().mean().sqrt() < 0.02 * exact.square().mean().sqrt()
     assert losses[1] == pytest.approx(losses[0], rel=0.02)
-    assert len(half) == 1 and losses[2] != losses[1]
+    assert len(half) == 1 and losses[2] != losses[1] and losses[3] != losses[2]
 
 
 if __name__ == "__main__":
