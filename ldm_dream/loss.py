@@ -67,9 +67,7 @@ def diffusion_loss(
     )  # fmt: skip
     if eps_hat is not None:
         z_t = dream_rectify_input(z_t, eps, eps_hat, s, lam)
-    output = denoise(z_t, t, cond)
-    if output.shape != z0.shape:  # else a single channel would broadcast without a word
-        raise ValueError(f"denoise returned {tuple(output.shape)}, the target is {tuple(z0.shape)}; set network.out_channels.")
+    output = _of_shape(z0, denoise(z_t, t, cond))
     loss = dream_l1(output, eps, eps_hat, lam, z0, a, s, prediction=prediction, kind=kind)
     return DiffusionLoss(loss, process.to_z0(output, z_t, z_lr, t, prediction))
 
@@ -135,11 +133,20 @@ def estimate(
         z_t, z_lr, cond, t = (x[moved] for x in (z_t, z_lr, cond, t))
     eps_hat = torch.empty_like(z_t)  # made before the pass: among what the pass leaves free it would break up that memory
     with torch.no_grad(), evaluating(network):
-        eps_hat.copy_(process.to_eps(denoise(z_t, t, cond), z_t, z_lr, t, prediction))
+        output = _of_shape(z_t, denoise(z_t, t, cond))
+        eps_hat.copy_(process.to_eps(output, z_t, z_lr, t, prediction))
     if moved is not None:
         eps_hat = eps_hat.new_zeros(len(lam), *eps_hat.shape[1:]).index_copy(0, moved, eps_hat)
         lam = torch.zeros_like(lam).index_copy(0, moved, lam[moved])
     return eps_hat, lam
+
+
+def _of_shape(target: Tensor, output: Tensor) -> Tensor:
+    """`output`, unless it is of another shape: a single channel would broadcast without a word."""
+    got, wanted = tuple(output.shape), tuple(target.shape)
+    if got != wanted:
+        raise ValueError(f"denoise returned {got}, the target is {wanted}; set network.out_channels.")
+    return output
 
 
 @contextmanager

@@ -239,6 +239,8 @@ def test_output_of_another_shape_does_not_broadcast():
     z0, z_lr, cond, t, eps = batch(process)
     with pytest.raises(ValueError, match=r"\(4, 1, 5, 5\).*\(4, 2, 5, 5\)"):
         diffusion_loss(lambda z_t, t, cond: z_t[:, :1], process, z0, z_lr, cond, t, eps, prediction="z0")
+    with pytest.raises(ValueError, match=r"\(4, 1, 5, 5\).*\(4, 2, 5, 5\)"):
+        dream(lambda z_t, t, cond: z_t[:, :1], process, z0, z_lr, cond, t, eps, prediction="z0", strength=1.0, p=1.0)
 
 
 @pytest.mark.parametrize("prediction", PREDICTIONS)
