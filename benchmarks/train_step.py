@@ -205,9 +205,9 @@ def main(args) -> None:
         time_ratio = average(x / y for x, y in zip(seconds[a], seconds[b]))
         return f"{time_ratio:6.3f} in time, {rows[a]['peak_mib'] / rows[b]['peak_mib']:.3f} in memory"
 
-    print(f"{args.config} {' '.join(args.set)}: {ours['parameters']:,} parameters, batch {ours['batch']}")
+    size = f"{ours['parameters']:,} parameters, batch {ours['batch']}, {torch.get_num_threads()} threads"
+    print(f"{args.config} {' '.join(args.set)}: {size}")
     print(f"{ours['average']} of {args.repetitions} alternating steps; the official recipe is fp32")
-    print(f"{torch.get_num_threads()} threads")
     print(f"{'':20}{'seconds':>9}{'samples/s':>11}{'peak MiB':>10}{'GFLOP':>8}{'of peak':>9}")
     for name, row in rows.items():
         share = f"{row['flop'] / row['seconds'] / peak:9.0%}" if name.startswith("ours") else ""  # FLOP of a rectified step

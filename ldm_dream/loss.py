@@ -124,20 +124,18 @@ def estimate(
     if strength == 0:
         return None, None
     lam = strength * process.weight(t) ** p
-    moved = None  # all
+    eps_hat = torch.zeros_like(z_t)  # made before the pass: among what the pass leaves free it would break up that memory
+    moved = slice(None)
     if fraction < 1 or min_lam > 0:
         moved = lam.flatten().argsort(descending=True, stable=True)[: math.ceil(fraction * len(t))]
         moved = moved[lam.flatten()[moved] >= min_lam]
         if len(moved) == 0:
             return None, None
         z_t, z_lr, cond, t = (x[moved] for x in (z_t, z_lr, cond, t))
-    eps_hat = torch.empty_like(z_t)  # made before the pass: among what the pass leaves free it would break up that memory
+        lam = torch.zeros_like(lam).index_copy(0, moved, lam[moved])
     with torch.no_grad(), evaluating(network):
         output = _of_shape(z_t, denoise(z_t, t, cond))
-        eps_hat.copy_(process.to_eps(output, z_t, z_lr, t, prediction))
-    if moved is not None:
-        eps_hat = eps_hat.new_zeros(len(lam), *eps_hat.shape[1:]).index_copy(0, moved, eps_hat)
-        lam = torch.zeros_like(lam).index_copy(0, moved, lam[moved])
+        eps_hat[moved] = process.to_eps(output, z_t, z_lr, t, prediction).to(eps_hat.dtype)
     return eps_hat, lam
 
 
