@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..config_models import IDMConfig
-from ..layers import Attention, Downsample, Dropout, GroupNorm, noise_level_embedding
+from ..layers import Attention, Downsample, Dropout, GroupNorm, LastConv2d, noise_level_embedding
 
 DECODER_WIDTH = 256  # between the two layers of an implicit decoder, at every level
 
@@ -189,7 +189,7 @@ class ImplicitUNet(nn.Module):
                 width = out
             if level > 0:
                 self.ups.append(ImplicitDecoder(width))
-        self.final_conv = _norm_act_conv(cfg, width, cfg.out_channels)
+        self.final_conv = _norm_act_conv(cfg, width, cfg.out_channels, conv=LastConv2d)
 
     def forward(self, z_t: Tensor, t: Tensor, lr: LRFeatures, position: Tensor) -> Tensor:
         """z_t [B,C,H,W], t [B], position [B] or [1] -> [B,Cout,H,W]."""
@@ -304,10 +304,12 @@ def nearest(fine: int, coarse: int, device: torch.device) -> tuple[Tensor, Tenso
 # ------------------------------------------------------------------------------------------------ parts
 
 
-def _norm_act_conv(cfg: IDMConfig, channels: int, out_channels: int, dropout: float = 0.0) -> nn.Sequential:
+def _norm_act_conv(
+    cfg: IDMConfig, channels: int, out_channels: int, dropout: float = 0.0, conv: type[nn.Conv2d] = nn.Conv2d
+) -> nn.Sequential:
     norm = GroupNorm(channels, cfg.norm_groups, silu=True)
-    conv = nn.Conv2d(channels, out_channels, 3, padding=1)
-    return nn.Sequential(norm, nn.Identity(), Dropout(dropout), conv)  # the second place is the activation's, as published
+    last = conv(channels, out_channels, 3, padding=1)
+    return nn.Sequential(norm, nn.Identity(), Dropout(dropout), last)  # the second place is the activation's, as published
 
 
 def _linear_in_position(channels: int) -> nn.Linear:

@@ -15,7 +15,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..config_models import LDMConfig
-from ..layers import GROUPS, Downsample, Dropout, Upsample, make_norm, norm_silu, pad_to_multiple, timestep_embedding, zeroed
+from ..layers import (
+    GROUPS,
+    Downsample,
+    Dropout,
+    LastConv2d,
+    Upsample,
+    make_norm,
+    norm_silu,
+    pad_to_multiple,
+    timestep_embedding,
+    zeroed,
+)
 
 
 class LDMNet(nn.Module):
@@ -53,7 +64,7 @@ class LDMNet(nn.Module):
                 width = cfg.model_channels * mult
             if level > 0:
                 self.output_blocks[-1].append(Upsample(width))
-        self.out = nn.Sequential(*norm_silu(cfg.norm, width), zeroed(nn.Conv2d(width, cfg.out_channels, 3, padding=1)))
+        self.out = nn.Sequential(*norm_silu(cfg.norm, width), zeroed(LastConv2d(width, cfg.out_channels, 3, padding=1)))
 
     def forward(self, z_t: Tensor, t: Tensor, cond: Tensor) -> Tensor:
         """z_t [B,C,h,w], t [B] step of the original schedule, cond [B,Cc,h,w] -> [B,Cout,h,w] like z_t.

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..config_models import ResShiftNetConfig
-from ..layers import GROUPS, Downsample, Dropout, Upsample, make_norm, norm_silu, pad, timestep_embedding, zeroed
+from ..layers import GROUPS, Downsample, Dropout, LastConv2d, Upsample, make_norm, norm_silu, pad, timestep_embedding, zeroed
 
 BLOCKED = -100.0  # added to the logits of pairs that a shift mask separates, as published; finite, so 16-bit softmax stays finite
 
@@ -68,7 +68,7 @@ class ResShiftNet(nn.Module):
                 if i == count and level > 0:
                     stage.append(Upsample(width))
                 self.output_blocks.append(stage)
-        self.out = nn.Sequential(*norm_silu(cfg.norm, width), zeroed(nn.Conv2d(width, cfg.out_channels * fold, 3, padding=1)))
+        self.out = nn.Sequential(*norm_silu(cfg.norm, width), zeroed(LastConv2d(width, cfg.out_channels * fold, 3, padding=1)))
         levels_with_windows = [len(sizes) - 1, *(i for i, size in enumerate(sizes) if size in cfg.attention_resolutions)]
         windows = (min(cfg.window_size, sizes[i]) << i for i in levels_with_windows)
         self.multiple = cfg.patch_size * math.lcm(2 ** (len(sizes) - 1), *windows)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ..config_models import SR3Config
-from ..layers import Attention, Dropout, GroupNorm, Upsample, noise_level_embedding, pad_to_multiple
+from ..layers import Attention, Dropout, GroupNorm, LastConv2d, Upsample, noise_level_embedding, pad_to_multiple
 
 
 class SR3Net(nn.Module):
@@ -56,7 +56,7 @@ class SR3Net(nn.Module):
             if level > 0:
                 self.ups.append(Upsample(width))
         self.norm_out = GroupNorm(width, cfg.norm_groups, silu=True)
-        self.conv_out = nn.Conv2d(width, cfg.out_channels, 3, padding=1)
+        self.conv_out = LastConv2d(width, cfg.out_channels, 3, padding=1)
 
     def forward(self, z_t: Tensor, noise_level: Tensor, cond: Tensor) -> Tensor:
         """z_t [B,C,h,w], noise_level [B] in [0,1], cond [B,Cc,h,w] -> [B,Cout,h,w]; any h and w (padded inside, then cropped)."""

@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from ldm_dream.config_models import IDMConfig, LDMConfig, ResShiftNetConfig, SR3Config
-from ldm_dream.layers import Attention
+from ldm_dream.layers import Attention, LastConv2d
 from ldm_dream.networks import NETWORKS, build_network, compile_blocks
 from ldm_dream.networks.ldm import Attention as LDMAttention
 from ldm_dream.networks.resshift import WindowAttention
@@ -147,3 +147,21 @@ def test_dynamic_blocks_need_no_new_version_for_another_size(name):
     for size in ((56, 48), (16, 24), (104, 96)):
         network(*inputs(name, size))
     assert 0 < before == len(versions)
+
+
+@torch.no_grad()
+@every_network
+def test_the_last_convolution_is_not_rounded_under_autocast(name):
+    """A change of its weights that bfloat16 does not hold reaches the result."""
+    network = build_network(CONFIGS[name]).eval()
+    arguments = inputs(name, (16, 16))
+    last = [module for module in network.modules() if isinstance(module, LastConv2d)]
+    assert len(last) == 1
+    nn.init.constant_(last[0].weight, 1.0)
+    nn.init.zeros_(last[0].bias)
+    with torch.autocast("cpu", torch.bfloat16):
+        before = network(*arguments)
+        last[0].weight.mul_(1 + 2**-10)
+        after = network(*arguments)
+    assert after.dtype == torch.float32
+    torch.testing.assert_close(after, before * (1 + 2**-10))
