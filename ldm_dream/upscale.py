@@ -26,6 +26,7 @@ from .config import DiffusionRun
 from .data.degrade import imresize_to
 from .data.images import MAX_PIXELS, ImageError
 from .errors import UserError
+from .graphs import GraphedCall
 from .hub import upload
 from .networks import compile_blocks
 from .networks.idm import LRFeatures
@@ -76,8 +77,11 @@ class Upscaler:
         self.dtype = _dtype(dtype, self.device)
         self.network = network.eval().to(self.device, memory_format=torch.channels_last)
         self.autoencoder = autoencoder.eval().to(self.device, memory_format=torch.channels_last)
+        self._call = self.network
         if compile:
             compile_blocks(self.network, dynamic=True)
+            if self.device.type == "cuda":
+                self._call = GraphedCall(self.network)
 
     @classmethod
     def from_pretrained(
@@ -223,13 +227,14 @@ class Upscaler:
 
     def _predict(self, z: Tensor, step: Tensor, cond: Tensor | LRFeatures) -> Tensor:
         with self._autocast():
-            return self.network(self._on_device(z), step.to(self.device).expand(len(z)), cond).float()
+            return self._call(self._on_device(z), step.to(self.device).expand(len(z)), cond).float()
 
     def _on_device(self, x: Tensor) -> Tensor:
         return x.to(self.device, memory_format=torch.channels_last)
 
     def _autocast(self) -> torch.autocast:
-        return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
+        lower = self.dtype != torch.float32
+        return torch.autocast(self.device.type, self.dtype, enabled=lower, cache_enabled=False)  # a weight is used once a call
 
     def _check(self, scale, steps, seed, tile, tile_pad, batch_size, color_fix) -> None:
         if not (isinstance(scale, (int, float)) and math.isfinite(scale) and scale > 0):

@@ -36,7 +36,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--color-fix", choices=("none", "wavelet", "adain"), default="wavelet", help="(default: wavelet)")
     parser.add_argument("--dtype", choices=("auto", "fp32", "bf16", "fp16"), default="auto", help="(default: auto)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
-    parser.add_argument("--compile", action="store_true", help="torch.compile the network; pays off for many pictures")
+    parser.add_argument("--compile", action="store_true", help="torch.compile, on CUDA with CUDA graphs; for many pictures")
     parser.add_argument("--recursive", action="store_true", help="also pictures in subfolders")
     parser.add_argument("--skip-existing", action="store_true", help="leave out pictures whose output is there")
     parser.add_argument("--ext", default="auto", help="format of the outputs: auto (as the input), png, jpg, webp, tif")

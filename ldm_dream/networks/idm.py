@@ -38,6 +38,9 @@ class LRFeatures:
         return LRFeatures(self.picture[samples], [level[samples] for level in self.levels], self.position)
 
 
+torch.export.register_dataclass(LRFeatures)  # a pytree of tensors, as `graphs.py` wants it
+
+
 class IDM(nn.Module):
     """LR encoder and U-Net; at the config's defaults the published 16 -> 128 network.
 
