@@ -190,7 +190,7 @@ class WindowAttention(nn.Module):
             x = x.roll((-s, -s), (1, 2))
         x = x.reshape(b, height // w, w, width // w, w, c).transpose(2, 3).reshape(-1, w * w, c)  # [B*windows,N,C]
         q, k, v = self.qkv(x).reshape(-1, w * w, 3, self.heads, c // self.heads).permute(2, 0, 3, 1, 4).unbind()
-        x = F.scaled_dot_product_attention(q, k, v, attn_mask=self.bias(b, height, width, q))
+        x = _attention(q, k, v, self.bias(b, height, width, q))
         x = self.proj(x.transpose(1, 2).reshape(-1, w * w, c))
         x = x.reshape(b, height // w, width // w, w, w, c).transpose(2, 3).reshape(b, height, width, c)
         if s:
@@ -206,6 +206,22 @@ class WindowAttention(nn.Module):
             return bias
         bias = bias + _constant(shift_mask, height, width, w, self.shift, self.legacy_mask, like.device, like.dtype)
         return bias.expand(b, *bias.shape).flatten(0, 1)
+
+
+def _attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
+    """softmax(q k' / sqrt(d) + bias) v: q, k, v [windows,heads,N,d], bias [windows or 1,heads,N,N].
+
+    By torch's one operation, but for bfloat16 on a CPU without gradient: for such small windows it takes twice the time of matrix
+    products (torch 2.14), whose logits are rounded in exchange.
+    """
+    if q.device.type != "cpu" or q.dtype != torch.bfloat16 or torch.is_grad_enabled():
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+    shape = q.shape
+    bias = bias.expand(*shape[:2], *bias.shape[2:]).flatten(0, 1)
+    q, k, v = (part.flatten(0, 1) for part in (q, k, v))
+    with torch.autocast("cpu", enabled=False):  # else the softmax is stored in float32
+        logits = torch.baddbmm(bias, q, k.transpose(1, 2), alpha=shape[-1] ** -0.5)
+        return torch.bmm(logits.softmax(-1), v).view(shape)
 
 
 def relative_position_index(window: int, device: torch.device) -> Tensor:

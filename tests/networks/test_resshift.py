@@ -361,3 +361,16 @@ def test_compiled_blocks_give_the_same_output_gradients_and_names():
     torch.testing.assert_close(compiled(*inputs()), network(*inputs()), rtol=1e-4, atol=1e-5)
     for (name, p), (_, q) in zip(network.named_parameters(), compiled.named_parameters()):
         torch.testing.assert_close(p.grad, q.grad, rtol=1e-3, atol=1e-5, msg=lambda text, name=name: f"{name}: {text}")
+
+
+@torch.no_grad()
+def test_attention_in_bf16_without_gradient_errs_by_a_few_roundings():
+    """On a CPU by matrix products: logits up to 8 rounded to 8 bits shift a weight by 2^-6 at most."""
+    q, k, v = torch.randn(3, 8, 2, 64, 32).bfloat16()
+    for windows in (1, 8):
+        bias = torch.randn(windows, 2, 64, 64).bfloat16()
+        want = F.scaled_dot_product_attention(q.float(), k.float(), v.float(), attn_mask=bias.float())
+        with torch.autocast("cpu", torch.bfloat16):
+            got = module._attention(q, k, v, bias)
+        assert got.dtype == torch.bfloat16 and got.shape == want.shape
+        assert (got - want).abs().max() < 2**-6 * v.abs().max()
