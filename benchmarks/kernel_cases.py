@@ -1,5 +1,7 @@
 """What the kernel benchmark runs: for every row of dream_kernels.OPS its arguments at the networks' shapes, and its rivals.
 
+`rectify_and_loss` is what DREAM adds to a training step around its extra pass: z_t moved, the loss and its gradient in pred.
+
 A maker turns (shape, dtype, device) into arguments and the least possible traffic: bytes of every input read once, every result
 written once. SHAPES are pixels of SR3 and IDM, latents of ResShift, and enough pixels to see a bandwidth.
 """
@@ -26,6 +28,7 @@ class Case(NamedTuple):
     shapes: tuple[tuple[int, ...], ...] = SHAPES
     dtypes: tuple[str, ...] = tuple(DTYPES)
     eager: Callable | None = None  # what one writes in plain torch, also given to torch.compile; None: the reference
+    fused: Callable | None = None  # ours, where that is more than the op of this name; on a CPU given to torch.compile
     others: Callable[..., dict[str, Callable]] = lambda *_: {}  # arguments -> further providers, where they are installed
     own_on_cpu: bool = False  # on a CPU the op is something else than its reference in place
     gradients: int = 0  # of so many first arguments: also timed with the backward
@@ -57,6 +60,19 @@ def group_norm_silu(shape: tuple[int, ...], dtype: torch.dtype, device: str) -> 
     x = torch.randn(shape, device=device).to(dtype, memory_format=torch.channels_last)
     weight, bias = torch.randn(2, shape[1], device=device)
     return (x, weight, bias, math.gcd(32, shape[1]), 1e-5), 2 * x.numel() * x.element_size()
+
+
+def plain_rectify_and_loss(z_t: Tensor, eps: Tensor, eps_hat: Tensor, pred: Tensor, s: Tensor, lam: Tensor) -> tuple[Tensor, ...]:
+    """As the recipe is written (arXiv 2312.00210, Algorithm 3), one operation after the other."""
+    delta = (eps - eps_hat) * lam
+    z_t, target = z_t + s * delta, eps + delta
+    pred = pred.detach().requires_grad_()
+    loss = F.l1_loss(pred, target, reduction="sum") / pred.numel()
+    return z_t, loss.detach(), *torch.autograd.grad(loss, pred)
+
+
+def rectify_and_loss(z_t: Tensor, eps: Tensor, eps_hat: Tensor, pred: Tensor, s: Tensor, lam: Tensor) -> tuple[Tensor, ...]:
+    return dream_kernels.dream_rectify_input(z_t, eps, eps_hat, s, lam), *dream_kernels.dream_l1_grad(pred, eps, eps_hat, lam)
 
 
 def torch_group_norm_silu(x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float) -> Tensor:
@@ -94,6 +110,7 @@ CASES: dict[str, Case] = {
     "dream_rectify_input": Case(elementwise(3, 1, scalars=2)),
     "dream_l1": Case(elementwise(3, 0, scalars=1), gradients=1, backward_passes=1),
     "dream_l1_grad": Case(elementwise(3, 1, scalars=1)),
+    "rectify_and_loss": Case(elementwise(4, 2, scalars=2), eager=plain_rectify_and_loss, fused=rectify_and_loss),
     "q_sample": Case(elementwise(3, 1, scalars=3)),
     "q_sample_eps": Case(elementwise(2, 2, scalars=3, key=True), SMALL),
     "sampler_step": Case(elementwise(2, 1, scalars=3, key=True, extra=(1.0,)), SMALL),

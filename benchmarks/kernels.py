@@ -23,13 +23,14 @@ from .record import append
 
 
 def providers(name: str, case: Case, inputs: tuple, device: str) -> dict[str, Callable]:
-    op = dream_kernels.OPS[name]
+    op = dream_kernels.OPS.get(name)
     eager = case.eager or op.reference
+    ours = case.fused or op.function
     torch.compiler.reset()  # each case is compiled for its own sizes
-    compiled = torch.compile(eager, dynamic=False)
+    compiled = torch.compile(case.fused or eager, dynamic=False)
     calls = {"eager": lambda: eager(*inputs), "compiled": lambda: compiled(*inputs), **case.others(*inputs)}
     if device != "cpu" or case.own_on_cpu:
-        calls["ours"] = lambda: op.function(*inputs)
+        calls["ours"] = lambda: ours(*inputs)
     return calls
 
 

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ldm_dream.layers import Dropout, GroupNorm
+from ldm_dream.layers import Dropout, GroupNorm, LastConv2d
 from ldm_dream.process import Process
 
 
@@ -26,7 +26,7 @@ class PlainGroupNorm(nn.GroupNorm):
         return F.silu(h) if self.silu else h
 
 
-PLAIN = {GroupNorm: PlainGroupNorm, Dropout: nn.Dropout}
+PLAIN = {GroupNorm: PlainGroupNorm, Dropout: nn.Dropout, LastConv2d: nn.Conv2d}
 
 
 def plain(network: nn.Module) -> nn.Module:
