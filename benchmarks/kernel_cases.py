@@ -18,6 +18,8 @@ from torch import Tensor
 
 import dream_kernels
 
+from .official import mean_l1, rectified
+
 SMALL = ((4, 3, 128, 128), (16, 3, 64, 64))
 SHAPES = (*SMALL, (16, 3, 256, 256))
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -63,11 +65,10 @@ def group_norm_silu(shape: tuple[int, ...], dtype: torch.dtype, device: str) -> 
 
 
 def plain_rectify_and_loss(z_t: Tensor, eps: Tensor, eps_hat: Tensor, pred: Tensor, s: Tensor, lam: Tensor) -> tuple[Tensor, ...]:
-    """As the recipe is written (arXiv 2312.00210, Algorithm 3), one operation after the other."""
-    delta = (eps - eps_hat) * lam
-    z_t, target = z_t + s * delta, eps + delta
+    """The official recipe's, one operation after the other."""
+    z_t, target = rectified(z_t, eps, eps_hat, s, lam)
     pred = pred.detach().requires_grad_()
-    loss = F.l1_loss(pred, target, reduction="sum") / pred.numel()
+    loss = mean_l1(pred, target)
     return z_t, loss.detach(), *torch.autograd.grad(loss, pred)
 
 

@@ -58,8 +58,16 @@ def official_loss(
         with torch.no_grad():
             eps_hat = network(z_t, told(t), cond)
         network.train()
-        delta = (target - eps_hat.detach()) * process.weight(t) ** p
-        z_t = z_t + s * delta
-        target = target + delta
+        z_t, target = rectified(z_t, eps, eps_hat, s, process.weight(t) ** p)
     output = network(z_t, told(t), cond)
-    return nn.functional.l1_loss(output, target, reduction="sum") / z0.numel()
+    return mean_l1(output, target)
+
+
+def rectified(z_t: Tensor, eps: Tensor, eps_hat: Tensor, s: Tensor, lam: Tensor) -> tuple[Tensor, Tensor]:
+    """-> z_t and target. Tensors [B,C,h,w], factors [B,1,1,1]."""
+    delta = (eps - eps_hat) * lam
+    return z_t + s * delta, eps + delta
+
+
+def mean_l1(output: Tensor, target: Tensor) -> Tensor:
+    return F.l1_loss(output, target, reduction="sum") / target.numel()

@@ -106,8 +106,8 @@ class Upsample(nn.Module):
 class LastConv2d(nn.Conv2d):
     """The convolution that ends a network: in the type of its weights under autocast too, as ADM's (arXiv 2105.05233).
 
-    Rounded to bfloat16 they shift the mean of each channel of the result, alike at every step of sampling: a tint that no later
-    layer evens out.
+    Weights rounded to bfloat16 shift the mean of each channel of the result, alike at every step of sampling: a tint that no
+    later layer evens out.
     """
 
     def forward(self, x: Tensor) -> Tensor:
