@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from types import ModuleType
 from typing import NamedTuple
 
 import torch
@@ -30,7 +31,7 @@ class Case(NamedTuple):
     shapes: tuple[tuple[int, ...], ...] = SHAPES
     dtypes: tuple[str, ...] = tuple(DTYPES)
     eager: Callable | None = None  # what one writes in plain torch, also given to torch.compile; None: the reference
-    fused: Callable | None = None  # ours, where that is more than the op of this name; on a CPU given to torch.compile
+    fused: dream_kernels.Op | None = None  # where it is more than the op of this name; its reference is what is compiled
     others: Callable[..., dict[str, Callable]] = lambda *_: {}  # arguments -> further providers, where they are installed
     own_on_cpu: bool = False  # on a CPU the op is something else than its reference in place
     gradients: int = 0  # of so many first arguments: also timed with the backward
@@ -72,8 +73,13 @@ def plain_rectify_and_loss(z_t: Tensor, eps: Tensor, eps_hat: Tensor, pred: Tens
     return z_t, loss.detach(), *torch.autograd.grad(loss, pred)
 
 
-def rectify_and_loss(z_t: Tensor, eps: Tensor, eps_hat: Tensor, pred: Tensor, s: Tensor, lam: Tensor) -> tuple[Tensor, ...]:
-    return dream_kernels.dream_rectify_input(z_t, eps, eps_hat, s, lam), *dream_kernels.dream_l1_grad(pred, eps, eps_hat, lam)
+def rectify_and_loss(ops: ModuleType) -> Callable:
+    rectify, l1 = ops.dream_rectify_input, ops.dream_l1_grad
+
+    def both(z_t: Tensor, eps: Tensor, eps_hat: Tensor, pred: Tensor, s: Tensor, lam: Tensor) -> tuple[Tensor, ...]:
+        return rectify(z_t, eps, eps_hat, s, lam), *l1(pred, eps, eps_hat, lam)
+
+    return both
 
 
 def torch_group_norm_silu(x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float) -> Tensor:
@@ -111,7 +117,11 @@ CASES: dict[str, Case] = {
     "dream_rectify_input": Case(elementwise(3, 1, scalars=2)),
     "dream_l1": Case(elementwise(3, 0, scalars=1), gradients=1, backward_passes=1),
     "dream_l1_grad": Case(elementwise(3, 1, scalars=1)),
-    "rectify_and_loss": Case(elementwise(4, 2, scalars=2), eager=plain_rectify_and_loss, fused=rectify_and_loss),
+    "rectify_and_loss": Case(
+        elementwise(4, 2, scalars=2),
+        eager=plain_rectify_and_loss,
+        fused=dream_kernels.Op(rectify_and_loss(dream_kernels), rectify_and_loss(dream_kernels.reference)),
+    ),
     "q_sample": Case(elementwise(3, 1, scalars=3)),
     "q_sample_eps": Case(elementwise(2, 2, scalars=3, key=True), SMALL),
     "sampler_step": Case(elementwise(2, 1, scalars=3, key=True, extra=(1.0,)), SMALL),
