@@ -24,6 +24,7 @@ from .data.pairs import Batch
 from .errors import UserError
 from .loss import diffusion_loss
 from .networks import build_network
+from .networks.idm import LRFeatures
 from .process import build_process
 from .sampler import sample
 
@@ -36,6 +37,20 @@ class Part:
     parameters: list[nn.Parameter]
     loss: Callable[[Batch, int, torch.Generator], tuple[Tensor, dict[str, Tensor]]]
     start: int = 0  # first step at which it is stepped
+
+
+@dataclass(frozen=True)
+class Shared:
+    """What both passes of DREAM tell the network alike, made once. `[samples]`: of these samples."""
+
+    cond: Tensor | LRFeatures
+    embeddings: list[Tensor]  # of t
+
+    def __getitem__(self, samples: Tensor) -> Shared:
+        return Shared(self.cond[samples], [embedding[samples] for embedding in self.embeddings])
+
+    def detach(self) -> Shared:
+        return Shared(self.cond, [embedding.detach() for embedding in self.embeddings])
 
 
 class DiffusionObjective:
@@ -54,18 +69,21 @@ class DiffusionObjective:
     def share_gradients(self) -> None:
         self.network = ranks.share_gradients(self.model)
 
-    def denoise(self, z_t: Tensor, t: Tensor, cond: Tensor) -> Tensor:
-        told = self.process.model_t(t, self.model.sees_noise_level)
+    def told(self, t: Tensor) -> Tensor:
+        return self.process.model_t(t, self.model.sees_noise_level)
+
+    def denoise(self, z_t: Tensor, t: Tensor, cond: Tensor | Shared) -> Tensor:
+        told, cond = (cond.embeddings, cond.cond) if isinstance(cond, Shared) else (self.told(t), cond)
         return self.network(self.process.model_input(z_t, t), told, cond)
 
-    def estimator(self, z_t: Tensor, t: Tensor, cond: Tensor) -> Tensor:
+    def estimator(self, z_t: Tensor, t: Tensor, cond: Shared) -> Tensor:
         """`denoise` for DREAM's extra pass. On a CPU never compiled: that makes inference no faster, only its start slower."""
         device = z_t.device.type
         same = torch.is_autocast_enabled(device)  # then one cast of the weights serves both passes, else they are freed at once
         lower = same or self.run.loss.estimate_precision == "bf16"
         eager = torch.compiler.set_stance("force_eager") if device == "cpu" else nullcontext()
         with torch.autocast(device, torch.bfloat16, enabled=lower, cache_enabled=same), eager:
-            return self.denoise(z_t, t, cond)
+            return self.denoise(z_t, t, cond.detach())
 
     @torch.no_grad()
     def latents(self, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -81,10 +99,11 @@ class DiffusionObjective:
         t = self.process.draw(len(z0), generator)
         eps = torch.randn(z0.shape, generator=generator, device=z0.device)
         cond = build_cond(run, batch.lr, z_lr)
-        if hasattr(self.model, "prepare"):  # once for both passes of DREAM
+        if hasattr(self.model, "prepare"):
             cond = self.model.prepare(cond, z0.shape[-2:])
+        shared = Shared(cond, self.model.embed(self.told(t)))
         result = diffusion_loss(
-            self.denoise, self.process, z0, z_lr, cond, t, eps,
+            self.denoise, self.process, z0, z_lr, shared, t, eps,
             prediction=run.prediction, kind=cfg.kind, strength=cfg.strength, p=cfg.p, network=self.model,
             estimator=self.estimator, fraction=cfg.fraction, min_lam=cfg.min_lam,
         )  # fmt: skip

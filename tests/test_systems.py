@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -121,6 +122,18 @@ def test_an_estimate_in_bf16_for_half_of_the_batch_changes_the_loss_by_no_more_t
     assert 0 < (rounded - exact).square().mean().sqrt() < 0.02 * exact.square().mean().sqrt()
     assert losses[1] == pytest.approx(losses[0], rel=0.02)
     assert len(half) == 1 and losses[2] != losses[1] and losses[3] != losses[2]
+
+
+@pytest.mark.parametrize("name", SYSTEMS)
+def test_what_does_not_depend_on_z_t_is_made_once_for_both_passes(name, monkeypatch):
+    system, batch = objective(name)
+    spies = {"forward": Mock(wraps=system.model.forward), "embed": Mock(wraps=system.model.embed)}
+    if name == "idm":
+        spies["prepare"] = Mock(wraps=system.model.prepare)
+    for method, spy in spies.items():
+        monkeypatch.setattr(system.model, method, spy)
+    system.loss(batch, 0, torch.Generator().manual_seed(0))
+    assert {method: spy.call_count for method, spy in spies.items()} == dict.fromkeys(spies, 1) | {"forward": 2}
 
 
 if __name__ == "__main__":

@@ -18,8 +18,9 @@ def build_network(cfg: NetworkConfig) -> nn.Module:
     """Network with fresh weights: `forward(z_t [B,C,h,w], t [B], cond [B,Cc,h*k,w*k]) -> [B,Cout,h,w]`, k = `cfg.cond_factor`.
 
     t is the int64 timestep, or the float noise level where the class says `sees_noise_level`. `multiple`: h and w in multiples of
-    it need no padding inside. Where a network has `reset_parameters`, training begins with it; where it has `prepare(cond, hw)`,
-    forward also takes what that returns in place of cond: made once, used at many t.
+    it need no padding inside. forward also takes `embed(t)` in place of t: all that its blocks are told of t, made once.
+    Where a network has `reset_parameters`, training begins with it; where it has `prepare(cond, hw)`, forward also takes what
+    that returns in place of cond: made once, used at many t.
 
     Raises ValueError, naming the field, for a config that cannot be built.
     """

@@ -8,7 +8,7 @@ of the finer grid. Rows and columns have coordinates of their own: any height, w
 Written from the paper and from recorded outputs of the published network, of which it has the parameters that matter to the
 output; what `layouts.py` drops is the rest. Initial values: PyTorch's, for equalised layers those of StyleGAN.
 
-Symbols: x features [B,C,H,W]; emb noise level embedding [B,model_channels]; level 0 is the highest resolution.
+Symbols: x features [B,C,H,W]; emb what blocks are told of the noise level; level 0 is the highest resolution.
 """
 
 from __future__ import annotations
@@ -57,8 +57,12 @@ class IDM(nn.Module):
         self.max_scale = cfg.max_scale
         self.multiple = 2 ** (len(cfg.channel_mult) - 1)  # grids of a tile and of the whole agree at these; any size works
 
-    def forward(self, z_t: Tensor, t: Tensor, cond: Tensor | LRFeatures, position: Tensor | None = None) -> Tensor:
-        """z_t [B,C,H,W], t [B] noise level sqrt(abar) in [0,1] -> eps [B,Cout,H,W].
+    def embed(self, t: Tensor) -> list[Tensor]:
+        """t [B], noise level sqrt(abar) in [0,1] -> shift of each residual block, [B,C]."""
+        return self.unet.embed(t)
+
+    def forward(self, z_t: Tensor, t: Tensor | list[Tensor], cond: Tensor | LRFeatures, position: Tensor | None = None) -> Tensor:
+        """z_t [B,C,H,W], t [B] or `embed(t)` -> eps [B,Cout,H,W].
 
         cond [B,Cc,h,w]: LR picture in [-1,1], or what `prepare` made of it.
         position [B] or [1]: where the size lies between LR (0) and `max_scale` times LR (1); None = follows from the sizes.
@@ -194,21 +198,25 @@ class ImplicitUNet(nn.Module):
                 self.ups.append(ImplicitDecoder(width))
         self.final_conv = _norm_act_conv(cfg, width, cfg.out_channels, conv=LastConv2d)
 
-    def forward(self, z_t: Tensor, t: Tensor, lr: LRFeatures, position: Tensor) -> Tensor:
-        """z_t [B,C,H,W], t [B], position [B] or [1] -> [B,Cout,H,W]."""
+    def embed(self, t: Tensor) -> list[Tensor]:
         emb = self.noise_level_mlp(noise_level_embedding(t, self.model_channels).to(self.noise_level_mlp[0].weight.dtype))
-        position = position[:, None].to(emb.dtype)
+        return [block.noise_func(emb) for block in self.modules() if isinstance(block, ResBlock)]
+
+    def forward(self, z_t: Tensor, t: Tensor | list[Tensor], lr: LRFeatures, position: Tensor) -> Tensor:
+        """z_t [B,C,H,W], t [B] or `embed(t)`, position [B] or [1] -> [B,Cout,H,W]."""
+        emb = iter(t if isinstance(t, list) else self.embed(t))
+        position = position[:, None].to(self.noise_level_mlp[0].weight.dtype)
         x = torch.cat([lr.picture, z_t], 1)
         skips = []
         for layer in self.downs:
-            x = layer(x, emb) if isinstance(layer, ResAttnBlock) else layer(x)
+            x = layer(x, next(emb)) if isinstance(layer, ResAttnBlock) else layer(x)
             skips.append(x)
         for layer in self.mid:
-            x = layer(x, emb)
+            x = layer(x, next(emb))
         level = len(lr.levels)
         for layer in self.ups:
             if isinstance(layer, ResAttnBlock):
-                x = layer(torch.cat([x, skips.pop()], 1), emb)
+                x = layer(torch.cat([x, skips.pop()], 1), next(emb))
             else:
                 shares = self.condition_scale1[str(level)](position), self.condition_scale2[str(level)](position)
                 x = layer(x, lr.levels[level - 1], shares, skips[-1].shape[-2:])
@@ -248,7 +256,9 @@ class ResBlock(nn.Module):
         self.res_conv = nn.Conv2d(channels, out_channels, 1) if channels != out_channels else nn.Identity()
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
-        h = self.block1(x) + self.noise_func(emb)[:, :, None, None]
+        """emb [B,C]: what `noise_func` makes of the noise level."""
+        h = self.block1(x)
+        h = h + emb[:, :, None, None].to(h.dtype)
         return self.res_conv(x) + self.block2(h)
 
 

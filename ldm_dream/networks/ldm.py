@@ -3,12 +3,13 @@
 Levels of residual blocks, each of them followed by global attention at the sizes the config names; the middle always attends.
 The condition, as large as z_t, is concatenated after it. Parameter names and shapes are the published ones.
 
-Symbols: x features [B,C,H,W]; emb timestep embedding [B,4*model_channels]; N = H*W tokens; h heads of d channels.
+Symbols: x features [B,C,H,W]; emb what blocks are told of the timestep; N = H*W tokens; h heads of d channels.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
@@ -66,8 +67,13 @@ class LDMNet(nn.Module):
                 self.output_blocks[-1].append(Upsample(width))
         self.out = nn.Sequential(*norm_silu(cfg.norm, width), zeroed(LastConv2d(width, cfg.out_channels, 3, padding=1)))
 
-    def forward(self, z_t: Tensor, t: Tensor, cond: Tensor) -> Tensor:
-        """z_t [B,C,h,w], t [B] step of the original schedule, cond [B,Cc,h,w] -> [B,Cout,h,w] like z_t.
+    def embed(self, t: Tensor) -> list[Tensor]:
+        """t [B], step of the original schedule -> shift of each residual block, [B,C]."""
+        emb = self.time_embed(timestep_embedding(t, self.model_channels).to(self.time_embed[0].weight.dtype))
+        return [block.emb_layers(emb) for block in self.modules() if isinstance(block, ResBlock)]
+
+    def forward(self, z_t: Tensor, t: Tensor | list[Tensor], cond: Tensor) -> Tensor:
+        """z_t [B,C,h,w], t [B] or `embed(t)`, cond [B,Cc,h,w] -> [B,Cout,h,w] like z_t.
 
         Any h and w: they are padded to a multiple of `self.multiple` (reflected; replicated where too small) and cropped again.
         """
@@ -75,7 +81,7 @@ class LDMNet(nn.Module):
         if cond.shape[-2:] != (height, width):
             raise ValueError(f"the condition is {tuple(cond.shape[-2:])}, z_t {(height, width)}; this network wants them alike.")
         x = pad_to_multiple(torch.cat([z_t, cond.to(z_t.dtype)], 1), self.multiple)
-        emb = self.time_embed(timestep_embedding(t, self.model_channels).to(self.time_embed[0].weight.dtype))
+        emb = iter(t if isinstance(t, list) else self.embed(t))
         skips = []
         for stage in self.input_blocks:
             x = stage(x, emb)
@@ -89,9 +95,9 @@ class LDMNet(nn.Module):
 class Stage(nn.ModuleList):
     """Layers in a row, of which only the residual blocks see the timestep."""
 
-    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+    def forward(self, x: Tensor, emb: Iterator[Tensor]) -> Tensor:
         for layer in self:
-            x = layer(x, emb) if isinstance(layer, ResBlock) else layer(x)
+            x = layer(x, next(emb)) if isinstance(layer, ResBlock) else layer(x)
         return x
 
 
@@ -110,7 +116,9 @@ class ResBlock(nn.Module):
         self.skip_connection = nn.Conv2d(channels, out_channels, 1) if channels != out_channels else nn.Identity()
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
-        h = self.in_layers(x) + self.emb_layers(emb)[:, :, None, None]
+        """emb: what `emb_layers` make of the timestep."""
+        h = self.in_layers(x)
+        h = h + emb[:, :, None, None].to(h.dtype)
         return self.skip_connection(x) + self.out_layers(h)
 
 

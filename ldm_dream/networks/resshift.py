@@ -4,13 +4,14 @@ Levels of residual blocks; after the *first* block of a level comes a Swin layer
 second one shifted by half a window. The condition is concatenated to z_t; a larger one goes through strided convolutions first.
 Parameter names are the published ones (`importers.py` holds the two exceptions), so that checkpoints need no renaming.
 
-Symbols: x features [B,C,H,W]; emb timestep embedding [B,4*model_channels]; w window side, s shift, N = w*w tokens of a window.
+Symbols: x features [B,C,H,W]; emb what blocks are told of the timestep; w window side, s shift, N = w*w tokens of a window.
 """
 
 from __future__ import annotations
 
 import math
 from collections import OrderedDict
+from collections.abc import Iterator
 from functools import lru_cache
 
 import torch
@@ -73,8 +74,13 @@ class ResShiftNet(nn.Module):
         windows = (min(cfg.window_size, sizes[i]) << i for i in levels_with_windows)
         self.multiple = cfg.patch_size * math.lcm(2 ** (len(sizes) - 1), *windows)
 
-    def forward(self, z_t: Tensor, t: Tensor, cond: Tensor) -> Tensor:
-        """z_t [B,C,h,w], t [B] step of the original schedule, cond [B,Cc,h*k,w*k] (k: cond_factor) -> [B,Cout,h,w] like z_t.
+    def embed(self, t: Tensor) -> list[Tensor]:
+        """t [B], step of the original schedule -> scale and shift of each residual block, [B,2C] side by side."""
+        emb = self.time_embed(timestep_embedding(t, self.model_channels).to(self.time_embed[0].weight.dtype))
+        return [block.emb_layers(emb) for block in self.modules() if isinstance(block, ResBlock)]
+
+    def forward(self, z_t: Tensor, t: Tensor | list[Tensor], cond: Tensor) -> Tensor:
+        """z_t [B,C,h,w], t [B] or `embed(t)`, cond [B,Cc,h*k,w*k] (k: cond_factor) -> [B,Cout,h,w] like z_t.
 
         Any h and w: they are padded to a multiple of `self.multiple` (reflected; replicated where too small) and cropped again.
         """
@@ -87,7 +93,7 @@ class ResShiftNet(nn.Module):
         down, right = -height % self.multiple, -width % self.multiple
         features = self.feature_extractor(pad(cond, down * k, right * k).to(z_t.dtype))
         x = F.pixel_unshuffle(torch.cat([pad(z_t, down, right), features], 1), self.patch)
-        emb = self.time_embed(timestep_embedding(t, self.model_channels).to(self.time_embed[0].weight.dtype))
+        emb = iter(t if isinstance(t, list) else self.embed(t))
         skips = []
         for stage in self.input_blocks:
             x = stage(x, emb)
@@ -101,9 +107,9 @@ class ResShiftNet(nn.Module):
 class Stage(nn.ModuleList):
     """Layers in a row, of which only the residual blocks see the timestep."""
 
-    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+    def forward(self, x: Tensor, emb: Iterator[Tensor]) -> Tensor:
         for layer in self:
-            x = layer(x, emb) if isinstance(layer, ResBlock) else layer(x)
+            x = layer(x, next(emb)) if isinstance(layer, ResBlock) else layer(x)
         return x
 
 
@@ -122,8 +128,9 @@ class ResBlock(nn.Module):
         self.skip_connection = nn.Conv2d(channels, out_channels, 1) if channels != out_channels else nn.Identity()
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+        """emb: what `emb_layers` make of the timestep."""
         h = self.in_layers(x)
-        scale, shift = self.emb_layers(emb).chunk(2, 1)
+        scale, shift = emb.chunk(2, 1)
         norm, _, dropout, conv = self.out_layers
         return self.skip_connection(x) + conv(dropout(norm(h, scale, shift)))
 
@@ -188,39 +195,38 @@ class WindowAttention(nn.Module):
         x = x.permute(0, 2, 3, 1)  # [B,H,W,C]: a view in channels_last
         if s:
             x = x.roll((-s, -s), (1, 2))
-        x = x.reshape(b, height // w, w, width // w, w, c).transpose(2, 3).reshape(-1, w * w, c)  # [B*windows,N,C]
-        q, k, v = self.qkv(x).reshape(-1, w * w, 3, self.heads, c // self.heads).permute(2, 0, 3, 1, 4).unbind()
-        x = _attention(q, k, v, self.bias(b, height, width, q))
-        x = self.proj(x.transpose(1, 2).reshape(-1, w * w, c))
-        x = x.reshape(b, height // w, width // w, w, w, c).transpose(2, 3).reshape(b, height, width, c)
+        rows, columns, d = height // w, width // w, c // self.heads
+        windows = self.qkv(x).view(b, rows, w, columns, w, 3, self.heads, d).permute(5, 0, 1, 3, 6, 2, 4, 7)
+        q, k, v = (part.reshape(b * rows * columns, self.heads, w * w, d) for part in windows)
+        x = _attention(q, k, v, self.bias(height, width, q))
+        x = x.view(b, rows, columns, self.heads, w, w, d).permute(0, 1, 4, 2, 5, 3, 6).reshape(b, height, width, c)
         if s:
             x = x.roll((s, s), (1, 2))
-        return x.permute(0, 3, 1, 2)
+        return self.proj(x).permute(0, 3, 1, 2)
 
-    def bias(self, b: int, height: int, width: int, like: Tensor) -> Tensor:
-        """Additive attention bias in `like`'s dtype: [1,heads,N,N], with a shift [B*windows,heads,N,N]."""
+    def bias(self, height: int, width: int, like: Tensor) -> Tensor:
+        """Additive bias of the logits in `like`'s dtype: [1,heads,N,N], with a shift [windows of a sample,heads,N,N]."""
         w = self.window
         index = _constant(relative_position_index, w, like.device)
-        bias = self.relative_position_bias_table[index].reshape(1, w * w, w * w, self.heads).permute(0, 3, 1, 2).to(like.dtype)
+        bias = self.relative_position_bias_table.T[:, index].view(1, self.heads, w * w, w * w).to(like.dtype)
         if self.shift == 0:
             return bias
-        bias = bias + _constant(shift_mask, height, width, w, self.shift, self.legacy_mask, like.device, like.dtype)
-        return bias.expand(b, *bias.shape).flatten(0, 1)
+        return bias + _constant(shift_mask, height, width, w, self.shift, self.legacy_mask, like.device, like.dtype)
 
 
 def _attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
-    """softmax(q k' / sqrt(d) + bias) v: q, k, v [windows,heads,N,d], bias [windows or 1,heads,N,N].
+    """softmax(q k' / sqrt(d) + bias) v: q, k, v [B*windows,heads,N,d], bias [windows or 1,heads,N,N].
 
     By torch's one operation, but for bfloat16 on a CPU without gradient: for such small windows it takes twice the time of matrix
     products (torch 2.14), whose logits are rounded in exchange.
     """
+    times, shape = len(q) // len(bias), q.shape
     if q.device.type != "cpu" or q.dtype != torch.bfloat16 or torch.is_grad_enabled():
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
-    shape = q.shape
-    bias = bias.expand(*shape[:2], *bias.shape[2:]).flatten(0, 1)
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=bias if len(bias) == 1 else bias.repeat(times, 1, 1, 1))
+    logits = bias.repeat(times, 1, 1, 1).flatten(0, 1)
     q, k, v = (part.flatten(0, 1) for part in (q, k, v))
     with torch.autocast("cpu", enabled=False):  # else the softmax is stored in float32
-        logits = torch.baddbmm(bias, q, k.transpose(1, 2), alpha=shape[-1] ** -0.5)
+        logits.baddbmm_(q, k.transpose(1, 2), alpha=shape[-1] ** -0.5)
         return torch.bmm(logits.softmax(-1), v).view(shape)
 
 

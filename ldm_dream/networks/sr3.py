@@ -58,22 +58,27 @@ class SR3Net(nn.Module):
         self.norm_out = GroupNorm(width, cfg.norm_groups, silu=True)
         self.conv_out = LastConv2d(width, cfg.out_channels, 3, padding=1)
 
-    def forward(self, z_t: Tensor, noise_level: Tensor, cond: Tensor) -> Tensor:
-        """z_t [B,C,h,w], noise_level [B] in [0,1], cond [B,Cc,h,w] -> [B,Cout,h,w]; any h and w (padded inside, then cropped)."""
+    def embed(self, noise_level: Tensor) -> list[Tensor]:
+        """noise_level [B] in [0,1] -> shift of each residual block, [B,C]."""
+        emb = noise_level_embedding(noise_level, self.inner).to(self.noise_level_mlp[0].weight.dtype)
+        emb = self.noise_level_mlp(emb)
+        return [block.noise(emb) for block in self.modules() if isinstance(block, Block)]
+
+    def forward(self, z_t: Tensor, noise_level: Tensor | list[Tensor], cond: Tensor) -> Tensor:
+        """z_t [B,C,h,w], noise_level [B] or `embed(noise_level)`, cond [B,Cc,h,w] -> [B,Cout,h,w]; any h and w."""
         height, width = z_t.shape[-2:]
         if cond.shape[-2:] != (height, width):
             raise ValueError(f"the condition is {tuple(cond.shape[-2:])}, z_t {(height, width)}; SR3 wants both of one size.")
         x = pad_to_multiple(torch.cat([cond.to(z_t.dtype), z_t], 1), self.multiple)
-        emb = noise_level_embedding(noise_level, self.inner).to(self.noise_level_mlp[0].weight.dtype)
-        emb = self.noise_level_mlp(emb)
+        emb = iter(noise_level if isinstance(noise_level, list) else self.embed(noise_level))
         skips = []
         for layer in self.downs:
-            x = layer(x, emb) if isinstance(layer, Block) else layer(x)
+            x = layer(x, next(emb)) if isinstance(layer, Block) else layer(x)
             skips.append(x)
         for layer in self.mid:
-            x = layer(x, emb)
+            x = layer(x, next(emb))
         for layer in self.ups:
-            x = layer(torch.cat([x, skips.pop()], 1), emb) if isinstance(layer, Block) else layer(x)
+            x = layer(torch.cat([x, skips.pop()], 1), next(emb)) if isinstance(layer, Block) else layer(x)
         return self.conv_out(self.norm_out(x))[..., :height, :width].to(z_t.dtype)
 
     def reset_parameters(self) -> None:
@@ -100,8 +105,9 @@ class Block(nn.Module):
         self.attn = Attention(out_channels, cfg.norm_groups) if attention else nn.Identity()
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+        """emb [B,C]: what `noise` makes of the noise level."""
         h = self.conv1(self.norm1(x))
-        h = h + self.noise(emb)[:, :, None, None].to(h.dtype)
+        h = h + emb[:, :, None, None].to(h.dtype)
         h = self.conv2(self.dropout(self.norm2(h)))
         return self.attn(h + self.res_conv(x))
 

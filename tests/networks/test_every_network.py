@@ -86,6 +86,23 @@ def test_what_leaves_the_device_is_seen(slip):
     assert strangers.names
 
 
+@every_network
+@pytest.mark.parametrize("autocast", [False, True])
+def test_embeddings_of_t_made_before_are_those_made_inside(name, autocast):
+    """Also where they were made in float32, and the pass that is told them rounds."""
+    network = build_network(CONFIGS[name]).eval()
+    for layer in (m for m in network.modules() if isinstance(m, nn.Conv2d) and not m.weight.any()):
+        nn.init.normal_(layer.weight, std=0.05)  # those that end a branch begin as nothing
+    z_t, t, cond = inputs(name, (16, 16))
+    embeddings = network.embed(t)
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        want, got, other = network(z_t, t, cond), network(z_t, embeddings, cond), network(z_t, network.embed(t.flip(0) + 1), cond)
+    assert [len(embedding) for embedding in embeddings] == [2] * len(embeddings)
+    error = (got - want).abs().max()
+    assert error < 0.05 * want.abs().max() if autocast else error == 0
+    assert not torch.equal(other, want)
+
+
 class Calls(TorchFunctionMode):
     def __init__(self):
         super().__init__()

@@ -86,7 +86,7 @@ def test_fresh_network_returns_zero_and_fresh_residual_blocks_their_skip():
     assert network(*inputs()).abs().max() == 0
     block = next(block for block in network.modules() if isinstance(block, ResBlock))
     x = torch.randn(1, 32, 8, 8)
-    torch.testing.assert_close(block(x, torch.randn(1, 128)), block.skip_connection(x), rtol=0, atol=0)
+    torch.testing.assert_close(block(x, torch.randn(1, 2 * 32)), block.skip_connection(x), rtol=0, atol=0)
 
 
 def test_without_attention_resolutions_only_the_middle_has_a_swin_layer():
