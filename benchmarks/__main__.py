@@ -62,6 +62,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     everything = commands.add_parser("all", help="every benchmark that a fresh clone can run, and a report to paste")
     everything.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    everything.add_argument("--minutes", type=float, default=10, metavar="M", help="then stop (default: %(default)s)")
     everything.add_argument("-o", "--output", default="bench", metavar="DIR", help="(default: %(default)s)")
     return parser
 

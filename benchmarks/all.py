@@ -1,9 +1,14 @@
-"""Every benchmark that a fresh clone can run, one after another, each in a process of its own, into one report to paste."""
+"""Every benchmark that a fresh clone can run, one after another, each in a process of its own, into one report to paste.
+
+Short ones first, so that the kernels, which compile for longest, have what is left of the minutes.
+"""
 
 from __future__ import annotations
 
 import argparse
+import os
 import platform
+import signal
 import subprocess
 import sys
 import time
@@ -17,45 +22,66 @@ PHOTO = "tools/assets"
 SR3 = ["train-step", "--config", "configs/sr3/face-8x_dream.yaml"]
 IDM = ["train-step", "--config", "configs/idm/face-8x_dream.yaml", "--set", "data.scales=null"]
 RESSHIFT = ["train-step", "--config", "configs/resshift/ddpm-x4_dream.yaml"]
+QUALITY = [
+    ["steps-quality", "-n", "dream-latent-x4-tiny", "--hr", PHOTO, "--steps", "1", "2", "4"],
+    ["autoencoder", "--hr", PHOTO, "--match", "chelsea"],
+]
 COMMANDS = {
     "cpu": [
-        ["kernels"],
-        [*SR3, "--set", "network.model_channels=32", "train.precision=bf16"],
-        ["train-step", "--ours-only"],
         ["sampling", "--steps", "1", "2", "4"],
-        ["steps-quality", "-n", "dream-latent-x4-tiny", "--hr", PHOTO, "--steps", "1", "2", "4"],
-        ["autoencoder", "--hr", PHOTO, "--match", "chelsea"],
+        *QUALITY,
+        ["train-step", "--ours-only"],
+        [*SR3, "--set", "network.model_channels=32", "train.precision=bf16"],
+        ["kernels"],
     ],
     "cuda": [
-        ["kernels"],
+        ["sampling", "--steps", "1", "2", "4", "--batch-size", "1", "8", "--tile", "64", "--size", "512"],
+        ["sampling", "--steps", "1", "2", "4", "--batch-size", "8", "--tile", "64", "--size", "512", "--compile"],
+        *QUALITY,
         [*SR3, "--set", "train.precision=bf16", "--compile"],
         [*IDM, "train.precision=bf16", "train.batch_size=16", "--compile"],
         [*RESSHIFT, "--set", "train.precision=bf16", "train.batch_size=8", "--compile"],
-        ["sampling", "--steps", "1", "2", "4", "--batch-size", "1", "8", "--tile", "64", "--size", "512"],
-        ["steps-quality", "-n", "dream-latent-x4-tiny", "--hr", PHOTO, "--steps", "1", "2", "4"],
-        ["autoencoder", "--hr", PHOTO, "--match", "chelsea"],
+        ["kernels"],
     ],
 }
 
 
 def main(args: argparse.Namespace) -> None:
+    """Stops what runs when the minutes are over, and says so: what was measured until then is in the report."""
     folder = Path(args.output)
     folder.mkdir(parents=True, exist_ok=True)
-    report = folder / "report.md"
+    report, commands = folder / "report.md", COMMANDS[args.device]
     begun, failed = time.monotonic(), []
     versions = f"torch {torch.__version__}, Python {platform.python_version()}, commit {commit()}"
     text = [f"# ldm_dream on {machine(args.device)}", "", f"{versions}, {torch.get_num_threads()} threads", ""]
-    for words in COMMANDS[args.device]:
+    for words in commands:
         command = ["-m", "benchmarks", *words, "--device", args.device, "--json", str(folder / f"{words[0]}.jsonl")]
         print(f"python {' '.join(command)}", flush=True)
         start = time.monotonic()
-        done = subprocess.run([sys.executable, *command], capture_output=True, text=True, check=False)
-        text += [f"## python {' '.join(command)}", "", "```", done.stdout.strip(), "```", ""]
-        text += [f"{time.monotonic() - start:.0f} s", ""]
-        if done.returncode:
+        status, output, errors = run(command, begun + 60 * args.minutes - start)
+        text += [f"## python {' '.join(command)}", "", "```", output.strip(), "```", "", f"{time.monotonic() - start:.0f} s", ""]
+        if status is None:
             failed.append(words[0])
-            text += [f"Failed with status {done.returncode}:", "", "```", done.stderr.strip()[-2000:], "```", ""]
+            text += [f"Stopped: the {args.minutes:g} minutes were over; --minutes gives more.", ""]
+        elif status:
+            failed.append(words[0])
+            text += [f"Failed with status {status}:", "", "```", errors.strip()[-2000:], "```", ""]
         report.write_text("\n".join(text), encoding="utf-8")  # after each: a report that is cut off holds what was measured
-    print(f"{report}: {len(COMMANDS[args.device])} benchmarks in {time.monotonic() - begun:.0f} s")
+    print(f"{report}: {len(commands) - len(failed)} of {len(commands)} benchmarks in {time.monotonic() - begun:.0f} s")
     if failed:
-        raise SystemExit(f"failed: {', '.join(failed)}; see {report}")
+        raise SystemExit(f"failed or stopped: {', '.join(failed)}; see {report}")
+
+
+def run(command: list[str], seconds: float) -> tuple[int | None, str, str]:
+    """Python with these arguments, for so many seconds at most -> status (None: stopped), stdout, stderr."""
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen([sys.executable, "-u", *command], start_new_session=True, **pipes) as process:
+        try:
+            output, errors = process.communicate(timeout=max(seconds, 0))
+            return process.returncode, output, errors
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)  # and the processes that it has started
+            return None, *process.communicate()
+        except BaseException:
+            os.killpg(process.pid, signal.SIGKILL)
+            raise

@@ -68,15 +68,14 @@ def main(args: argparse.Namespace) -> None:
         raise UserError(f"--op {' '.join(sorted(unknown))}: no such op; there are {', '.join(CASES)}.")
     if args.device == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda, but torch finds no CUDA device; use --device cpu.")
-    rows = []
     times = "".join(f"{p + ' ms':>10}" for p in ("p20", "p50", "p80"))
     print(f"{'op':20} {'mode':16} {'shape':15} {'dtype':5} {'provider':22}{times} {'GB/s':>7} MiB")
     for name in args.op or CASES:
         case = CASES[name]
         for shape, dtype, trained in itertools.product(case.shapes, case.dtypes, (False, True) if case.gradients else (False,)):
-            for row in measured(name, shape, dtype, trained, args):
-                rows.append(row)
+            rows = measured(name, shape, dtype, trained, args)
+            append(args.json, rows)
+            for row in rows:
                 times = "".join(f"{row[p] * 1e3:10.3f}" for p in ("p20", "p50", "p80"))
                 what = f"{name:20} {row['mode']:16} {'x'.join(map(str, shape)):15} {dtype:5} {row['provider']:22}"
                 print(f"{what}{times} {row['gb_per_second']:7.1f} {row['peak_mib']:.1f}", flush=True)
-    append(args.json, rows)

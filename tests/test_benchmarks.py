@@ -7,6 +7,7 @@ import torch
 
 from benchmarks.__main__ import build_parser
 from benchmarks.all import COMMANDS
+from benchmarks.all import main as everything
 from benchmarks.plot import collect
 from benchmarks.step_profile import shares
 from ldm_dream.config import load_config
@@ -44,6 +45,18 @@ def test_all_runs_commands_that_exist(device):
         assert args.command == words[0]
         if args.command == "train-step" and not args.ours_only:  # the official recipe knows this prediction alone
             assert load_config(args.config, args.set).prediction == "eps"
+
+
+def test_all_stops_when_the_minutes_are_over_and_the_report_says_so(tmp_path, monkeypatch):
+    monkeypatch.setitem(COMMANDS, "cpu", [["kernels", "--repetitions", "1000000"], ["sampling"]])
+    args = build_parser().parse_args(["all", "--minutes", "0.15", "-o", str(tmp_path)])
+    begun = time.monotonic()
+    with pytest.raises(SystemExit, match="kernels, sampling"):
+        everything(args)
+    assert time.monotonic() - begun < 30
+    report = (tmp_path / "report.md").read_text()
+    assert report.count("Stopped: the 0.15 minutes were over") == 2
+    assert "provider" in report, "what the first one had printed"
 
 
 def test_a_profile_gives_the_time_of_calls_inside_to_the_outermost_kind():
