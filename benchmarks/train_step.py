@@ -9,13 +9,15 @@ The repetitions are spread evenly over the steps of the process. With loss.min_l
 figures are means over the repetitions, otherwise medians.
 
 Each variant has a process of its own, and they take turns: ours keeps freed memory as training does (`ldm_dream/memory.py`), the
-official one runs as Python finds it. Peak memory: high-water mark of resident memory on the CPU, of allocations on CUDA. FLOP are
-those of convolutions, matrix products and attention, counted by torch; utilisation is against the best 3x3 convolution, forward
-and backward, that this machine reaches in the same precision and layout in the same run.
+official one runs as Python finds it. Memory: most that tensors hold at once during a step; and on a CPU the high-water mark of
+resident memory, which holds the heap's fragments too and differs from process to process by 5 %. FLOP are those of convolutions,
+matrix products and attention, counted by torch; utilisation is against the best 3x3 convolution, forward and backward, that this
+machine reaches in the same precision and layout in the same run.
 """
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import resource
@@ -40,6 +42,7 @@ from ldm_dream.networks import compile_blocks
 from ldm_dream.objectives import DiffusionObjective
 from ldm_dream.train import make_optimizer
 
+from .measure import peak_bytes
 from .official import official_loss, plain
 from .record import append
 from .step_profile import shares
@@ -143,11 +146,13 @@ def again(place: float) -> float:
     return _step(place)
 
 
-def peak_mib() -> float:
-    """Over all steps so far: on a CPU the heap still settles during the first ones."""
-    if _step.device.type == "cuda":
-        return torch.cuda.max_memory_allocated() / 2**20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+def memory() -> dict[str, float]:
+    """MiB at most: resident memory over all steps so far (on a CPU), and tensors during one more step."""
+    device = _step.device.type
+    found = {} if device == "cuda" else {"resident_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
+    storages = (x.untyped_storage() for x in gc.get_objects() if issubclass(type(x), torch.Tensor) and x.device.type == device)
+    held = {storage.data_ptr(): storage.nbytes() for storage in storages}
+    return found | {"tensors_mib": (sum(held.values()) + peak_bytes(_step, device)) / 2**20}
 
 
 def profiled() -> dict[str, float]:
@@ -191,7 +196,7 @@ def main(args) -> None:
             for name, worker in workers.items():
                 seconds[name].append(worker.apply(again, ((repetition + 0.5) / args.repetitions,)))
         for name, worker in workers.items():
-            rows[name]["peak_mib"] = worker.apply(peak_mib)
+            rows[name] |= worker.apply(memory)
         if args.profile:
             rows["ours DREAM"]["shares"] = workers["ours DREAM"].apply(profiled)
 
@@ -206,18 +211,19 @@ def main(args) -> None:
         row |= about | {"variant": name, "seconds": typical, "samples_per_second": row["batch"] / typical}
 
     def ratio(a: str, b: str) -> str:
-        """Average of the repetitions' ratios in time, and the ratio in memory."""
+        """Average of the repetitions' ratios in time, and the ratio of the tensors' memory."""
         time_ratio = average(x / y for x, y in zip(seconds[a], seconds[b]))
-        return f"{time_ratio:6.3f} in time, {rows[a]['peak_mib'] / rows[b]['peak_mib']:.3f} in memory"
+        return f"{time_ratio:6.3f} in time, {rows[a]['tensors_mib'] / rows[b]['tensors_mib']:.3f} in memory"
 
     size = f"{ours['parameters']:,} parameters, batch {ours['batch']}, {torch.get_num_threads()} threads"
     print(f"{args.config} {' '.join(args.set)}: {size}")
     print(f"{ours['average']} of {args.repetitions} alternating steps; the official recipe is fp32")
-    print(f"{'':20}{'seconds':>9}{'samples/s':>11}{'peak MiB':>10}{'GFLOP':>8}{'of peak':>9}")
+    print(f"{'':20}{'seconds':>9}{'samples/s':>11}{'tensors MiB':>13}{'resident MiB':>14}{'GFLOP':>8}{'of peak':>9}")
     for name, row in rows.items():
         share = f"{row['flop'] / row['seconds'] / peak:9.0%}" if name.startswith("ours") else ""  # FLOP of a rectified step
-        figures = f"{row['seconds']:9.3f}{row['samples_per_second']:11.2f}{row['peak_mib']:10.0f}{row['flop'] / 1e9:8.0f}{share}"
-        print(f"{name:20}{figures}")
+        resident = f"{row['resident_mib']:.0f}" if "resident_mib" in row else ""
+        figures = f"{row['seconds']:9.3f}{row['samples_per_second']:11.2f}{row['tensors_mib']:13.0f}{resident:>14}"
+        print(f"{name:20}{figures}{row['flop'] / 1e9:8.0f}{share}")
     print(f"ours: {ours['precision']}{', compiled' if args.compile else ''}; peak of 3x3 convolutions {peak / 1e9:.0f} GFLOP/s")
     start = f", without a cache {cold:.1f} s" if args.compile else ""
     print(f"first step of ours: {ours['first_step_seconds']:.1f} s{start}")
