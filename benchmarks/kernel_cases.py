@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from types import ModuleType
 from typing import NamedTuple
 
 import torch
@@ -18,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import dream_kernels
+from dream_kernels import reference
 
 from .official import mean_l1, rectified
 
@@ -73,13 +73,12 @@ def plain_rectify_and_loss(z_t: Tensor, eps: Tensor, eps_hat: Tensor, pred: Tens
     return z_t, loss.detach(), *torch.autograd.grad(loss, pred)
 
 
-def rectify_and_loss(ops: ModuleType) -> Callable:
-    rectify, l1 = ops.dream_rectify_input, ops.dream_l1_grad
+def rectify_and_loss(z_t: Tensor, eps: Tensor, eps_hat: Tensor, pred: Tensor, s: Tensor, lam: Tensor) -> tuple[Tensor, ...]:
+    return dream_kernels.dream_rectify_input(z_t, eps, eps_hat, s, lam), *dream_kernels.dream_l1_grad(pred, eps, eps_hat, lam)
 
-    def both(z_t: Tensor, eps: Tensor, eps_hat: Tensor, pred: Tensor, s: Tensor, lam: Tensor) -> tuple[Tensor, ...]:
-        return rectify(z_t, eps, eps_hat, s, lam), *l1(pred, eps, eps_hat, lam)
 
-    return both
+def reference_of_both(z_t: Tensor, eps: Tensor, eps_hat: Tensor, pred: Tensor, s: Tensor, lam: Tensor) -> tuple[Tensor, ...]:
+    return reference.dream_rectify_input(z_t, eps, eps_hat, s, lam), *reference.dream_l1_grad(pred, eps, eps_hat, lam)
 
 
 def torch_group_norm_silu(x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float) -> Tensor:
@@ -120,7 +119,7 @@ CASES: dict[str, Case] = {
     "rectify_and_loss": Case(
         elementwise(4, 2, scalars=2),
         eager=plain_rectify_and_loss,
-        fused=dream_kernels.Op(rectify_and_loss(dream_kernels), rectify_and_loss(dream_kernels.reference)),
+        fused=dream_kernels.Op(rectify_and_loss, reference_of_both),
     ),
     "q_sample": Case(elementwise(3, 1, scalars=3)),
     "q_sample_eps": Case(elementwise(2, 2, scalars=3, key=True), SMALL),
