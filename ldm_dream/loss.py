@@ -12,12 +12,14 @@ never stored: dream_kernels makes it where the loss needs it.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dream_kernels import dream_l1, dream_rectify, dream_rectify_input, q_sample
@@ -136,6 +138,8 @@ def estimate(
     with torch.no_grad(), evaluating(network):
         output = _of_shape(z_t, denoise(z_t, t, cond))
         eps_hat[moved] = process.to_eps(output, z_t, z_lr, t, prediction).to(eps_hat.dtype)
+    if not _casts_keep_gradients():
+        torch.clear_autocast_cache()
     return eps_hat, lam
 
 
@@ -145,6 +149,17 @@ def _of_shape(target: Tensor, output: Tensor) -> Tensor:
     if got != wanted:
         raise ValueError(f"denoise returned {got}, the target is {wanted}; set network.out_channels.")
     return output
+
+
+@functools.cache
+def _casts_keep_gradients() -> bool:
+    """Whether weights that autocast has cast without gradient, and cached, get one from a later pass: not so in torch 2.9."""
+    weight, x = torch.zeros(1, 1, requires_grad=True), torch.zeros(1, 1)
+    with torch.autocast("cpu", torch.bfloat16, cache_enabled=True):
+        with torch.no_grad():
+            F.linear(x, weight)
+        with torch.enable_grad():
+            return F.linear(x, weight).requires_grad
 
 
 @contextmanager

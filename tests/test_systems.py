@@ -41,6 +41,7 @@ def objective(name: str) -> tuple[DiffusionObjective, Batch]:
     torch.manual_seed(0)
     run = DiffusionRun(loss={"strength": 1.0, "p": 1.0}, **SYSTEMS[name])
     system = DiffusionObjective(run, build_autoencoder(run.autoencoder).requires_grad_(False), None)
+    torch.manual_seed(0)  # how many numbers the first weights took depends on torch's version
     for parameter in system.model.parameters():
         torch.nn.init.normal_(parameter, std=0.1 if parameter.ndim == 1 else parameter[0].numel() ** -0.5)
     hr = torch.nn.functional.interpolate(torch.rand(2, 3, 4, 4) * 2 - 1, size=32, mode="bicubic").clamp(-1, 1)
