@@ -49,13 +49,13 @@ def test_all_runs_commands_that_exist(device):
 
 def test_all_stops_when_the_minutes_are_over_and_the_report_says_so(tmp_path, monkeypatch):
     monkeypatch.setitem(COMMANDS, "cpu", [["kernels", "--repetitions", "1000000"], ["sampling"]])
-    args = build_parser().parse_args(["all", "--minutes", "0.15", "-o", str(tmp_path)])
+    args = build_parser().parse_args(["all", "--minutes", "0.3", "-o", str(tmp_path)])
     begun = time.monotonic()
     with pytest.raises(SystemExit, match="kernels, sampling"):
         everything(args)
-    assert time.monotonic() - begun < 30
+    assert time.monotonic() - begun < 60
     report = (tmp_path / "report.md").read_text()
-    assert report.count("Stopped: the 0.15 minutes were over") == 2
+    assert report.count("Stopped: the 0.3 minutes were over") == 2
     assert "provider" in report, "what the first one had printed"
 
 
