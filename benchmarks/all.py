@@ -60,11 +60,11 @@ def main(args: argparse.Namespace) -> None:
         start = time.monotonic()
         status, output, errors = run(command, begun + 60 * args.minutes - start)
         text += [f"## python {' '.join(command)}", "", "```", output.strip(), "```", "", f"{time.monotonic() - start:.0f} s", ""]
-        if status is None:
+        if status != 0:
             failed.append(words[0])
+        if status is None:
             text += [f"Stopped: the {args.minutes:g} minutes were over; --minutes gives more.", ""]
         elif status:
-            failed.append(words[0])
             text += [f"Failed with status {status}:", "", "```", errors.strip()[-2000:], "```", ""]
         report.write_text("\n".join(text), encoding="utf-8")  # after each: a report that is cut off holds what was measured
     print(f"{report}: {len(commands) - len(failed)} of {len(commands)} benchmarks in {time.monotonic() - begun:.0f} s")
@@ -79,9 +79,8 @@ def run(command: list[str], seconds: float) -> tuple[int | None, str, str]:
         try:
             output, errors = process.communicate(timeout=max(seconds, 0))
             return process.returncode, output, errors
-        except subprocess.TimeoutExpired:
+        except BaseException as error:  # also Ctrl-C, which a session of its own does not get
             os.killpg(process.pid, signal.SIGKILL)  # and the processes that it has started
+            if not isinstance(error, subprocess.TimeoutExpired):
+                raise
             return None, *process.communicate()
-        except BaseException:
-            os.killpg(process.pid, signal.SIGKILL)
-            raise

@@ -50,6 +50,7 @@ class Shared:
         return Shared(self.cond[samples], [embedding[samples] for embedding in self.embeddings])
 
     def detach(self) -> Shared:
+        """For a pass without gradient: torch's FlopCounterMode breaks on parts taken there of what has one."""
         return Shared(self.cond, [embedding.detach() for embedding in self.embeddings])
 
 

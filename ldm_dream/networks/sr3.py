@@ -60,8 +60,7 @@ class SR3Net(nn.Module):
 
     def embed(self, noise_level: Tensor) -> list[Tensor]:
         """noise_level [B] in [0,1] -> shift of each residual block, [B,C]."""
-        emb = noise_level_embedding(noise_level, self.inner).to(self.noise_level_mlp[0].weight.dtype)
-        emb = self.noise_level_mlp(emb)
+        emb = self.noise_level_mlp(noise_level_embedding(noise_level, self.inner).to(self.noise_level_mlp[0].weight.dtype))
         return [block.noise(emb) for block in self.modules() if isinstance(block, Block)]
 
     def forward(self, z_t: Tensor, noise_level: Tensor | list[Tensor], cond: Tensor) -> Tensor:
