@@ -1,1 +1,3 @@
-"""Benchmarks: each prints a table and appends JSON lines with commit, versions and machine to a file."""
+"""Benchmarks: each prints a table and appends JSON lines with commit, versions and machine to a
+file.
+"""

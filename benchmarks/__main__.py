@@ -7,70 +7,171 @@ from ldm_dream.cli import user_errors
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks", description="What a training step costs, what steps buy.")
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks", description="What a training step costs, what steps buy."
+    )
     commands = parser.add_subparsers(dest="command", required=True)
     shared = argparse.ArgumentParser(add_help=False)
     shared.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     shared.add_argument("--json", metavar="FILE", help="append one JSON line a row")
 
     kernels = commands.add_parser(
-        "kernels", parents=[shared], help="ops beside eager and compiled torch: seconds, GB/s, peak memory"
+        "kernels",
+        parents=[shared],
+        help="ops beside eager and compiled torch: seconds, GB/s, peak memory",
     )
-    kernels.add_argument("--op", action="append", metavar="NAME", help="only this op; give it several times (default: all)")
-    kernels.add_argument("--repetitions", type=int, default=30, metavar="N", help="alternating (default: %(default)s)")
+    kernels.add_argument(
+        "--op",
+        action="append",
+        metavar="NAME",
+        help="only this op; give it several times (default: all)",
+    )
+    kernels.add_argument(
+        "--repetitions",
+        type=int,
+        default=30,
+        metavar="N",
+        help="alternating (default: %(default)s)",
+    )
 
-    step = commands.add_parser("train-step", parents=[shared], help="standard against DREAM: seconds, samples/s, peak memory")
+    step = commands.add_parser(
+        "train-step",
+        parents=[shared],
+        help="standard against DREAM: seconds, samples/s, peak memory",
+    )
     step.add_argument("--config", default="configs/resshift/dream-latent-x4-tiny.yaml")
-    step.add_argument("--set", action="extend", nargs="+", default=[], metavar="a.b=value", help="change the config's knobs")
+    step.add_argument(
+        "--set",
+        action="extend",
+        nargs="+",
+        default=[],
+        metavar="a.b=value",
+        help="change the config's knobs",
+    )
     step.add_argument("--ours-only", action="store_true", help="without the official recipe")
     step.add_argument("--compile", action="store_true", help="compile our network's blocks")
-    step.add_argument("--profile", action="store_true", help="where our DREAM step's time goes, by kind of operation")
-    step.add_argument("--repetitions", type=int, default=7, metavar="N", help="alternating, after one unmeasured step each")
+    step.add_argument(
+        "--profile",
+        action="store_true",
+        help="where our DREAM step's time goes, by kind of operation",
+    )
+    step.add_argument(
+        "--repetitions",
+        type=int,
+        default=7,
+        metavar="N",
+        help="alternating, after one unmeasured step each",
+    )
 
-    quality = commands.add_parser("steps-quality", parents=[shared], help="PSNR-Y, SSIM, LPIPS against sampling steps")
-    quality.add_argument("-n", "--model", action="append", required=True, help="model name or folder; give it several times")
-    quality.add_argument("--hr", required=True, action="append", metavar="DIR", help="original pictures; several allowed")
+    quality = commands.add_parser(
+        "steps-quality", parents=[shared], help="PSNR-Y, SSIM, LPIPS against sampling steps"
+    )
+    quality.add_argument(
+        "-n",
+        "--model",
+        action="append",
+        required=True,
+        help="model name or folder; give it several times",
+    )
+    quality.add_argument(
+        "--hr",
+        required=True,
+        action="append",
+        metavar="DIR",
+        help="original pictures; several allowed",
+    )
     quality.add_argument("--steps", type=int, nargs="+", required=True)
-    quality.add_argument("--crop", type=int, default=256, help="centre crop, HR pixels (default: 256)")
+    quality.add_argument(
+        "--crop", type=int, default=256, help="centre crop, HR pixels (default: 256)"
+    )
     quality.add_argument("--color-fix", choices=("none", "wavelet", "adain"), default="none")
     quality.add_argument("--lpips-weights", metavar="FILE")
 
-    sampling = commands.add_parser("sampling", parents=[shared], help="seconds a picture against steps, tile, tiles at a time")
-    sampling.add_argument("-n", "--model", default="dream-latent-x4-tiny", help="model name or folder (default: %(default)s)")
-    sampling.add_argument("--size", type=int, default=128, metavar="PX", help="side of the LR picture (default: %(default)s)")
-    sampling.add_argument("--steps", type=int, nargs="+", metavar="N", help="(default: the model's)")
+    sampling = commands.add_parser(
+        "sampling", parents=[shared], help="seconds a picture against steps, tile, tiles at a time"
+    )
+    sampling.add_argument(
+        "-n",
+        "--model",
+        default="dream-latent-x4-tiny",
+        help="model name or folder (default: %(default)s)",
+    )
+    sampling.add_argument(
+        "--size",
+        type=int,
+        default=128,
+        metavar="PX",
+        help="side of the LR picture (default: %(default)s)",
+    )
+    sampling.add_argument(
+        "--steps", type=int, nargs="+", metavar="N", help="(default: the model's)"
+    )
     sampling.add_argument("--tile", type=int, nargs="+", metavar="PX", help="(default: automatic)")
-    sampling.add_argument("--batch-size", type=int, nargs="+", default=[1], metavar="N", help="tiles at a time (default: 1)")
+    sampling.add_argument(
+        "--batch-size",
+        type=int,
+        nargs="+",
+        default=[1],
+        metavar="N",
+        help="tiles at a time (default: 1)",
+    )
     sampling.add_argument("--dtype", choices=("auto", "fp32", "bf16", "fp16"), default="auto")
     sampling.add_argument("--compile", action="store_true")
-    sampling.add_argument("--repetitions", type=int, default=5, metavar="N", help="(default: %(default)s)")
+    sampling.add_argument(
+        "--repetitions", type=int, default=5, metavar="N", help="(default: %(default)s)"
+    )
 
-    vq = commands.add_parser("autoencoder", parents=[shared], help="reconstruction: PSNR, SSIM, LPIPS, seconds")
-    vq.add_argument("-n", "--model", default="vq-f4-tiny", help="bundled autoencoder or its folder (default: %(default)s)")
-    vq.add_argument("--hr", required=True, action="append", metavar="DIR", help="pictures; several allowed")
-    vq.add_argument("--match", default="", metavar="TEXT", help="only pictures whose name holds this")
+    vq = commands.add_parser(
+        "autoencoder", parents=[shared], help="reconstruction: PSNR, SSIM, LPIPS, seconds"
+    )
+    vq.add_argument(
+        "-n",
+        "--model",
+        default="vq-f4-tiny",
+        help="bundled autoencoder or its folder (default: %(default)s)",
+    )
+    vq.add_argument(
+        "--hr", required=True, action="append", metavar="DIR", help="pictures; several allowed"
+    )
+    vq.add_argument(
+        "--match", default="", metavar="TEXT", help="only pictures whose name holds this"
+    )
     vq.add_argument("--dtype", choices=("fp32", "bf16"), default="fp32")
     vq.add_argument("--lpips-weights", metavar="FILE")
 
-    systems = commands.add_parser("systems", parents=[shared], help="every system: 200 steps, loss at both ends, resume, upscale")
+    systems = commands.add_parser(
+        "systems",
+        parents=[shared],
+        help="every system: 200 steps, loss at both ends, resume, upscale",
+    )
     systems.add_argument("--systems", nargs="+", metavar="NAME", help="only these (default: all)")
-    systems.add_argument("--steps", type=int, default=200, metavar="N", help="(default: %(default)s)")
+    systems.add_argument(
+        "--steps", type=int, default=200, metavar="N", help="(default: %(default)s)"
+    )
 
     plot = commands.add_parser("plot", help="curves of steps-quality and sampling rows as SVG")
     plot.add_argument("files", nargs="+", metavar="FILE.jsonl", help="what --json has written")
     plot.add_argument("-o", "--output", default=".", metavar="DIR", help="(default: here)")
 
-    everything = commands.add_parser("all", help="every benchmark that a fresh clone can run, and a report to paste")
+    everything = commands.add_parser(
+        "all", help="every benchmark that a fresh clone can run, and a report to paste"
+    )
     everything.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    everything.add_argument("--minutes", type=float, default=10, metavar="M", help="then stop (default: %(default)s)")
-    everything.add_argument("-o", "--output", default="bench", metavar="DIR", help="(default: %(default)s)")
+    everything.add_argument(
+        "--minutes", type=float, default=10, metavar="M", help="then stop (default: %(default)s)"
+    )
+    everything.add_argument(
+        "-o", "--output", default="bench", metavar="DIR", help="(default: %(default)s)"
+    )
     return parser
 
 
 def main() -> None:
     args = build_parser().parse_args()
     with user_errors():
-        module = importlib.import_module(f".{args.command.replace('-', '_')}", __package__)  # here: --help needs no torch
+        module = importlib.import_module(
+            f".{args.command.replace('-', '_')}", __package__
+        )  # here: --help needs no torch
         module.main(args)
 
 

@@ -1,4 +1,5 @@
-"""Every benchmark that a fresh clone can run, one after another, each in a process of its own, into one report to paste.
+"""Every benchmark that a fresh clone can run, one after another, each in a process of its own, into
+one report to paste.
 
 Short ones first, so that the kernels, which compile for longest, have what is left of the minutes.
 """
@@ -35,8 +36,34 @@ COMMANDS = {
         ["kernels"],
     ],
     "cuda": [
-        ["sampling", "--steps", "1", "2", "4", "--batch-size", "1", "8", "--tile", "64", "--size", "512"],
-        ["sampling", "--steps", "1", "2", "4", "--batch-size", "8", "--tile", "64", "--size", "512", "--compile"],
+        [
+            "sampling",
+            "--steps",
+            "1",
+            "2",
+            "4",
+            "--batch-size",
+            "1",
+            "8",
+            "--tile",
+            "64",
+            "--size",
+            "512",
+        ],
+        [
+            "sampling",
+            "--steps",
+            "1",
+            "2",
+            "4",
+            "--batch-size",
+            "8",
+            "--tile",
+            "64",
+            "--size",
+            "512",
+            "--compile",
+        ],
         *QUALITY,
         [*SR3, "--set", "train.precision=bf16", "--compile"],
         [*IDM, "train.precision=bf16", "train.batch_size=16", "--compile"],
@@ -47,35 +74,67 @@ COMMANDS = {
 
 
 def main(args: argparse.Namespace) -> None:
-    """Stops what runs when the minutes are over, and says so: what was measured until then is in the report."""
+    """Stops what runs when the minutes are over, and says so: what was measured until then is in
+    the report.
+    """
     folder = Path(args.output)
     folder.mkdir(parents=True, exist_ok=True)
     report, commands = folder / "report.md", COMMANDS[args.device]
     begun, failed = time.monotonic(), []
     versions = f"torch {torch.__version__}, Python {platform.python_version()}, commit {commit()}"
-    text = [f"# ldm_dream on {machine(args.device)}", "", f"{versions}, {torch.get_num_threads()} threads", ""]
+    text = [
+        f"# ldm_dream on {machine(args.device)}",
+        "",
+        f"{versions}, {torch.get_num_threads()} threads",
+        "",
+    ]
     for words in commands:
-        command = ["-m", "benchmarks", *words, "--device", args.device, "--json", str(folder / f"{words[0]}.jsonl")]
+        command = [
+            "-m",
+            "benchmarks",
+            *words,
+            "--device",
+            args.device,
+            "--json",
+            str(folder / f"{words[0]}.jsonl"),
+        ]
         print(f"python {' '.join(command)}", flush=True)
         start = time.monotonic()
         status, output, errors = run(command, begun + 60 * args.minutes - start)
-        text += [f"## python {' '.join(command)}", "", "```", output.strip(), "```", "", f"{time.monotonic() - start:.0f} s", ""]
+        text += [
+            f"## python {' '.join(command)}",
+            "",
+            "```",
+            output.strip(),
+            "```",
+            "",
+            f"{time.monotonic() - start:.0f} s",
+            "",
+        ]
         if status != 0:
             failed.append(words[0])
         if status is None:
             text += [f"Stopped: the {args.minutes:g} minutes were over; --minutes gives more.", ""]
         elif status:
             text += [f"Failed with status {status}:", "", "```", errors.strip()[-2000:], "```", ""]
-        report.write_text("\n".join(text), encoding="utf-8")  # after each: a report that is cut off holds what was measured
-    print(f"{report}: {len(commands) - len(failed)} of {len(commands)} benchmarks in {time.monotonic() - begun:.0f} s")
+        report.write_text(
+            "\n".join(text), encoding="utf-8"
+        )  # after each: a report that is cut off holds what was measured
+    print(
+        f"{report}: {len(commands) - len(failed)} of {len(commands)} benchmarks in {time.monotonic() - begun:.0f} s"
+    )
     if failed:
         raise SystemExit(f"failed or stopped: {', '.join(failed)}; see {report}")
 
 
 def run(command: list[str], seconds: float) -> tuple[int | None, str, str]:
-    """Python with these arguments, for so many seconds at most -> status (None: stopped), stdout, stderr."""
+    """Python with these arguments, for so many seconds at most -> status (None: stopped), stdout,
+    stderr.
+    """
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    with subprocess.Popen([sys.executable, "-u", *command], start_new_session=True, **pipes) as process:
+    with subprocess.Popen(
+        [sys.executable, "-u", *command], start_new_session=True, **pipes
+    ) as process:
         try:
             output, errors = process.communicate(timeout=max(seconds, 0))
             return process.returncode, output, errors

@@ -1,4 +1,6 @@
-"""Reconstruction by an autoencoder: PSNR, SSIM, LPIPS, codes in use, seconds. The ceiling of what a latent model can reach."""
+"""Reconstruction by an autoencoder: PSNR, SSIM, LPIPS, codes in use, seconds. The ceiling of what a
+latent model can reach.
+"""
 
 from __future__ import annotations
 
@@ -7,11 +9,11 @@ import time
 import numpy as np
 import torch
 
-from ldm_dream.autoencoder import VQGAN
-from ldm_dream.checkpoint import find_model, load_autoencoder, read_run
 from ldm_dream.data.images import find_images, from_tensor, read_image, to_tensor
-from ldm_dream.evaluation import PROTOCOL, means, table
-from ldm_dream.metrics import lpips_or_reason, scores
+from ldm_dream.model_folder import find_model, load_autoencoder, read_run
+from ldm_dream.networks.vqgan import VQGAN
+from ldm_dream.scoring.evaluation import PROTOCOL, means, table
+from ldm_dream.scoring.metrics import lpips_or_reason, scores
 
 from .record import append
 
@@ -37,14 +39,35 @@ def main(args) -> None:
             y = autoencoder.decode(z).float()
         seconds = time.perf_counter() - start
         if isinstance(autoencoder, VQGAN):
-            used |= set(autoencoder.quantize(z / autoencoder.latent_scale).indices.unique().tolist())
+            used |= set(
+                autoencoder.quantize(z / autoencoder.latent_scale).indices.unique().tolist()
+            )
         sr, hr = from_tensor(y.cpu()), from_tensor(x.cpu())
-        rows.append({"picture": path.stem, "method": args.model, "seconds": seconds, **scores(sr, hr, BORDER, lpips)})
+        rows.append(
+            {
+                "picture": path.stem,
+                "method": args.model,
+                "seconds": seconds,
+                **scores(sr, hr, BORDER, lpips),
+            }
+        )
     averages = means(rows)
-    codes = f"{len(used)} of {len(autoencoder.quantize.embedding.weight)} codes used" if used else "no codebook"
+    codes = (
+        f"{len(used)} of {len(autoencoder.quantize.embedding.weight)} codes used"
+        if used
+        else "no codebook"
+    )
     print(f"{len(rows)} pictures; {codes}; {args.dtype}")
     print(PROTOCOL.format(scale=BORDER))
     print(table(averages))
     worst = min(rows, key=lambda row: row["psnr_y"])
-    print(f"worst: {worst['picture']} {worst['psnr_y']:.2f} dB; std of psnr_y {np.std([r['psnr_y'] for r in rows]):.2f}")
-    append(args.json, [{"benchmark": "autoencoder", "method": m, "pictures": args.hr, **row} for m, row in averages.items()])
+    print(
+        f"worst: {worst['picture']} {worst['psnr_y']:.2f} dB; std of psnr_y {np.std([r['psnr_y'] for r in rows]):.2f}"
+    )
+    append(
+        args.json,
+        [
+            {"benchmark": "autoencoder", "method": m, "pictures": args.hr, **row}
+            for m, row in averages.items()
+        ],
+    )

@@ -1,9 +1,12 @@
-"""What the kernel benchmark runs: for every row of dream_kernels.OPS its arguments at the networks' shapes, and its rivals.
+"""What the kernel benchmark runs: for every row of dream_kernels.OPS its arguments at the networks'
+shapes, and its rivals.
 
-`rectify_and_loss` is what DREAM adds to a training step around its extra pass: z_t moved, the loss and its gradient in pred.
+`rectify_and_loss` is what DREAM adds to a training step around its extra pass: z_t moved, the loss
+and its gradient in pred.
 
-A maker turns (shape, dtype, device) into arguments and the least possible traffic: bytes of every input read once, every result
-written once. SHAPES are pixels of SR3 and IDM, latents of ResShift, and enough pixels to see a bandwidth.
+A maker turns (shape, dtype, device) into arguments and the least possible traffic: bytes of every
+input read once, every result written once. SHAPES are pixels of SR3 and IDM, latents of ResShift,
+and enough pixels to see a bandwidth.
 """
 
 from __future__ import annotations
@@ -30,9 +33,15 @@ class Case(NamedTuple):
     make: Callable  # (shape, dtype, device) -> arguments, bytes
     shapes: tuple[tuple[int, ...], ...] = SHAPES
     dtypes: tuple[str, ...] = tuple(DTYPES)
-    eager: Callable | None = None  # what one writes in plain torch, also given to torch.compile; None: the reference
-    fused: dream_kernels.Op | None = None  # where it is more than the op of this name; its reference is what is compiled
-    others: Callable[..., dict[str, Callable]] = lambda *_: {}  # arguments -> further providers, where they are installed
+    eager: Callable | None = (
+        None  # what one writes in plain torch, also given to torch.compile; None: the reference
+    )
+    fused: dream_kernels.Op | None = (
+        None  # where it is more than the op of this name; its reference is what is compiled
+    )
+    others: Callable[..., dict[str, Callable]] = (
+        lambda *_: {}
+    )  # arguments -> further providers, where they are installed
     own_on_cpu: bool = False  # on a CPU the op is something else than its reference in place
     gradients: int = 0  # of so many first arguments: also timed with the backward
     backward_passes: int = 0  # tensors like the first that it must read or write
@@ -46,8 +55,12 @@ def factors(count: int, shape: tuple[int, ...], device: str) -> list[Tensor]:
     return list(torch.rand(count, shape[0], 1, 1, 1, device=device))
 
 
-def elementwise(reads: int, writes: int, scalars: int, key: bool = False, extra: tuple = ()) -> Callable:
-    """Maker of an op on `reads` tensors of one shape and `scalars` factors a sample; key: the third tensor is made, not read."""
+def elementwise(
+    reads: int, writes: int, scalars: int, key: bool = False, extra: tuple = ()
+) -> Callable:
+    """Maker of an op on `reads` tensors of one shape and `scalars` factors a sample; key: the third
+    tensor is made, not read.
+    """
 
     def make(shape: tuple[int, ...], dtype: torch.dtype, device: str) -> tuple[tuple, int]:
         tensors = fields(reads, shape, dtype, device)
@@ -65,7 +78,9 @@ def group_norm_silu(shape: tuple[int, ...], dtype: torch.dtype, device: str) -> 
     return (x, weight, bias, math.gcd(32, shape[1]), 1e-5), 2 * x.numel() * x.element_size()
 
 
-def plain_rectify_and_loss(z_t: Tensor, eps: Tensor, eps_hat: Tensor, pred: Tensor, s: Tensor, lam: Tensor) -> tuple[Tensor, ...]:
+def plain_rectify_and_loss(
+    z_t: Tensor, eps: Tensor, eps_hat: Tensor, pred: Tensor, s: Tensor, lam: Tensor
+) -> tuple[Tensor, ...]:
     """The official recipe's, one operation after the other."""
     z_t, target = rectified(z_t, eps, eps_hat, s, lam)
     pred = pred.detach().requires_grad_()
@@ -73,34 +88,57 @@ def plain_rectify_and_loss(z_t: Tensor, eps: Tensor, eps_hat: Tensor, pred: Tens
     return z_t, loss.detach(), *torch.autograd.grad(loss, pred)
 
 
-def rectify_and_loss(z_t: Tensor, eps: Tensor, eps_hat: Tensor, pred: Tensor, s: Tensor, lam: Tensor) -> tuple[Tensor, ...]:
-    return dream_kernels.dream_rectify_input(z_t, eps, eps_hat, s, lam), *dream_kernels.dream_l1_grad(pred, eps, eps_hat, lam)
+def rectify_and_loss(
+    z_t: Tensor, eps: Tensor, eps_hat: Tensor, pred: Tensor, s: Tensor, lam: Tensor
+) -> tuple[Tensor, ...]:
+    return dream_kernels.dream_rectify_input(
+        z_t, eps, eps_hat, s, lam
+    ), *dream_kernels.dream_l1_grad(pred, eps, eps_hat, lam)
 
 
-def reference_of_both(z_t: Tensor, eps: Tensor, eps_hat: Tensor, pred: Tensor, s: Tensor, lam: Tensor) -> tuple[Tensor, ...]:
-    return reference.dream_rectify_input(z_t, eps, eps_hat, s, lam), *reference.dream_l1_grad(pred, eps, eps_hat, lam)
+def reference_of_both(
+    z_t: Tensor, eps: Tensor, eps_hat: Tensor, pred: Tensor, s: Tensor, lam: Tensor
+) -> tuple[Tensor, ...]:
+    return reference.dream_rectify_input(z_t, eps, eps_hat, s, lam), *reference.dream_l1_grad(
+        pred, eps, eps_hat, lam
+    )
 
 
-def torch_group_norm_silu(x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float) -> Tensor:
+def torch_group_norm_silu(
+    x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float
+) -> Tensor:
     return F.silu(F.group_norm(x, groups, weight.to(x.dtype), bias.to(x.dtype), eps))
 
 
 def vq_lookup(shape: tuple[int, ...], dtype: torch.dtype, device: str) -> tuple[tuple, int]:
     """Latents [B,D,h,w] as rows, and vq-f4's 8192 codes."""
     rows = shape[0] * shape[2] * shape[3]
-    z, codebook = torch.randn(rows, shape[1], device=device), torch.randn(8192, shape[1], device=device)
-    return (z.to(dtype), codebook.to(dtype)), (2 * z.numel() + codebook.numel()) * dtype.itemsize + 8 * rows
+    z, codebook = (
+        torch.randn(rows, shape[1], device=device),
+        torch.randn(8192, shape[1], device=device),
+    )
+    return (z.to(dtype), codebook.to(dtype)), (
+        2 * z.numel() + codebook.numel()
+    ) * dtype.itemsize + 8 * rows
 
 
 def whole_matrix_lookup(z: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:
-    """All N x K distances at once, as taming-transformers' VectorQuantizer2 (github.com/CompVis/taming-transformers @3ba01b2)."""
-    distances = z.square().sum(1, keepdim=True) + codebook.square().sum(1) - 2 * torch.einsum("nd,dk->nk", z, codebook.T)
+    """All N x K distances at once, as taming-transformers' VectorQuantizer2
+    (github.com/CompVis/taming-transformers @3ba01b2).
+    """
+    distances = (
+        z.square().sum(1, keepdim=True)
+        + codebook.square().sum(1)
+        - 2 * torch.einsum("nd,dk->nk", z, codebook.T)
+    )
     indices = distances.argmin(1)
     return indices, z + (F.embedding(indices, codebook) - z).detach()
 
 
 def taming_quantizer(z: Tensor, codebook: Tensor) -> dict[str, Callable]:
-    """VectorQuantizer2 where taming-transformers is the repository's, VectorQuantizer where it is the package index's 0.0.1."""
+    """VectorQuantizer2 where taming-transformers is the repository's, VectorQuantizer where it is
+    the package index's 0.0.1.
+    """
     try:
         from taming.modules.vqvae import quantize
     except ImportError:
@@ -126,7 +164,12 @@ CASES: dict[str, Case] = {
     "sampler_step": Case(elementwise(2, 1, scalars=3, key=True, extra=(1.0,)), SMALL),
     "group_norm_silu": Case(
         group_norm_silu,
-        shapes=((4, 32, 128, 128), (4, 64, 64, 64), (4, 128, 32, 32), (4, 512, 8, 8)),  # SR3, inner 32
+        shapes=(
+            (4, 32, 128, 128),
+            (4, 64, 64, 64),
+            (4, 128, 32, 32),
+            (4, 512, 8, 8),
+        ),  # SR3, inner 32
         eager=torch_group_norm_silu,
         own_on_cpu=True,
         gradients=3,

@@ -1,8 +1,10 @@
-"""Ops of dream_kernels beside their rivals: eager torch, torch.compile, and ours. One row a case and provider.
+"""Ops of dream_kernels beside their rivals: eager torch, torch.compile, and ours. One row a case
+and provider.
 
-Seconds are p20, p50 and p80 of alternating repetitions after warm-up and compilation; GB/s is the least possible traffic by p50;
-peak MiB is what a call takes beyond its arguments. `ours` is the kernel on a GPU. On a CPU an op is its reference, which the row
-`eager` measures, but for ops that say otherwise. `kernel_cases.py` has the cases.
+Seconds are p20, p50 and p80 of alternating repetitions after warm-up and compilation; GB/s is the
+least possible traffic by p50; peak MiB is what a call takes beyond its arguments. `ours` is the
+kernel on a GPU. On a CPU an op is its reference, which the row `eager` measures, but for ops that
+say otherwise. `kernel_cases.py` has the cases.
 """
 
 from __future__ import annotations
@@ -26,12 +28,19 @@ def providers(name: str, case: Case, inputs: tuple, device: str) -> dict[str, Ca
     op = case.fused or dream_kernels.OPS[name]
     eager = case.eager or op.reference
     torch.compiler.reset()  # each case is compiled for its own sizes
-    if case.fused:  # ours on a CPU: for these arguments alone, so that a call need not look for the graph that fits
+    # ours on a CPU: for these arguments alone, so that a call need not look for the graph that fits
+    if case.fused:
         with torch._dynamo.config.patch(enable_aot_compile=True):  # torch 2.9 has it switched off
-            compiled = torch.compile(op.reference, fullgraph=True, dynamic=False).aot_compile((inputs, {}))
+            compiled = torch.compile(op.reference, fullgraph=True, dynamic=False).aot_compile(
+                (inputs, {})
+            )
     else:
         compiled = torch.compile(eager, dynamic=False)
-    calls = {"eager": lambda: eager(*inputs), "compiled": lambda: compiled(*inputs), **case.others(*inputs)}
+    calls = {
+        "eager": lambda: eager(*inputs),
+        "compiled": lambda: compiled(*inputs),
+        **case.others(*inputs),
+    }
     if device != "cpu" or case.own_on_cpu:
         calls["ours"] = lambda: op.function(*inputs)
     return calls
@@ -45,7 +54,9 @@ def with_backward(call: Callable, leaves: list[Tensor]) -> Callable:
     return both
 
 
-def measured(name: str, shape: tuple[int, ...], dtype: str, trained: bool, args: argparse.Namespace) -> list[dict]:
+def measured(
+    name: str, shape: tuple[int, ...], dtype: str, trained: bool, args: argparse.Namespace
+) -> list[dict]:
     """Rows of one case, one a provider."""
     case = CASES[name]
     inputs, moved = case.make(shape, DTYPES[dtype], args.device)
@@ -57,7 +68,12 @@ def measured(name: str, shape: tuple[int, ...], dtype: str, trained: bool, args:
     for call in calls.values():
         call(), call()
     peaks = {provider: peak_bytes(call, args.device) for provider, call in calls.items()}
-    about = {"benchmark": "kernels", "op": name, "mode": "forward+backward" if trained else "forward", "shape": list(shape)}
+    about = {
+        "benchmark": "kernels",
+        "op": name,
+        "mode": "forward+backward" if trained else "forward",
+        "shape": list(shape),
+    }
     about |= {"dtype": dtype, "device": args.device}
     return [
         about | {"provider": provider} | (p := percentiles(times))
@@ -68,17 +84,23 @@ def measured(name: str, shape: tuple[int, ...], dtype: str, trained: bool, args:
 
 def main(args: argparse.Namespace) -> None:
     if unknown := set(args.op or CASES) - set(CASES):
-        raise UserError(f"--op {' '.join(sorted(unknown))}: no such op; there are {', '.join(CASES)}.")
+        raise UserError(
+            f"--op {' '.join(sorted(unknown))}: no such op; there are {', '.join(CASES)}."
+        )
     if args.device == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda, but torch finds no CUDA device; use --device cpu.")
     times = "".join(f"{p + ' ms':>10}" for p in ("p20", "p50", "p80"))
     print(f"{'op':20} {'mode':16} {'shape':15} {'dtype':5} {'provider':22}{times} {'GB/s':>7} MiB")
     for name in args.op or CASES:
         case = CASES[name]
-        for shape, dtype, trained in itertools.product(case.shapes, case.dtypes, (False, True) if case.gradients else (False,)):
+        for shape, dtype, trained in itertools.product(
+            case.shapes, case.dtypes, (False, True) if case.gradients else (False,)
+        ):
             rows = measured(name, shape, dtype, trained, args)
             append(args.json, rows)
             for row in rows:
                 times = "".join(f"{row[p] * 1e3:10.3f}" for p in ("p20", "p50", "p80"))
                 what = f"{name:20} {row['mode']:16} {'x'.join(map(str, shape)):15} {dtype:5} {row['provider']:22}"
-                print(f"{what}{times} {row['gb_per_second']:7.1f} {row['peak_mib']:.1f}", flush=True)
+                print(
+                    f"{what}{times} {row['gb_per_second']:7.1f} {row['peak_mib']:.1f}", flush=True
+                )

@@ -1,8 +1,9 @@
 """Seconds and peak memory of calls that stand beside each other.
 
-CUDA: events around one call, after a write to more memory than the second-level cache holds; that write also runs long enough to
-hide the launch. CPU: a clock around one call, with whatever the call before it left in the caches. Memory is counted by torch's
-allocators, over what the arguments hold already: a library's own scratch is not seen.
+CUDA: events around one call, after a write to more memory than the second-level cache holds; that
+write also runs long enough to hide the launch. CPU: a clock around one call, with whatever the call
+before it left in the caches. Memory is counted by torch's allocators, over what the arguments hold
+already: a library's own scratch is not seen.
 """
 
 from __future__ import annotations
@@ -18,7 +19,9 @@ FLUSH_BYTES = 2**28  # an H100's second-level cache holds 50 MiB, an MI300X's la
 
 
 def seconds(calls: dict[str, Callable], repetitions: int, device: str) -> dict[str, list[float]]:
-    """-> sorted seconds of each call, alternating, so that a slow moment of the machine hits all. Warm the calls up before."""
+    """-> sorted seconds of each call, alternating, so that a slow moment of the machine hits all.
+    Warm the calls up before.
+    """
     once = _cuda_clock() if device == "cuda" else _cpu_clock
     found: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(repetitions):
@@ -33,7 +36,9 @@ def percentiles(times: list[float]) -> dict[str, float]:
 
 
 def peak_bytes(call: Callable, device: str) -> int:
-    """Most memory at once that a call takes beyond what is held before it. The call should have run before."""
+    """Most memory at once that a call takes beyond what is held before it. The call should have run
+    before.
+    """
     if device == "cuda":
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()

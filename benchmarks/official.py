@@ -1,7 +1,8 @@
 """The official training step, written anew in plain tensor operations: the rival of our step.
 
-What DREAM's code does on top of SR3's (arXiv 2312.00210, Algorithm 3): eager, fp32, contiguous tensors; the network in eval
-mode and without gradient, then in training mode; an L1 loss summed and divided by the number of elements; Adam; no EMA.
+What DREAM's code does on top of SR3's (arXiv 2312.00210, Algorithm 3): eager, fp32, contiguous
+tensors; the network in eval mode and without gradient, then in training mode; an L1 loss summed and
+divided by the number of elements; Adam; no EMA.
 """
 
 from __future__ import annotations
@@ -12,14 +13,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ldm_dream.layers import Dropout, GroupNorm, LastConv2d
+from ldm_dream.networks.layers import Dropout, GroupNorm, LastConv2d
 from ldm_dream.process import Process
 
 
 class PlainGroupNorm(nn.GroupNorm):
     """torch's own group norm, then in plain operations what ours has inside."""
 
-    def forward(self, x: Tensor, scale: Tensor | None = None, shift: Tensor | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, scale: Tensor | None = None, shift: Tensor | None = None
+    ) -> Tensor:
         h = super().forward(x)
         if scale is not None:
             h = h * (1 + scale[:, :, None, None]) + shift[:, :, None, None]
@@ -49,7 +52,9 @@ def official_loss(
     dream: bool,
     p: float,
 ) -> Tensor:
-    """Scalar. z0, z_lr, eps [B,C,h,w]; told(t): what the network is told of t. Prediction eps only, as published."""
+    """Scalar. z0, z_lr, eps [B,C,h,w]; told(t): what the network is told of t. Prediction eps only,
+    as published.
+    """
     a, b, s = process.a(t), process.b(t), process.s(t)
     z_t = a * z0 + b * z_lr + s * eps
     target = eps
@@ -63,7 +68,9 @@ def official_loss(
     return mean_l1(output, target)
 
 
-def rectified(z_t: Tensor, eps: Tensor, eps_hat: Tensor, s: Tensor, lam: Tensor) -> tuple[Tensor, Tensor]:
+def rectified(
+    z_t: Tensor, eps: Tensor, eps_hat: Tensor, s: Tensor, lam: Tensor
+) -> tuple[Tensor, Tensor]:
     """-> z_t and target. Tensors [B,C,h,w], factors [B,1,1,1]."""
     delta = (eps - eps_hat) * lam
     return z_t + s * delta, eps + delta

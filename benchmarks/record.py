@@ -1,4 +1,6 @@
-"""Rows of results: printed by the benchmark, appended to a JSON-lines file with what is needed to read them later."""
+"""Rows of results: printed by the benchmark, appended to a JSON-lines file with what is needed to
+read them later.
+"""
 
 from __future__ import annotations
 
@@ -34,13 +36,17 @@ def machine(device: str) -> str:
 
 
 def commit() -> str:
-    done = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False
+    )
     return done.stdout.strip() or "unknown"
 
 
 def _cpu() -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+        return next(
+            line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")
+        )
     except (OSError, StopIteration):
         return platform.processor() or platform.machine()

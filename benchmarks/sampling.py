@@ -1,4 +1,6 @@
-"""Seconds to upscale one picture, end to end, against sampling steps, tile and tiles at a time, in one alternating run."""
+"""Seconds to upscale one picture, end to end, against sampling steps, tile and tiles at a time, in
+one alternating run.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,7 @@ import time
 import numpy as np
 import torch
 
-from ldm_dream.upscale import Upscaler
+from ldm_dream.upscaling.upscaler import Upscaler
 
 from .record import append
 
@@ -25,15 +27,21 @@ def main(args: argparse.Namespace) -> None:
         for setting in settings:
             steps, tile, batch_size = setting
             start = time.perf_counter()
-            upscaler(picture, steps=steps, tile=tile, batch_size=batch_size)  # comes back as numpy: the device has finished
+            upscaler(
+                picture, steps=steps, tile=tile, batch_size=batch_size
+            )  # comes back as numpy: the device has finished
             passed = time.perf_counter() - start
             if repetition:
                 seconds[setting].append(passed)
             else:
                 first[setting] = passed
     scale = upscaler.run.scale
-    print(f"{args.model}: {args.size}x{args.size} -> x{scale}, {args.device}, {torch.get_num_threads()} threads")
-    print(f"median of {args.repetitions}; first pictures took {min(first.values()):.2f} to {max(first.values()):.2f} s")
+    print(
+        f"{args.model}: {args.size}x{args.size} -> x{scale}, {args.device}, {torch.get_num_threads()} threads"
+    )
+    print(
+        f"median of {args.repetitions}; first pictures took {min(first.values()):.2f} to {max(first.values()):.2f} s"
+    )
     print(f"{'steps':>8}{'tile':>8}{'batch':>8}{'seconds':>10}{'MP/s':>8}")
     rows = []
     for steps, tile, batch_size in settings:

@@ -7,11 +7,18 @@ from collections.abc import Callable, Iterable
 
 from torch.profiler import ProfilerActivity, profile
 
-# kind -> what names of its operations hold; the outermost operation that fits takes the time of all it calls
+# kind -> what names of its operations hold; the outermost operation that fits takes the time of all
+# it calls
 KINDS = {
     "optimizer": ("Optimizer.step",),
     "convolution": ("aten::conv2d", "convolution"),
-    "matrix product, attention": ("aten::linear", "aten::addmm", "aten::mm", "aten::bmm", "scaled_dot_product"),
+    "matrix product, attention": (
+        "aten::linear",
+        "aten::addmm",
+        "aten::mm",
+        "aten::bmm",
+        "scaled_dot_product",
+    ),
     "group norm + SiLU": ("group_norm",),
     "dropout": ("dropout",),
     "cast, copy": ("aten::to", "aten::copy_", "aten::clone", "aten::contiguous"),
@@ -20,7 +27,9 @@ REST = "everything else"
 
 
 def shares(step: Callable[[], float], repetitions: int = 3) -> dict[str, float]:
-    """Kind -> share of the step's wall time; what no operation covers (Python, waiting) is in "everything else"."""
+    """Kind -> share of the step's wall time; what no operation covers (Python, waiting) is in
+    "everything else".
+    """
     seconds: Counter[str] = Counter()
     with profile(activities=[ProfilerActivity.CPU]) as profiled:
         whole = sum(step() for _ in range(repetitions))
@@ -32,7 +41,10 @@ def shares(step: Callable[[], float], repetitions: int = 3) -> dict[str, float]:
 
 def _add(events: Iterable, seconds: Counter[str]) -> None:
     for event in events:
-        kind = next((kind for kind, parts in KINDS.items() if any(part in event.name for part in parts)), None)
+        kind = next(
+            (kind for kind, parts in KINDS.items() if any(part in event.name for part in parts)),
+            None,
+        )
         if kind is None:
             _add(event.cpu_children, seconds)
         else:

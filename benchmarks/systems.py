@@ -1,7 +1,9 @@
-"""Does every system learn, resume and upscale? 200 steps of each CPU-size config through the tools, as a user would run them.
+"""Does every system learn, resume and upscale? 200 steps of each CPU-size config through the tools,
+as a user would run them.
 
-A run is killed (SIGKILL) once its checkpoint at half of the steps is there, and started again by the same command. The loss is
-the mean over the first and the last tenth of the steps. The finished model upscales a picture of 50x70 pixels; IDM also by 2.5.
+A run is killed (SIGKILL) once its checkpoint at half of the steps is there, and started again by
+the same command. The loss is the mean over the first and the last tenth of the steps. The finished
+model upscales a picture of 50x70 pixels; IDM also by 2.5.
 """
 
 from __future__ import annotations
@@ -35,13 +37,22 @@ SIZE = (50, 70)  # of the picture to upscale, width and height
 
 def main(args) -> None:
     if unknown := set(args.systems or ()) - SYSTEMS.keys():
-        raise UserError(f"--systems {' '.join(sorted(unknown))}: not known; choose of {', '.join(SYSTEMS)}.")
+        raise UserError(
+            f"--systems {' '.join(sorted(unknown))}: not known; choose of {', '.join(SYSTEMS)}."
+        )
     rows = []
-    print(f"{'system':12}{'steps':>6}{'first loss':>12}{'last':>9}{'ratio':>7}  resumed at  50x70 upscaled to")
+    print(
+        f"{'system':12}{'steps':>6}{'first loss':>12}{'last':>9}{'ratio':>7}  resumed at  50x70 upscaled to"
+    )
     for name in args.systems or SYSTEMS:
         config, scales = SYSTEMS[name]
         with tempfile.TemporaryDirectory() as folder:
-            row = {"benchmark": "systems", "system": name, "config": config, **measure(config, scales, args.steps, Path(folder))}
+            row = {
+                "benchmark": "systems",
+                "system": name,
+                "config": config,
+                **measure(config, scales, args.steps, Path(folder)),
+            }
         sizes = ", ".join(f"{w}x{h}" for w, h in row["sizes"])
         losses = f"{row['first']:12.4f}{row['last']:9.4f}{row['last'] / row['first']:7.3f}"
         print(f"{name:12}{args.steps:6}{losses}{row['resumed_at']:12}  {sizes}", flush=True)
@@ -52,14 +63,24 @@ def main(args) -> None:
 def measure(config: str, scales: tuple[float, ...], steps: int, folder: Path) -> dict:
     """Raises SystemExit with the output of a tool that failed or did not resume."""
     half, run_dir = steps // 2, folder / "run"
-    train = ["tools/train.py", config, "--run-dir", str(run_dir), "--set", f"train.steps={steps}", f"train.save_every={half}"]
+    train = [
+        "tools/train.py",
+        config,
+        "--run-dir",
+        str(run_dir),
+        "--set",
+        f"train.steps={steps}",
+        f"train.save_every={half}",
+    ]
     train += ["train.log_every=1", f"train.val_every={steps}"]
     kill_when_there(train, run_dir / "checkpoints" / f"step-{half:08d}")
     resumed = re.search(r"from step (\d+)", python(train))
     if not resumed or int(resumed[1]) != half:
         raise SystemExit(f"{config}: killed after step {half}, it did not go on from there.")
     rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
-    losses = {row["step"]: row["diffusion"] for row in rows if "diffusion" in row}  # by step: some came again after the kill
+    losses = {
+        row["step"]: row["diffusion"] for row in rows if "diffusion" in row
+    }  # by step: some came again after the kill
     tenth = steps // 10
     first = statistics.mean(losses[step] for step in range(1, tenth + 1))
     last = statistics.mean(losses[step] for step in range(steps - tenth + 1, steps + 1))
@@ -69,11 +90,29 @@ def measure(config: str, scales: tuple[float, ...], steps: int, folder: Path) ->
     sizes = []
     for scale in scales:
         target = folder / f"x{scale}.png"
-        python(["tools/upscale.py", "-i", str(picture), "-o", str(target), "-n", str(run_dir / "model"), "-s", str(scale)])
+        python(
+            [
+                "tools/upscale.py",
+                "-i",
+                str(picture),
+                "-o",
+                str(target),
+                "-n",
+                str(run_dir / "model"),
+                "-s",
+                str(scale),
+            ]
+        )
         sizes.append(Image.open(target).size)
         if sizes[-1] != (round(SIZE[0] * scale), round(SIZE[1] * scale)):
             raise SystemExit(f"{config}: x{scale} made {sizes[-1]} of {SIZE}.")
-    return {"steps": steps, "first": first, "last": last, "resumed_at": int(resumed[1]), "sizes": sizes}
+    return {
+        "steps": steps,
+        "first": first,
+        "last": last,
+        "resumed_at": int(resumed[1]),
+        "sizes": sizes,
+    }
 
 
 def python(command: list[str]) -> str:
@@ -89,7 +128,9 @@ def kill_when_there(command: list[str], checkpoint: Path) -> None:
         while not checkpoint.exists():
             if process.poll() is not None:
                 output.seek(0)
-                raise SystemExit(f"{' '.join(command)} ended before {checkpoint.name}:\n{output.read()}")
+                raise SystemExit(
+                    f"{' '.join(command)} ended before {checkpoint.name}:\n{output.read()}"
+                )
             time.sleep(0.02)
         process.kill()
         process.wait()

@@ -1,4 +1,5 @@
-"""What all tools share: a user's mistake is one sentence on stderr and exit status 2, without a traceback.
+"""What all tools share: a user's mistake is one sentence on stderr and exit status 2, without a
+traceback.
 
 Imports no torch, so `--help` and `--dry-run` answer at once.
 """
@@ -7,14 +8,15 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from .errors import UserError
+from ldm_dream.errors import UserError
 
 EXIT_USER_ERROR = 2  # argparse uses the same status for a wrong command line
 
 
 @contextmanager
 def user_errors() -> Iterator[None]:
-    """Body of a tool's `main`: `UserError` -> its text on one line of stderr, exit 2. Everything else passes through.
+    """Body of a tool's `main`: `UserError` -> its text on one line of stderr, exit 2. Everything
+    else passes through.
 
     dream_kernels knows nothing of ldm_dream: its error for users says so by an attribute.
     """

@@ -1,12 +1,16 @@
-"""The base class of a user's mistakes; its text is a whole sentence: what was given, what is allowed, what to do.
+"""The base class of a user's mistakes; its text is a whole sentence: what was given, what is
+allowed, what to do.
 
-Every tool turns a `UserError` into that sentence and exit status 2 (`ldm_dream.cli.user_errors`); any other exception is a
-mistake of the program and keeps its traceback. Imports nothing, so that every other file may import it.
+Every tool turns a `UserError` into that sentence and exit status 2 (`ldm_dream.cli.user_errors`);
+any other exception is a mistake of the program and keeps its traceback. Imports nothing, so that
+every other file may import it.
 """
 
 
 class UserError(Exception):
-    """A mistake that the user can mend: a wrong config, picture, folder or model, or a missing extra."""
+    """A mistake that the user can mend: a wrong config, picture, folder or model, or a missing
+    extra.
+    """
 
 
 class CheckpointImportError(UserError, ValueError):

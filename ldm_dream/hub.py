@@ -1,11 +1,13 @@
-"""Model folders on the Hugging Face hub, through huggingface_hub (extra `hub`): an id is `owner/name`."""
+"""Model folders on the Hugging Face hub, through huggingface_hub (extra `hub`): an id is
+`owner/name`.
+"""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
 
-from .errors import UserError
+from ldm_dream.errors import UserError
 
 
 class HubError(UserError, RuntimeError):
@@ -22,25 +24,36 @@ def download(repo_id: str) -> Path:
     wanted = ["config.yaml", "*.safetensors", "README.md"]
     try:
         return Path(hub.snapshot_download(repo_id, allow_patterns=wanted))
-    except (OSError, ValueError) as error:  # hub errors are OSErrors; a malformed id is a ValueError
-        raise HubError(f"{repo_id}: no such folder here, and not to be had from the hub ({_reason(error)}).") from None
+    except (
+        OSError,
+        ValueError,
+    ) as error:  # hub errors are OSErrors; a malformed id is a ValueError
+        raise HubError(
+            f"{repo_id}: no such folder here, and not to be had from the hub ({_reason(error)})."
+        ) from None
 
 
 def upload(folder: Path, repo_id: str, private: bool = False) -> str:
-    """Send a model folder, making the repository if it is not there; -> its address. Raises HubError."""
+    """Send a model folder, making the repository if it is not there; -> its address. Raises
+    HubError.
+    """
     hub = _hub()
     try:
         hub.create_repo(repo_id, private=private, exist_ok=True)
         return str(hub.upload_folder(repo_id=repo_id, folder_path=folder))
     except (OSError, ValueError) as error:
-        raise HubError(f"{repo_id}: could not be sent to the hub ({_reason(error)}); nothing here was changed.") from None
+        raise HubError(
+            f"{repo_id}: could not be sent to the hub ({_reason(error)}); nothing here was changed."
+        ) from None
 
 
 def _hub():
     try:
         import huggingface_hub
     except ImportError:
-        raise HubError("Models of the hub need huggingface_hub; install it with: pip install 'ldm_dream[hub]'.") from None
+        raise HubError(
+            "Models of the hub need huggingface_hub; install it with: pip install 'ldm_dream[hub]'."
+        ) from None
     return huggingface_hub
 
 

@@ -1,13 +1,15 @@
-"""The training loss: plain diffusion and DREAM (CVPR 2024, arXiv 2312.00210), over any process and prediction type.
+"""The training loss: plain diffusion and DREAM (CVPR 2024, arXiv 2312.00210), over any process and
+prediction type.
 
-DREAM first asks the network what it would say (no gradient, no dropout), then trains it on a z_t moved towards that answer, so
-that training meets the inputs of sampling. Algorithm 3, with Eq. 14-15 written for every process z_t = a z0 + b z_lr + s eps:
+DREAM first asks the network what it would say (no gradient, no dropout), then trains it on a z_t
+moved towards that answer, so that training meets the inputs of sampling. Algorithm 3, with Eq.
+14-15 written for every process z_t = a z0 + b z_lr + s eps:
     eps_hat = to_eps(denoise(z_t, t, cond))
     lam     = strength * weight(t) ** p                       p = 1 DREAM, p = 0 DRM, strength = 0 plain diffusion
     z_t'    = z_t + s lam (eps - eps_hat)
     target  = eps + lam (eps - eps_hat)                       of eps; z0 stays z0; v = a target - s z0
-The z0 that (z_t', target) imply is still z0: the three prediction types train on one and the same rectified pair. The target is
-never stored: dream_kernels makes it where the loss needs it.
+The z0 that (z_t', target) imply is still z0: the three prediction types train on one and the same
+rectified pair. The target is never stored: dream_kernels makes it where the loss needs it.
 """
 
 from __future__ import annotations
@@ -23,8 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dream_kernels import dream_l1, dream_rectify, dream_rectify_input, q_sample
-
-from .process import Denoise, Process, check_prediction
+from ldm_dream.process import Denoise, Process, check_prediction
 
 
 class DiffusionLoss(NamedTuple):
@@ -50,12 +51,13 @@ def diffusion_loss(
     fraction: float = 1.0,
     min_lam: float = 0.0,
 ) -> DiffusionLoss:
-    """One batch. z0, z_lr, eps: [B,C,h,w]; t: int64 [B] of indices; prediction: "eps", "z0" or "v"; kind: "l1", "l2" or
-    "huber" (square up to 1, straight beyond).
+    """One batch. z0, z_lr, eps: [B,C,h,w]; t: int64 [B] of indices; prediction: "eps", "z0" or "v";
+    kind: "l1", "l2" or "huber" (square up to 1, straight beyond).
 
-    strength, p, network: see `dream`. estimator: makes the estimate in place of denoise, such as the same network in bfloat16.
-    fraction in (0,1]: share of the batch that is rectified, rounded up: the samples with the largest lam, which DREAM moves most.
-    min_lam in [0,1]: samples of a lower lam are not rectified; where none is left, the extra pass is spared.
+    strength, p, network: see `dream`. estimator: makes the estimate in place of denoise, such as
+    the same network in bfloat16. fraction in (0,1]: share of the batch that is rectified, rounded
+    up: the samples with the largest lam, which DREAM moves most. min_lam in [0,1]: samples of a
+    lower lam are not rectified; where none is left, the extra pass is spared.
 
     Raises ValueError for an unknown kind or prediction, or an output of another shape.
     """
@@ -88,11 +90,24 @@ def dream(
     p: float,
     network: nn.Module | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """-> (z_t', eps target), Eq. 14-15. strength in [0,1]: 0 returns the inputs and calls nothing. p >= 0.
+    """-> (z_t', eps target), Eq. 14-15. strength in [0,1]: 0 returns the inputs and calls nothing.
+    p >= 0.
 
-    network: the module behind `denoise`, put into eval mode for the extra pass; None if it has no mode to switch.
+    network: the module behind `denoise`, put into eval mode for the extra pass; None if it has no
+    mode to switch.
     """
-    eps_hat, lam = estimate(denoise, process, z_t, z_lr, cond, t, prediction=prediction, strength=strength, p=p, network=network)
+    eps_hat, lam = estimate(
+        denoise,
+        process,
+        z_t,
+        z_lr,
+        cond,
+        t,
+        prediction=prediction,
+        strength=strength,
+        p=p,
+        network=network,
+    )
     return (z_t, eps) if eps_hat is None else dream_rectify(z_t, eps, eps_hat, process.s(t), lam)
 
 
@@ -111,22 +126,34 @@ def estimate(
     fraction: float = 1.0,
     min_lam: float = 0.0,
 ) -> tuple[Tensor, Tensor] | tuple[None, None]:
-    """The extra pass -> (eps_hat [B,C,h,w], lam [B,1,1,1]) without gradient; (None, None) where nothing is to be rectified.
+    """The extra pass -> (eps_hat [B,C,h,w], lam [B,1,1,1]) without gradient; (None, None) where
+    nothing is to be rectified.
 
-    Options: see `dream`; fraction, min_lam: see `diffusion_loss`. Of samples left out lam is 0, and eps_hat counts for nothing.
+    Options: see `dream`; fraction, min_lam: see `diffusion_loss`. Of samples left out lam is 0, and
+    eps_hat counts for nothing.
     """
     if not 0 <= strength <= 1:
-        raise ValueError(f"strength={strength} is not possible; choose 0 (plain diffusion) to 1 (DREAM).")
+        raise ValueError(
+            f"strength={strength} is not possible; choose 0 (plain diffusion) to 1 (DREAM)."
+        )
     if not 0 <= p < math.inf:
-        raise ValueError(f"p={p} is not possible; choose a finite number from 0 up, and strength=0 for plain diffusion.")
+        raise ValueError(
+            f"p={p} is not possible; choose a finite number from 0 up, and strength=0 for plain diffusion."
+        )
     if not 0 < fraction <= 1:
-        raise ValueError(f"fraction={fraction} is not possible; choose above 0, at most 1; strength=0 is plain diffusion.")
+        raise ValueError(
+            f"fraction={fraction} is not possible; choose above 0, at most 1; strength=0 is plain diffusion."
+        )
     if not 0 <= min_lam <= 1:
-        raise ValueError(f"min_lam={min_lam} is not possible; choose 0 (all samples) to 1 (those of lam = 1).")
+        raise ValueError(
+            f"min_lam={min_lam} is not possible; choose 0 (all samples) to 1 (those of lam = 1)."
+        )
     if strength == 0:
         return None, None
     lam = strength * process.weight(t) ** p
-    eps_hat = torch.zeros_like(z_t)  # made before the pass: among what the pass leaves free it would break up that memory
+    eps_hat = torch.zeros_like(
+        z_t
+    )  # made before the pass: among what the pass leaves free it would break up that memory
     moved = slice(None)
     if fraction < 1 or min_lam > 0:
         moved = lam.flatten().argsort(descending=True, stable=True)[: math.ceil(fraction * len(t))]
@@ -147,13 +174,17 @@ def _of_shape(target: Tensor, output: Tensor) -> Tensor:
     """`output`, unless it is of another shape: a single channel would broadcast without a word."""
     got, wanted = tuple(output.shape), tuple(target.shape)
     if got != wanted:
-        raise ValueError(f"denoise returned {got}, the target is {wanted}; set network.out_channels.")
+        raise ValueError(
+            f"denoise returned {got}, the target is {wanted}; set network.out_channels."
+        )
     return output
 
 
 @functools.cache
 def _casts_keep_gradients() -> bool:
-    """Whether weights that autocast has cast without gradient, and cached, get one from a later pass: not so in torch 2.9."""
+    """Whether weights that autocast has cast without gradient, and cached, get one from a later
+    pass: not so in torch 2.9.
+    """
     weight, x = torch.zeros(1, 1, requires_grad=True), torch.zeros(1, 1)
     with torch.autocast("cpu", torch.bfloat16, cache_enabled=True):
         with torch.no_grad():
@@ -164,7 +195,9 @@ def _casts_keep_gradients() -> bool:
 
 @contextmanager
 def evaluating(network: nn.Module | None) -> Iterator[None]:
-    """eval mode inside; after it every module has its own flag back, whatever the mix was and even after an exception."""
+    """eval mode inside; after it every module has its own flag back, whatever the mix was and even
+    after an exception.
+    """
     modules = [] if network is None else list(network.modules())
     flags = [module.training for module in modules]
     if network is not None:

@@ -5,13 +5,16 @@ A process is four numbers a step; all else follows here, once for every system:
     ResidualShift  a = 1 - eta,     b = eta,  s = kappa sqrt(eta)    weight = sqrt(eta)        (ResShift, arXiv 2307.12348, Eq. 2)
     Flow           a = 1 - sigma,   b = 0,    s = sigma              weight = sigma            (rectified flow, arXiv 2209.03003)
     Regression     a = 0,           b = 1,    s = 0                  weight = 0                (no diffusion: the baseline)
-Backwards, from step t to a less noisy step u (`t_prev`), every one of them takes the form of DDIM (arXiv 2010.02502, Eq. 12):
+Backwards, from step t to a less noisy step u (`t_prev`), every one of them takes the form of DDIM
+(arXiv 2010.02502, Eq. 12):
     z_u = a_u z0 + b_u z_lr + sqrt(s_u^2 - sigma^2) eps_hat + sigma n,     0 <= sigma^2 <= s_u^2 (1 - (carry s_u / s_t)^2)
-where carry is the factor of z_u in the forward step u -> t. The upper end is the exact posterior q(z_u | z_t, z0), which is
-DDPM's Eq. 7 and ResShift's Eq. 7 at once; z_lr drops out of it, since b_u = carry (s_u / s_t)^2 b_t whenever b is not 0.
+where carry is the factor of z_u in the forward step u -> t. The upper end is the exact posterior
+q(z_u | z_t, z0), which is DDPM's Eq. 7 and ResShift's Eq. 7 at once; z_lr drops out of it, since
+b_u = carry (s_u / s_t)^2 b_t whenever b is not 0.
 
-Symbols: t = index 0 .. num_timesteps - 1, noise grows with t; t = -1 is the clean end (a = 1, b = s = 0), so the last step
-divides nothing by zero. abar = cumulative product of 1 - beta. z: [B,C,h,w]; coefficients: [B,1,1,1].
+Symbols: t = index 0 .. num_timesteps - 1, noise grows with t; t = -1 is the clean end (a = 1, b = s
+= 0), so the last step divides nothing by zero. abar = cumulative product of 1 - beta. z: [B,C,h,w];
+coefficients: [B,1,1,1].
 """
 
 from __future__ import annotations
@@ -21,11 +24,19 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from .config_models import DDPMConfig, FlowConfig, ProcessConfig, RegressionConfig, ResidualShiftConfig
-from .errors import UserError
+from ldm_dream.config.model import (
+    DDPMConfig,
+    FlowConfig,
+    ProcessConfig,
+    RegressionConfig,
+    ResidualShiftConfig,
+)
+from ldm_dream.errors import UserError
 
 PREDICTIONS = ("eps", "z0", "v")
-Denoise = Callable[[Tensor, Tensor, Tensor], Tensor]  # (z_t [B,C,h,w], t int64 [B], cond) -> output [B,C,h,w], one of PREDICTIONS
+Denoise = Callable[
+    [Tensor, Tensor, Tensor], Tensor
+]  # (z_t [B,C,h,w], t int64 [B], cond) -> output [B,C,h,w], one of PREDICTIONS
 
 
 class ProcessError(UserError, ValueError):
@@ -33,13 +44,17 @@ class ProcessError(UserError, ValueError):
 
 
 class Process:
-    """Tables of a, b, s and weight (float64, [T]) and what follows from them. Subclasses fill the tables.
+    """Tables of a, b, s and weight (float64, [T]) and what follows from them. Subclasses fill the
+    tables.
 
-    timesteps: int64 [T], the ORIGINAL timestep the network sees at each index (after respacing); default 0 .. T-1.
-    Tables stay float64 on the CPU; a coefficient comes out on t's device, rounded once, at its use.
+    timesteps: int64 [T], the ORIGINAL timestep the network sees at each index (after respacing);
+    default 0 .. T-1. Tables stay float64 on the CPU; a coefficient comes out on t's device, rounded
+    once, at its use.
     """
 
-    def __init__(self, a: Tensor, b: Tensor, s: Tensor, weight: Tensor, timesteps: Tensor | None = None):
+    def __init__(
+        self, a: Tensor, b: Tensor, s: Tensor, weight: Tensor, timesteps: Tensor | None = None
+    ):
         self.num_timesteps = len(a)
         self.timesteps = torch.arange(len(a)) if timesteps is None else timesteps
         clean = torch.tensor([[1.0, 0.0, 0.0, 0.0]], dtype=torch.float64)
@@ -48,7 +63,7 @@ class Process:
         self._ready: dict[tuple, Tensor] = {}
         self._ends_blind = bool((a == 0).any())
 
-    # -------------------------------------------------------------------------------- the four numbers of a step
+    # ------------------------------------------------------------------- the four numbers of a step
 
     def a(self, t: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
         """Factor of z0. t: int64 [B] in -1 .. T-1 -> [B,1,1,1] on t's device."""
@@ -70,17 +85,21 @@ class Process:
         """Factor of z at t_prev in the forward step to t (float64)."""
         return self.a(t, torch.float64) / self.a(t_prev, torch.float64)
 
-    # -------------------------------------------------------------------------------- what the network sees
+    # ------------------------------------------------------------------------ what the network sees
 
     def model_t(self, t: Tensor, noise_level: bool = False) -> Tensor:
-        """Index -> ORIGINAL timestep, int64 [B]; with `noise_level` the factor a itself, float32 [B] (SR3, IDM)."""
+        """Index -> ORIGINAL timestep, int64 [B]; with `noise_level` the factor a itself, float32
+        [B] (SR3, IDM).
+        """
         if noise_level:
             return self.a(t)[:, 0, 0, 0]
         return self._table("model_t", t.device, torch.int64)[t]
 
     def draw(self, count: int, generator: torch.Generator) -> Tensor:
         """Steps to train on, on the generator's device: int64 [count], uniform over all."""
-        return torch.randint(self.num_timesteps, (count,), generator=generator, device=generator.device)
+        return torch.randint(
+            self.num_timesteps, (count,), generator=generator, device=generator.device
+        )
 
     def model_input(self, z_t: Tensor, t: Tensor) -> Tensor:
         """z_t as the network receives it."""
@@ -89,7 +108,9 @@ class Process:
     # -------------------------------------------------------------------------------- forward
 
     def prior(self, z_lr: Tensor, eps: Tensor) -> Tensor:
-        """Where sampling starts. N(0, I) as published, though a at the last step is small rather than 0 for DDPM."""
+        """Where sampling starts. N(0, I) as published, though a at the last step is small rather
+        than 0 for DDPM.
+        """
         return eps
 
     def q_sample(self, z0: Tensor, z_lr: Tensor, eps: Tensor, t: Tensor) -> Tensor:
@@ -102,15 +123,21 @@ class Process:
         a, _, s = self._abs(t, z0)
         return a * eps - s * z0
 
-    # -------------------------------------------------------------------------------- what an output says
+    # -------------------------------------------------------------------------- what an output says
 
-    def to_z0(self, output: Tensor, z_t: Tensor, z_lr: Tensor, t: Tensor, prediction: str) -> Tensor:
-        """The z0 that `output` implies at z_t. Raises ProcessError for eps where a = 0: z_t then holds nothing of z0."""
+    def to_z0(
+        self, output: Tensor, z_t: Tensor, z_lr: Tensor, t: Tensor, prediction: str
+    ) -> Tensor:
+        """The z0 that `output` implies at z_t. Raises ProcessError for eps where a = 0: z_t then
+        holds nothing of z0.
+        """
         check_prediction(prediction)
         if prediction == "z0":
             return output
         a, b, s = self._abs(t, z_t)
-        if prediction == "v":  # y = a z0 + s eps and v = a eps - s z0, solved; a^2 + s^2 = 1 only for DDPM
+        if (
+            prediction == "v"
+        ):  # y = a z0 + s eps and v = a eps - s z0, solved; a^2 + s^2 = 1 only for DDPM
             return (a * (z_t - b * z_lr) - s * output) / (a * a + s * s)
         if self._ends_blind and bool((a == 0).any()):
             raise ProcessError(
@@ -119,7 +146,9 @@ class Process:
             )
         return (z_t - b * z_lr - s * output) / a
 
-    def to_eps(self, output: Tensor, z_t: Tensor, z_lr: Tensor, t: Tensor, prediction: str) -> Tensor:
+    def to_eps(
+        self, output: Tensor, z_t: Tensor, z_lr: Tensor, t: Tensor, prediction: str
+    ) -> Tensor:
         """The eps that `output` implies at z_t."""
         check_prediction(prediction)
         if prediction == "eps":
@@ -138,10 +167,16 @@ class Process:
 
     # -------------------------------------------------------------------------------- backward
 
-    def posterior(self, z0: Tensor, z_t: Tensor, t: Tensor, t_prev: Tensor) -> tuple[Tensor, Tensor]:
-        """q(z_u | z_t, z0) with u = t_prev (-1: clean) -> mean [B,C,h,w], variance [B,1,1,1]. t, t_prev: int64 [B]."""
+    def posterior(
+        self, z0: Tensor, z_t: Tensor, t: Tensor, t_prev: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """q(z_u | z_t, z0) with u = t_prev (-1: clean) -> mean [B,C,h,w], variance [B,1,1,1]. t,
+        t_prev: int64 [B].
+        """
         c0, ct = self.posterior_factors(t, t_prev)
-        return like(c0, z0) * z0 + like(ct, z_t) * z_t, like(self.posterior_variance(t, t_prev), z_t)
+        return like(c0, z0) * z0 + like(ct, z_t) * z_t, like(
+            self.posterior_variance(t, t_prev), z_t
+        )
 
     def posterior_factors(self, t: Tensor, t_prev: Tensor) -> tuple[Tensor, Tensor]:
         """Factors of z0 and z_t in the posterior mean, float64."""
@@ -154,17 +189,26 @@ class Process:
         return s**2 * (1 - (self.carry(t, t_prev) * s / self.s(t, torch.float64)) ** 2)
 
     def forward_variance(self, t: Tensor, t_prev: Tensor) -> Tensor:
-        """Variance that the forward step t_prev -> t adds, float64: beta of the (respaced) schedule ("fixed large")."""
-        return self.s(t, torch.float64) ** 2 - (self.carry(t, t_prev) * self.s(t_prev, torch.float64)) ** 2
+        """Variance that the forward step t_prev -> t adds, float64: beta of the (respaced) schedule
+        ("fixed large").
+        """
+        return (
+            self.s(t, torch.float64) ** 2
+            - (self.carry(t, t_prev) * self.s(t_prev, torch.float64)) ** 2
+        )
 
     # --------------------------------------------------------------------------------
 
     def _abs(self, t: Tensor, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        dtype = torch.promote_types(z.dtype, torch.float32)  # a bfloat16 z must not round a = 0.9999 to 1
+        dtype = torch.promote_types(
+            z.dtype, torch.float32
+        )  # a bfloat16 z must not round a = 0.9999 to 1
         return self.a(t, dtype), self.b(t, dtype), self.s(t, dtype)
 
     def _table(self, name: str, device: torch.device, dtype: torch.dtype) -> Tensor:
-        """One copy a device and dtype: no transfer inside a training step, and no float64 on devices that lack it."""
+        """One copy a device and dtype: no transfer inside a training step, and no float64 on
+        devices that lack it.
+        """
         key = (name, device, dtype)
         if key not in self._ready:
             self._ready[key] = self._tables[name].to(device, dtype)
@@ -172,14 +216,18 @@ class Process:
 
 
 class DDPM(Process):
-    """Variance-preserving process from abar (float64 [T]); `timesteps` keeps these steps of it (respacing).
+    """Variance-preserving process from abar (float64 [T]); `timesteps` keeps these steps of it
+    (respacing).
 
-    Keeping a subset of abar is the respaced chain with beta_i = 1 - abar_i / abar_prev (guided-diffusion, respace.py).
-    continuous: training draws noise levels between the steps, as SR3 does; such a step is a real t in [-1, T-1], at which
-    a = sqrt(abar) lies on the straight line between its neighbours and s = sqrt(1 - a^2).
+    Keeping a subset of abar is the respaced chain with beta_i = 1 - abar_i / abar_prev
+    (guided-diffusion, respace.py). continuous: training draws noise levels between the steps, as
+    SR3 does; such a step is a real t in [-1, T-1], at which a = sqrt(abar) lies on the straight
+    line between its neighbours and s = sqrt(1 - a^2).
     """
 
-    def __init__(self, alphas_cumprod: Tensor, timesteps: Tensor | None = None, continuous: bool = False):
+    def __init__(
+        self, alphas_cumprod: Tensor, timesteps: Tensor | None = None, continuous: bool = False
+    ):
         abar = alphas_cumprod.double() if timesteps is None else alphas_cumprod.double()[timesteps]
         s = (1 - abar).sqrt()
         super().__init__(abar.sqrt(), torch.zeros_like(s), s, s, timesteps)
@@ -192,13 +240,19 @@ class DDPM(Process):
         return super().b(t.long(), dtype)  # 0 everywhere
 
     def s(self, t: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-        return (1 - self._between(t) ** 2).sqrt().to(dtype) if t.is_floating_point() else super().s(t, dtype)
+        return (
+            (1 - self._between(t) ** 2).sqrt().to(dtype)
+            if t.is_floating_point()
+            else super().s(t, dtype)
+        )
 
     def weight(self, t: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
         return self.s(t, dtype)
 
     def draw(self, count: int, generator: torch.Generator) -> Tensor:
-        """With `continuous` float32 [count]: one step for all, and each at its own place between it and the step before."""
+        """With `continuous` float32 [count]: one step for all, and each at its own place between it
+        and the step before.
+        """
         if not self.continuous:
             return super().draw(count, generator)
         step = super().draw(1, generator)
@@ -215,14 +269,22 @@ class DDPM(Process):
 class ResidualShift(Process):
     """ResShift's process from a table of sqrt(eta) (float64 [T]), which grows within (0, 1)."""
 
-    def __init__(self, sqrt_eta: Tensor, kappa: float, normalize_input: bool = True, timesteps: Tensor | None = None):
+    def __init__(
+        self,
+        sqrt_eta: Tensor,
+        kappa: float,
+        normalize_input: bool = True,
+        timesteps: Tensor | None = None,
+    ):
         sqrt_eta = sqrt_eta.double()
         eta = sqrt_eta**2
         super().__init__(1 - eta, eta, kappa * sqrt_eta, sqrt_eta, timesteps)
         self.normalize_input = normalize_input
 
     def carry(self, t: Tensor, t_prev: Tensor) -> Tensor:
-        """The forward step only adds: z_t = z_u + alpha (z_lr - z0) + kappa sqrt(alpha) n (ResShift, Eq. 1)."""
+        """The forward step only adds: z_t = z_u + alpha (z_lr - z0) + kappa sqrt(alpha) n
+        (ResShift, Eq. 1).
+        """
         return torch.ones_like(self.s(t, torch.float64))
 
     def model_input(self, z_t: Tensor, t: Tensor) -> Tensor:
@@ -247,7 +309,9 @@ class Flow(Process):
 
 
 class Regression(Process):
-    """No noise: z_t = z_lr at the one step there is, from which a network predicts z0 directly. Prediction "z0" only."""
+    """No noise: z_t = z_lr at the one step there is, from which a network predicts z0 directly.
+    Prediction "z0" only.
+    """
 
     def __init__(self):
         zero, one = torch.zeros(1, dtype=torch.float64), torch.ones(1, dtype=torch.float64)
@@ -257,38 +321,56 @@ class Regression(Process):
         return z_lr
 
     def posterior_factors(self, t: Tensor, t_prev: Tensor) -> tuple[Tensor, Tensor]:
-        return torch.ones_like(self.a(t_prev, torch.float64)), torch.zeros_like(self.a(t_prev, torch.float64))
+        return torch.ones_like(self.a(t_prev, torch.float64)), torch.zeros_like(
+            self.a(t_prev, torch.float64)
+        )
 
     def posterior_variance(self, t: Tensor, t_prev: Tensor) -> Tensor:
         return torch.zeros_like(self.a(t_prev, torch.float64))
 
-    def to_eps(self, output: Tensor, z_t: Tensor, z_lr: Tensor, t: Tensor, prediction: str) -> Tensor:
+    def to_eps(
+        self, output: Tensor, z_t: Tensor, z_lr: Tensor, t: Tensor, prediction: str
+    ) -> Tensor:
         if prediction != "z0":
-            raise ProcessError(f"prediction {prediction!r} has no meaning without noise; set prediction: z0.")
+            raise ProcessError(
+                f"prediction {prediction!r} has no meaning without noise; set prediction: z0."
+            )
         return torch.zeros_like(z_t)
 
 
-def linear_betas(num_timesteps: int, beta_start: float, beta_end: float, schedule: str = "linear") -> Tensor:
-    """betas, float64 [T]. "linear": linear in t; "sqrt_linear": their square roots are (LDM calls that one "linear")."""
+def linear_betas(
+    num_timesteps: int, beta_start: float, beta_end: float, schedule: str = "linear"
+) -> Tensor:
+    """betas, float64 [T]. "linear": linear in t; "sqrt_linear": their square roots are (LDM calls
+    that one "linear").
+    """
     if schedule == "linear":
         return torch.linspace(beta_start, beta_end, num_timesteps, dtype=torch.float64)
     return torch.linspace(beta_start**0.5, beta_end**0.5, num_timesteps, dtype=torch.float64) ** 2
 
 
-def linear_abar(num_timesteps: int, beta_start: float, beta_end: float, schedule: str = "linear") -> Tensor:
+def linear_abar(
+    num_timesteps: int, beta_start: float, beta_end: float, schedule: str = "linear"
+) -> Tensor:
     """abar of `linear_betas`, float64 [T]."""
     return torch.cumprod(1 - linear_betas(num_timesteps, beta_start, beta_end, schedule), 0)
 
 
 def respaced(num_timesteps: int, steps: int) -> Tensor:
-    """Kept steps int(T / n * i), int64 [n] (ResShift, respace.py): 50 of 2000 are 0, 40, ..., 1960, never T - 1."""
+    """Kept steps int(T / n * i), int64 [n] (ResShift, respace.py): 50 of 2000 are 0, 40, ..., 1960,
+    never T - 1.
+    """
     if not 1 <= steps <= num_timesteps:
-        raise ProcessError(f"respace={steps} is not possible; choose 1 to num_timesteps={num_timesteps}.")
+        raise ProcessError(
+            f"respace={steps} is not possible; choose 1 to num_timesteps={num_timesteps}."
+        )
     return torch.tensor([int(num_timesteps / steps * i) for i in range(steps)])
 
 
 def exponential_sqrt_eta(num_timesteps: int, start: float, end: float, power: float) -> Tensor:
-    """sqrt(eta_t) = start (end / start) ** ((t / (T-1)) ** power), float64 [T] (ResShift, Eq. 9). `end` bounds sqrt(eta)."""
+    """sqrt(eta_t) = start (end / start) ** ((t / (T-1)) ** power), float64 [T] (ResShift, Eq. 9).
+    `end` bounds sqrt(eta).
+    """
     position = torch.arange(num_timesteps, dtype=torch.float64) / (num_timesteps - 1)
     return start * (end / start) ** position**power
 
@@ -297,7 +379,11 @@ def build_process(cfg: ProcessConfig) -> Process:
     """Config -> process."""
     if isinstance(cfg, DDPMConfig):
         abar = linear_abar(cfg.num_timesteps, cfg.beta_start, cfg.beta_end, cfg.schedule)
-        return DDPM(abar, None if cfg.respace is None else respaced(cfg.num_timesteps, cfg.respace), cfg.continuous)
+        return DDPM(
+            abar,
+            None if cfg.respace is None else respaced(cfg.num_timesteps, cfg.respace),
+            cfg.continuous,
+        )
     if isinstance(cfg, ResidualShiftConfig):
         start = min(cfg.min_noise_level / cfg.kappa, cfg.min_noise_level)
         sqrt_eta = exponential_sqrt_eta(cfg.num_timesteps, start, cfg.sqrt_eta_end, cfg.power)
@@ -315,4 +401,6 @@ def like(coefficient: Tensor, z: Tensor) -> Tensor:
 
 def check_prediction(prediction: str) -> None:
     if prediction not in PREDICTIONS:
-        raise ProcessError(f"prediction {prediction!r} is not known; use one of {', '.join(PREDICTIONS)}.")
+        raise ProcessError(
+            f"prediction {prediction!r} is not known; use one of {', '.join(PREDICTIONS)}."
+        )

@@ -6,10 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 
-if not torch.cuda.is_available():  # before the first import of triton: kernels run in its interpreter
+if (
+    not torch.cuda.is_available()
+):  # before the first import of triton: kernels run in its interpreter
     os.environ["TRITON_INTERPRET"] = "1"
 
-from ldm_dream.config_models import DDPMConfig, FlowConfig, ResidualShiftConfig
+from ldm_dream.config.model import DDPMConfig, FlowConfig, ResidualShiftConfig
 from ldm_dream.process import build_process
 
 SHARED = Path(__file__).resolve().parents[1].parent / "shared"
@@ -23,19 +25,30 @@ PROCESSES = {
 }
 
 
-TABLES = {  # tests with a line for each case at the end of the run, given by record_property("figures", text) -> title
+# tests with a line for each case at the end of the run, given by record_property("figures", text)
+# -> title
+TABLES = {
     "test_golden_case_is_reproduced": "golden cases: outputs compared, largest error as a share of its tolerance",
     "test_published_layout_imports_at_full_size": "published layouts at full size, by tools/import_checkpoint.py (peak: VmHWM)",
 }
 
 
 def pytest_addoption(parser):
-    parser.addoption("--golden", type=Path, default=None, help="folder with golden cases (default: ../shared/golden)")
+    parser.addoption(
+        "--golden",
+        type=Path,
+        default=None,
+        help="folder with golden cases (default: ../shared/golden)",
+    )
 
 
 def pytest_terminal_summary(terminalreporter):
     """The tables, with -q too: each case with its figures, and where it did not pass, that and why."""
-    reports = [r for outcome in ("passed", "failed", "skipped", "error") for r in terminalreporter.stats.get(outcome, [])]
+    reports = [
+        r
+        for outcome in ("passed", "failed", "skipped", "error")
+        for r in terminalreporter.stats.get(outcome, [])
+    ]
     for test, title in TABLES.items():
         lines = [table_line(r) for r in reports if r.nodeid.partition("[")[0].endswith(f"::{test}")]
         if lines:
@@ -51,7 +64,11 @@ def table_line(report: pytest.TestReport) -> str:
         words = ["SKIPPED", report.longrepr[2]]  # (file, line, reason)
     elif report.failed:
         crash = getattr(report.longrepr, "reprcrash", None)
-        words = ["FAILED", *words, (crash.message if crash else report.longreprtext).partition("\n")[0]]
+        words = [
+            "FAILED",
+            *words,
+            (crash.message if crash else report.longreprtext).partition("\n")[0],
+        ]
     return f"{case:32} " + "  ".join(filter(None, words))
 
 

@@ -5,11 +5,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ldm_dream.autoencoder import VQGAN
-from ldm_dream.checkpoint import save_model
-from ldm_dream.config import AutoencoderRun, DiffusionRun
-from ldm_dream.config_models import VQGANConfig
+from ldm_dream.config.model import VQGANConfig
+from ldm_dream.config.run import AutoencoderRun, DiffusionRun
 from ldm_dream.data.images import Image, write_image
+from ldm_dream.model_folder import save_model
+from ldm_dream.networks.vqgan import VQGAN
 
 VQGAN_TINY = VQGANConfig(
     ch=8,
@@ -35,8 +35,12 @@ def pictures(folder: Path, count: int = 5, side: int = 48) -> Path:
     random = np.random.default_rng(0)
     for i in range(count):
         coarse = torch.from_numpy(random.random((1, 3, 6, 6)))
-        smooth = torch.nn.functional.interpolate(coarse, size=(side, side + 4 * i), mode="bicubic").clamp(0, 1)
-        write_image(folder / f"{i}.png", Image((smooth[0].permute(1, 2, 0).numpy() * 255).astype(np.uint8)))
+        smooth = torch.nn.functional.interpolate(
+            coarse, size=(side, side + 4 * i), mode="bicubic"
+        ).clamp(0, 1)
+        write_image(
+            folder / f"{i}.png", Image((smooth[0].permute(1, 2, 0).numpy() * 255).astype(np.uint8))
+        )
     return folder
 
 

@@ -10,7 +10,7 @@ from benchmarks.all import COMMANDS
 from benchmarks.all import main as everything
 from benchmarks.plot import collect
 from benchmarks.step_profile import shares
-from ldm_dream.config import load_config
+from ldm_dream.config.files import load_config
 
 
 def test_rows_become_curves_over_steps_and_the_later_measurement_counts():
@@ -43,7 +43,9 @@ def test_all_runs_commands_that_exist(device):
     for words in COMMANDS[device]:
         args = build_parser().parse_args([*words, "--device", device, "--json", "rows.jsonl"])
         assert args.command == words[0]
-        if args.command == "train-step" and not args.ours_only:  # the official recipe knows this prediction alone
+        if (
+            args.command == "train-step" and not args.ours_only
+        ):  # the official recipe knows this prediction alone
             assert load_config(args.config, args.set).prediction == "eps"
 
 

@@ -6,8 +6,8 @@ import types
 import pytest
 
 from ldm_dream import hub
-from ldm_dream.checkpoint import ModelError, find_model
 from ldm_dream.hub import HubError, is_hub_id, upload
+from ldm_dream.model_folder import ModelError, find_model
 from runs import autoencoder_folder
 
 
@@ -19,7 +19,8 @@ def fake(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("name", "is_id"), [("me/model", True), ("dream-latent-x4-tiny", False), ("a/b/c", False), ("./x", False)]
+    ("name", "is_id"),
+    [("me/model", True), ("dream-latent-x4-tiny", False), ("a/b/c", False), ("./x", False)],
 )
 def test_an_id_has_one_slash(name, is_id):
     assert is_hub_id(name) == is_id
@@ -39,7 +40,9 @@ def test_out_of_reach_is_one_sentence(fake):
         raise OSError("Cannot reach the hub\nlong explanation")
 
     fake.snapshot_download = fake.create_repo = fails
-    with pytest.raises(HubError, match=r"me/model: no such folder here.*\(Cannot reach the hub\)\.$"):
+    with pytest.raises(
+        HubError, match=r"me/model: no such folder here.*\(Cannot reach the hub\)\.$"
+    ):
         find_model("me/model")
     with pytest.raises(HubError, match=r"could not be sent to the hub \(Cannot reach the hub\)"):
         upload(None, "me/model")
@@ -54,7 +57,9 @@ def test_without_the_package_the_extra_is_named(monkeypatch):
 def test_a_folder_is_sent_whole(fake, tmp_path):
     sent = []
     fake.create_repo = lambda repo_id, private, exist_ok: sent.append((repo_id, private))
-    fake.upload_folder = lambda repo_id, folder_path: sent.append(folder_path) or f"https://hub/{repo_id}"
+    fake.upload_folder = lambda repo_id, folder_path: (
+        sent.append(folder_path) or f"https://hub/{repo_id}"
+    )
     assert upload(tmp_path, "me/model", private=True) == "https://hub/me/model"
     assert sent == [("me/model", True), tmp_path]
 

@@ -1,4 +1,6 @@
-"""Laws of the loss: DREAM off is plain diffusion, and on it is Algorithm 3 for every process and prediction type."""
+"""Laws of the loss: DREAM off is plain diffusion, and on it is Algorithm 3 for every process and
+prediction type.
+"""
 
 import math
 
@@ -6,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from ldm_dream.config_models import ResidualShiftConfig
+from ldm_dream.config.model import ResidualShiftConfig
 from ldm_dream.loss import diffusion_loss, dream, evaluating
 from ldm_dream.process import PREDICTIONS, build_process
 
@@ -19,7 +21,9 @@ class Net(nn.Module):
     def __init__(self):
         super().__init__()
         torch.manual_seed(0)
-        self.inner = nn.Sequential(nn.Conv2d(4, 4, 3, padding=1), nn.Dropout(0.5), nn.Conv2d(4, 2, 1))
+        self.inner = nn.Sequential(
+            nn.Conv2d(4, 4, 3, padding=1), nn.Dropout(0.5), nn.Conv2d(4, 2, 1)
+        )
         self.modes: list[bool] = []
 
     def forward(self, z_t, t, cond):
@@ -49,7 +53,7 @@ def saying_the_same(process, z_lr, prediction):
     return lambda z_t, t, cond: convert(frozen_guess(z_t, t, cond), z_t, z_lr, t, "eps")
 
 
-# ------------------------------------------------------------------------------------------------ off is plain
+# ------------------------------------------------------------------------------------- off is plain
 
 
 @pytest.mark.parametrize("kind", ["l1", "l2"])
@@ -64,14 +68,27 @@ def test_dream_with_strength_zero_is_plain_loss(process, prediction, kind):
     wanted = (error.abs() if kind == "l1" else error**2).mean((1, 2, 3))
     wanted.sum().backward()
     torch.manual_seed(7)
-    got = diffusion_loss(net, process, z0, z_lr, cond, t, eps, prediction=prediction, kind=kind, strength=0.0, p=0.7, network=net)
+    got = diffusion_loss(
+        net,
+        process,
+        z0,
+        z_lr,
+        cond,
+        t,
+        eps,
+        prediction=prediction,
+        kind=kind,
+        strength=0.0,
+        p=0.7,
+        network=net,
+    )
     got.loss.sum().backward()
     assert torch.equal(got.loss, wanted)
     assert all(torch.equal(x.grad, y.grad) for x, y in zip(net.parameters(), plain.parameters()))
     assert net.modes == [True]
 
 
-# ------------------------------------------------------------------------------------------------ on is Algorithm 3
+# -------------------------------------------------------------------------------- on is Algorithm 3
 
 
 @pytest.mark.parametrize("p", [0.0, 0.5, 1.0, 2.0, 3.7, 10.0])
@@ -82,8 +99,12 @@ def test_dream_is_equations_14_and_15(process, strength, p):
     z_t = a * z0 + b * z_lr + s * eps
     lam = strength * weight**p
     delta = eps - frozen_guess(z_t, t, cond)
-    got_z, got_eps = dream(frozen_guess, process, z_t, z_lr, cond, t, eps, prediction="eps", strength=strength, p=p)
-    torch.testing.assert_close(got_z, z_t + s * lam * delta, rtol=1e-5, atol=1e-6)  # lam and s are float32
+    got_z, got_eps = dream(
+        frozen_guess, process, z_t, z_lr, cond, t, eps, prediction="eps", strength=strength, p=p
+    )
+    torch.testing.assert_close(
+        got_z, z_t + s * lam * delta, rtol=1e-5, atol=1e-6
+    )  # lam and s are float32
     torch.testing.assert_close(got_eps, eps + lam * delta, rtol=1e-5, atol=1e-6)
 
 
@@ -91,7 +112,18 @@ def test_prediction_types_that_say_the_same_give_the_same_rectified_pair(process
     z0, z_lr, cond, t, eps = batch(process, F64, "eps")
     z_t = process.q_sample(z0, z_lr, eps, t)
     pairs = [
-        dream(saying_the_same(process, z_lr, kind), process, z_t, z_lr, cond, t, eps, prediction=kind, strength=1.0, p=1.0)
+        dream(
+            saying_the_same(process, z_lr, kind),
+            process,
+            z_t,
+            z_lr,
+            cond,
+            t,
+            eps,
+            prediction=kind,
+            strength=1.0,
+            p=1.0,
+        )
         for kind in PREDICTIONS
     ]
     for z, target in pairs[1:]:
@@ -103,7 +135,9 @@ def test_prediction_types_that_say_the_same_give_the_same_rectified_pair(process
 def test_rectified_pair_still_implies_z0(process, p):
     z0, z_lr, cond, t, eps = batch(process, F64, "eps")
     z_t = process.q_sample(z0, z_lr, eps, t)
-    z, target = dream(frozen_guess, process, z_t, z_lr, cond, t, eps, prediction="eps", strength=0.8, p=p)
+    z, target = dream(
+        frozen_guess, process, z_t, z_lr, cond, t, eps, prediction="eps", strength=0.8, p=p
+    )
     a, b, s, _ = numbers(process, t)
     torch.testing.assert_close(a * z0 + b * z_lr + s * target, z, rtol=1e-6, atol=1e-6)
 
@@ -117,13 +151,19 @@ def test_a_network_that_knows_the_answer_has_no_loss(process, prediction):
         implied = (z_t - a * z0 - b * z_lr) / s
         return {"eps": implied, "z0": z0, "v": a * implied - s * z0}[prediction]
 
-    got = diffusion_loss(knows, process, z0, z_lr, cond, t, eps, prediction=prediction, strength=1.0)
-    torch.testing.assert_close(got.loss, torch.zeros(4, dtype=F64), rtol=0, atol=2e-4)  # eps of the first step: 1 / s ~ 1e3
+    got = diffusion_loss(
+        knows, process, z0, z_lr, cond, t, eps, prediction=prediction, strength=1.0
+    )
+    torch.testing.assert_close(
+        got.loss, torch.zeros(4, dtype=F64), rtol=0, atol=2e-4
+    )  # eps of the first step: 1 / s ~ 1e3
     torch.testing.assert_close(got.z0_hat, z0, rtol=0, atol=1e-4)
 
 
 def test_dream_on_residual_shift_blends_the_estimate_of_z0():
-    """z_t' = z_t + (1 - eta) lam (z0_hat - z0): z_t as it would be had z0 been partly the network's own."""
+    """z_t' = z_t + (1 - eta) lam (z0_hat - z0): z_t as it would be had z0 been partly the network's
+    own.
+    """
     process = build_process(ResidualShiftConfig())
     z0, z_lr, cond, t, eps = batch(process, F64)
     z_t, guess = process.q_sample(z0, z_lr, eps, t), lambda z_t, t, cond: 0.9 * cond
@@ -135,21 +175,34 @@ def test_dream_on_residual_shift_blends_the_estimate_of_z0():
 @pytest.mark.parametrize("kind", ["l1", "l2"])
 @pytest.mark.parametrize("prediction", PREDICTIONS)
 def test_gradient_is_that_of_the_loss_written_out(process, prediction, kind):
-    """A network w z_t: the gradient in w is known in closed form, and the extra pass adds nothing to it."""
+    """A network w z_t: the gradient in w is known in closed form, and the extra pass adds nothing
+    to it.
+    """
     z0, z_lr, cond, t, eps = batch(process, F64, prediction)
     a, b, s, weight = numbers(process, t)
     w = torch.tensor(0.6, dtype=F64, requires_grad=True)
     z_t = a * z0 + b * z_lr + s * eps
     guess = 0.6 * z_t
     y = z_t - b * z_lr
-    eps_hat = {"eps": guess, "z0": (y - a * guess) / s, "v": (s * y + a * guess) / (a * a + s * s)}[prediction]
+    eps_hat = {"eps": guess, "z0": (y - a * guess) / s, "v": (s * y + a * guess) / (a * a + s * s)}[
+        prediction
+    ]
     z = z_t + s * weight * (eps - eps_hat)
     rectified = eps + weight * (eps - eps_hat)
     error = 0.6 * z - {"eps": rectified, "z0": z0, "v": a * rectified - s * z0}[prediction]
     wanted = ((error.sign() if kind == "l1" else 2 * error) * z).mean((1, 2, 3)).sum()
 
     got = diffusion_loss(
-        lambda z_t, t, cond: w * z_t, process, z0, z_lr, cond, t, eps, prediction=prediction, kind=kind, strength=1.0
+        lambda z_t, t, cond: w * z_t,
+        process,
+        z0,
+        z_lr,
+        cond,
+        t,
+        eps,
+        prediction=prediction,
+        kind=kind,
+        strength=1.0,
     )
     got.loss.sum().backward()
     torch.testing.assert_close(w.grad, wanted, rtol=1e-5, atol=1e-6)
@@ -165,7 +218,7 @@ def test_z0_hat_is_implied_by_the_output_and_carries_gradient(process):
     assert gradient.abs().min() > 0
 
 
-# ------------------------------------------------------------------------------------------------ the extra pass
+# ----------------------------------------------------------------------------------- the extra pass
 
 
 def test_extra_pass_has_dropout_off_and_leaves_the_random_state(process):
@@ -174,7 +227,9 @@ def test_extra_pass_has_dropout_off_and_leaves_the_random_state(process):
     for strength in (0.0, 1.0):
         net = Net()
         torch.manual_seed(5)
-        diffusion_loss(net, process, z0, z_lr, cond, t, eps, prediction="z0", strength=strength, network=net)
+        diffusion_loss(
+            net, process, z0, z_lr, cond, t, eps, prediction="z0", strength=strength, network=net
+        )
         states.append(torch.get_rng_state())
     assert net.modes == [False, True]
     assert torch.equal(*states)
@@ -198,22 +253,30 @@ def test_training_flags_come_back_after_a_failed_pass():
         raise RuntimeError("out of memory")
 
     with pytest.raises(RuntimeError, match="out of memory"):
-        diffusion_loss(fails, process, z0, z_lr, cond, t, eps, prediction="z0", strength=1.0, network=net)
+        diffusion_loss(
+            fails, process, z0, z_lr, cond, t, eps, prediction="z0", strength=1.0, network=net
+        )
     assert all(module.training for module in net.modules())
 
 
 def test_gradients_under_autocast_survive_the_extra_pass():
-    """Weights cast without gradient in the extra pass must not be taken from autocast's cache in the next."""
+    """Weights cast without gradient in the extra pass must not be taken from autocast's cache in
+    the next.
+    """
     process, net = build_process(ResidualShiftConfig()), Net()
     z0, z_lr, cond, t, eps = batch(process)
     with torch.autocast("cpu", torch.bfloat16):
-        got = diffusion_loss(net, process, z0, z_lr, cond, t, eps, prediction="z0", strength=1.0, network=net)
+        got = diffusion_loss(
+            net, process, z0, z_lr, cond, t, eps, prediction="z0", strength=1.0, network=net
+        )
     assert got.loss.dtype == torch.float32
     got.loss.sum().backward()
-    assert all(weight.grad is not None and weight.grad.abs().max() > 0 for weight in net.parameters())
+    assert all(
+        weight.grad is not None and weight.grad.abs().max() > 0 for weight in net.parameters()
+    )
 
 
-# ------------------------------------------------------------------------------------------------ mistakes
+# ----------------------------------------------------------------------------------------- mistakes
 
 
 @pytest.mark.parametrize(
@@ -231,26 +294,52 @@ def test_wrong_arguments_are_named(wrong, says):
     process = build_process(ResidualShiftConfig())
     z0, z_lr, cond, t, eps = batch(process)
     with pytest.raises(ValueError, match=says):
-        diffusion_loss(frozen_guess, process, z0, z_lr, cond, t, eps, **({"prediction": "z0", "strength": 0.5} | wrong))
+        diffusion_loss(
+            frozen_guess,
+            process,
+            z0,
+            z_lr,
+            cond,
+            t,
+            eps,
+            **({"prediction": "z0", "strength": 0.5} | wrong),
+        )
 
 
 def test_output_of_another_shape_does_not_broadcast():
     process = build_process(ResidualShiftConfig())
     z0, z_lr, cond, t, eps = batch(process)
     with pytest.raises(ValueError, match=r"\(4, 1, 5, 5\).*\(4, 2, 5, 5\)"):
-        diffusion_loss(lambda z_t, t, cond: z_t[:, :1], process, z0, z_lr, cond, t, eps, prediction="z0")
+        diffusion_loss(
+            lambda z_t, t, cond: z_t[:, :1], process, z0, z_lr, cond, t, eps, prediction="z0"
+        )
     with pytest.raises(ValueError, match=r"\(4, 1, 5, 5\).*\(4, 2, 5, 5\)"):
-        dream(lambda z_t, t, cond: z_t[:, :1], process, z0, z_lr, cond, t, eps, prediction="z0", strength=1.0, p=1.0)
+        dream(
+            lambda z_t, t, cond: z_t[:, :1],
+            process,
+            z0,
+            z_lr,
+            cond,
+            t,
+            eps,
+            prediction="z0",
+            strength=1.0,
+            p=1.0,
+        )
 
 
 @pytest.mark.parametrize("prediction", PREDICTIONS)
-def test_a_fraction_rectifies_the_samples_of_the_largest_lam_and_leaves_the_rest_plain(process, prediction):
+def test_a_fraction_rectifies_the_samples_of_the_largest_lam_and_leaves_the_rest_plain(
+    process, prediction
+):
     z0, z_lr, cond, t, eps = batch(process, prediction="eps")
     denoise, estimated = saying_the_same(process, z_lr, prediction), []
     moved = process.weight(t).flatten().topk(2).indices
 
     def loss(**options):
-        return diffusion_loss(denoise, process, z0, z_lr, cond, t, eps, prediction=prediction, **options).loss
+        return diffusion_loss(
+            denoise, process, z0, z_lr, cond, t, eps, prediction=prediction, **options
+        ).loss
 
     def estimator(z_t, t, cond):
         estimated.append(t.tolist())
@@ -273,7 +362,18 @@ def test_samples_below_min_lam_stay_plain_and_the_extra_pass_is_spared_where_non
             seen.append(t.tolist())
             return frozen_guess(z_t, t, cond)
 
-        return diffusion_loss(frozen_guess, process, z0, z_lr, cond, t, eps, prediction="z0", estimator=estimator, **options).loss
+        return diffusion_loss(
+            frozen_guess,
+            process,
+            z0,
+            z_lr,
+            cond,
+            t,
+            eps,
+            prediction="z0",
+            estimator=estimator,
+            **options,
+        ).loss
 
     lam = process.weight(t).flatten()
     least = lam.mean().item()

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ldm_dream.config_models import DDPMConfig, FlowConfig, RegressionConfig, ResidualShiftConfig
+from ldm_dream.config.model import DDPMConfig, FlowConfig, RegressionConfig, ResidualShiftConfig
 from ldm_dream.process import (
     DDPM,
     PREDICTIONS,
@@ -34,7 +34,7 @@ def steps_of(process, prediction="z0"):
     return t if prediction != "eps" else t[process.a(t, F64).flatten() > 0]
 
 
-# ------------------------------------------------------------------------------------------------ conversions
+# -------------------------------------------------------------------------------------- conversions
 
 
 @pytest.mark.parametrize("prediction", PREDICTIONS)
@@ -44,7 +44,9 @@ def test_true_outputs_give_back_z0_eps_and_v(process, prediction):
     v = process.a(t, F64) * eps - process.s(t, F64) * z0
     output = {"eps": eps, "z0": z0, "v": v}[prediction]
     for convert, truth in ((process.to_z0, z0), (process.to_eps, eps), (process.to_v, v)):
-        torch.testing.assert_close(convert(output, z_t, z_lr, t, prediction), truth, rtol=1e-8, atol=1e-8)
+        torch.testing.assert_close(
+            convert(output, z_t, z_lr, t, prediction), truth, rtol=1e-8, atol=1e-8
+        )
 
 
 @pytest.mark.parametrize("prediction", PREDICTIONS)
@@ -74,11 +76,13 @@ def test_unknown_prediction_is_refused(process):
             convert(z0, z_t, z_lr, t, "x0")
 
 
-# ------------------------------------------------------------------------------------------------ posterior
+# ---------------------------------------------------------------------------------------- posterior
 
 
 def test_posterior_is_bayes_rule(process):
-    """p(z_u | z0) = N(a_u z0 + b_u z_lr, s_u^2) times p(z_t | z_u) = N(carry z_u + shift, forward variance)."""
+    """p(z_u | z0) = N(a_u z0 + b_u z_lr, s_u^2) times p(z_t | z_u) = N(carry z_u + shift, forward
+    variance).
+    """
     t = torch.arange(1, process.num_timesteps)
     u = torch.div(t, 2, rounding_mode="floor")  # jumps of many sizes
     z0, z_lr, _, z_t = batch(process, t)
@@ -99,11 +103,17 @@ def test_ddpm_posterior_is_the_published_one():
     abar_prev = np.append(1.0, abar[:-1])
     t = torch.arange(2000)
     on_z0, on_zt = (factor.flatten().numpy() for factor in process.posterior_factors(t, t - 1))
-    np.testing.assert_allclose(on_z0, betas * np.sqrt(abar_prev) / (1 - abar), rtol=1e-8)  # Ho 2020, Eq. 7
+    np.testing.assert_allclose(
+        on_z0, betas * np.sqrt(abar_prev) / (1 - abar), rtol=1e-8
+    )  # Ho 2020, Eq. 7
     np.testing.assert_allclose(on_zt, (1 - abar_prev) * np.sqrt(1 - betas) / (1 - abar), rtol=1e-8)
     variance = process.posterior_variance(t, t - 1).flatten().numpy()
-    np.testing.assert_allclose(variance, betas * (1 - abar_prev) / (1 - abar), rtol=1e-7, atol=1e-14)
-    np.testing.assert_allclose(process.forward_variance(t, t - 1).flatten().numpy(), betas, rtol=1e-7)
+    np.testing.assert_allclose(
+        variance, betas * (1 - abar_prev) / (1 - abar), rtol=1e-7, atol=1e-14
+    )
+    np.testing.assert_allclose(
+        process.forward_variance(t, t - 1).flatten().numpy(), betas, rtol=1e-7
+    )
 
 
 @pytest.mark.parametrize("steps, noise_level", [(15, 0.04), (4, 0.2)])
@@ -126,7 +136,7 @@ def test_last_step_is_the_clean_end_without_noise(process):
     assert torch.equal(variance, torch.zeros_like(variance))
 
 
-# ------------------------------------------------------------------------------------------------ schedules
+# ---------------------------------------------------------------------------------------- schedules
 
 
 def test_noise_and_weight_grow_within_their_range(process):
@@ -155,7 +165,9 @@ def test_respaced_ddpm_keeps_marginals_and_shows_the_original_step():
 
 
 def test_sqrt_linear_schedule_is_ldms():
-    process = build_process(DDPMConfig(num_timesteps=1000, beta_start=0.0015, beta_end=0.0155, schedule="sqrt_linear"))
+    process = build_process(
+        DDPMConfig(num_timesteps=1000, beta_start=0.0015, beta_end=0.0155, schedule="sqrt_linear")
+    )
     abar = process.a(torch.tensor([0, 999]), F64).flatten() ** 2
     assert abar.tolist() == pytest.approx([0.9985, 6.687e-4], rel=1e-3)
 
@@ -169,12 +181,19 @@ def test_resshift_schedules_are_the_published_ones():
     ):
         process = build_process(cfg)
         t = torch.arange(process.num_timesteps)
-        assert process.weight(t).flatten().tolist() == pytest.approx([float(x) for x in wanted.split()], abs=1e-6)
+        assert process.weight(t).flatten().tolist() == pytest.approx(
+            [float(x) for x in wanted.split()], abs=1e-6
+        )
         torch.testing.assert_close(process.s(t), 2 * process.weight(t))
 
 
 @settings(max_examples=30, deadline=None)
-@given(total=st.integers(2, 40), start=st.floats(1e-3, 0.5), end=st.floats(0.6, 0.999), power=st.floats(0.1, 3))
+@given(
+    total=st.integers(2, 40),
+    start=st.floats(1e-3, 0.5),
+    end=st.floats(0.6, 0.999),
+    power=st.floats(0.1, 3),
+)
 def test_exponential_schedule_runs_from_start_to_end(total, start, end, power):
     sqrt_eta = exponential_sqrt_eta(total, start, end, power)
     assert sqrt_eta[[0, -1]].tolist() == pytest.approx([start, end])
@@ -194,7 +213,7 @@ def test_respacing_to_more_steps_than_there_are_is_refused(steps):
         build_process(DDPMConfig(respace=steps))
 
 
-# ------------------------------------------------------------------------------------------------ network and tensors
+# ------------------------------------------------------------------------------ network and tensors
 
 
 def test_resshift_input_is_divided_by_its_spread_and_others_are_left_alone(process):
@@ -206,11 +225,19 @@ def test_resshift_input_is_divided_by_its_spread_and_others_are_left_alone(proce
 
 def test_normalize_input_off_leaves_the_input():
     z_t = torch.ones(1, 1, 2, 2)
-    assert build_process(ResidualShiftConfig(normalize_input=False)).model_input(z_t, torch.tensor([3])) is z_t
+    assert (
+        build_process(ResidualShiftConfig(normalize_input=False)).model_input(
+            z_t, torch.tensor([3])
+        )
+        is z_t
+    )
 
 
 def test_prior_is_noise_around_z_lr_for_resshift_and_noise_alone_else(process):
-    z_lr, eps = torch.full((2, 1, 2, 2), 5.0), torch.randn(2, 1, 2, 2, generator=torch.Generator().manual_seed(0))
+    z_lr, eps = (
+        torch.full((2, 1, 2, 2), 5.0),
+        torch.randn(2, 1, 2, 2, generator=torch.Generator().manual_seed(0)),
+    )
     wanted = z_lr + 2 * 0.99 * eps if isinstance(process, ResidualShift) else eps
     torch.testing.assert_close(process.prior(z_lr, eps), wanted)
 
@@ -239,11 +266,18 @@ def test_continuous_steps_lie_between_their_neighbours_and_meet_them():
     process = DDPM(linear_abar(50, 1e-3, 0.2), continuous=True)
     whole = torch.arange(-1, 50)
     for factor in (process.a, process.s, process.weight):
-        torch.testing.assert_close(factor(whole.double(), torch.float64), factor(whole, torch.float64), atol=1e-12, rtol=1e-9)
+        torch.testing.assert_close(
+            factor(whole.double(), torch.float64),
+            factor(whole, torch.float64),
+            atol=1e-12,
+            rtol=1e-9,
+        )
     middle = process.a(torch.tensor([6.5]), torch.float64)
     ends = process.a(torch.tensor([6, 7]), torch.float64)
     torch.testing.assert_close(middle[0], ends.mean(0))
-    torch.testing.assert_close(middle**2 + process.s(torch.tensor([6.5]), torch.float64) ** 2, torch.ones_like(middle))
+    torch.testing.assert_close(
+        middle**2 + process.s(torch.tensor([6.5]), torch.float64) ** 2, torch.ones_like(middle)
+    )
 
 
 def test_continuous_training_shares_one_step_and_places_each_sample_in_it():

@@ -1,11 +1,13 @@
-"""Laws of the samplers: they agree with each other where the papers say so, and with closed forms where there are some."""
+"""Laws of the samplers: they agree with each other where the papers say so, and with closed forms
+where there are some.
+"""
 
 import math
 
 import pytest
 import torch
 
-from ldm_dream.config_models import DDPMConfig, FlowConfig, ResidualShiftConfig
+from ldm_dream.config.model import DDPMConfig, FlowConfig, ResidualShiftConfig
 from ldm_dream.process import ResidualShift, build_process
 from ldm_dream.sampler import KINDS, SamplerError, sample, sample_steps, timesteps
 
@@ -24,7 +26,9 @@ def guess(z_t, t, cond):
 
 
 def kinds_of(process):
-    return KINDS[:3] if not isinstance(process, ResidualShift) else ("ancestral", "ddim", "resshift")
+    return (
+        KINDS[:3] if not isinstance(process, ResidualShift) else ("ancestral", "ddim", "resshift")
+    )
 
 
 @pytest.fixture
@@ -37,14 +41,26 @@ def cond():
     return field(99)
 
 
-# ------------------------------------------------------------------------------------------------ agreement
+# ---------------------------------------------------------------------------------------- agreement
 
 
 @pytest.mark.parametrize("steps", [None, 3, 1])
 def test_ddim_with_eta_one_is_ancestral(process, z_lr, cond, steps):
     steps = min(process.num_timesteps, 20) if steps is None else steps
     runs = [
-        list(sample_steps(guess, process, z_lr, cond, prediction="z0", kind=kind, steps=steps, eta=1.0, noise=field))
+        list(
+            sample_steps(
+                guess,
+                process,
+                z_lr,
+                cond,
+                prediction="z0",
+                kind=kind,
+                steps=steps,
+                eta=1.0,
+                noise=field,
+            )
+        )
         for kind in ("ddim", "ancestral")
     ]
     for ddim, ancestral in zip(*runs):
@@ -53,31 +69,51 @@ def test_ddim_with_eta_one_is_ancestral(process, z_lr, cond, steps):
 
 @pytest.mark.parametrize("eta", [0.5, 1.0])
 def test_ddim_adds_noise_of_eta_times_the_posterior_deviation(process, z_lr, cond, eta):
-    """Two runs that differ only in the step's noise part by sigma times the difference of the noises."""
+    """Two runs that differ only in the step's noise part by sigma times the difference of the
+    noises.
+    """
     path = timesteps(process, 3)
 
     def first(other):
         run = sample_steps(
-            guess, process, z_lr, cond, prediction="z0", kind="ddim", steps=3, eta=eta, noise=lambda k: field(k + other * (k > 0))
+            guess,
+            process,
+            z_lr,
+            cond,
+            prediction="z0",
+            kind="ddim",
+            steps=3,
+            eta=eta,
+            noise=lambda k: field(k + other * (k > 0)),
         )
         return next(run).z_t
 
     sigma = process.posterior_variance(*(torch.tensor([t]) for t in path[:2])).sqrt()
-    torch.testing.assert_close(first(1000) - first(0), eta * sigma * (field(1001) - field(1)), rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(
+        first(1000) - first(0), eta * sigma * (field(1001) - field(1)), rtol=1e-9, atol=1e-9
+    )
 
 
 def test_resshift_kind_is_the_published_step(z_lr, cond):
     process = build_process(ResidualShiftConfig())
     z = z_lr + 2 * 0.99 * field(0)
-    for k, step in enumerate(sample_steps(guess, process, z_lr, cond, prediction="z0", kind="resshift", noise=field)):
+    for k, step in enumerate(
+        sample_steps(guess, process, z_lr, cond, prediction="z0", kind="resshift", noise=field)
+    ):
         eta, eta_prev = (process.b(torch.tensor([t]), F64) for t in (step.t, step.t - 1))
         z0 = guess(z, torch.full((2,), step.t), cond)
-        z = eta_prev / eta * z + (eta - eta_prev) / eta * z0 + 2 * (eta_prev / eta * (eta - eta_prev)).sqrt() * field(k + 1)
+        z = (
+            eta_prev / eta * z
+            + (eta - eta_prev) / eta * z0
+            + 2 * (eta_prev / eta * (eta - eta_prev)).sqrt() * field(k + 1)
+        )
         torch.testing.assert_close(step.z_t, z, rtol=1e-9, atol=1e-9)
 
 
 def test_solver_in_its_first_order_steps_is_ddim(z_lr, cond):
-    """The first and the last step are first order, so two steps are ddim's, on a process that starts in pure noise too."""
+    """The first and the last step are first order, so two steps are ddim's, on a process that
+    starts in pure noise too.
+    """
     for cfg in (DDPMConfig(num_timesteps=1000), FlowConfig(num_timesteps=100)):
         process = build_process(cfg)
         runs = [
@@ -89,7 +125,9 @@ def test_solver_in_its_first_order_steps_is_ddim(z_lr, cond):
 
 @pytest.mark.parametrize(("kind", "order"), [("ddim", 1), ("dpm-solver++", 2)])
 def test_order_of_convergence_on_gaussian_data(kind, order):
-    """For z0 ~ N(0, 0.5^2) the best network and the ODE's solution are known: |z_t| goes as sqrt(a^2 0.5^2 + s^2)."""
+    """For z0 ~ N(0, 0.5^2) the best network and the ODE's solution are known: |z_t| goes as
+    sqrt(a^2 0.5^2 + s^2).
+    """
     process = build_process(DDPMConfig(num_timesteps=4000, beta_start=1e-5, beta_end=4e-3))
 
     def best(z_t, t, cond):
@@ -110,31 +148,60 @@ def test_order_of_convergence_on_gaussian_data(kind, order):
     for n in (20, 40):
         wanted = [ends[0] + (ends[1] - ends[0]) * i / n for i in range(n + 1)]
         path = [min(range(4000), key=lambda t: abs(grid[t] - w)) for w in wanted]
-        run = list(sample_steps(best, process, 0 * z_T, z_T, prediction="z0", kind=kind, steps=path, noise=field))
+        run = list(
+            sample_steps(
+                best, process, 0 * z_T, z_T, prediction="z0", kind=kind, steps=path, noise=field
+            )
+        )
         z = run[-2].z_t  # at step 40: the clean end is reached by a jump of its own
         errors.append((z - scale_at(path[-1]) / scale_at(3999) * z_T).abs().max().item())
     assert errors[0] / errors[1] > 0.8 * 2**order
 
 
-# ------------------------------------------------------------------------------------------------ ends
+# --------------------------------------------------------------------------------------------- ends
 
 
 @pytest.mark.parametrize("steps", [1, 2, 4])
 def test_a_network_that_knows_z0_is_believed(process, z_lr, cond, steps):
     z0 = field(7)
     for kind in kinds_of(process):
-        got = sample(lambda z_t, t, cond: z0, process, z_lr, cond, prediction="z0", kind=kind, steps=steps, noise=field)
+        got = sample(
+            lambda z_t, t, cond: z0,
+            process,
+            z_lr,
+            cond,
+            prediction="z0",
+            kind=kind,
+            steps=steps,
+            noise=field,
+        )
         torch.testing.assert_close(got, z0, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("prediction", ["z0", "v"])
 def test_prediction_types_that_say_the_same_give_the_same_sample(process, z_lr, cond, prediction):
     def says(z_t, t, cond):
-        return guess(z_t, t, cond) if prediction == "z0" else process.to_v(guess(z_t, t, cond), z_t, z_lr, t, "z0")
+        return (
+            guess(z_t, t, cond)
+            if prediction == "z0"
+            else process.to_v(guess(z_t, t, cond), z_t, z_lr, t, "z0")
+        )
 
     for kind in kinds_of(process):
-        got = sample(says, process, z_lr, cond, prediction=prediction, kind=kind, steps=4, noise=field, eta=0.5)
-        wanted = sample(guess, process, z_lr, cond, prediction="z0", kind=kind, steps=4, noise=field, eta=0.5)
+        got = sample(
+            says,
+            process,
+            z_lr,
+            cond,
+            prediction=prediction,
+            kind=kind,
+            steps=4,
+            noise=field,
+            eta=0.5,
+        )
+        wanted = sample(
+            guess, process, z_lr, cond, prediction="z0", kind=kind, steps=4, noise=field, eta=0.5
+        )
         torch.testing.assert_close(got, wanted, rtol=1e-8, atol=1e-8)
 
 
@@ -157,20 +224,35 @@ def test_sampling_keeps_dtype_and_makes_no_graph(process):
     z_lr = torch.zeros(1, 3, 4, 4)
     weight = torch.ones((), requires_grad=True)
     for kind in kinds_of(process):
-        got = sample(lambda z, t, c: weight * guess(z, t, c), process, z_lr, z_lr, prediction="z0", kind=kind, steps=3)
+        got = sample(
+            lambda z, t, c: weight * guess(z, t, c),
+            process,
+            z_lr,
+            z_lr,
+            prediction="z0",
+            kind=kind,
+            steps=3,
+        )
         assert got.dtype == torch.float32
         assert not got.requires_grad
         assert got.isfinite().all()
 
 
-# ------------------------------------------------------------------------------------------------ noise, clip, variance
+# ---------------------------------------------------------------------------- noise, clip, variance
 
 
 def test_same_generator_same_result_and_another_differs(process):
     z_lr = torch.zeros(1, 3, 4, 4)
     first, again, other = (
         sample(
-            guess, process, z_lr, z_lr, prediction="z0", kind="ancestral", steps=4, generator=torch.Generator().manual_seed(seed)
+            guess,
+            process,
+            z_lr,
+            z_lr,
+            prediction="z0",
+            kind="ancestral",
+            steps=4,
+            generator=torch.Generator().manual_seed(seed),
         )
         for seed in (5, 5, 6)
     )
@@ -185,20 +267,38 @@ def test_noise_is_asked_by_number_and_only_where_it_is_added(z_lr, cond):
         asked.append(k)
         return field(k)
 
-    for kind, eta, wanted in (("resshift", 0.0, [0, 1, 2, 3]), ("ddim", 0.0, [0]), ("ddim", 0.5, [0, 1, 2, 3])):
+    for kind, eta, wanted in (
+        ("resshift", 0.0, [0, 1, 2, 3]),
+        ("ddim", 0.0, [0]),
+        ("ddim", 0.5, [0, 1, 2, 3]),
+    ):
         asked.clear()
-        sample(guess, process, z_lr, cond, prediction="z0", kind=kind, steps=4, eta=eta, noise=noise)
+        sample(
+            guess, process, z_lr, cond, prediction="z0", kind=kind, steps=4, eta=eta, noise=noise
+        )
         assert asked == wanted, kind
 
 
 def test_forward_variance_replaces_the_noise_and_leaves_the_mean(process, z_lr, cond):
     first = {}
     for variance in ("posterior", "forward"):
-        run = sample_steps(guess, process, z_lr, cond, prediction="z0", kind="ancestral", steps=3, noise=field, variance=variance)
+        run = sample_steps(
+            guess,
+            process,
+            z_lr,
+            cond,
+            prediction="z0",
+            kind="ancestral",
+            steps=3,
+            noise=field,
+            variance=variance,
+        )
         first[variance] = next(run).z_t
     t, u = (torch.tensor([t]) for t in timesteps(process, 3)[:2])
     larger = process.forward_variance(t, u).sqrt() - process.posterior_variance(t, u).sqrt()
-    torch.testing.assert_close(first["forward"] - first["posterior"], larger * field(1), rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(
+        first["forward"] - first["posterior"], larger * field(1), rtol=1e-9, atol=1e-9
+    )
 
 
 def test_clip_bounds_every_estimate(process, z_lr, cond):
@@ -210,7 +310,7 @@ def test_clip_bounds_every_estimate(process, z_lr, cond):
         assert max(step.z0_hat.abs().max().item() for step in run) == pytest.approx(0.7)
 
 
-# ------------------------------------------------------------------------------------------------ steps
+# -------------------------------------------------------------------------------------------- steps
 
 
 def test_steps_descend_evenly_from_the_last_to_zero(process):
@@ -238,7 +338,7 @@ def test_impossible_numbers_of_steps_are_refused(steps):
         timesteps(build_process(ResidualShiftConfig()), steps)
 
 
-# ------------------------------------------------------------------------------------------------ mistakes
+# ----------------------------------------------------------------------------------------- mistakes
 
 
 @pytest.mark.parametrize(
@@ -257,5 +357,7 @@ def test_impossible_numbers_of_steps_are_refused(steps):
 def test_what_does_not_fit_is_refused_in_one_sentence(cfg, wrong, says):
     z = torch.zeros(1, 3, 4, 4)
     with pytest.raises(ValueError, match=says) as caught:
-        sample(guess, build_process(cfg), z, z, **({"prediction": "z0", "kind": "ancestral"} | wrong))
+        sample(
+            guess, build_process(cfg), z, z, **({"prediction": "z0", "kind": "ancestral"} | wrong)
+        )
     assert "\n" not in str(caught.value)

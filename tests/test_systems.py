@@ -1,4 +1,6 @@
-"""DREAM on every system, end to end: five steps with known losses, and a gradient against the formula written out in float64."""
+"""DREAM on every system, end to end: five steps with known losses, and a gradient against the
+formula written out in float64.
+"""
 
 import json
 from pathlib import Path
@@ -7,10 +9,10 @@ from unittest.mock import Mock
 import pytest
 import torch
 
-from ldm_dream.autoencoder import build_autoencoder
-from ldm_dream.config import DiffusionRun
+from ldm_dream.config.run import DiffusionRun
 from ldm_dream.data.pairs import Batch
-from ldm_dream.objectives import DiffusionObjective
+from ldm_dream.networks.autoencoders import build_autoencoder
+from ldm_dream.training.diffusion import DiffusionObjective
 from runs import VQGAN_TINY
 
 RESSHIFT = {
@@ -43,8 +45,12 @@ def objective(name: str) -> tuple[DiffusionObjective, Batch]:
     system = DiffusionObjective(run, build_autoencoder(run.autoencoder).requires_grad_(False), None)
     torch.manual_seed(0)  # how many numbers the first weights took depends on torch's version
     for parameter in system.model.parameters():
-        torch.nn.init.normal_(parameter, std=0.1 if parameter.ndim == 1 else parameter[0].numel() ** -0.5)
-    hr = torch.nn.functional.interpolate(torch.rand(2, 3, 4, 4) * 2 - 1, size=32, mode="bicubic").clamp(-1, 1)
+        torch.nn.init.normal_(
+            parameter, std=0.1 if parameter.ndim == 1 else parameter[0].numel() ** -0.5
+        )
+    hr = torch.nn.functional.interpolate(
+        torch.rand(2, 3, 4, 4) * 2 - 1, size=32, mode="bicubic"
+    ).clamp(-1, 1)
     return system, Batch(hr, torch.nn.functional.avg_pool2d(hr, 4))
 
 
@@ -78,7 +84,9 @@ def test_the_gradient_is_that_of_the_formula_in_float64(name):
     generator = torch.Generator().manual_seed(0)
     t, eps = process.draw(2, generator), torch.randn(z0.shape, generator=generator).double()
     system.model.double().zero_grad()
-    a, b, s, weight = (factor(t, torch.float64) for factor in (process.a, process.b, process.s, process.weight))
+    a, b, s, weight = (
+        factor(t, torch.float64) for factor in (process.a, process.b, process.s, process.weight)
+    )
     lr = batch.lr.double()  # x4 behind 4x down: as large as the latent
     cond = {"sr3": [z_lr], "idm": [lr]}.get(name, [lr, z_lr])
     told = a.flatten() if name in ("sr3", "idm") else process.timesteps[t]
@@ -105,8 +113,12 @@ def test_the_gradient_is_that_of_the_formula_in_float64(name):
 
 
 @pytest.mark.parametrize("name", SYSTEMS)
-def test_an_estimate_in_bf16_for_half_of_the_batch_changes_the_loss_by_no_more_than_its_rounding(name):
-    """The stated bound of loss.estimate_precision: eps_hat off by 2 % of its root mean square, the loss by 2 %."""
+def test_an_estimate_in_bf16_for_half_of_the_batch_changes_the_loss_by_no_more_than_its_rounding(
+    name,
+):
+    """The stated bound of loss.estimate_precision: eps_hat off by 2 % of its root mean square, the
+    loss by 2 %.
+    """
     system, batch = objective(name)
     estimates = []
 
@@ -117,7 +129,9 @@ def test_an_estimate_in_bf16_for_half_of_the_batch_changes_the_loss_by_no_more_t
     system.estimator = remembered
     losses = []
     for change in ({}, {"estimate_precision": "bf16"}, {"fraction": 0.5}, {"min_lam": 1.0}):
-        system.run = system.run.model_copy(update={"loss": system.run.loss.model_copy(update=change)})
+        system.run = system.run.model_copy(
+            update={"loss": system.run.loss.model_copy(update=change)}
+        )
         losses.append(system.loss(batch, 0, torch.Generator().manual_seed(0))[0].item())
     exact, rounded, half = estimates  # and none where min_lam leaves no sample
     assert 0 < (rounded - exact).square().mean().sqrt() < 0.02 * exact.square().mean().sqrt()
@@ -134,7 +148,9 @@ def test_what_does_not_depend_on_z_t_is_made_once_for_both_passes(name, monkeypa
     for method, spy in spies.items():
         monkeypatch.setattr(system.model, method, spy)
     system.loss(batch, 0, torch.Generator().manual_seed(0))
-    assert {method: spy.call_count for method, spy in spies.items()} == dict.fromkeys(spies, 1) | {"forward": 2}
+    assert {method: spy.call_count for method, spy in spies.items()} == dict.fromkeys(spies, 1) | {
+        "forward": 2
+    }
 
 
 if __name__ == "__main__":

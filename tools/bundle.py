@@ -1,4 +1,5 @@
-"""Put a trained model folder among the bundled ones: half precision, the autoencoder's latent scale measured, its card added.
+"""Put a trained model folder among the bundled ones: half precision, the autoencoder's latent scale
+measured, its card added.
 
 python tools/bundle.py runs/vq-f4-tiny/model vq-f4-tiny --card card.md
 """
@@ -11,7 +12,9 @@ from ldm_dream.cli import user_errors
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="bundle.py", description=__doc__.splitlines()[0])
-    parser.add_argument("model", type=Path, metavar="MODEL_DIR", help="a folder that tools/train.py wrote")
+    parser.add_argument(
+        "model", type=Path, metavar="MODEL_DIR", help="a folder that tools/train.py wrote"
+    )
     parser.add_argument("name", help="its name among the bundled models")
     parser.add_argument("--card", type=Path, required=True, help="README.md of the model folder")
     return parser
@@ -22,16 +25,21 @@ def main() -> None:
     with user_errors():
         import torch
 
-        from ldm_dream.checkpoint import BUNDLED, read_run, read_tensors, save_model
-        from ldm_dream.config import AutoencoderRun
-        from ldm_dream.measure import latent_scale
+        from ldm_dream.config.run import AutoencoderRun
+        from ldm_dream.model_folder import BUNDLED, read_run, read_tensors, save_model
+        from ldm_dream.training.measure import latent_scale
 
         run, state = read_run(args.model), read_tensors(args.model / "model.safetensors")
         if isinstance(run, AutoencoderRun):
             scale = latent_scale(run, state)
             print(f"latent scale {scale:.4f}")
-            run = run.model_copy(update={"autoencoder": run.autoencoder.model_copy(update={"latent_scale": scale})})
-        half = {name: value.to(torch.float16) if value.is_floating_point() else value for name, value in state.items()}
+            run = run.model_copy(
+                update={"autoencoder": run.autoencoder.model_copy(update={"latent_scale": scale})}
+            )
+        half = {
+            name: value.to(torch.float16) if value.is_floating_point() else value
+            for name, value in state.items()
+        }
         save_model(BUNDLED / args.name, run, half, args.card.read_text(encoding="utf-8"))
         print(f"{BUNDLED / args.name}: {sum(v.numel() for v in half.values()):,} parameters")
 

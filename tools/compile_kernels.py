@@ -2,8 +2,9 @@
 
 python tools/compile_kernels.py --check
 
-Registers, spills, shared memory, widest accesses, bytes an element against the least possible, and the time these predict, for
-A100, H100, B200 and MI300X. Without --check the table is written anew; a kernel that got worse on purpose is committed with it.
+Registers, spills, shared memory, widest accesses, bytes an element against the least possible, and
+the time these predict, for A100, H100, B200 and MI300X. Without --check the table is written anew;
+a kernel that got worse on purpose is committed with it.
 """
 
 import argparse
@@ -19,8 +20,18 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="compile_kernels.py", description=__doc__.splitlines()[0])
     add = parser.add_argument
     add("ops", nargs="*", metavar="OP", help="only these rows of OPS (default: all)")
-    add("--check", action="store_true", help="write nothing; exit 1 if spills, narrower accesses or more bytes appeared")
-    add("--table", type=Path, default=TABLE, metavar="FILE.csv", help="default: benchmarks/results/kernels-aot.csv")
+    add(
+        "--check",
+        action="store_true",
+        help="write nothing; exit 1 if spills, narrower accesses or more bytes appeared",
+    )
+    add(
+        "--table",
+        type=Path,
+        default=TABLE,
+        metavar="FILE.csv",
+        help="default: benchmarks/results/kernels-aot.csv",
+    )
     return parser
 
 
@@ -34,12 +45,19 @@ def main() -> None:
                 f"compile_kernels.py needs {error.name}, which is not installed; pip install {error.name}."
             ) from error
         if unknown := set(args.ops) - set(OPS):
-            raise UserError(f"{', '.join(sorted(unknown))}: no such op; there are {', '.join(OPS)}.")
+            raise UserError(
+                f"{', '.join(sorted(unknown))}: no such op; there are {', '.join(OPS)}."
+            )
         ops = args.ops or list(OPS)
         rows = _aot.report(ops)
         kept = _aot.read(args.table) if args.table.is_file() else []
     for row in rows:
-        print("  ".join(f"{value:>{width}}" for value, width in zip(row, (15, 46, 7, 4, 3, 6, 4, 4, 2, 6, 6, 8))))
+        print(
+            "  ".join(
+                f"{value:>{width}}"
+                for value, width in zip(row, (15, 46, 7, 4, 3, 6, 4, 4, 2, 6, 6, 8))
+            )
+        )
     if args.check:
         losses = _aot.worse(rows, kept)
         print(*losses, f"{len(rows)} rows, {len(losses)} worse than {args.table.name}", sep="\n")

@@ -21,15 +21,41 @@ def build_parser() -> argparse.ArgumentParser:
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--sr", type=Path, metavar="DIR", help="results with the same names")
     what.add_argument("-n", "--model", help="bundled model or model folder to run")
-    add("--lr", type=Path, metavar="DIR", help="LR pictures with the same names (default: bicubic from --hr; with --sr: none)")
-    add("--scale", type=int, default=4, metavar="N", help="HR over LR size, and the border that is cut (default: 4)")
+    add(
+        "--lr",
+        type=Path,
+        metavar="DIR",
+        help="LR pictures with the same names (default: bicubic from --hr; with --sr: none)",
+    )
+    add(
+        "--scale",
+        type=int,
+        default=4,
+        metavar="N",
+        help="HR over LR size, and the border that is cut (default: 4)",
+    )
     add("--steps", type=int, metavar="N", help="sampling steps (default: the model's)")
     add("--color-fix", choices=("none", "wavelet", "adain"), default="wavelet")
     add("--dtype", choices=("auto", "fp32", "bf16", "fp16"), default="auto")
-    add("--protocol", choices=("standard", "dream-legacy"), default="standard", help="dream-legacy: as in DREAM's own code")
+    add(
+        "--protocol",
+        choices=("standard", "dream-legacy"),
+        default="standard",
+        help="dream-legacy: as in DREAM's own code",
+    )
     add("--lpips-net", choices=("alex", "vgg"), help="(default: alex; dream-legacy: vgg)")
-    add("--lpips-weights", type=Path, metavar="FILE", help="state dict of that net (default: torchvision's cache)")
-    add("--inception", type=Path, metavar="FILE", help="torch-fidelity's Inception weights (default: torch's cache)")
+    add(
+        "--lpips-weights",
+        type=Path,
+        metavar="FILE",
+        help="state dict of that net (default: torchvision's cache)",
+    )
+    add(
+        "--inception",
+        type=Path,
+        metavar="FILE",
+        help="torch-fidelity's Inception weights (default: torch's cache)",
+    )
     add("--json", type=Path, metavar="FILE", help="write protocol, means and every row")
     return parser
 
@@ -38,7 +64,13 @@ def main() -> None:
     args = build_parser().parse_args()
     with user_errors():
         from ldm_dream.data.images import find_images
-        from ldm_dream.evaluation import PROTOCOLS, Evaluator, evaluate_folder, evaluate_model, report_text
+        from ldm_dream.scoring.evaluation import (
+            PROTOCOLS,
+            Evaluator,
+            evaluate_folder,
+            evaluate_model,
+            report_text,
+        )
 
         protocol = PROTOCOLS[args.protocol]
         if args.lpips_net:
@@ -48,7 +80,7 @@ def main() -> None:
         if args.sr:
             evaluate_folder(evaluator, files, args.sr, args.lr)
         else:
-            from ldm_dream.upscale import Upscaler
+            from ldm_dream.upscaling.upscaler import Upscaler
 
             upscaler = Upscaler.from_pretrained(args.model, dtype=args.dtype)
 

@@ -1,4 +1,5 @@
-"""Write a model folder as parts for diffusers (U-Net, VQGAN, scheduler); what it has no class for: safetensors and config.json.
+"""Write a model folder as parts for diffusers (U-Net, VQGAN, scheduler); what it has no class for:
+safetensors and config.json.
 
 python tools/export_diffusers.py models/ldm-sr -o models/ldm-sr-diffusers
 python tools/export_diffusers.py models/resshift-x4 -o models/resshift-x4-diffusers
@@ -11,17 +12,21 @@ from ldm_dream.cli import user_errors
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="export_diffusers.py", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="export_diffusers.py", description=__doc__.splitlines()[0]
+    )
     parser.add_argument("model", metavar="MODEL_DIR", help="model folder or bundled model")
-    parser.add_argument("-o", "--output", type=Path, required=True, metavar="DIR", help="folder to write")
+    parser.add_argument(
+        "-o", "--output", type=Path, required=True, metavar="DIR", help="folder to write"
+    )
     return parser
 
 
 def main() -> None:
     args = build_parser().parse_args()
     with user_errors():
-        from ldm_dream.checkpoint import load_model  # here, so that --help answers without torch
-        from ldm_dream.export import export_diffusers, is_pipeline
+        from ldm_dream.interchange.diffusers import export_diffusers, is_pipeline
+        from ldm_dream.model_folder import load_model  # here, so that --help answers without torch
 
         model = load_model(args.model)
         parts = export_diffusers(model, args.output)
@@ -29,9 +34,13 @@ def main() -> None:
         load = f"ldm_dream's {part.kind}: {part.why}" if part.why else f"diffusers.{part.kind}"
         print(f"{args.output / part.folder}: {load}")
     if is_pipeline(parts, model.run):
-        print(f"{args.output}: load it with diffusers.LDMSuperResolutionPipeline.from_pretrained({str(args.output)!r})")
+        print(
+            f"{args.output}: load it with diffusers.LDMSuperResolutionPipeline.from_pretrained({str(args.output)!r})"
+        )
     else:
-        print(f"{args.output}: parts to put together, as run.yaml there says; diffusers has no pipeline of them")
+        print(
+            f"{args.output}: parts to put together, as run.yaml there says; diffusers has no pipeline of them"
+        )
 
 
 if __name__ == "__main__":

@@ -14,16 +14,27 @@ from ldm_dream.cli import user_errors
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="import_checkpoint.py", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="import_checkpoint.py", description=__doc__.splitlines()[0]
+    )
     parser.add_argument(
         "published",
         type=Path,
         metavar="PUBLISHED.pth",
         help="published .pth, .ckpt, .pt or .safetensors; TAESD: either half, the other lies beside it",
     )
-    parser.add_argument("-o", "--output", type=Path, required=True, metavar="MODEL_DIR", help="model folder to write")
     parser.add_argument(
-        "--autoencoder", metavar="MODEL", help="imported VQGAN that belongs to the network: model folder or bundled name"
+        "-o",
+        "--output",
+        type=Path,
+        required=True,
+        metavar="MODEL_DIR",
+        help="model folder to write",
+    )
+    parser.add_argument(
+        "--autoencoder",
+        metavar="MODEL",
+        help="imported VQGAN that belongs to the network: model folder or bundled name",
     )
     return parser
 
@@ -31,8 +42,14 @@ def build_parser() -> argparse.ArgumentParser:
 def main() -> None:
     args = build_parser().parse_args()
     with user_errors():
-        from ldm_dream.checkpoint import save_model  # here, so that --help answers without torch
-        from ldm_dream.importers import load_first_stage, load_published, load_schedule, published_card, published_run
+        from ldm_dream.model_folder import save_model  # here, so that --help answers without torch
+        from ldm_dream.interchange.published import (
+            load_first_stage,
+            load_published,
+            load_schedule,
+            published_card,
+            published_run,
+        )
 
         config, state = load_published(args.published)
         autoencoder = args.autoencoder
@@ -40,8 +57,16 @@ def main() -> None:
             autoencoder = str(Path(autoencoder).resolve())
         first_stage = None if autoencoder else load_first_stage(args.published)
         schedule = load_schedule(args.published)
-        run = published_run(config, args.published.name, autoencoder, first_stage and first_stage[0], schedule)
-        save_model(args.output, run, state, published_card(args.published, run), first_stage and first_stage[1])
+        run = published_run(
+            config, args.published.name, autoencoder, first_stage and first_stage[0], schedule
+        )
+        save_model(
+            args.output,
+            run,
+            state,
+            published_card(args.published, run),
+            first_stage and first_stage[1],
+        )
     size = sum(tensor.numel() for tensor in state.values())
     print(
         f"{args.published} -> {args.output}: {type(config).__name__.removesuffix('Config')}, {size:,} parameters, task {run.task}"
@@ -49,7 +74,9 @@ def main() -> None:
     if run.task == "diffusion":
         print(f"process: {run.process.kind}, {run.process.num_timesteps} steps; x{run.scale}")
         if not autoencoder and not first_stage:
-            print(f"next: import its autoencoder too and name it in {args.output / 'config.yaml'} (autoencoder.pretrained)")
+            print(
+                f"next: import its autoencoder too and name it in {args.output / 'config.yaml'} (autoencoder.pretrained)"
+            )
 
 
 if __name__ == "__main__":

@@ -14,15 +14,26 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="plot.py", description=__doc__.splitlines()[0])
     add = parser.add_argument
     add("runs", nargs="+", type=Path, metavar="RUN_DIR", help="folder with a metrics.jsonl")
-    add("-o", "--output", type=Path, metavar="FILE.svg", help="(default: curves.svg in the first RUN_DIR)")
-    add("--tensorboard", type=Path, metavar="DIR", help="write event files here instead, for tensorboard --logdir DIR")
+    add(
+        "-o",
+        "--output",
+        type=Path,
+        metavar="FILE.svg",
+        help="(default: curves.svg in the first RUN_DIR)",
+    )
+    add(
+        "--tensorboard",
+        type=Path,
+        metavar="DIR",
+        help="write event files here instead, for tensorboard --logdir DIR",
+    )
     return parser
 
 
 def main() -> None:
     args = build_parser().parse_args()
     with user_errors():
-        from ldm_dream.plots import read_runs, write_svg, write_tensorboard
+        from ldm_dream.training.curves import read_runs, write_svg, write_tensorboard
 
         runs = read_runs(args.runs)
         output = args.tensorboard or args.output or args.runs[0] / "curves.svg"

@@ -7,16 +7,31 @@ import argparse
 from pathlib import Path
 
 from ldm_dream.cli import user_errors
-from ldm_dream.config import dump_config, load_config
+from ldm_dream.config.files import dump_config, load_config
 
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="train.py", description=__doc__.splitlines()[0])
     add = parser.add_argument
     add("config", type=Path, metavar="CONFIG.yaml", help="the run; see configs/")
-    add("--set", action="extend", nargs="+", default=[], metavar="a.b=value", help="change knobs, such as train.steps=1000")
-    add("--run-dir", type=Path, help="checkpoints and metrics.jsonl go here (default: runs/<name of the config>)")
-    add("--dry-run", action="store_true", help="print the resolved config and the run folder, then stop")
+    add(
+        "--set",
+        action="extend",
+        nargs="+",
+        default=[],
+        metavar="a.b=value",
+        help="change knobs, such as train.steps=1000",
+    )
+    add(
+        "--run-dir",
+        type=Path,
+        help="checkpoints and metrics.jsonl go here (default: runs/<name of the config>)",
+    )
+    add(
+        "--dry-run",
+        action="store_true",
+        help="print the resolved config and the run folder, then stop",
+    )
     return parser
 
 
@@ -28,7 +43,9 @@ def main() -> None:
         if args.dry_run:
             print(f"# run folder: {run_dir}\n{dump_config(run)}", end="")
             return
-        from ldm_dream.train import train  # here, so that --help and --dry-run answer without torch
+        from ldm_dream.training.train import (
+            train,  # here, so that --help and --dry-run answer without torch
+        )
 
         train(run, run_dir)
 

@@ -18,36 +18,107 @@ from ldm_dream.cli import EXIT_USER_ERROR, user_errors
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="upscale.py", description=__doc__.splitlines()[0])
     parser.add_argument(
-        "-i", "--input", type=Path, required=True, metavar="FILE_OR_DIR", help="PNG, JPEG, WebP or TIFF, or a folder"
+        "-i",
+        "--input",
+        type=Path,
+        required=True,
+        metavar="FILE_OR_DIR",
+        help="PNG, JPEG, WebP or TIFF, or a folder",
     )
     parser.add_argument(
-        "-o", "--output", type=Path, required=True, metavar="OUT", help="folder; for one picture also a file name"
+        "-o",
+        "--output",
+        type=Path,
+        required=True,
+        metavar="OUT",
+        help="folder; for one picture also a file name",
     )
     parser.add_argument(
-        "-n", "--model", default="dream-latent-x4-tiny", help="bundled model or model folder (default: %(default)s)"
+        "-n",
+        "--model",
+        default="dream-latent-x4-tiny",
+        help="bundled model or model folder (default: %(default)s)",
     )
-    parser.add_argument("-s", "--scale", type=float, help="output size over input size, any number (default: the model's)")
-    parser.add_argument("--steps", type=int, metavar="N", help="sampling steps (default: the model's)")
-    parser.add_argument("--sampler", metavar="S", help="ancestral, ddim, dpm-solver++ or resshift (default: the model's)")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="same seed, same picture (default: 0)")
-    parser.add_argument("-t", "--tile", type=int, metavar="TILE_PX", help="side of a tile in input pixels (default: automatic)")
-    parser.add_argument("--tile-pad", type=int, default=16, metavar="PX", help="overlap a side in input pixels (default: 16)")
-    parser.add_argument("--batch-size", type=int, default=1, metavar="N", help="tiles computed at a time (default: 1)")
-    parser.add_argument("--color-fix", choices=("none", "wavelet", "adain"), default="wavelet", help="(default: wavelet)")
-    parser.add_argument("--dtype", choices=("auto", "fp32", "bf16", "fp16"), default="auto", help="(default: auto)")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
-    parser.add_argument("--compile", action="store_true", help="torch.compile, on CUDA with CUDA graphs; for many pictures")
+    parser.add_argument(
+        "-s",
+        "--scale",
+        type=float,
+        help="output size over input size, any number (default: the model's)",
+    )
+    parser.add_argument(
+        "--steps", type=int, metavar="N", help="sampling steps (default: the model's)"
+    )
+    parser.add_argument(
+        "--sampler",
+        metavar="S",
+        help="ancestral, ddim, dpm-solver++ or resshift (default: the model's)",
+    )
+    parser.add_argument(
+        "--seed", type=int, default=0, metavar="N", help="same seed, same picture (default: 0)"
+    )
+    parser.add_argument(
+        "-t",
+        "--tile",
+        type=int,
+        metavar="TILE_PX",
+        help="side of a tile in input pixels (default: automatic)",
+    )
+    parser.add_argument(
+        "--tile-pad",
+        type=int,
+        default=16,
+        metavar="PX",
+        help="overlap a side in input pixels (default: 16)",
+    )
+    parser.add_argument(
+        "--batch-size",
+        type=int,
+        default=1,
+        metavar="N",
+        help="tiles computed at a time (default: 1)",
+    )
+    parser.add_argument(
+        "--color-fix",
+        choices=("none", "wavelet", "adain"),
+        default="wavelet",
+        help="(default: wavelet)",
+    )
+    parser.add_argument(
+        "--dtype", choices=("auto", "fp32", "bf16", "fp16"), default="auto", help="(default: auto)"
+    )
+    parser.add_argument(
+        "--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)"
+    )
+    parser.add_argument(
+        "--compile",
+        action="store_true",
+        help="torch.compile, on CUDA with CUDA graphs; for many pictures",
+    )
     parser.add_argument("--recursive", action="store_true", help="also pictures in subfolders")
-    parser.add_argument("--skip-existing", action="store_true", help="leave out pictures whose output is there")
-    parser.add_argument("--ext", default="auto", help="format of the outputs: auto (as the input), png, jpg, webp, tif")
-    parser.add_argument("--suffix", default="", help="added to output names before the extension, e.g. _x4")
-    parser.add_argument("--json-report", type=Path, metavar="FILE", help="settings and one entry a picture as JSON")
+    parser.add_argument(
+        "--skip-existing", action="store_true", help="leave out pictures whose output is there"
+    )
+    parser.add_argument(
+        "--ext",
+        default="auto",
+        help="format of the outputs: auto (as the input), png, jpg, webp, tif",
+    )
+    parser.add_argument(
+        "--suffix", default="", help="added to output names before the extension, e.g. _x4"
+    )
+    parser.add_argument(
+        "--json-report", type=Path, metavar="FILE", help="settings and one entry a picture as JSON"
+    )
     return parser
 
 
 def run(args: argparse.Namespace) -> int:
-    from ldm_dream.batch import plan_jobs, upscale_all, write_report  # here, so that --help answers without torch
-    from ldm_dream.upscale import Upscaler
+    from ldm_dream.upscaling.folder import (
+        plan_jobs,
+        upscale_all,
+        write_report,
+    )  # here, so that --help answers without torch
+    from ldm_dream.upscaling.upscaler import Upscaler
 
     jobs = plan_jobs(args.input, args.output, args.recursive, args.suffix, args.ext)
     upscaler = Upscaler.from_pretrained(args.model, args.device, args.dtype, args.compile)

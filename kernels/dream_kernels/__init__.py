@@ -1,8 +1,9 @@
 """dream_kernels: the operations worth a kernel, with torch as the only need.
 
-`reference.py` is the specification: every op in plain torch. An op with a kernel has a file of its own name: kernel, launcher,
-torch.library op, and the public function that chooses between op and reference (`backend.py`). Without Triton or a GPU the op is
-its reference, which torch.compile fuses; on a CPU group_norm_silu, and dropout, which needs no kernel elsewhere, are C++ that is
+`reference.py` is the specification: every op in plain torch. An op with a kernel has a file of its
+own name: kernel, launcher, torch.library op, and the public function that chooses between op and
+reference (`backend.py`). Without Triton or a GPU the op is its reference, which torch.compile
+fuses; on a CPU group_norm_silu, and dropout, which needs no kernel elsewhere, are C++ that is
 compiled when first used (`_cpp.py`).
 """
 
@@ -33,12 +34,16 @@ from .vq_lookup import vq_lookup
 class Op(NamedTuple):
     function: Callable  # public
     reference: Callable
-    variants: Callable[[], list[Variant]] = list  # of its kernels, for compilation ahead of time; none: no kernel yet
+    variants: Callable[[], list[Variant]] = (
+        list  # of its kernels, for compilation ahead of time; none: no kernel yet
+    )
 
 
 OPS = {
     "dream_rectify": Op(dream_rectify, reference.dream_rectify, rectify_variants),
-    "dream_rectify_input": Op(dream_rectify_input, reference.dream_rectify_input),  # variants: dream_rectify's
+    "dream_rectify_input": Op(
+        dream_rectify_input, reference.dream_rectify_input
+    ),  # variants: dream_rectify's
     "dream_l1": Op(dream_l1, reference.dream_l1, l1_variants),
     "dream_l1_grad": Op(dream_l1_grad, reference.dream_l1_grad),  # variants: dream_l1's
     "group_norm_silu": Op(group_norm_silu, reference.group_norm_silu, norm_variants),
@@ -48,4 +53,14 @@ OPS = {
     "vq_lookup": Op(vq_lookup, reference.vq_lookup, lookup_variants),
 }
 
-__all__ = ["OPS", "BackendError", "Op", "Variant", "backend", "dropout", "noise_key", "runs_triton", *OPS]
+__all__ = [
+    "OPS",
+    "BackendError",
+    "Op",
+    "Variant",
+    "backend",
+    "dropout",
+    "noise_key",
+    "runs_triton",
+    *OPS,
+]

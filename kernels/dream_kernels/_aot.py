@@ -1,7 +1,9 @@
-"""What compilers make of every kernel, ahead of time and without a GPU: a table of rows that is kept and compared.
+"""What compilers make of every kernel, ahead of time and without a GPU: a table of rows that is
+kept and compared.
 
-One row a variant (`_variant.py`) and target. NVIDIA: ptxas' cubin as cuobjdump reads it, accesses from the PTX; AMD: metadata and
-instructions of the assembly. All of it comes with Triton. Microseconds are a prediction, no measurement.
+One row a variant (`_variant.py`) and target. NVIDIA: ptxas' cubin as cuobjdump reads it, accesses
+from the PTX; AMD: metadata and instructions of the assembly. All of it comes with Triton.
+Microseconds are a prediction, no measurement.
 """
 
 from __future__ import annotations
@@ -54,15 +56,22 @@ class Row(NamedTuple):
     narrow_offsets: int  # vectors of pointers made from int32 offsets: wrong from 2^31 elements on
     bytes_moved: float  # an element
     bytes_least: float
-    predicted_us: float  # for ELEMENTS: bytes by the card's bandwidth, or operations by its peak if that takes longer
+    # for ELEMENTS: bytes by the card's bandwidth, or operations by its peak if that takes longer
+    predicted_us: float
 
 
 def report(ops: Iterable[str] = tuple(OPS), workers: int = 2) -> list[Row]:
-    """Every variant of `ops` for every target. Raises BackendError in a process with TRITON_INTERPRET, which cannot compile."""
+    """Every variant of `ops` for every target. Raises BackendError in a process with
+    TRITON_INTERPRET, which cannot compile.
+    """
     if triton.knobs.runtime.interpret:
         raise BackendError("TRITON_INTERPRET=1 leaves nothing to compile; unset it.")
-    jobs = [(op, i, target) for op in ops for i in range(len(OPS[op].variants())) for target in TARGETS]
-    with ProcessPoolExecutor(workers, multiprocessing.get_context("fork")) as pool:  # fork: nobody imports torch again
+    jobs = [
+        (op, i, target) for op in ops for i in range(len(OPS[op].variants())) for target in TARGETS
+    ]
+    with ProcessPoolExecutor(
+        workers, multiprocessing.get_context("fork")
+    ) as pool:  # fork: nobody imports torch again
         return list(pool.map(_compiled, jobs))
 
 
@@ -70,7 +79,11 @@ def _compiled(job: tuple[str, int, str]) -> Row:
     op, i, target = job
     variant = OPS[op].variants()[i]
     source = ASTSource(variant.kernel, variant.signature, variant.constexprs, variant.attrs)
-    where = GPUTarget("cuda", int(target[3:]), 32) if target.startswith("sm_") else GPUTarget("hip", target, 64)
+    where = (
+        GPUTarget("cuda", int(target[3:]), 32)
+        if target.startswith("sm_")
+        else GPUTarget("hip", target, 64)
+    )
     made = triton.compile(source, where, {"num_warps": variant.num_warps})
     registers, spills, loads, stores = (_nvidia if "cubin" in made.asm else _amd)(made.asm)
     narrow = len(re.findall(r"tt\.addptr .*tensor<[\dx]*xi32>", made.asm["ttir"]))
@@ -83,7 +96,9 @@ def _compiled(job: tuple[str, int, str]) -> Row:
 
 
 def predicted(variant: Variant, card: Card) -> float:
-    return ELEMENTS * max(variant.bytes_moved / card.bandwidth, variant.operations / card.operations)
+    return ELEMENTS * max(
+        variant.bytes_moved / card.bandwidth, variant.operations / card.operations
+    )
 
 
 def _nvidia(asm: dict) -> tuple[int, int, list[int], list[int]]:
@@ -94,7 +109,9 @@ def _nvidia(asm: dict) -> tuple[int, int, list[int], list[int]]:
         dump = [triton.knobs.nvidia.cuobjdump.path, "--dump-resource-usage", file.name]
         usage = subprocess.run(dump, capture_output=True, text=True, check=True).stdout
     found: dict[str, list[int]] = {"ld": [], "st": []}
-    for kind, count, bits in re.findall(r"(ld|st)\.(?:[\w:]+\.)*?global[\w.:]*?(?:\.v(\d))?\.[bfus](\d+)\b", asm["ptx"]):
+    for kind, count, bits in re.findall(
+        r"(ld|st)\.(?:[\w:]+\.)*?global[\w.:]*?(?:\.v(\d))?\.[bfus](\d+)\b", asm["ptx"]
+    ):
         found[kind].append(int(count or 1) * int(bits))
     (registers,) = re.findall(r"REG:(\d+)", usage)
     spills = sum(int(n) for n in re.findall(r"(?:LOCAL|STACK):(\d+)", usage))
@@ -103,7 +120,9 @@ def _nvidia(asm: dict) -> tuple[int, int, list[int], list[int]]:
 
 def _amd(asm: dict) -> tuple[int, int, list[int], list[int]]:
     text, found = asm["amdgcn"], {"load": [], "store": []}
-    for kind, words, short in re.findall(r"(?:global|buffer|flat)_(load|store)_(?:dwordx(\d)|dword\b|u?(short|byte))", text):
+    for kind, words, short in re.findall(
+        r"(?:global|buffer|flat)_(load|store)_(?:dwordx(\d)|dword\b|u?(short|byte))", text
+    ):
         found[kind].append({"short": 16, "byte": 8}.get(short, 32 * int(words or 1)))
     (registers,) = re.findall(r"\.vgpr_count:\s*(\d+)", text)
     spills = sum(int(n) for n in re.findall(r"\.[sv]gpr_spill_count:\s*(\d+)", text))
@@ -111,13 +130,23 @@ def _amd(asm: dict) -> tuple[int, int, list[int], list[int]]:
 
 
 def worse(rows: list[Row], kept: list[Row]) -> list[str]:
-    """What `rows` lose against the kept rows of the same ops, one sentence each. More registers are no loss while none spills."""
+    """What `rows` lose against the kept rows of the same ops, one sentence each. More registers are
+    no loss while none spills.
+    """
     ops = {row.op for row in rows}
-    now, before = ({(r.variant, r.target): r for r in table if r.op in ops} for table in (rows, kept))
+    now, before = (
+        {(r.variant, r.target): r for r in table if r.op in ops} for table in (rows, kept)
+    )
     found = [f"{' on '.join(key)}: not in the table" for key in now.keys() - before.keys()]
     found += [f"{' on '.join(key)}: only in the table" for key in before.keys() - now.keys()]
     for key in now.keys() & before.keys():
-        for column, sign in {"spills": 1, "load_bits": -1, "store_bits": -1, "narrow_offsets": 1, "bytes_moved": 1}.items():
+        for column, sign in {
+            "spills": 1,
+            "load_bits": -1,
+            "store_bits": -1,
+            "narrow_offsets": 1,
+            "bytes_moved": 1,
+        }.items():
             new, old = getattr(now[key], column), getattr(before[key], column)
             if sign * new > sign * old:
                 found.append(f"{' on '.join(key)}: {column} {new}, was {old}")
@@ -127,7 +156,10 @@ def worse(rows: list[Row], kept: list[Row]) -> list[str]:
 def read(path: Path) -> list[Row]:
     kinds = get_type_hints(Row)
     with open(path, newline="", encoding="utf-8") as file:
-        return [Row(**{name: kinds[name](value) for name, value in line.items()}) for line in csv.DictReader(file)]
+        return [
+            Row(**{name: kinds[name](value) for name, value in line.items()})
+            for line in csv.DictReader(file)
+        ]
 
 
 def write(path: Path, rows: list[Row]) -> None:

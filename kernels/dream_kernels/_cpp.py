@@ -1,8 +1,10 @@
-"""C++ of this folder, compiled for the processor at hand when it is first needed, as Triton compiles for the GPU at hand.
+"""C++ of this folder, compiled for the processor at hand when it is first needed, as Triton
+compiles for the GPU at hand.
 
-Takes a second, once: the library is kept in ~/.cache/dream_kernels (XDG_CACHE_HOME counts), under a name that changes with
-source, flags, compiler and processor. Needs g++ or a compiler like it with OpenMP ($CXX names another). Threads are those of
-torch: the library leaves OpenMP's runtime to be found where torch has loaded its own, since two would compete for the processor.
+Takes a second, once: the library is kept in ~/.cache/dream_kernels (XDG_CACHE_HOME counts), under a
+name that changes with source, flags, compiler and processor. Needs g++ or a compiler like it with
+OpenMP ($CXX names another). Threads are those of torch: the library leaves OpenMP's runtime to be
+found where torch has loaded its own, since two would compete for the processor.
 """
 
 from __future__ import annotations
@@ -24,26 +26,39 @@ from torch import Tensor
 
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-fopenmp", "-fPIC")
 
-NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}  # types that the functions take, as they end in their names
+NAMES = {
+    torch.float32: "float32",
+    torch.bfloat16: "bfloat16",
+}  # types that the functions take, as they end in their names
 
 log = logging.getLogger(__name__)
 
 
 @functools.cache
 def library(name: str) -> ctypes.CDLL | None:
-    """`name`.cpp as a library; None, with one line in the log that says why, where it cannot be compiled or loaded."""
+    """`name`.cpp as a library; None, with one line in the log that says why, where it cannot be
+    compiled or loaded.
+    """
     source = Path(__file__).with_name(f"{name}.cpp")
     compiler = shlex.split(os.environ.get("CXX", "g++"))
     try:
         version = _run(*compiler, "--version")
-        key = hashlib.sha256("\n".join((source.read_text(), *FLAGS, version, _processor())).encode()).hexdigest()[:20]
+        key = hashlib.sha256(
+            "\n".join((source.read_text(), *FLAGS, version, _processor())).encode()
+        ).hexdigest()[:20]
         kept = _cache() / f"{name}-{key}.so"
         if not kept.exists():
             _compile(compiler, source, kept)
         return ctypes.CDLL(str(kept))
-    except (OSError, RuntimeError, subprocess.CalledProcessError) as error:  # RuntimeError: there is no home
+    except (
+        OSError,
+        RuntimeError,
+        subprocess.CalledProcessError,
+    ) as error:  # RuntimeError: there is no home
         reason = error.stderr.strip() if isinstance(error, subprocess.CalledProcessError) else error
-        log.warning("%s runs in torch's own, slower operations; it could not be compiled: %s", name, reason)
+        log.warning(
+            "%s runs in torch's own, slower operations; it could not be compiled: %s", name, reason
+        )
         return None
 
 
@@ -62,7 +77,9 @@ def _compile(compiler: list[str], source: Path, kept: Path) -> None:
     with tempfile.TemporaryDirectory(dir=kept.parent) as folder:
         compiled, linked = Path(folder, "compiled.o"), Path(folder, "linked.so")
         _run(*compiler, *FLAGS, "-c", str(source), "-o", str(compiled))
-        _run(*compiler, "-shared", str(compiled), "-o", str(linked))  # without -fopenmp: torch's OpenMP, see above
+        _run(
+            *compiler, "-shared", str(compiled), "-o", str(linked)
+        )  # without -fopenmp: torch's OpenMP, see above
         linked.replace(kept)  # whole or not at all, also where two processes do this at once
 
 
@@ -82,4 +99,12 @@ def _processor() -> str:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
         return f"{platform.machine()} {platform.processor()}"
-    return "\n".join(sorted({line for line in lines if line.startswith(("model name", "flags", "Features", "CPU part"))}))
+    return "\n".join(
+        sorted(
+            {
+                line
+                for line in lines
+                if line.startswith(("model name", "flags", "Features", "CPU part"))
+            }
+        )
+    )

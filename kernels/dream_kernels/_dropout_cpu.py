@@ -1,8 +1,10 @@
-"""dropout: torch's own, but on a CPU in C++ of our own (`dropout_cpu.cpp`), which takes a fifth of its time and keeps no mask.
+"""dropout: torch's own, but on a CPU in C++ of our own (`dropout_cpu.cpp`), which takes a fifth of
+its time and keeps no mask.
 
-torch draws one random number after the other there. Ours makes them where they are used, so threads share the work, from a seed
-that follows torch.manual_seed; the backward makes them again. It takes float32 and bfloat16, and the probability is the nearest
-multiple of 2^-16; other types, and a machine without a compiler, have their mask drawn by torch from that seed.
+torch draws one random number after the other there. Ours makes them where they are used, so threads
+share the work, from a seed that follows torch.manual_seed; the backward makes them again. It takes
+float32 and bfloat16, and the probability is the nearest multiple of 2^-16; other types, and a
+machine without a compiler, have their mask drawn by torch from that seed.
 """
 
 from __future__ import annotations
@@ -17,7 +19,9 @@ from .backend import wants_reference
 
 
 def dropout(x: Tensor, p: float) -> Tensor:
-    """0 with probability p, else x / (1 - p) (Srivastava et al. 2014); p in [0,1], else torch's ValueError."""
+    """0 with probability p, else x / (1 - p) (Srivastava et al. 2014); p in [0,1], else torch's
+    ValueError.
+    """
     if p == 0:
         return x
     if x.device.type != "cpu" or wants_reference() or not 0 < p < 1:
@@ -25,7 +29,9 @@ def dropout(x: Tensor, p: float) -> Tensor:
     return dropout_op(x, p)[0]
 
 
-@torch.library.custom_op("dream::dropout", mutates_args=(), tags=(torch.Tag.nondeterministic_seeded,))
+@torch.library.custom_op(
+    "dream::dropout", mutates_args=(), tags=(torch.Tag.nondeterministic_seeded,)
+)
 def dropout_op(x: Tensor, p: float) -> tuple[Tensor, Tensor]:
     """-> y in `format_like(x)`, and the seed, int64 []."""
     seed = torch.empty((), dtype=torch.int64).random_(-(2**63), None)
@@ -51,7 +57,15 @@ def drop(x: Tensor, p: float, seed: Tensor, memory_format: torch.memory_format) 
         kept = y.bernoulli_(1 - p, generator=torch.Generator().manual_seed(seed.item()))
         return kept.mul_(x).div_(1 - p)
     threshold = min(round(p * 2**16), 2**16 - 1)
-    call(getattr(cpp, f"dropout_{NAMES[x.dtype]}"), x, y, x.numel(), seed.item(), threshold, torch.get_num_threads())
+    call(
+        getattr(cpp, f"dropout_{NAMES[x.dtype]}"),
+        x,
+        y,
+        x.numel(),
+        seed.item(),
+        threshold,
+        torch.get_num_threads(),
+    )
     return y
 
 
@@ -62,7 +76,9 @@ def _(x, p):
 
 @dropout_backward.register_fake
 def _(dy, p, seed, channels_last):
-    return torch.empty_like(dy, memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+    return torch.empty_like(
+        dy, memory_format=torch.channels_last if channels_last else torch.contiguous_format
+    )
 
 
 def _save(ctx, inputs, output):

@@ -1,9 +1,11 @@
-"""group_norm_silu on a CPU: channels_last features in C++ of our own (`group_norm_cpu.cpp`), all others by torch's group norm.
+"""group_norm_silu on a CPU: channels_last features in C++ of our own (`group_norm_cpu.cpp`), all
+others by torch's group norm.
 
-torch's is quick and exact for contiguous features alone. For channels_last its backward takes 4 to 25 times as long in bfloat16,
-and its forward takes the variance as E[x^2] - E[x]^2: off by 6e-3 in float32 at mean 30, noise at mean 1000 (torch 2.14). So
-channels_last features that the C++ does not take (float16, float64, channels not a multiple of 32, no compiler) are transposed,
-normed, and transposed back: inside the op, so that torch.compile sees one graph for every size and machine.
+torch's is quick and exact for contiguous features alone. For channels_last its backward takes 4 to
+25 times as long in bfloat16, and its forward takes the variance as E[x^2] - E[x]^2: off by 6e-3 in
+float32 at mean 30, noise at mean 1000 (torch 2.14). So channels_last features that the C++ does not
+take (float16, float64, channels not a multiple of 32, no compiler) are transposed, normed, and
+transposed back: inside the op, so that torch.compile sees one graph for every size and machine.
 """
 
 from __future__ import annotations
@@ -21,7 +23,9 @@ BLOCK = 32  # channels, as in the C++
 aten = torch.ops.aten
 
 
-def group_norm_silu(x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float, silu: bool) -> Tensor:
+def group_norm_silu(
+    x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float, silu: bool
+) -> Tensor:
     """x [B,C,H,W], weight and bias [B,C] in float32 or wider -> like x in type and layout."""
     if layout(x) is torch.channels_last:
         return channels_last_op(x, weight, bias, groups, eps, silu)[0]
@@ -38,16 +42,30 @@ def as_one(x: Tensor) -> Tensor:
 def channels_last_op(
     x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float, silu: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """-> y, mean and rstd [B,G]. For the backward it saves these two, x, weight and bias, and computes z again."""
+    """-> y, mean and rstd [B,G]. For the backward it saves these two, x, weight and bias, and
+    computes z again.
+    """
     if cpp := function("forward", x, weight):
-        x, weight, bias = x.contiguous(memory_format=torch.channels_last), weight.contiguous(), bias.contiguous()
-        y, mean, rstd = torch.empty_like(x), weight.new_empty(len(x), groups), weight.new_empty(len(x), groups)
+        x, weight, bias = (
+            x.contiguous(memory_format=torch.channels_last),
+            weight.contiguous(),
+            bias.contiguous(),
+        )
+        y, mean, rstd = (
+            torch.empty_like(x),
+            weight.new_empty(len(x), groups),
+            weight.new_empty(len(x), groups),
+        )
         call(cpp, x, weight, bias, y, mean, rstd, *scratch_and_sizes(x, groups), eps, silu)
         return y, mean, rstd
     one = as_one(x)
     sizes = 1, one.shape[1], one[0, 0].numel(), len(x) * groups
     z, *statistics = aten.native_group_norm(one, weight.flatten(), bias.flatten(), *sizes, eps)
-    y = (F.silu(z, inplace=True) if silu else z).view(x.shape).contiguous(memory_format=torch.channels_last)
+    y = (
+        (F.silu(z, inplace=True) if silu else z)
+        .view(x.shape)
+        .contiguous(memory_format=torch.channels_last)
+    )
     return y, *(s.view(len(x), groups) for s in statistics)
 
 
@@ -60,18 +78,37 @@ def channels_last_backward(
         dy, x = (v.contiguous(memory_format=torch.channels_last) for v in (dy, x))
         weight, bias = weight.contiguous(), bias.contiguous()
         dx, dweight, dbias = torch.empty_like(x), torch.empty_like(weight), torch.empty_like(bias)
-        call(cpp, dy, x, weight, bias, mean, rstd, dx, dweight, dbias, *scratch_and_sizes(x, mean.shape[1]), silu)
+        call(
+            cpp,
+            dy,
+            x,
+            weight,
+            bias,
+            mean,
+            rstd,
+            dx,
+            dweight,
+            dbias,
+            *scratch_and_sizes(x, mean.shape[1]),
+            silu,
+        )
         return dx, dweight, dbias
     one, dz = as_one(x), as_one(dy)
     if silu:
         a = (weight.view(*mean.shape, -1) * rstd[..., None]).view(weight.shape)
         k = bias - (mean[..., None] * a.view(*mean.shape, -1)).view(bias.shape)
         wide = one.to(weight.dtype)
-        dz = aten.silu_backward(dz, torch.addcmul(k.view(1, -1, 1, 1), wide, a.view(1, -1, 1, 1)).to(dz.dtype))
+        dz = aten.silu_backward(
+            dz, torch.addcmul(k.view(1, -1, 1, 1), wide, a.view(1, -1, 1, 1)).to(dz.dtype)
+        )
     sizes = 1, one.shape[1], one[0, 0].numel(), mean.numel()
     statistics = mean.view(1, -1), rstd.view(1, -1)
-    dx, *rest = aten.native_group_norm_backward(dz, one, *statistics, weight.flatten(), *sizes, [True] * 3)
-    return dx.view(x.shape).contiguous(memory_format=torch.channels_last), *(v.view(weight.shape) for v in rest)
+    dx, *rest = aten.native_group_norm_backward(
+        dz, one, *statistics, weight.flatten(), *sizes, [True] * 3
+    )
+    return dx.view(x.shape).contiguous(memory_format=torch.channels_last), *(
+        v.view(weight.shape) for v in rest
+    )
 
 
 def function(name: str, x: Tensor, weight: Tensor) -> Callable | None:
@@ -83,20 +120,34 @@ def function(name: str, x: Tensor, weight: Tensor) -> Callable | None:
 
 
 def scratch_and_sizes(x: Tensor, groups: int) -> tuple[Tensor, int, int, int, int, int]:
-    """-> scratch, samples, positions, channels, groups, threads: as all C++ functions here take them."""
-    (samples, channels), positions, threads = x.shape[:2], x.shape[2] * x.shape[3], torch.get_num_threads()
+    """-> scratch, samples, positions, channels, groups, threads: as all C++ functions here take
+    them.
+    """
+    (samples, channels), positions, threads = (
+        x.shape[:2],
+        x.shape[2] * x.shape[3],
+        torch.get_num_threads(),
+    )
     return torch.empty((2 * threads + 6) * channels), samples, positions, channels, groups, threads
 
 
 @channels_last_op.register_fake
 def _(x, weight, bias, groups, eps, silu):
     statistics = weight.new_empty(len(x), groups)
-    return torch.empty_like(x, memory_format=torch.channels_last), statistics, torch.empty_like(statistics)
+    return (
+        torch.empty_like(x, memory_format=torch.channels_last),
+        statistics,
+        torch.empty_like(statistics),
+    )
 
 
 @channels_last_backward.register_fake
 def _(dy, x, weight, bias, mean, rstd, silu):
-    return torch.empty_like(x, memory_format=torch.channels_last), weight.new_empty(weight.shape), bias.new_empty(bias.shape)
+    return (
+        torch.empty_like(x, memory_format=torch.channels_last),
+        weight.new_empty(weight.shape),
+        bias.new_empty(bias.shape),
+    )
 
 
 def _save(ctx, inputs, output):

@@ -1,4 +1,6 @@
-"""How kernels see [B,C,h,w] tensors: as B runs of C*h*w values in memory, in the order of one dense layout for all of them."""
+"""How kernels see [B,C,h,w] tensors: as B runs of C*h*w values in memory, in the order of one dense
+layout for all of them.
+"""
 
 from __future__ import annotations
 
@@ -10,14 +12,23 @@ from ._triton import jit, tl
 
 def layout(x: Tensor) -> torch.memory_format:
     """channels_last if x has that layout, else contiguous."""
-    last = not x.is_contiguous() and x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last)
+    last = (
+        not x.is_contiguous()
+        and x.dim() == 4
+        and x.is_contiguous(memory_format=torch.channels_last)
+    )
     return torch.channels_last if last else torch.contiguous_format
 
 
 def dense(first: Tensor, *others: Tensor) -> list[Tensor]:
-    """All in `first`'s layout, channels-last if it has that and else contiguous. Copies only what lies otherwise."""
+    """All in `first`'s layout, channels-last if it has that and else contiguous. Copies only what
+    lies otherwise.
+    """
     formats = {4: layout(first)}
-    return [x.contiguous(memory_format=formats.get(x.dim(), torch.contiguous_format)) for x in (first, *others)]
+    return [
+        x.contiguous(memory_format=formats.get(x.dim(), torch.contiguous_format))
+        for x in (first, *others)
+    ]
 
 
 def grid(x: Tensor, block: int) -> tuple[tuple[int], int, int]:
@@ -34,7 +45,9 @@ def per_sample(factor: Tensor, samples: int) -> Tensor:
 
 @jit
 def block_of(size, blocks, BLOCK: tl.constexpr):
-    """This program's part of a grid of B * blocks: sample, first value in it (both int64), lanes, addresses (int64) and mask."""
+    """This program's part of a grid of B * blocks: sample, first value in it (both int64), lanes,
+    addresses (int64) and mask.
+    """
     sample = (tl.program_id(0) // blocks).to(tl.int64)
     start = (tl.program_id(0) % blocks).to(tl.int64) * BLOCK
     lanes = tl.arange(0, BLOCK)

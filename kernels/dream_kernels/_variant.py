@@ -1,4 +1,6 @@
-"""What of a kernel is compiled ahead of time, as data: each op file has `variants()`, and OPS leads to them all."""
+"""What of a kernel is compiled ahead of time, as data: each op file has `variants()`, and OPS leads
+to them all.
+"""
 
 from __future__ import annotations
 
@@ -20,11 +22,19 @@ class Variant(NamedTuple):
     num_warps: int
     bytes_moved: float  # an element, by this kernel
     bytes_least: float  # an element: every input read once, every result written once
-    multiples: tuple[str, ...] = ()  # whole-number arguments that are multiples of 16; pointers always are
-    operations: float = 0  # an element, float32, where they and not the bytes decide the time; a comparison or choice is two
+    multiples: tuple[
+        str, ...
+    ] = ()  # whole-number arguments that are multiples of 16; pointers always are
+    # an element, float32, where they and not the bytes decide the time; a comparison or choice is
+    # two
+    operations: float = 0
 
     @property
     def attrs(self) -> dict[tuple[int], list[list]]:
         """Divisibility by 16, by the argument's place."""
         names = enumerate(self.signature.items())
-        return {(i,): [["tt.divisibility", 16]] for i, (name, kind) in names if kind[0] == "*" or name in self.multiples}
+        return {
+            (i,): [["tt.divisibility", 16]]
+            for i, (name, kind) in names
+            if kind[0] == "*" or name in self.multiples
+        }

@@ -1,12 +1,14 @@
-"""Which code runs an op: its Triton kernel, or its reference in plain torch. Chosen once, by DREAM_KERNELS, and logged once.
+"""Which code runs an op: its Triton kernel, or its reference in plain torch. Chosen once, by
+DREAM_KERNELS, and logged once.
 
     auto (default)  the kernel on CUDA and ROCm devices where Triton is installed, the reference elsewhere
     triton          the kernel everywhere; on the CPU that needs Triton's interpreter (TRITON_INTERPRET=1 before the first import)
     reference       plain torch everywhere
 
-On a CPU auto runs group_norm_silu and dropout in C++ of our own (`_cpp.py`). float64 never runs a kernel: they compute in
-float32. `with dream_kernels.backend("reference"):` chooses for a block.
-The choice is a plain global, on which torch.compile guards: no graph break, and another choice compiles anew.
+On a CPU auto runs group_norm_silu and dropout in C++ of our own (`_cpp.py`). float64 never runs a
+kernel: they compute in float32. `with dream_kernels.backend("reference"):` chooses for a block.
+The choice is a plain global, on which torch.compile guards: no graph break, and another choice
+compiles anew.
 """
 
 from __future__ import annotations
@@ -29,7 +31,9 @@ log = logging.getLogger(__name__)
 
 
 class BackendError(RuntimeError):
-    """A backend that is unknown or cannot run here; its text is complete for the user, and tools print it alone."""
+    """A backend that is unknown or cannot run here; its text is complete for the user, and tools
+    print it alone.
+    """
 
     is_for_users = True
 
@@ -38,7 +42,9 @@ def checked(mode: str) -> str:
     if mode not in MODES:
         raise BackendError(f"DREAM_KERNELS={mode} is unknown; use one of {', '.join(MODES)}.")
     if mode == "triton" and not HAS_TRITON:
-        raise BackendError("DREAM_KERNELS=triton needs Triton, which is not installed; install it or use auto.")
+        raise BackendError(
+            "DREAM_KERNELS=triton needs Triton, which is not installed; install it or use auto."
+        )
     return mode
 
 
@@ -47,7 +53,9 @@ _mode = checked(os.environ.get("DREAM_KERNELS", "auto"))
 
 @contextmanager
 def backend(mode: str) -> Iterator[None]:
-    """`mode` inside, the earlier one after it. Raises BackendError for a mode that is not possible. Not per thread."""
+    """`mode` inside, the earlier one after it. Raises BackendError for a mode that is not possible.
+    Not per thread.
+    """
     global _mode
     before, _mode = _mode, checked(mode)
     try:
@@ -57,7 +65,9 @@ def backend(mode: str) -> Iterator[None]:
 
 
 def runs_triton(x: Tensor) -> bool:
-    """Whether an op on `x` runs its kernel. Raises BackendError where DREAM_KERNELS=triton meets a device that has none."""
+    """Whether an op on `x` runs its kernel. Raises BackendError where DREAM_KERNELS=triton meets a
+    device that has none.
+    """
     if _mode == "reference" or x.dtype not in DTYPES:
         chosen = False
     elif _mode == "triton" and not (x.is_cuda or INTERPRETED):
@@ -78,6 +88,8 @@ def wants_reference() -> bool:
 
 @functools.cache
 def _announce(device: str, triton: bool) -> None:
-    elsewhere = "C++ and plain torch" if device == "cpu" and not wants_reference() else "plain torch"
+    elsewhere = (
+        "C++ and plain torch" if device == "cpu" and not wants_reference() else "plain torch"
+    )
     how = ("Triton's interpreter" if INTERPRETED else "Triton") if triton else elsewhere
     log.info("dream_kernels on %s: %s", device, how)

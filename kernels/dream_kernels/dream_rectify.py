@@ -2,10 +2,11 @@
 
     shift = lam (eps - eps_hat);   z_t' = z_t + noise_std shift;   target = eps + shift
 
-Bytes an element: 3 reads and 2 writes; one read less where eps is a key (`_noise.py`), one write less for `dream_rectify_input`,
-which leaves the target out. Saved for backward: the inputs, by reference. Precision: float32 inside, rounded once at each store.
-Limits: float32, float16, bfloat16 (float64 runs the reference); tensors in another layout than z_t's are copied first. Accesses
-are 128 bits wide where C*h*w is a multiple of 16.
+Bytes an element: 3 reads and 2 writes; one read less where eps is a key (`_noise.py`), one write
+less for `dream_rectify_input`, which leaves the target out. Saved for backward: the inputs, by
+reference. Precision: float32 inside, rounded once at each store. Limits: float32, float16, bfloat16
+(float64 runs the reference); tensors in another layout than z_t's are copied first. Accesses are
+128 bits wide where C*h*w is a multiple of 16.
 """
 
 from __future__ import annotations
@@ -53,7 +54,9 @@ def launch(
 
 def results(z_t: Tensor, eps: Tensor, write_target: bool) -> tuple[Tensor, Tensor]:
     like = torch.empty_like(dense(z_t)[0])
-    return like, torch.empty_like(like, dtype=z_t.dtype if is_key(eps) else eps.dtype) if write_target else like.new_empty(0)
+    return like, torch.empty_like(
+        like, dtype=z_t.dtype if is_key(eps) else eps.dtype
+    ) if write_target else like.new_empty(0)
 
 
 @torch.library.custom_op("dream::dream_rectify", mutates_args=())
@@ -77,7 +80,10 @@ def _save(ctx, inputs, output):
 def _backward(ctx, grad_out, grad_target):
     z_t, eps, eps_hat, noise_std, lam = ctx.saved_tensors
     grad_out, grad_target = grad_out.float(), grad_target.float() if ctx.write_target else 0
-    difference, grad_shift = reference.field(eps, z_t) - eps_hat.float(), noise_std * grad_out + grad_target
+    difference, grad_shift = (
+        reference.field(eps, z_t) - eps_hat.float(),
+        noise_std * grad_out + grad_target,
+    )
     grads = (
         grad_out,
         lam * grad_shift + grad_target,
@@ -85,20 +91,26 @@ def _backward(ctx, grad_out, grad_target):
         (grad_out * lam * difference).sum_to_size(noise_std.shape),
         (difference * grad_shift).sum_to_size(lam.shape),
     )
-    return *(None if is_key(x) else grad.to(x.dtype) for grad, x in zip(grads, ctx.saved_tensors)), None
+    return *(
+        None if is_key(x) else grad.to(x.dtype) for grad, x in zip(grads, ctx.saved_tensors)
+    ), None
 
 
 rectify_op.register_autograd(_backward, setup_context=_save)
 
 
-def dream_rectify(z_t: Tensor, eps: Tensor, eps_hat: Tensor, noise_std: Tensor, lam: Tensor) -> tuple[Tensor, Tensor]:
+def dream_rectify(
+    z_t: Tensor, eps: Tensor, eps_hat: Tensor, noise_std: Tensor, lam: Tensor
+) -> tuple[Tensor, Tensor]:
     """-> (z_t', target), as `reference.dream_rectify`."""
     if runs_triton(z_t):
         return rectify_op(z_t, eps, eps_hat, noise_std, lam, True)
     return reference.dream_rectify(z_t, eps, eps_hat, noise_std, lam)
 
 
-def dream_rectify_input(z_t: Tensor, eps: Tensor, eps_hat: Tensor, noise_std: Tensor, lam: Tensor) -> Tensor:
+def dream_rectify_input(
+    z_t: Tensor, eps: Tensor, eps_hat: Tensor, noise_std: Tensor, lam: Tensor
+) -> Tensor:
     """-> z_t' alone, as `reference.dream_rectify_input`: for a loss that makes the target itself."""
     if runs_triton(z_t):
         return rectify_op(z_t, eps, eps_hat, noise_std, lam, False)[0]
@@ -107,14 +119,24 @@ def dream_rectify_input(z_t: Tensor, eps: Tensor, eps_hat: Tensor, noise_std: Te
 
 def variants() -> list[Variant]:
     """With and without target, and with eps made in the kernel."""
-    return [_variant(dtype, *kind) for kind in ((True, False), (False, False), (False, True)) for dtype in NAMES]
+    return [
+        _variant(dtype, *kind)
+        for kind in ((True, False), (False, False), (False, True))
+        for dtype in NAMES
+    ]
 
 
 def _variant(dtype: str, write_target: bool, key: bool) -> Variant:
-    kinds = dict.fromkeys(("z_t", "eps", "eps_hat", "out", "target"), f"*{dtype}") | ({"eps": "*i64"} if key else {})
-    kinds |= dict.fromkeys(("noise_std", "lam"), "*fp32") | dict.fromkeys(("size", "blocks", "d1", "d2"), "i32")
+    kinds = dict.fromkeys(("z_t", "eps", "eps_hat", "out", "target"), f"*{dtype}") | (
+        {"eps": "*i64"} if key else {}
+    )
+    kinds |= dict.fromkeys(("noise_std", "lam"), "*fp32") | dict.fromkeys(
+        ("size", "blocks", "d1", "d2"), "i32"
+    )
     constexprs = {"LAST": False, "WRITE_TARGET": write_target, "BLOCK": BLOCK}
     signature = {name: kinds.get(name, "constexpr") for name in rectify_kernel.arg_names}
     moved = (4 + write_target - key) * NAMES[dtype]
     name = f"dream_rectify{'' if write_target else '_input'}{'_key' if key else ''}/{dtype}"
-    return Variant(name, rectify_kernel, signature, constexprs, WARPS, moved, moved, ("size", "d1", "d2"))
+    return Variant(
+        name, rectify_kernel, signature, constexprs, WARPS, moved, moved, ("size", "d1", "d2")
+    )

@@ -1,15 +1,19 @@
-"""group_norm_silu: y = silu(norm(x) (1 + scale) + shift), with statistics over groups of channels (arXiv 1803.08494).
+"""group_norm_silu: y = silu(norm(x) (1 + scale) + shift), with statistics over groups of channels
+(arXiv 1803.08494).
 
-weight and bias [C], scale and shift [B,C] become one weight and bias of each channel of each sample, w = weight (1 + scale) and
-b = bias (1 + scale) + shift, outside the op (a few kilobytes, with torch's own gradients). With z = w x_hat + b, y = silu(z):
+weight and bias [C], scale and shift [B,C] become one weight and bias of each channel of each
+sample, w = weight (1 + scale) and b = bias (1 + scale) + shift, outside the op (a few kilobytes,
+with torch's own gradients). With z = w x_hat + b, y = silu(z):
 
     db = sum dz;  dw = sum dz x_hat  (over positions);   dx = rstd (w dz - mean(w dz) - x_hat mean(w dz x_hat))  (over the group)
 
-Three launches each way: sums of each channel over spans of positions, joined over spans and a group's channels, then applied. No
-atomics: two runs agree. Bytes an element: forward 2 reads and 1 write, backward 4 reads and 1 write. Saved for the backward: x,
-w, b, mean and rstd; z and y are computed again. Precision: float32 inside; the variance in two passes within a tile, tiles joined
-by Chan's formula. Limits: float32, float16, bfloat16; 4 dimensions, contiguous or channels_last (others are copied first).
-Accesses are 128 bits wide where C (channels_last) or H*W (contiguous) is a multiple of 16.
+Three launches each way: sums of each channel over spans of positions, joined over spans and a
+group's channels, then applied. No atomics: two runs agree. Bytes an element: forward 2 reads and 1
+write, backward 4 reads and 1 write. Saved for the backward: x, w, b, mean and rstd; z and y are
+computed again. Precision: float32 inside; the variance in two passes within a tile, tiles joined by
+Chan's formula. Limits: float32, float16, bfloat16; 4 dimensions, contiguous or channels_last
+(others are copied first). Accesses are 128 bits wide where C (channels_last) or H*W (contiguous) is
+a multiple of 16.
 """
 
 from __future__ import annotations
@@ -31,7 +35,9 @@ JOIN, JOIN_WARPS = 1024, 4
 
 @jit
 def tile(start, channel, C, HW, P: tl.constexpr, Q: tl.constexpr, LAST: tl.constexpr):
-    """P positions from `start` of Q channels from `channel`: offsets in the sample [P,Q] and which of them exist."""
+    """P positions from `start` of Q channels from `channel`: offsets in the sample [P,Q] and which
+    of them exist.
+    """
     positions = start.to(tl.int64) + tl.arange(0, P)[:, None]
     channels = channel.to(tl.int64) + tl.arange(0, Q)[None, :]
     at = positions * C + channels if LAST else channels * HW + positions
@@ -40,7 +46,9 @@ def tile(start, channel, C, HW, P: tl.constexpr, Q: tl.constexpr, LAST: tl.const
 
 @jit
 def of_channels(weight, bias, mean, rstd, sample, channel, C, D, Q: tl.constexpr):
-    """What norms Q channels from `channel`: w, b, and their groups' mean and rstd, each [1,Q]; one number each where Q is 1."""
+    """What norms Q channels from `channel`: w, b, and their groups' mean and rstd, each [1,Q]; one
+    number each where Q is 1.
+    """
     channels = (channel.to(tl.int64) + tl.arange(0, Q))[None, :]
     mask = channels < C
     if Q == 1:  # else every thread loads it for each of its values
@@ -64,7 +72,9 @@ def gradient_of_z(dy, x_hat, w, b, SILU: tl.constexpr):
 def statistics_kernel(
     x, means, squares, C, HW, P: tl.constexpr, Q: tl.constexpr, TILES: tl.constexpr, LAST: tl.constexpr
 ):  # fmt: skip
-    """One program: mean and squared distance from it, of each of Q channels over a span of TILES * P positions of a sample."""
+    """One program: mean and squared distance from it, of each of Q channels over a span of TILES *
+    P positions of a sample.
+    """
     span, channel, sample = tl.program_id(0), tl.program_id(1) * Q, tl.program_id(2).to(tl.int64)
     count, mean, square = 0.0, tl.zeros([Q], tl.float32), tl.zeros([Q], tl.float32)
     for i in range(TILES):
@@ -74,7 +84,9 @@ def statistics_kernel(
         here = tl.minimum(tl.maximum(HW - start, 0), P).to(tl.float32)
         total = tl.maximum(count + here, 1.0)
         tile_mean = tl.sum(values, 0) / tl.maximum(here, 1.0)
-        tile_mean += tl.sum(tl.where(mask, values - tile_mean[None, :], 0.0), 0) / tl.maximum(here, 1.0)  # what rounding left
+        tile_mean += tl.sum(tl.where(mask, values - tile_mean[None, :], 0.0), 0) / tl.maximum(
+            here, 1.0
+        )  # what rounding left
         distance = tl.where(mask, values - tile_mean[None, :], 0.0)
         step = tile_mean - mean
         square += tl.sum(distance * distance, 0) + step * step * (count * here / total)
@@ -90,18 +102,25 @@ def statistics_kernel(
 def join_statistics_kernel(
     means, squares, mean, rstd, eps, C, HW, D, spans, SPAN: tl.constexpr, K: tl.constexpr, Q: tl.constexpr
 ):  # fmt: skip
-    """One program: mean and rstd of a group out of its D channels' sums over `spans` spans, K of them at a time."""
+    """One program: mean and rstd of a group out of its D channels' sums over `spans` spans, K of
+    them at a time.
+    """
     group, sample = tl.program_id(0), tl.program_id(1).to(tl.int64)
     channels = tl.arange(0, Q)[None, :]
     count, joined, square = 0.0, 0.0, 0.0
     for first in range(0, spans, K):
         span = first + tl.arange(0, K)[:, None]
-        at, mask = (sample * spans + span) * C + group * D + channels, (span < spans) & (channels < D)
+        at, mask = (
+            (sample * spans + span) * C + group * D + channels,
+            (span < spans) & (channels < D),
+        )
         n = tl.where(mask, tl.minimum(HW - span * SPAN, SPAN), 0).to(tl.float32)
         m = tl.load(means + at, mask, 0.0)
         here = tl.sum(tl.sum(n, 1), 0)
         one = tl.sum(tl.sum(tl.where(span == first, tl.where(channels == 0, m, 0.0), 0.0), 1), 0)
-        here_mean = one + tl.sum(tl.sum(n * (m - one), 1), 0) / here  # about a mean of one channel: less is rounded
+        here_mean = (
+            one + tl.sum(tl.sum(n * (m - one), 1), 0) / here
+        )  # about a mean of one channel: less is rounded
         between = n * (m - here_mean) * (m - here_mean)
         within = tl.load(squares + at, mask, 0.0)
         total, step = count + here, here_mean - joined
@@ -118,7 +137,11 @@ def apply_kernel(
     x, weight, bias, mean, rstd, y, C, HW, D, P: tl.constexpr, Q: tl.constexpr, LAST: tl.constexpr, SILU: tl.constexpr
 ):  # fmt: skip
     """One program: y of P positions of Q channels."""
-    start, channel, sample = tl.program_id(0) * P, tl.program_id(1) * Q, tl.program_id(2).to(tl.int64)
+    start, channel, sample = (
+        tl.program_id(0) * P,
+        tl.program_id(1) * Q,
+        tl.program_id(2).to(tl.int64),
+    )
     at, mask = tile(start, channel, C, HW, P, Q, LAST)
     w, b, m, r = of_channels(weight, bias, mean, rstd, sample, channel, C, D, Q)
     z = (tl.load(x + sample * C * HW + at, mask, 0.0).to(tl.float32) - m) * r * w + b
@@ -132,14 +155,18 @@ def sums_kernel(
     dy, x, weight, bias, mean, rstd, sums_w, sums_b, C, HW, D,
     P: tl.constexpr, Q: tl.constexpr, TILES: tl.constexpr, LAST: tl.constexpr, SILU: tl.constexpr,
 ):  # fmt: skip
-    """One program: sums of dz x_hat and dz, of each of Q channels over a span of TILES * P positions of a sample."""
+    """One program: sums of dz x_hat and dz, of each of Q channels over a span of TILES * P
+    positions of a sample.
+    """
     span, channel, sample = tl.program_id(0), tl.program_id(1) * Q, tl.program_id(2).to(tl.int64)
     w, b, m, r = of_channels(weight, bias, mean, rstd, sample, channel, C, D, Q)
     sum_w, sum_b = tl.zeros([Q], tl.float32), tl.zeros([Q], tl.float32)
     for i in range(TILES):
         at, mask = tile((span * TILES + i) * P, channel, C, HW, P, Q, LAST)
         x_hat = (tl.load(x + sample * C * HW + at, mask, 0.0).to(tl.float32) - m) * r
-        dz = gradient_of_z(tl.load(dy + sample * C * HW + at, mask, 0.0).to(tl.float32), x_hat, w, b, SILU)
+        dz = gradient_of_z(
+            tl.load(dy + sample * C * HW + at, mask, 0.0).to(tl.float32), x_hat, w, b, SILU
+        )
         sum_w += tl.sum(dz * x_hat, 0)  # dz is 0 outside
         sum_b += tl.sum(dz, 0)
     channels = channel.to(tl.int64) + tl.arange(0, Q)
@@ -152,13 +179,18 @@ def sums_kernel(
 def join_sums_kernel(
     sums_w, sums_b, weight, dweight, dbias, c_w, c_b, C, HW, D, spans, K: tl.constexpr, Q: tl.constexpr
 ):  # fmt: skip
-    """One program: dw and db of a group's D channels, and their means over the group, weighted with w."""
+    """One program: dw and db of a group's D channels, and their means over the group, weighted with
+    w.
+    """
     group, sample = tl.program_id(0), tl.program_id(1).to(tl.int64)
     channels = tl.arange(0, Q)
     sum_w, sum_b = tl.zeros([Q], tl.float32), tl.zeros([Q], tl.float32)
     for first in range(0, spans, K):
         span = first + tl.arange(0, K)[:, None]
-        at, mask = (sample * spans + span) * C + group * D + channels[None, :], (span < spans) & (channels[None, :] < D)
+        at, mask = (
+            (sample * spans + span) * C + group * D + channels[None, :],
+            (span < spans) & (channels[None, :] < D),
+        )
         sum_w += tl.sum(tl.load(sums_w + at, mask, 0.0), 0)
         sum_b += tl.sum(tl.load(sums_b + at, mask, 0.0), 0)
     at_channel = sample * C + group * D + channels
@@ -176,21 +208,31 @@ def dx_kernel(
     P: tl.constexpr, Q: tl.constexpr, LAST: tl.constexpr, SILU: tl.constexpr,
 ):  # fmt: skip
     """One program: dx of P positions of Q channels."""
-    start, channel, sample = tl.program_id(0) * P, tl.program_id(1) * Q, tl.program_id(2).to(tl.int64)
+    start, channel, sample = (
+        tl.program_id(0) * P,
+        tl.program_id(1) * Q,
+        tl.program_id(2).to(tl.int64),
+    )
     at, mask = tile(start, channel, C, HW, P, Q, LAST)
     w, b, m, r = of_channels(weight, bias, mean, rstd, sample, channel, C, D, Q)
     _, _, mean_w, mean_b = of_channels(weight, bias, c_w, c_b, sample, channel, C, D, Q)
     x_hat = (tl.load(x + sample * C * HW + at, mask, 0.0).to(tl.float32) - m) * r
-    dz = gradient_of_z(tl.load(dy + sample * C * HW + at, mask, 0.0).to(tl.float32), x_hat, w, b, SILU)
+    dz = gradient_of_z(
+        tl.load(dy + sample * C * HW + at, mask, 0.0).to(tl.float32), x_hat, w, b, SILU
+    )
     value = r * (w * dz - mean_b - x_hat * mean_w)
     tl.store(dx + sample * C * HW + at, value.to(dx.dtype.element_ty), mask)
 
 
 def tile_shape(x: Tensor) -> tuple[int, int, bool]:
-    """P, Q and LAST for x [B,C,H,W]; contiguous features have at least one channel a tile, as many as fill it."""
+    """P, Q and LAST for x [B,C,H,W]; contiguous features have at least one channel a tile, as many
+    as fill it.
+    """
     channels, positions = x.shape[1], x.shape[2] * x.shape[3]
     if not x.is_contiguous():
-        q = min(WIDEST, channels & -channels)  # the power of 2 in C, so that no tile is partly empty
+        q = min(
+            WIDEST, channels & -channels
+        )  # the power of 2 in C, so that no tile is partly empty
         q = q if q >= 16 else min(WIDEST, power_of_2(channels))
         return BLOCK // q, q, True
     p = min(BLOCK, power_of_2(positions))
@@ -202,21 +244,43 @@ def power_of_2(n: int) -> int:
     return 1 << (n - 1).bit_length()
 
 
-def launch(x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float, silu: bool) -> tuple[Tensor, Tensor, Tensor]:
+def launch(
+    x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float, silu: bool
+) -> tuple[Tensor, Tensor, Tensor]:
     """x dense, weight and bias [B,C] contiguous -> y, mean and rstd [B,G]."""
-    y, mean, rstd = torch.empty_like(x), weight.new_empty(len(x), groups), weight.new_empty(len(x), groups)
+    y, mean, rstd = (
+        torch.empty_like(x),
+        weight.new_empty(len(x), groups),
+        weight.new_empty(len(x), groups),
+    )
     if x.numel():
         (b, c), hw, d = x.shape[:2], x.shape[2] * x.shape[3], x.shape[1] // groups
         p, q, last = tile_shape(x)
         spans, columns = -(-hw // (TILES * p)), -(-c // q)
         means, squares = weight.new_empty(2, b, spans, c)
-        statistics_kernel[spans, columns, b](x, means, squares, c, hw, p, q, TILES, last, num_warps=WARPS)
+        statistics_kernel[spans, columns, b](
+            x, means, squares, c, hw, p, q, TILES, last, num_warps=WARPS
+        )
         width = power_of_2(d)
         join = max(1, JOIN // width)
         join_statistics_kernel[groups, b](
-            means, squares, mean, rstd, eps, c, hw, d, spans, TILES * p, join, width, num_warps=JOIN_WARPS
+            means,
+            squares,
+            mean,
+            rstd,
+            eps,
+            c,
+            hw,
+            d,
+            spans,
+            TILES * p,
+            join,
+            width,
+            num_warps=JOIN_WARPS,
         )
-        apply_kernel[-(-hw // p), columns, b](x, weight, bias, mean, rstd, y, c, hw, d, p, q, last, silu, num_warps=WARPS)
+        apply_kernel[-(-hw // p), columns, b](
+            x, weight, bias, mean, rstd, y, c, hw, d, p, q, last, silu, num_warps=WARPS
+        )
     return y, mean, rstd
 
 
@@ -232,7 +296,23 @@ def launch_backward(
         spans, columns = -(-hw // (TILES * p)), -(-c // q)
         sums_w, sums_b = weight.new_empty(2, b, spans, c)
         sums_kernel[spans, columns, b](
-            dy, x, weight, bias, mean, rstd, sums_w, sums_b, c, hw, d, p, q, TILES, last, silu, num_warps=WARPS
+            dy,
+            x,
+            weight,
+            bias,
+            mean,
+            rstd,
+            sums_w,
+            sums_b,
+            c,
+            hw,
+            d,
+            p,
+            q,
+            TILES,
+            last,
+            silu,
+            num_warps=WARPS,
         )
         c_w, c_b = weight.new_empty(2, b, groups)
         width = power_of_2(d)
@@ -241,13 +321,31 @@ def launch_backward(
             num_warps=JOIN_WARPS,
         )  # fmt: skip
         dx_kernel[-(-hw // p), columns, b](
-            dy, x, weight, bias, mean, rstd, c_w, c_b, dx, c, hw, d, p, q, last, silu, num_warps=WARPS
+            dy,
+            x,
+            weight,
+            bias,
+            mean,
+            rstd,
+            c_w,
+            c_b,
+            dx,
+            c,
+            hw,
+            d,
+            p,
+            q,
+            last,
+            silu,
+            num_warps=WARPS,
         )
     return dx, dweight, dbias
 
 
 @torch.library.custom_op("dream::group_norm_silu", mutates_args=())
-def norm_op(x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float, silu: bool) -> tuple[Tensor, Tensor, Tensor]:
+def norm_op(
+    x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float, silu: bool
+) -> tuple[Tensor, Tensor, Tensor]:
     """x [B,C,H,W], weight and bias float32 [B,C] -> y, mean and rstd float32 [B,G]."""
     return launch(*dense(x), weight.contiguous(), bias.contiguous(), groups, eps, silu)
 
@@ -288,7 +386,9 @@ def group_norm_silu(
     x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float, scale: Tensor | None = None, shift: Tensor | None = None,
     silu: bool = True,
 ) -> Tensor:  # fmt: skip
-    """As `reference.group_norm_silu`: the kernels on a GPU, and on a CPU `_group_norm_cpu`, unless the reference is asked for."""
+    """As `reference.group_norm_silu`: the kernels on a GPU, and on a CPU `_group_norm_cpu`, unless
+    the reference is asked for.
+    """
     kernel = runs_triton(x)
     if not kernel and (x.device.type != "cpu" or wants_reference()):
         return reference.group_norm_silu(x, weight, bias, groups, eps, scale, shift, silu)
@@ -327,11 +427,29 @@ def _tiled(kernel, dtype: str, last: bool, reads: int, writes: int) -> Variant:
     moved = (reads + writes) * NAMES[dtype] + (0 if writes else 8 / (TILES * p))
     name = f"group_norm_silu/{kernel.__name__.removesuffix('_kernel')}/{'channels_last' if last else 'contiguous'}/{dtype}"
     signature = _signature(kernel, dtype, constexprs)
-    return Variant(name, kernel, signature, constexprs, WARPS, moved, (reads + writes) * NAMES[dtype], ("C", "HW"))
+    return Variant(
+        name,
+        kernel,
+        signature,
+        constexprs,
+        WARPS,
+        moved,
+        (reads + writes) * NAMES[dtype],
+        ("C", "HW"),
+    )
 
 
 def _joining(kernel) -> Variant:
     constexprs = {"SPAN": TILES * BLOCK // WIDEST, "K": JOIN // 4, "Q": 4}
     constexprs = {name: value for name, value in constexprs.items() if name in kernel.arg_names}
     name = f"group_norm_silu/{kernel.__name__.removesuffix('_kernel')}"
-    return Variant(name, kernel, _signature(kernel, "fp32", constexprs), constexprs, JOIN_WARPS, 8, 8, ("C", "HW"))
+    return Variant(
+        name,
+        kernel,
+        _signature(kernel, "fp32", constexprs),
+        constexprs,
+        JOIN_WARPS,
+        8,
+        8,
+        ("C", "HW"),
+    )

@@ -1,14 +1,18 @@
-"""vq_lookup: nearest code of a codebook, without the N x K matrix of distances (VQ-VAE, arXiv 1711.00937, Eq. 1-3).
+"""vq_lookup: nearest code of a codebook, without the N x K matrix of distances (VQ-VAE, arXiv
+1711.00937, Eq. 1-3).
 
     indices[n] = argmin_k |e_k|^2 - 2 z_n.e_k;   z_q[n] = e_indices[n];   ties go to the lowest index
 
-A program holds ROWS latents against CODES codes at a time, in registers: the least distance that each lane has met and the tile
-where it met it; lanes meet once, at the end. Bytes an element: z read and z_q written once, and 8 / D for the index. The codebook
-comes from the cache, and arithmetic decides the time: K (2D + 8) / D operations an element. Saved for the backward: the indices.
-The gradient of z_q goes straight through to z, and to the codebook as the embedding's: a sum in a fixed order, no atomics.
-Precision: float32 sums of products in one order for every code (no TF32), so equal codes are equally far. Limits: K < 2^31.
+A program holds ROWS latents against CODES codes at a time, in registers: the least distance that
+each lane has met and the tile where it met it; lanes meet once, at the end. Bytes an element: z
+read and z_q written once, and 8 / D for the index. The codebook comes from the cache, and
+arithmetic decides the time: K (2D + 8) / D operations an element. Saved for the backward: the
+indices. The gradient of z_q goes straight through to z, and to the codebook as the embedding's: a
+sum in a fixed order, no atomics. Precision: float32 sums of products in one order for every code
+(no TF32), so equal codes are equally far. Limits: K < 2^31.
 
-The op covers both backends, so that torch.compile sees one node and not the reference's loop over its chunks.
+The op covers both backends, so that torch.compile sees one node and not the reference's loop over
+its chunks.
 """
 
 from __future__ import annotations
@@ -25,14 +29,18 @@ ROWS, CODES, WARPS = 16, 256, 4  # 32 pairs a thread
 
 
 @jit
-def lookup_kernel(z, codebook, indices, z_q, rows, codes, D: tl.constexpr, ROWS: tl.constexpr, CODES: tl.constexpr):
+def lookup_kernel(
+    z, codebook, indices, z_q, rows, codes, D: tl.constexpr, ROWS: tl.constexpr, CODES: tl.constexpr
+):
     """One program: ROWS latents against every code."""
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     inside, lanes = row < rows, tl.arange(0, CODES)
     nearest = tl.full([ROWS, CODES], float("inf"), tl.float32)
     found = tl.zeros([ROWS, CODES], tl.int32)
     for first in range(0, codes, CODES):
-        code = tl.minimum(first + lanes, codes - 1).to(tl.int64)  # the last code fills the last tile: among equals the first wins
+        code = tl.minimum(first + lanes, codes - 1).to(
+            tl.int64
+        )  # the last code fills the last tile: among equals the first wins
         norm, product = tl.zeros([CODES], tl.float32), tl.zeros([ROWS, CODES], tl.float32)
         for d in range(D):
             e = tl.load(codebook + (code * D + d)).to(tl.float32)
@@ -44,11 +52,15 @@ def lookup_kernel(z, codebook, indices, z_q, rows, codes, D: tl.constexpr, ROWS:
         nearest = tl.where(nearer, distance, nearest)
         found = tl.where(nearer, first, found)
     least = tl.min(nearest, 1)
-    index = tl.min(tl.where(nearest == least[:, None], found + lanes[None, :], codes - 1), 1).to(tl.int64)
+    index = tl.min(tl.where(nearest == least[:, None], found + lanes[None, :], codes - 1), 1).to(
+        tl.int64
+    )
     tl.store(indices + row, index, inside)
     for d in range(D):
         x = tl.load(z + (row * D + d), inside, 0).to(tl.float32)
-        e = tl.load(codebook + (index * D + d)).to(tl.float32) + (x - x)  # as the reference: what is not finite stays seen
+        e = tl.load(codebook + (index * D + d)).to(tl.float32) + (
+            x - x
+        )  # as the reference: what is not finite stays seen
         tl.store(z_q + (row * D + d), e.to(z_q.dtype.element_ty), inside)
 
 
@@ -57,7 +69,9 @@ def launch(z: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:
     (rows, width), codes = z.shape, len(codebook)
     indices, z_q = z.new_empty(rows, dtype=torch.int64), codebook.new_empty(z.shape)
     if z.numel():
-        lookup_kernel[(-(-rows // ROWS),)](z, codebook, indices, z_q, rows, codes, width, ROWS, CODES, num_warps=WARPS)
+        lookup_kernel[(-(-rows // ROWS),)](
+            z, codebook, indices, z_q, rows, codes, width, ROWS, CODES, num_warps=WARPS
+        )
     return indices, z_q
 
 
@@ -85,7 +99,9 @@ def _backward(ctx, grad, _):
     to_codes = None
     if ctx.needs_input_grad[1]:
         wide = reference.wide(grad)
-        to_codes = torch.ops.aten.embedding_dense_backward(wide, indices, ctx.codes, -1, False).to(ctx.codebook_dtype)
+        to_codes = torch.ops.aten.embedding_dense_backward(wide, indices, ctx.codes, -1, False).to(
+            ctx.codebook_dtype
+        )
     return grad.to(ctx.z_dtype), to_codes
 
 
@@ -104,9 +120,23 @@ def variants() -> list[Variant]:
 
 
 def _variant(dtype: str, width: int) -> Variant:
-    kinds = dict.fromkeys(("z", "codebook", "z_q"), f"*{dtype}") | {"indices": "*i64", "rows": "i32", "codes": "i32"}
+    kinds = dict.fromkeys(("z", "codebook", "z_q"), f"*{dtype}") | {
+        "indices": "*i64",
+        "rows": "i32",
+        "codes": "i32",
+    }
     constexprs = {"D": width, "ROWS": ROWS, "CODES": CODES}
     signature = {name: kinds.get(name, "constexpr") for name in lookup_kernel.arg_names}
     moved = 2 * NAMES[dtype] + 8 / width
     name, operations = f"vq_lookup_{width}/{dtype}", 8192 * (2 * width + 8) / width
-    return Variant(name, lookup_kernel, signature, constexprs, WARPS, moved, moved, ("rows", "codes"), operations)
+    return Variant(
+        name,
+        lookup_kernel,
+        signature,
+        constexprs,
+        WARPS,
+        moved,
+        moved,
+        ("rows", "codes"),
+        operations,
+    )

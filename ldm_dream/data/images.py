@@ -1,9 +1,12 @@
-"""Pictures on disk <-> arrays and tensors, through libvips: 16 bits, alpha and colour profile survive the trip.
+"""Pictures on disk <-> arrays and tensors, through libvips: 16 bits, alpha and colour profile
+survive the trip.
 
-`read_image` gives every picture one form: upright (EXIF orientation applied), RGB, alpha apart. What cannot be read whole is an
-`ImageError` with one sentence; a truncated file is never returned half grey. `write_image` writes beside and renames.
+`read_image` gives every picture one form: upright (EXIF orientation applied), RGB, alpha apart.
+What cannot be read whole is an `ImageError` with one sentence; a truncated file is never returned
+half grey. `write_image` writes beside and renames.
 
-Alpha is straight (not premultiplied), as PNG, WebP and common TIFF store it, so colours need no un-premultiplying.
+Alpha is straight (not premultiplied), as PNG, WebP and common TIFF store it, so colours need no
+un-premultiplying.
 """
 
 from __future__ import annotations
@@ -21,13 +24,26 @@ from torch import Tensor
 from ldm_dream.errors import UserError
 
 log = logging.getLogger(__name__)
-logging.getLogger("pyvips").setLevel(logging.ERROR)  # libvips warns line by line of what ImageError then says in one sentence
+logging.getLogger("pyvips").setLevel(
+    logging.ERROR
+)  # libvips warns line by line of what ImageError then says in one sentence
 
-MAX_PIXELS = 2**28  # 268 million, 0.8 GB as 8-bit RGB: larger is more often an attack or a mistake than a photo
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff")  # what find_images takes and write_image offers
+MAX_PIXELS = (
+    2**28
+)  # 268 million, 0.8 GB as 8-bit RGB: larger is more often an attack or a mistake than a photo
+SUFFIXES = (
+    ".png",
+    ".jpg",
+    ".jpeg",
+    ".webp",
+    ".tif",
+    ".tiff",
+)  # what find_images takes and write_image offers
 _LOADERS = ("pngload", "jpegload", "webpload", "tiffload")
 _GRAY, _RGB = ("b-w", "grey16"), ("srgb", "rgb16", "rgb")
-_SAVE = {  # libvips options; chroma at full resolution, since an upscaler's colour edges are what it is judged by
+# libvips options; chroma at full resolution, since an upscaler's colour edges are what it is judged
+# by
+_SAVE = {
     ".png": {"compression": 6},
     ".jpg": {"Q": 95, "subsample_mode": "off", "optimize_coding": True},
     ".webp": {"Q": 95, "smart_subsample": True},
@@ -37,15 +53,18 @@ _SAVE |= {".jpeg": _SAVE[".jpg"], ".tiff": _SAVE[".tif"]}
 
 
 class ImageError(UserError, ValueError):
-    """A picture that cannot be read or written; its text names the file and the reason, complete for the user."""
+    """A picture that cannot be read or written; its text names the file and the reason, complete
+    for the user.
+    """
 
 
 @dataclass(frozen=True)
 class Image:
     """One upright RGB picture.
 
-    pixels: [H, W, 3] uint8 or uint16. alpha: [H, W] of the same dtype, straight, or None. icc: colour profile of the pixels.
-    was_gray: the file had one colour channel (write_image then writes one again).
+    pixels: [H, W, 3] uint8 or uint16. alpha: [H, W] of the same dtype, straight, or None. icc:
+    colour profile of the pixels. was_gray: the file had one colour channel (write_image then writes
+    one again).
     """
 
     pixels: np.ndarray
@@ -55,9 +74,11 @@ class Image:
 
 
 def read_image(path: str | Path, max_pixels: int = MAX_PIXELS) -> Image:
-    """Decode PNG, JPEG, WebP or TIFF (8 or 16 bits; grey, palette, RGB or CMYK, with or without alpha). Raises ImageError.
+    """Decode PNG, JPEG, WebP or TIFF (8 or 16 bits; grey, palette, RGB or CMYK, with or without
+    alpha). Raises ImageError.
 
-    A picture of more than `max_pixels` is refused from its header, before anything is decoded. CMYK becomes 8-bit sRGB.
+    A picture of more than `max_pixels` is refused from its header, before anything is decoded. CMYK
+    becomes 8-bit sRGB.
     """
     path = Path(path)
     image = _open(path)
@@ -66,7 +87,9 @@ def read_image(path: str | Path, max_pixels: int = MAX_PIXELS) -> Image:
             f"{path}: {image.width}x{image.height} is more than the allowed {max_pixels} pixels; cut it or raise the limit."
         )
     if image.get_typeof("n-pages") and image.get("n-pages") > 1:
-        log.warning("%s: has %d pages or frames; only the first is used.", path, image.get("n-pages"))
+        log.warning(
+            "%s: has %d pages or frames; only the first is used.", path, image.get("n-pages")
+        )
     try:
         image = image.copy_memory().autorot()
         if image.interpretation == "cmyk":
@@ -85,15 +108,18 @@ def image_size(path: str | Path) -> tuple[int, int]:
 
 
 def write_image(path: str | Path, image: Image) -> None:
-    """Write by suffix (png, jpg, webp, tif); an existing file is replaced whole or not at all. Raises ImageError.
+    """Write by suffix (png, jpg, webp, tif); an existing file is replaced whole or not at all.
+    Raises ImageError.
 
-    16 bits stay in PNG and TIFF and are rounded to 8 in JPEG and WebP, which hold no more. JPEG holds no alpha: a picture that is
-    not opaque is refused there.
+    16 bits stay in PNG and TIFF and are rounded to 8 in JPEG and WebP, which hold no more. JPEG
+    holds no alpha: a picture that is not opaque is refused there.
     """
     path = Path(path)
     options = _SAVE.get(path.suffix.lower())
     if options is None:
-        raise ImageError(f"{path}: cannot write {path.suffix or 'a name without suffix'}; use one of {', '.join(_SAVE)}.")
+        raise ImageError(
+            f"{path}: cannot write {path.suffix or 'a name without suffix'}; use one of {', '.join(_SAVE)}."
+        )
     pixels, alpha = image.pixels, image.alpha
     if path.suffix.lower() in (".jpg", ".jpeg") and alpha is not None:
         if alpha.min() < np.iinfo(alpha.dtype).max:
@@ -101,10 +127,14 @@ def write_image(path: str | Path, image: Image) -> None:
         alpha = None
     if path.suffix.lower() in (".jpg", ".jpeg", ".webp"):
         pixels, alpha = to_uint8(pixels), None if alpha is None else to_uint8(alpha)
-    if image.was_gray:  # the mean gives equal channels back exactly and treats a colour cast of the model as noise
+    if (
+        image.was_gray
+    ):  # the mean gives equal channels back exactly and treats a colour cast of the model as noise
         pixels = np.rint(pixels.mean(2, keepdims=True)).astype(pixels.dtype)
     bands = pixels if alpha is None else np.concatenate([pixels, alpha[..., None]], 2)
-    space = {(True, 1): "b-w", (True, 2): "grey16", (False, 1): "srgb", (False, 2): "rgb16"}[image.was_gray, pixels.itemsize]
+    space = {(True, 1): "b-w", (True, 2): "grey16", (False, 1): "srgb", (False, 2): "rgb16"}[
+        image.was_gray, pixels.itemsize
+    ]
     picture = pyvips.Image.new_from_array(np.ascontiguousarray(bands)).copy(interpretation=space)
     if image.icc is not None:
         picture.set_type(pyvips.GValue.blob_type, "icc-profile-data", image.icc)
@@ -122,35 +152,57 @@ def to_tensor(image: Image) -> Tensor:
 
 
 def from_tensor(tensor: Tensor, dtype: type = np.uint8) -> np.ndarray:
-    """Float [1, 3, H, W] in [-1, 1] -> pixels [H, W, 3] of uint8 or uint16: clamped, rounded half to even.
+    """Float [1, 3, H, W] in [-1, 1] -> pixels [H, W, 3] of uint8 or uint16: clamped, rounded half
+    to even.
 
-    Raises ValueError for another shape and for NaN or infinity, which would become arbitrary colours.
+    Raises ValueError for another shape and for NaN or infinity, which would become arbitrary
+    colours.
     """
     if tensor.ndim != 4 or tensor.shape[:2] != (1, 3):
-        raise ValueError(f"from_tensor: got shape {tuple(tensor.shape)}; it takes one picture, [1, 3, H, W].")
+        raise ValueError(
+            f"from_tensor: got shape {tuple(tensor.shape)}; it takes one picture, [1, 3, H, W]."
+        )
     tensor = tensor.detach().float().cpu()
     if not tensor.isfinite().all():
-        raise ValueError("from_tensor: the picture holds NaN or infinity; run the model in a wider dtype (bf16 or fp32).")
+        raise ValueError(
+            "from_tensor: the picture holds NaN or infinity; run the model in a wider dtype (bf16 or fp32)."
+        )
     levels = (tensor.clamp(-1, 1) + 1) / 2 * np.iinfo(dtype).max
     return levels[0].permute(1, 2, 0).numpy().round().astype(dtype)
 
 
 def to_uint8(pixels: np.ndarray) -> np.ndarray:
-    """uint8 or uint16 -> uint8; 16-bit levels are rounded to the nearest of 0, 257, 514, ..., 65535."""
-    return pixels if pixels.dtype == np.uint8 else ((pixels.astype(np.uint32) + 128) // 257).astype(np.uint8)
+    """uint8 or uint16 -> uint8; 16-bit levels are rounded to the nearest of 0, 257, 514, ...,
+    65535.
+    """
+    return (
+        pixels
+        if pixels.dtype == np.uint8
+        else ((pixels.astype(np.uint32) + 128) // 257).astype(np.uint8)
+    )
 
 
 def find_images(path: str | Path, recursive: bool = False) -> list[Path]:
-    """A file -> itself; a folder -> its pictures by suffix, sorted, without hidden files. Raises ImageError if there is none."""
+    """A file -> itself; a folder -> its pictures by suffix, sorted, without hidden files. Raises
+    ImageError if there is none.
+    """
     path = Path(path)
     if path.is_file():
         return [path]
     if not path.is_dir():
         raise ImageError(f"{path}: no such file or folder.")
     candidates = path.rglob("*") if recursive else path.iterdir()
-    found = sorted(p for p in candidates if p.suffix.lower() in SUFFIXES and not p.name.startswith(".") and p.is_file())
+    found = sorted(
+        p
+        for p in candidates
+        if p.suffix.lower() in SUFFIXES and not p.name.startswith(".") and p.is_file()
+    )
     if not found:
-        where = "the folder and its subfolders hold" if recursive else "the folder holds (without its subfolders)"
+        where = (
+            "the folder and its subfolders hold"
+            if recursive
+            else "the folder holds (without its subfolders)"
+        )
         raise ImageError(f"{path}: {where} no picture; looked for {', '.join(SUFFIXES)}.")
     return found
 
@@ -166,7 +218,8 @@ def _open(path: Path) -> pyvips.Image:
             raise ImageError(f"{path}: the file is empty.")
         with path.open("rb"):
             pass  # libvips hides the reason when a file may not be read; open() names it
-        # A source, not new_from_file: that reads "[...]" in a file name as options and caches by name.
+        # A source, not new_from_file: that reads "[...]" in a file name as options and caches by
+        # name.
         source = pyvips.Source.new_from_file(str(path))
         image = pyvips.Image.new_from_source(source, "", access="sequential", fail_on="error")
     except OSError as error:
@@ -180,7 +233,9 @@ def _open(path: Path) -> pyvips.Image:
         )
         raise ImageError(f"{path}: {reason}.") from None
     if not image.get("vips-loader").startswith(_LOADERS):
-        raise ImageError(f"{path}: its format is not supported; convert it to PNG, JPEG, WebP or TIFF.")
+        raise ImageError(
+            f"{path}: its format is not supported; convert it to PNG, JPEG, WebP or TIFF."
+        )
     return image
 
 
@@ -193,7 +248,9 @@ def _from_vips(path: Path, image: pyvips.Image) -> Image:
             f"{path}: {image.interpretation} pixels of type {bands.dtype} are not supported; convert to 8 or 16-bit RGB."
         )
     if image.bands not in (colours, colours + 1):
-        raise ImageError(f"{path}: {image.bands} channels are not supported; convert to grey or RGB, with or without alpha.")
+        raise ImageError(
+            f"{path}: {image.bands} channels are not supported; convert to grey or RGB, with or without alpha."
+        )
     pixels = np.repeat(bands[..., :colours], 3 // colours, axis=2)
     alpha = bands[..., colours].copy() if image.bands > colours else None
     icc = bytes(image.get("icc-profile-data")) if image.get_typeof("icc-profile-data") else None

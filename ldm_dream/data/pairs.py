@@ -1,12 +1,15 @@
-"""Training and validation pairs: aligned patches of HR pictures and of the LR pictures made from them.
+"""Training and validation pairs: aligned patches of HR pictures and of the LR pictures made from
+them.
 
-Which patch is sample n of a run is a pure function of (seed, n) and of the files, so a resumed run sees what it would have seen.
-With N pictures, sample n shows picture permutation(seed, n // N)[n % N], at a place and a symmetry drawn from (seed, n).
+Which patch is sample n of a run is a pure function of (seed, n) and of the files, so a resumed run
+sees what it would have seen. With N pictures, sample n shows picture permutation(seed, n // N)[n %
+N], at a place and a symmetry drawn from (seed, n).
 
-Bicubic: the LR picture is made once from the WHOLE HR picture, then cut, so that patches carry no border effects of resampling.
-Blind: every sample has a degradation of its own, drawn from (seed, n) and applied to a window around its patch; see `_window`.
-Scales (`cfg.scales`): batch k has one scale of that range, drawn from (seed, k). Bicubic brings each HR patch, by itself, to that
-scale; its LR patch, made at `scale`, stays as it is.
+Bicubic: the LR picture is made once from the WHOLE HR picture, then cut, so that patches carry no
+border effects of resampling. Blind: every sample has a degradation of its own, drawn from (seed, n)
+and applied to a window around its patch; see `_window`. Scales (`cfg.scales`): batch k has one
+scale of that range, drawn from (seed, k). Bicubic brings each HR patch, by itself, to that scale;
+its LR patch, made at `scale`, stays as it is.
 """
 
 from __future__ import annotations
@@ -21,18 +24,31 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ldm_dream.config import BlindConfig, DataConfig
+from ldm_dream.config.data import BlindConfig, DataConfig
 from ldm_dream.data.blind import degrade_blind, mirrored
-from ldm_dream.data.degrade import degrade, imresize_levels
 from ldm_dream.data.images import ImageError, find_images, image_size, read_image, to_uint8
+from ldm_dream.data.resize import degrade, imresize_levels
 from ldm_dream.errors import UserError
 
 log = logging.getLogger(__name__)
 
-CACHE_BYTES = 4 * 2**30  # decoded pictures kept in memory by one dataset; what does not fit is decoded at each visit
-SYMMETRIES = {"none": 1, "hflip": 2, "dihedral": 8}  # data.augment -> how many of `symmetry`'s eight it draws from
-_PERMUTATION, _CROP, _DEGRADATION, _VALIDATION, _SCALE = 0, 1, 2, 3, 4  # streams of random numbers under one seed
-MARGIN = 10  # LR pixels around a patch that are degraded with it: as far as the final sinc filter reaches
+CACHE_BYTES = (
+    4 * 2**30
+)  # decoded pictures kept in memory by one dataset; what does not fit is decoded at each visit
+SYMMETRIES = {
+    "none": 1,
+    "hflip": 2,
+    "dihedral": 8,
+}  # data.augment -> how many of `symmetry`'s eight it draws from
+_PERMUTATION, _CROP, _DEGRADATION, _VALIDATION, _SCALE = (
+    0,
+    1,
+    2,
+    3,
+    4,
+)  # streams of random numbers under one seed
+# LR pixels around a patch that are degraded with it: as far as the final sinc filter reaches
+MARGIN = 10
 JPEG_BLOCK = 16  # LR pixels a side of what JPEG with 4:2:0 treats as one
 
 
@@ -52,10 +68,12 @@ class Draw:
 
 @dataclass(frozen=True)
 class Batch:
-    """hr [B,3,P,P] and lr [B,3,P/scale,P/scale], float32 in [-1, 1]; `lr is hr` when scale is 1 and the degradation bicubic.
+    """hr [B,3,P,P] and lr [B,3,P/scale,P/scale], float32 in [-1, 1]; `lr is hr` when scale is 1 and
+    the degradation bicubic.
 
-    With `cfg.scales` hr is [B,3,S,S], the same patches at the batch's own scale: S = round(scale_of_batch * P/scale).
-    draws: where each sample comes from. z0, z_lr: their latents where `latents.py` has cached them.
+    With `cfg.scales` hr is [B,3,S,S], the same patches at the batch's own scale: S =
+    round(scale_of_batch * P/scale). draws: where each sample comes from. z0, z_lr: their latents
+    where `latents.py` has cached them.
     """
 
     hr: Tensor
@@ -74,10 +92,11 @@ class Batch:
 
 
 class PairDataset:
-    """HR pictures of `cfg.train` as random aligned patches of `cfg.patch` HR pixels. Raises DataError.
+    """HR pictures of `cfg.train` as random aligned patches of `cfg.patch` HR pixels. Raises
+    DataError.
 
-    Files are looked at (header only) here and decoded on first use. Unreadable ones are named once and passed over, ones smaller
-    than a patch are left out; both are counted in `bad` and `small`.
+    Files are looked at (header only) here and decoded on first use. Unreadable ones are named once
+    and passed over, ones smaller than a patch are left out; both are counted in `bad` and `small`.
     """
 
     def __init__(self, cfg: DataConfig, scale: int, seed: int):
@@ -102,7 +121,10 @@ class PairDataset:
             (self.files if min(size) >= cfg.patch else self.small).append(path)
         if self.small:
             log.warning(
-                "%d of %d pictures are smaller than data.patch=%d and are left out.", len(self.small), len(self._seen), cfg.patch
+                "%d of %d pictures are smaller than data.patch=%d and are left out.",
+                len(self.small),
+                len(self._seen),
+                cfg.patch,
             )
         if not self.files:
             raise DataError(
@@ -115,11 +137,19 @@ class PairDataset:
         return len(self.files)
 
     def batch(self, number: int, batch_size: int) -> Batch:
-        """Batch number 0, 1, .. of the run; equal arguments give equal tensors, in any order of calls."""
-        return self.samples(range(number * batch_size, (number + 1) * batch_size), self._hr_side(number))
+        """Batch number 0, 1, .. of the run; equal arguments give equal tensors, in any order of
+        calls.
+        """
+        return self.samples(
+            range(number * batch_size, (number + 1) * batch_size), self._hr_side(number)
+        )
 
-    def samples(self, numbers: Iterable[int], hr_side: int | None = None, lr: Tensor | None = None) -> Batch:
-        """The samples of these numbers, as one batch. hr_side: pixels a side of hr, None = `cfg.patch`. lr: if known already."""
+    def samples(
+        self, numbers: Iterable[int], hr_side: int | None = None, lr: Tensor | None = None
+    ) -> Batch:
+        """The samples of these numbers, as one batch. hr_side: pixels a side of hr, None =
+        `cfg.patch`. lr: if known already.
+        """
         numbers = list(numbers)
         visits = [self._visit(n) for n in numbers]
         draws = tuple(draw for draw, _, _ in visits)
@@ -128,11 +158,16 @@ class PairDataset:
         if lr is None and self.is_blind:
             lr = self._blind_lr(numbers, draws, [hr for _, hr, _ in visits])
         elif lr is None:
-            lr = hr if self.scale == 1 else to_float(_turn([self._cut(lr, draw, 1) for draw, _, lr in visits], draws))
+            lr = (
+                hr
+                if self.scale == 1
+                else to_float(_turn([self._cut(lr, draw, 1) for draw, _, lr in visits], draws))
+            )
         return Batch(hr, lr, draws)
 
     def picture(self, index: int) -> tuple[Tensor, Tensor | None]:
-        """Whole picture: uint8 hr [3,H,W], its sides cut to multiples of scale, and lr [3,H/scale,W/scale]. Raises ImageError.
+        """Whole picture: uint8 hr [3,H,W], its sides cut to multiples of scale, and lr
+        [3,H/scale,W/scale]. Raises ImageError.
 
         lr is None with blind degradation, which is another one at each visit.
         """
@@ -147,23 +182,35 @@ class PairDataset:
         return pair
 
     def _hr_side(self, number: int) -> int:
-        """HR pixels a side in batch `number`: those of the patch at a scale uniform in `cfg.scales`, as IDM trains."""
+        """HR pixels a side in batch `number`: those of the patch at a scale uniform in
+        `cfg.scales`, as IDM trains.
+        """
         if self.cfg.scales is None:
             return self.cfg.patch
         scale = np.random.default_rng((self.seed, _SCALE, number)).uniform(*self.cfg.scales)
         return round(self.cfg.patch // self.scale * scale)
 
-    def _blind_lr(self, numbers: list[int], draws: tuple[Draw, ...], pictures: list[Tensor]) -> Tensor:
-        """The LR patches of samples `numbers`, cut out of degraded windows and then turned as their HR patches are."""
+    def _blind_lr(
+        self, numbers: list[int], draws: tuple[Draw, ...], pictures: list[Tensor]
+    ) -> Tensor:
+        """The LR patches of samples `numbers`, cut out of degraded windows and then turned as their
+        HR patches are.
+        """
         side = self.cfg.patch // self.scale
-        windows, corners = zip(*(_window(hr, draw, side, self.scale) for hr, draw in zip(pictures, draws)))
+        windows, corners = zip(
+            *(_window(hr, draw, side, self.scale) for hr, draw in zip(pictures, draws))
+        )
         seeds = [(self.seed, _DEGRADATION, n) for n in numbers]
-        degraded = degrade_blind(torch.stack(windows).float() / 255, self.scale, self.cfg.degradation, seeds)
+        degraded = degrade_blind(
+            torch.stack(windows).float() / 255, self.scale, self.cfg.degradation, seeds
+        )
         patches = [lr[:, y : y + side, x : x + side] for lr, (y, x) in zip(degraded, corners)]
         return _turn(patches, draws) * 2 - 1
 
     def _visit(self, n: int) -> tuple[Draw, Tensor, Tensor | None]:
-        """Draw number n with its whole hr and lr; an unreadable picture gives its place to the next readable one."""
+        """Draw number n with its whole hr and lr; an unreadable picture gives its place to the next
+        readable one.
+        """
         epoch, place = divmod(n, len(self.files))
         index = int(permutation(len(self.files), self.seed, epoch)[place])
         while (pair := self._try_picture(index)) is None:
@@ -177,7 +224,9 @@ class PairDataset:
         return Draw(index, int(top), int(left), int(symmetry)), hr, lr
 
     def _cut(self, image: Tensor, draw: Draw, zoom: int) -> Tensor:
-        """The patch of a draw, not yet turned, from the picture whose pixels are `zoom` times finer than LR pixels."""
+        """The patch of a draw, not yet turned, from the picture whose pixels are `zoom` times finer
+        than LR pixels.
+        """
         side = self.cfg.patch // self.scale * zoom
         top, left = draw.top * zoom, draw.left * zoom
         return image[:, top : top + side, left : left + side]
@@ -195,20 +244,26 @@ class PairDataset:
         self.bad.add(path)
         log.warning("%s It is passed over.", error)
         fraction = len(self.bad) / len(self._seen)
-        if fraction > self.cfg.max_bad_fraction or len(self.bad) + len(self.small) == len(self._seen):
+        if fraction > self.cfg.max_bad_fraction or len(self.bad) + len(self.small) == len(
+            self._seen
+        ):
             raise DataError(
                 f"data.train: {len(self.bad)} of {len(self._seen)} pictures cannot be read, the last one because: {error} "
                 f"Mend or remove them, or raise data.max_bad_fraction={self.cfg.max_bad_fraction}."
             )
 
 
-def validation_pairs(cfg: DataConfig, scale: int, limit: int, crop: int | None) -> list[tuple[str, Tensor, Tensor]]:
-    """(name, hr [1,3,H,W], lr [1,3,H/scale,W/scale]) of up to `limit` pictures of `cfg.val`, float32 in [-1, 1].
+def validation_pairs(
+    cfg: DataConfig, scale: int, limit: int, crop: int | None
+) -> list[tuple[str, Tensor, Tensor]]:
+    """(name, hr [1,3,H,W], lr [1,3,H/scale,W/scale]) of up to `limit` pictures of `cfg.val`,
+    float32 in [-1, 1].
 
-    The pictures are spread evenly over the sorted files and cut at the centre to at most `crop` HR pixels a side, in multiples of
-    8 * scale; lr is made from the cut hr, so each pair is a whole test picture. A blind degradation is drawn from the place of
-    the picture among the sorted files, whatever the run's seed and `limit`. Raises DataError or ImageError: a validation set that
-    loses pictures silently cannot be compared.
+    The pictures are spread evenly over the sorted files and cut at the centre to at most `crop` HR
+    pixels a side, in multiples of 8 * scale; lr is made from the cut hr, so each pair is a whole
+    test picture. A blind degradation is drawn from the place of the picture among the sorted files,
+    whatever the run's seed and `limit`. Raises DataError or ImageError: a validation set that loses
+    pictures silently cannot be compared.
     """
     if limit == 0 or not cfg.val:
         return []
@@ -228,7 +283,11 @@ def validation_pairs(cfg: DataConfig, scale: int, limit: int, crop: int | None) 
         top, left = (hr.shape[-2] - height) // 2, (hr.shape[-1] - width) // 2
         hr = hr[None, :, top : top + height, left : left + width]
         if isinstance(cfg.degradation, BlindConfig):
-            lr = degrade_blind(hr.float() / 255, scale, cfg.degradation, [(0, _VALIDATION, index)]) * 2 - 1
+            lr = (
+                degrade_blind(hr.float() / 255, scale, cfg.degradation, [(0, _VALIDATION, index)])
+                * 2
+                - 1
+            )
         else:
             lr = to_float(degrade(hr, scale))
         pairs.append((path.stem, to_float(hr), lr))
@@ -241,7 +300,9 @@ def to_float(pixels: Tensor) -> Tensor:
 
 
 def _collect(folders: tuple[str, ...], exclude: tuple[str, ...], knob: str) -> list[Path]:
-    """Sorted pictures of all folders without those whose path (as written in the config) contains a part of `exclude`."""
+    """Sorted pictures of all folders without those whose path (as written in the config) contains a
+    part of `exclude`.
+    """
     if not folders:
         raise DataError(f"{knob}: no folder is given; set it to a list of folders with pictures.")
     try:
@@ -250,20 +311,25 @@ def _collect(folders: tuple[str, ...], exclude: tuple[str, ...], knob: str) -> l
         raise DataError(f"{knob}: {error}") from None
     kept = sorted({path for path in found if not any(part in path.as_posix() for part in exclude)})
     if not kept:
-        raise DataError(f"{knob}: all {len(found)} pictures are left out by data.exclude={list(exclude)}.")
+        raise DataError(
+            f"{knob}: all {len(found)} pictures are left out by data.exclude={list(exclude)}."
+        )
     return kept
 
 
 def _window(hr: Tensor, draw: Draw, side: int, scale: int) -> tuple[Tensor, tuple[int, int]]:
-    """The HR pixels with which a patch of `side` LR pixels is degraded [3,S,S], and its corner in there in LR pixels.
+    """The HR pixels with which a patch of `side` LR pixels is degraded [3,S,S], and its corner in
+    there in LR pixels.
 
-    There are at least MARGIN LR pixels around the patch: real neighbours inside the picture, its mirror image outside. S is the
-    same for all patches, so a batch is one tensor. Windows begin on the JPEG blocks of the whole picture, so that the borders of
-    blocks lie anywhere in a patch.
+    There are at least MARGIN LR pixels around the patch: real neighbours inside the picture, its
+    mirror image outside. S is the same for all patches, so a batch is one tensor. Windows begin on
+    the JPEG blocks of the whole picture, so that the borders of blocks lie anywhere in a patch.
     """
     first = [(at - MARGIN) // JPEG_BLOCK * JPEG_BLOCK for at in (draw.top, draw.left)]
     length = side + 2 * MARGIN + JPEG_BLOCK - 1
-    rows, columns = (mirrored(at * scale, (at + length) * scale, size) for at, size in zip(first, hr.shape[-2:]))
+    rows, columns = (
+        mirrored(at * scale, (at + length) * scale, size) for at, size in zip(first, hr.shape[-2:])
+    )
     return hr[:, rows][:, :, columns], (draw.top - first[0], draw.left - first[1])
 
 

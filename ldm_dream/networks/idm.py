@@ -1,14 +1,19 @@
-"""IDM's denoiser: a U-Net whose decoder is an implicit function, so that any size can be asked for (IDM, arXiv 2303.16491).
+"""IDM's denoiser: a U-Net whose decoder is an implicit function, so that any size can be asked for
+(IDM, arXiv 2303.16491).
 
-The LR picture goes through an EDSR and is enlarged to the size of z_t, next to which it enters SR3's U-Net (arXiv 2104.07636).
-From the enlarged picture a second, convolutional branch makes features for each level. On the way up, where SR3 doubles the size,
-IDM first mixes these into the U-Net's features in proportions that depend on the scale, then samples the mixture at the positions
-of the finer grid. Rows and columns have coordinates of their own: any height, width and real scale will do, without padding.
+The LR picture goes through an EDSR and is enlarged to the size of z_t, next to which it enters
+SR3's U-Net (arXiv 2104.07636). From the enlarged picture a second, convolutional branch makes
+features for each level. On the way up, where SR3 doubles the size, IDM first mixes these into the
+U-Net's features in proportions that depend on the scale, then samples the mixture at the positions
+of the finer grid. Rows and columns have coordinates of their own: any height, width and real scale
+will do, without padding.
 
-Written from the paper and from recorded outputs of the published network, of which it has the parameters that matter to the
-output; what `layouts.py` drops is the rest. Initial values: PyTorch's, for equalised layers those of StyleGAN.
+Written from the paper and from recorded outputs of the published network, of which it has the
+parameters that matter to the output; what `layouts.py` drops is the rest. Initial values:
+PyTorch's, for equalised layers those of StyleGAN.
 
-Symbols: x features [B,C,H,W]; emb what blocks are told of the noise level; level 0 is the highest resolution.
+Symbols: x features [B,C,H,W]; emb what blocks are told of the noise level; level 0 is the highest
+resolution.
 """
 
 from __future__ import annotations
@@ -20,8 +25,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..config_models import IDMConfig
-from ..layers import Attention, Downsample, Dropout, GroupNorm, LastConv2d, noise_level_embedding
+from ldm_dream.config.model import IDMConfig
+from ldm_dream.networks.layers import (
+    Attention,
+    Downsample,
+    Dropout,
+    GroupNorm,
+    LastConv2d,
+    noise_level_embedding,
+)
 
 DECODER_WIDTH = 256  # between the two layers of an implicit decoder, at every level
 
@@ -35,7 +47,9 @@ class LRFeatures:
     position: Tensor  # [1], between no enlargement (0) and max_scale (1)
 
     def __getitem__(self, samples: slice | Tensor) -> LRFeatures:
-        return LRFeatures(self.picture[samples], [level[samples] for level in self.levels], self.position)
+        return LRFeatures(
+            self.picture[samples], [level[samples] for level in self.levels], self.position
+        )
 
 
 torch.export.register_dataclass(LRFeatures)  # a pytree of tensors, as `graphs.py` wants it
@@ -55,42 +69,63 @@ class IDM(nn.Module):
         self.encoder = LREncoder(cfg.cond_channels, cfg.encoder_channels, cfg.encoder_blocks)
         self.unet = ImplicitUNet(cfg)
         self.max_scale = cfg.max_scale
-        self.multiple = 2 ** (len(cfg.channel_mult) - 1)  # grids of a tile and of the whole agree at these; any size works
+        self.multiple = 2 ** (
+            len(cfg.channel_mult) - 1
+        )  # grids of a tile and of the whole agree at these; any size works
 
     def embed(self, t: Tensor) -> list[Tensor]:
         """t [B], noise level sqrt(abar) in [0,1] -> shift of each residual block, [B,C]."""
         return self.unet.embed(t)
 
-    def forward(self, z_t: Tensor, t: Tensor | list[Tensor], cond: Tensor | LRFeatures, position: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        z_t: Tensor,
+        t: Tensor | list[Tensor],
+        cond: Tensor | LRFeatures,
+        position: Tensor | None = None,
+    ) -> Tensor:
         """z_t [B,C,H,W], t [B] or `embed(t)` -> eps [B,Cout,H,W].
 
-        cond [B,Cc,h,w]: LR picture in [-1,1], or what `prepare` made of it.
-        position [B] or [1]: where the size lies between LR (0) and `max_scale` times LR (1); None = follows from the sizes.
+        cond [B,Cc,h,w]: LR picture in [-1,1], or what `prepare` made of it. position [B] or [1]:
+        where the size lies between LR (0) and `max_scale` times LR (1); None = follows from the
+        sizes.
         """
-        lr = cond if isinstance(cond, LRFeatures) else self.prepare(cond.to(z_t.dtype), z_t.shape[-2:])
+        lr = (
+            cond
+            if isinstance(cond, LRFeatures)
+            else self.prepare(cond.to(z_t.dtype), z_t.shape[-2:])
+        )
         return self.unet(z_t, t, lr, lr.position if position is None else position).to(z_t.dtype)
 
     def prepare(self, cond: Tensor, size: tuple[int, int]) -> LRFeatures:
-        """LR picture [B,Cc,h,w] -> all that the network makes of it for pictures of `size`: the same at every t."""
+        """LR picture [B,Cc,h,w] -> all that the network makes of it for pictures of `size`: the
+        same at every t.
+        """
         lr_size = cond.shape[-2:]
         if size[0] < lr_size[0] or size[1] < lr_size[1]:
-            raise ValueError(f"z_t is {tuple(size)}, smaller than its LR picture {tuple(lr_size)}; IDM enlarges by 1 or more.")
+            raise ValueError(
+                f"z_t is {tuple(size)}, smaller than its LR picture {tuple(lr_size)}; IDM enlarges by 1 or more."
+            )
         scale = (size[0] / lr_size[0] + size[1] / lr_size[1]) / 2
         position = cond.new_full((1,), (scale - 1) / (self.max_scale - 1), dtype=torch.float32)
         picture = self.encoder(cond, size)
         return LRFeatures(picture, self.unet.lr_branch(picture), position)
 
 
-# ------------------------------------------------------------------------------------------------ LR picture
+# --------------------------------------------------------------------------------------- LR picture
 
 
 class LREncoder(nn.Module):
-    """EDSR (arXiv 1707.02921) without its upsampler: features are enlarged by nearest neighbour, then become a picture again."""
+    """EDSR (arXiv 1707.02921) without its upsampler: features are enlarged by nearest neighbour,
+    then become a picture again.
+    """
 
     def __init__(self, channels: int, width: int, blocks: int):
         super().__init__()
         self.head = nn.Conv2d(channels, width, 3, padding=1)
-        self.body = nn.Sequential(*(EDSRBlock(width) for _ in range(blocks)), nn.Conv2d(width, width, 3, padding=1))
+        self.body = nn.Sequential(
+            *(EDSRBlock(width) for _ in range(blocks)), nn.Conv2d(width, width, 3, padding=1)
+        )
         self.tail = nn.Conv2d(width, channels, 3, padding=1)
 
     def forward(self, lr: Tensor, size: tuple[int, int]) -> Tensor:
@@ -104,14 +139,18 @@ class EDSRBlock(nn.Module):
 
     def __init__(self, width: int):
         super().__init__()
-        self.body = nn.Sequential(nn.Conv2d(width, width, 3, padding=1), nn.ReLU(), nn.Conv2d(width, width, 3, padding=1))
+        self.body = nn.Sequential(
+            nn.Conv2d(width, width, 3, padding=1), nn.ReLU(), nn.Conv2d(width, width, 3, padding=1)
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.body(x)
 
 
 class EqualConv2d(nn.Conv2d):
-    """3x3 convolution with equalised learning rate: weights ~ N(0,1), scaled by 1/sqrt(fan_in) at run time (arXiv 1710.10196)."""
+    """3x3 convolution with equalised learning rate: weights ~ N(0,1), scaled by 1/sqrt(fan_in) at
+    run time (arXiv 1710.10196).
+    """
 
     def __init__(self, channels: int, out_channels: int, stride: int = 1, bias: bool = True):
         super().__init__(channels, out_channels, 3, stride, padding=1, bias=bias)
@@ -126,7 +165,9 @@ class EqualConv2d(nn.Conv2d):
 
 
 class BiasLeakyReLU(nn.Module):
-    """sqrt(2) leaky_relu(x + bias, 0.2): keeps the variance of a normal x (StyleGAN2, arXiv 1912.04958)."""
+    """sqrt(2) leaky_relu(x + bias, 0.2): keeps the variance of a normal x (StyleGAN2, arXiv
+    1912.04958).
+    """
 
     def __init__(self, channels: int):
         super().__init__()
@@ -137,7 +178,9 @@ class BiasLeakyReLU(nn.Module):
 
 
 class Blur(nn.Module):
-    """(1, 3, 1) / 5 along rows and columns, zeros outside: less aliasing in the strided convolution after it."""
+    """(1, 3, 1) / 5 along rows and columns, zeros outside: less aliasing in the strided convolution
+    after it.
+    """
 
     def forward(self, x: Tensor) -> Tensor:
         x = F.pad(x, (1, 1, 1, 1))
@@ -145,37 +188,53 @@ class Blur(nn.Module):
         return (x[..., :-2] + 3 * x[..., 1:-1] + x[..., 2:]) / 5
 
 
-# ------------------------------------------------------------------------------------------------ U-Net
+# -------------------------------------------------------------------------------------------- U-Net
 
 
 class ImplicitUNet(nn.Module):
-    """SR3's U-Net on [condition, z_t], with a branch of LR features and an implicit decoder between two levels."""
+    """SR3's U-Net on [condition, z_t], with a branch of LR features and an implicit decoder between
+    two levels.
+    """
 
     def __init__(self, cfg: IDMConfig):
         super().__init__()
         widths = [cfg.model_channels * mult for mult in cfg.channel_mult]
-        has_attention = [cfg.image_size >> level in cfg.attention_resolutions for level in range(len(widths))]
+        has_attention = [
+            cfg.image_size >> level in cfg.attention_resolutions for level in range(len(widths))
+        ]
         self.model_channels, emb = cfg.model_channels, 4 * cfg.model_channels
-        self.noise_level_mlp = nn.Sequential(nn.Linear(cfg.model_channels, emb), nn.SiLU(), nn.Linear(emb, cfg.model_channels))
+        self.noise_level_mlp = nn.Sequential(
+            nn.Linear(cfg.model_channels, emb), nn.SiLU(), nn.Linear(emb, cfg.model_channels)
+        )
 
         inputs = [cfg.model_channels, *widths[:-1]]  # of the LR branch at each level
         self.conv_body_first = nn.Sequential(
-            EqualConv2d(cfg.cond_channels, cfg.model_channels, bias=False), BiasLeakyReLU(cfg.model_channels)
+            EqualConv2d(cfg.cond_channels, cfg.model_channels, bias=False),
+            BiasLeakyReLU(cfg.model_channels),
         )
         self.conv_body_down = nn.ModuleList(
             nn.Sequential(Blur(), EqualConv2d(c, out, stride=2, bias=False), BiasLeakyReLU(out))
             for c, out in zip(inputs[:-1], widths)
         )
         decoded = range(1, len(widths))  # levels that are decoded to the next higher resolution
-        self.condition_scale1 = nn.ModuleDict({str(level): _linear_in_position(widths[level]) for level in decoded})
-        self.condition_scale2 = nn.ModuleDict({str(level): _linear_in_position(widths[level]) for level in decoded})
+        self.condition_scale1 = nn.ModuleDict(
+            {str(level): _linear_in_position(widths[level]) for level in decoded}
+        )
+        self.condition_scale2 = nn.ModuleDict(
+            {str(level): _linear_in_position(widths[level]) for level in decoded}
+        )
         self.condition_shift = nn.ModuleDict(
-            {str(level): nn.Sequential(EqualConv2d(inputs[level], widths[level])) for level in decoded}
+            {
+                str(level): nn.Sequential(EqualConv2d(inputs[level], widths[level]))
+                for level in decoded
+            }
         )
 
         width = cfg.model_channels
         skips = [width]
-        self.downs = nn.ModuleList([nn.Conv2d(cfg.cond_channels + cfg.in_channels, width, 3, padding=1)])
+        self.downs = nn.ModuleList(
+            [nn.Conv2d(cfg.cond_channels + cfg.in_channels, width, 3, padding=1)]
+        )
         for level, out in enumerate(widths):
             for _ in range(cfg.num_res_blocks):
                 self.downs.append(ResAttnBlock(cfg, width, out, has_attention[level]))
@@ -186,7 +245,10 @@ class ImplicitUNet(nn.Module):
                 skips.append(width)
 
         self.mid = nn.ModuleList(
-            [ResAttnBlock(cfg, width, width, attention=True), ResAttnBlock(cfg, width, width, attention=False)]
+            [
+                ResAttnBlock(cfg, width, width, attention=True),
+                ResAttnBlock(cfg, width, width, attention=False),
+            ]
         )
 
         self.ups = nn.ModuleList()
@@ -199,10 +261,14 @@ class ImplicitUNet(nn.Module):
         self.final_conv = _norm_act_conv(cfg, width, cfg.out_channels, conv=LastConv2d)
 
     def embed(self, t: Tensor) -> list[Tensor]:
-        emb = self.noise_level_mlp(noise_level_embedding(t, self.model_channels).to(self.noise_level_mlp[0].weight.dtype))
+        emb = self.noise_level_mlp(
+            noise_level_embedding(t, self.model_channels).to(self.noise_level_mlp[0].weight.dtype)
+        )
         return [block.noise_func(emb) for block in self.modules() if isinstance(block, ResBlock)]
 
-    def forward(self, z_t: Tensor, t: Tensor | list[Tensor], lr: LRFeatures, position: Tensor) -> Tensor:
+    def forward(
+        self, z_t: Tensor, t: Tensor | list[Tensor], lr: LRFeatures, position: Tensor
+    ) -> Tensor:
         """z_t [B,C,H,W], t [B] or `embed(t)`, position [B] or [1] -> [B,Cout,H,W]."""
         emb = iter(t if isinstance(t, list) else self.embed(t))
         position = position[:, None].to(self.noise_level_mlp[0].weight.dtype)
@@ -218,7 +284,10 @@ class ImplicitUNet(nn.Module):
             if isinstance(layer, ResAttnBlock):
                 x = layer(torch.cat([x, skips.pop()], 1), next(emb))
             else:
-                shares = self.condition_scale1[str(level)](position), self.condition_scale2[str(level)](position)
+                shares = (
+                    self.condition_scale1[str(level)](position),
+                    self.condition_scale2[str(level)](position),
+                )
                 x = layer(x, lr.levels[level - 1], shares, skips[-1].shape[-2:])
                 level -= 1
         return self.final_conv(x)
@@ -246,14 +315,18 @@ class ResAttnBlock(nn.Module):
 
 
 class ResBlock(nn.Module):
-    """x + conv(silu(norm(conv(silu(norm(x))) + shift(emb)))), dropout before the second convolution."""
+    """x + conv(silu(norm(conv(silu(norm(x))) + shift(emb)))), dropout before the second
+    convolution.
+    """
 
     def __init__(self, cfg: IDMConfig, channels: int, out_channels: int):
         super().__init__()
         self.noise_func = nn.Linear(cfg.model_channels, out_channels)
         self.block1 = _norm_act_conv(cfg, channels, out_channels)
         self.block2 = _norm_act_conv(cfg, out_channels, out_channels, cfg.dropout)
-        self.res_conv = nn.Conv2d(channels, out_channels, 1) if channels != out_channels else nn.Identity()
+        self.res_conv = (
+            nn.Conv2d(channels, out_channels, 1) if channels != out_channels else nn.Identity()
+        )
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
         """emb [B,C]: what `noise_func` makes of the noise level."""
@@ -262,35 +335,50 @@ class ResBlock(nn.Module):
         return self.res_conv(x) + self.block2(h)
 
 
-# ------------------------------------------------------------------------------------------------ implicit decoder
+# --------------------------------------------------------------------------------- implicit decoder
 
 
 class ImplicitDecoder(nn.Module):
-    """Mixes in LR features, then reads the mixture off at the cell centres of a finer grid (IDM, section 3.2; LIIF, 2012.09161).
+    """Mixes in LR features, then reads the mixture off at the cell centres of a finer grid (IDM,
+    section 3.2; LIIF, 2012.09161).
 
-    A position gets imnet(nearest feature, offset to it). The published imnet has no activation between its layers, so it is
-    linear: it is applied to the features before they are spread, and to the offsets alone, which leave rows and columns apart.
+    A position gets imnet(nearest feature, offset to it). The published imnet has no activation
+    between its layers, so it is linear: it is applied to the features before they are spread, and
+    to the offsets alone, which leave rows and columns apart.
     """
 
     def __init__(self, channels: int):
         super().__init__()
         self.style = ScaleModulation(channels)
-        self.imnet = nn.Sequential(nn.Linear(channels + 2, DECODER_WIDTH), nn.Linear(DECODER_WIDTH, channels))
+        self.imnet = nn.Sequential(
+            nn.Linear(channels + 2, DECODER_WIDTH), nn.Linear(DECODER_WIDTH, channels)
+        )
 
-    def forward(self, x: Tensor, lr_features: Tensor, shares: tuple[Tensor, Tensor], size: tuple[int, int]) -> Tensor:
+    def forward(
+        self, x: Tensor, lr_features: Tensor, shares: tuple[Tensor, Tensor], size: tuple[int, int]
+    ) -> Tensor:
         """x and lr_features [B,C,h,w], shares 2 x [B or 1,C] -> [B,C,*size], size at least (h,w)."""
         first, second = self.imnet
-        x = self.style(x, lr_features, shares).permute(0, 2, 3, 1)  # [B,h,w,C]: a view in channels_last
+        x = self.style(x, lr_features, shares).permute(
+            0, 2, 3, 1
+        )  # [B,h,w,C]: a view in channels_last
         channels = x.shape[-1]
         x = second(F.linear(x, first.weight[:, :channels], first.bias))
         per_row, per_column = (second.weight @ first.weight[:, channels:]).to(x.dtype).unbind(1)
-        (rows, down), (columns, right) = nearest(size[0], x.shape[1], x.device), nearest(size[1], x.shape[2], x.device)
-        offsets = down.to(x.dtype)[:, None, None] * per_row + right.to(x.dtype)[:, None] * per_column  # [*size,C]
+        (rows, down), (columns, right) = (
+            nearest(size[0], x.shape[1], x.device),
+            nearest(size[1], x.shape[2], x.device),
+        )
+        offsets = (
+            down.to(x.dtype)[:, None, None] * per_row + right.to(x.dtype)[:, None] * per_column
+        )  # [*size,C]
         return (x.index_select(1, rows).index_select(2, columns) + offsets).permute(0, 3, 1, 2)
 
 
 class ScaleModulation(nn.Module):
-    """Features and LR features in proportions s1 : s2 with s1^2 + s2^2 = 1 (IDM, section 3.3), then bias and leaky ReLU."""
+    """Features and LR features in proportions s1 : s2 with s1^2 + s2^2 = 1 (IDM, section 3.3), then
+    bias and leaky ReLU.
+    """
 
     def __init__(self, channels: int):
         super().__init__()
@@ -304,25 +392,32 @@ class ScaleModulation(nn.Module):
 
 
 def nearest(fine: int, coarse: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Both grids span the same length: for each of `fine` cells the coarse cell that its centre lies in (int64 [fine]), ...
+    """Both grids span the same length: for each of `fine` cells the coarse cell that its centre
+    lies in (int64 [fine]), ...
 
-    ... and the offset from that cell's centre (float32 [fine]) in half coarse cells, -1 to 1. A centre on a border (only where
-    fine is odd) belongs to the later cell.
+    ... and the offset from that cell's centre (float32 [fine]) in half coarse cells, -1 to 1. A
+    centre on a border (only where fine is odd) belongs to the later cell.
     """
     centre = (2 * torch.arange(fine, device=device) + 1) * coarse  # a coarse cell is 2 * fine long
     index = centre // (2 * fine)
     return index, (centre - (2 * index + 1) * fine).float() / fine
 
 
-# ------------------------------------------------------------------------------------------------ parts
+# -------------------------------------------------------------------------------------------- parts
 
 
 def _norm_act_conv(
-    cfg: IDMConfig, channels: int, out_channels: int, dropout: float = 0.0, conv: type[nn.Conv2d] = nn.Conv2d
+    cfg: IDMConfig,
+    channels: int,
+    out_channels: int,
+    dropout: float = 0.0,
+    conv: type[nn.Conv2d] = nn.Conv2d,
 ) -> nn.Sequential:
     norm = GroupNorm(channels, cfg.norm_groups, silu=True)
     last = conv(channels, out_channels, 3, padding=1)
-    return nn.Sequential(norm, nn.Identity(), Dropout(dropout), last)  # the second place is the activation's, as published
+    return nn.Sequential(
+        norm, nn.Identity(), Dropout(dropout), last
+    )  # the second place is the activation's, as published
 
 
 def _linear_in_position(channels: int) -> nn.Linear:
@@ -341,4 +436,6 @@ def _check(cfg: IDMConfig) -> None:
             "network.channel_mult give; use a divisor of them."
         )
     if cfg.model_channels % 2:
-        raise ValueError(f"network.model_channels={cfg.model_channels} is odd; the noise level's sines and cosines want it even.")
+        raise ValueError(
+            f"network.model_channels={cfg.model_channels} is odd; the noise level's sines and cosines want it even."
+        )

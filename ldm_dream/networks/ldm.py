@@ -1,9 +1,12 @@
-"""LDM-SR's denoiser: the U-Net of latent-diffusion's `bsr_sr` (LDM, arXiv 2112.10752; the U-Net of ADM, arXiv 2105.05233).
+"""LDM-SR's denoiser: the U-Net of latent-diffusion's `bsr_sr` (LDM, arXiv 2112.10752; the U-Net of
+ADM, arXiv 2105.05233).
 
-Levels of residual blocks, each of them followed by global attention at the sizes the config names; the middle always attends.
-The condition, as large as z_t, is concatenated after it. Parameter names and shapes are the published ones.
+Levels of residual blocks, each of them followed by global attention at the sizes the config names;
+the middle always attends. The condition, as large as z_t, is concatenated after it. Parameter names
+and shapes are the published ones.
 
-Symbols: x features [B,C,H,W]; emb what blocks are told of the timestep; N = H*W tokens; h heads of d channels.
+Symbols: x features [B,C,H,W]; emb what blocks are told of the timestep; N = H*W tokens; h heads of
+d channels.
 """
 
 from __future__ import annotations
@@ -15,8 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..config_models import LDMConfig
-from ..layers import (
+from ldm_dream.config.model import LDMConfig
+from ldm_dream.networks.layers import (
     GROUPS,
     Downsample,
     Dropout,
@@ -43,43 +46,60 @@ class LDMNet(nn.Module):
         _check(cfg)
         self.model_channels, self.multiple = cfg.model_channels, 2 ** (len(cfg.channel_mult) - 1)
         emb = 4 * cfg.model_channels
-        self.time_embed = nn.Sequential(nn.Linear(cfg.model_channels, emb), nn.SiLU(), nn.Linear(emb, emb))
+        self.time_embed = nn.Sequential(
+            nn.Linear(cfg.model_channels, emb), nn.SiLU(), nn.Linear(emb, emb)
+        )
 
         width, skips, last = cfg.model_channels, [cfg.model_channels], len(cfg.channel_mult) - 1
-        self.input_blocks = nn.ModuleList([Stage([nn.Conv2d(cfg.in_channels + cfg.cond_channels, width, 3, padding=1)])])
+        self.input_blocks = nn.ModuleList(
+            [Stage([nn.Conv2d(cfg.in_channels + cfg.cond_channels, width, 3, padding=1)])]
+        )
         for level, mult in enumerate(cfg.channel_mult):
             for _ in range(cfg.num_res_blocks):
-                self.input_blocks.append(Stage(_blocks(cfg, level, width, cfg.model_channels * mult)))
+                self.input_blocks.append(
+                    Stage(_blocks(cfg, level, width, cfg.model_channels * mult))
+                )
                 width = cfg.model_channels * mult
                 skips.append(width)
             if level < last:
                 self.input_blocks.append(Stage([Downsample(width, width)]))
                 skips.append(width)
 
-        self.middle_block = Stage([ResBlock(cfg, width, width), Attention(cfg, width), ResBlock(cfg, width, width)])
+        self.middle_block = Stage(
+            [ResBlock(cfg, width, width), Attention(cfg, width), ResBlock(cfg, width, width)]
+        )
 
         self.output_blocks = nn.ModuleList()
         for level, mult in reversed(list(enumerate(cfg.channel_mult))):
             for _ in range(cfg.num_res_blocks + 1):
-                self.output_blocks.append(Stage(_blocks(cfg, level, width + skips.pop(), cfg.model_channels * mult)))
+                self.output_blocks.append(
+                    Stage(_blocks(cfg, level, width + skips.pop(), cfg.model_channels * mult))
+                )
                 width = cfg.model_channels * mult
             if level > 0:
                 self.output_blocks[-1].append(Upsample(width))
-        self.out = nn.Sequential(*norm_silu(cfg.norm, width), zeroed(LastConv2d(width, cfg.out_channels, 3, padding=1)))
+        self.out = nn.Sequential(
+            *norm_silu(cfg.norm, width), zeroed(LastConv2d(width, cfg.out_channels, 3, padding=1))
+        )
 
     def embed(self, t: Tensor) -> list[Tensor]:
         """t [B], step of the original schedule -> shift of each residual block, [B,C]."""
-        emb = self.time_embed(timestep_embedding(t, self.model_channels).to(self.time_embed[0].weight.dtype))
+        emb = self.time_embed(
+            timestep_embedding(t, self.model_channels).to(self.time_embed[0].weight.dtype)
+        )
         return [block.emb_layers(emb) for block in self.modules() if isinstance(block, ResBlock)]
 
     def forward(self, z_t: Tensor, t: Tensor | list[Tensor], cond: Tensor) -> Tensor:
         """z_t [B,C,h,w], t [B] or `embed(t)`, cond [B,Cc,h,w] -> [B,Cout,h,w] like z_t.
 
-        Any h and w: they are padded to a multiple of `self.multiple` (reflected; replicated where too small) and cropped again.
+        Any h and w: they are padded to a multiple of `self.multiple` (reflected; replicated where
+        too small) and cropped again.
         """
         height, width = z_t.shape[-2:]
         if cond.shape[-2:] != (height, width):
-            raise ValueError(f"the condition is {tuple(cond.shape[-2:])}, z_t {(height, width)}; this network wants them alike.")
+            raise ValueError(
+                f"the condition is {tuple(cond.shape[-2:])}, z_t {(height, width)}; this network wants them alike."
+            )
         x = pad_to_multiple(torch.cat([z_t, cond.to(z_t.dtype)], 1), self.multiple)
         emb = iter(t if isinstance(t, list) else self.embed(t))
         skips = []
@@ -106,14 +126,18 @@ class ResBlock(nn.Module):
 
     def __init__(self, cfg: LDMConfig, channels: int, out_channels: int):
         super().__init__()
-        self.in_layers = nn.Sequential(*norm_silu(cfg.norm, channels), nn.Conv2d(channels, out_channels, 3, padding=1))
+        self.in_layers = nn.Sequential(
+            *norm_silu(cfg.norm, channels), nn.Conv2d(channels, out_channels, 3, padding=1)
+        )
         self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(4 * cfg.model_channels, out_channels))
         self.out_layers = nn.Sequential(
             *norm_silu(cfg.norm, out_channels),
             Dropout(cfg.dropout),
             zeroed(nn.Conv2d(out_channels, out_channels, 3, padding=1)),
         )
-        self.skip_connection = nn.Conv2d(channels, out_channels, 1) if channels != out_channels else nn.Identity()
+        self.skip_connection = (
+            nn.Conv2d(channels, out_channels, 1) if channels != out_channels else nn.Identity()
+        )
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
         """emb: what `emb_layers` make of the timestep."""
@@ -125,7 +149,8 @@ class ResBlock(nn.Module):
 class Attention(nn.Module):
     """x + proj(softmax(q k' / sqrt(d)) v) over all positions; the projection starts at zero.
 
-    The weights are 1x1 Conv1d, as published, and applied as linear maps of tokens, which channels_last features are already.
+    The weights are 1x1 Conv1d, as published, and applied as linear maps of tokens, which
+    channels_last features are already.
     """
 
     def __init__(self, cfg: LDMConfig, channels: int):
@@ -147,14 +172,18 @@ class Attention(nn.Module):
 def _blocks(cfg: LDMConfig, level: int, channels: int, out_channels: int) -> list[nn.Module]:
     """A residual block and, at the sizes the config names, attention."""
     attends = cfg.image_size >> level in cfg.attention_resolutions
-    return [ResBlock(cfg, channels, out_channels)] + ([Attention(cfg, out_channels)] if attends else [])
+    return [ResBlock(cfg, channels, out_channels)] + (
+        [Attention(cfg, out_channels)] if attends else []
+    )
 
 
 def _check(cfg: LDMConfig) -> None:
     """ValueError for what cannot be built."""
     levels = len(cfg.channel_mult)
     if min(cfg.channel_mult, default=0) < 1:
-        raise ValueError(f"network.channel_mult={cfg.channel_mult} cannot be built; give one number >= 1 a level.")
+        raise ValueError(
+            f"network.channel_mult={cfg.channel_mult} cannot be built; give one number >= 1 a level."
+        )
     if cfg.image_size >> (levels - 1) == 0:
         raise ValueError(
             f"network.image_size={cfg.image_size} is too small for {levels} levels; use {2 ** (levels - 1)} or more."
@@ -164,7 +193,11 @@ def _check(cfg: LDMConfig) -> None:
             f"network.model_channels={cfg.model_channels} cannot be parted into the {GROUPS} groups of network.norm=group; "
             f"use a multiple of {GROUPS}, or norm: layer."
         )
-    attending = [i for i in range(levels) if i == levels - 1 or cfg.image_size >> i in cfg.attention_resolutions]
+    attending = [
+        i
+        for i in range(levels)
+        if i == levels - 1 or cfg.image_size >> i in cfg.attention_resolutions
+    ]
     width = cfg.model_channels * math.gcd(*(cfg.channel_mult[i] for i in attending))
     if width % cfg.num_head_channels:
         raise ValueError(

@@ -1,10 +1,13 @@
-"""ResShift's denoiser: a U-Net with window attention (ResShift, arXiv 2307.12348; Swin Transformer, arXiv 2103.14030).
+"""ResShift's denoiser: a U-Net with window attention (ResShift, arXiv 2307.12348; Swin Transformer,
+arXiv 2103.14030).
 
-Levels of residual blocks; after the *first* block of a level comes a Swin layer of `swin_depth` window-attention blocks, every
-second one shifted by half a window. The condition is concatenated to z_t; a larger one goes through strided convolutions first.
-Parameter names are the published ones (`importers.py` holds the two exceptions), so that checkpoints need no renaming.
+Levels of residual blocks; after the *first* block of a level comes a Swin layer of `swin_depth`
+window-attention blocks, every second one shifted by half a window. The condition is concatenated to
+z_t; a larger one goes through strided convolutions first. Parameter names are the published ones
+(`importers.py` holds the two exceptions), so that checkpoints need no renaming.
 
-Symbols: x features [B,C,H,W]; emb what blocks are told of the timestep; w window side, s shift, N = w*w tokens of a window.
+Symbols: x features [B,C,H,W]; emb what blocks are told of the timestep; w window side, s shift, N =
+w*w tokens of a window.
 """
 
 from __future__ import annotations
@@ -18,10 +21,23 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..config_models import ResShiftNetConfig
-from ..layers import GROUPS, Downsample, Dropout, LastConv2d, Upsample, make_norm, norm_silu, pad, timestep_embedding, zeroed
+from ldm_dream.config.model import ResShiftNetConfig
+from ldm_dream.networks.layers import (
+    GROUPS,
+    Downsample,
+    Dropout,
+    LastConv2d,
+    Upsample,
+    make_norm,
+    norm_silu,
+    pad,
+    timestep_embedding,
+    zeroed,
+)
 
-BLOCKED = -100.0  # added to the logits of pairs that a shift mask separates, as published; finite, so 16-bit softmax stays finite
+# added to the logits of pairs that a shift mask separates, as published; finite, so 16-bit softmax
+# stays finite
+BLOCKED = -100.0
 
 
 class ResShiftNet(nn.Module):
@@ -37,14 +53,20 @@ class ResShiftNet(nn.Module):
         blocks = _check(cfg)
         self.cond_factor, self.model_channels = cfg.cond_factor, cfg.model_channels
         emb = 4 * cfg.model_channels
-        self.time_embed = nn.Sequential(nn.Linear(cfg.model_channels, emb), nn.SiLU(), nn.Linear(emb, emb))
+        self.time_embed = nn.Sequential(
+            nn.Linear(cfg.model_channels, emb), nn.SiLU(), nn.Linear(emb, emb)
+        )
         self.feature_extractor, cond_features = _feature_extractor(cfg)
 
         width = cfg.model_channels * cfg.channel_mult[0]
         self.patch, fold = cfg.patch_size, cfg.patch_size**2
-        sizes = [cfg.image_size // cfg.patch_size >> level for level in range(len(cfg.channel_mult))]
+        sizes = [
+            cfg.image_size // cfg.patch_size >> level for level in range(len(cfg.channel_mult))
+        ]
         skips = [width]
-        self.input_blocks = nn.ModuleList([Stage([nn.Conv2d((cfg.in_channels + cond_features) * fold, width, 3, padding=1)])])
+        self.input_blocks = nn.ModuleList(
+            [Stage([nn.Conv2d((cfg.in_channels + cond_features) * fold, width, 3, padding=1)])]
+        )
         for level, (mult, count) in enumerate(zip(cfg.channel_mult, blocks)):
             for i in range(count):
                 stage = Stage([ResBlock(cfg, width, cfg.model_channels * mult)])
@@ -57,7 +79,13 @@ class ResShiftNet(nn.Module):
                 self.input_blocks.append(Stage([Downsample(width, width)]))
                 skips.append(width)
 
-        self.middle_block = Stage([ResBlock(cfg, width, width), SwinLayer(cfg, width, sizes[-1]), ResBlock(cfg, width, width)])
+        self.middle_block = Stage(
+            [
+                ResBlock(cfg, width, width),
+                SwinLayer(cfg, width, sizes[-1]),
+                ResBlock(cfg, width, width),
+            ]
+        )
 
         self.output_blocks = nn.ModuleList()
         for level, (mult, count) in reversed(list(enumerate(zip(cfg.channel_mult, blocks)))):
@@ -69,20 +97,32 @@ class ResShiftNet(nn.Module):
                 if i == count and level > 0:
                     stage.append(Upsample(width))
                 self.output_blocks.append(stage)
-        self.out = nn.Sequential(*norm_silu(cfg.norm, width), zeroed(LastConv2d(width, cfg.out_channels * fold, 3, padding=1)))
-        levels_with_windows = [len(sizes) - 1, *(i for i, size in enumerate(sizes) if size in cfg.attention_resolutions)]
+        self.out = nn.Sequential(
+            *norm_silu(cfg.norm, width),
+            zeroed(LastConv2d(width, cfg.out_channels * fold, 3, padding=1)),
+        )
+        levels_with_windows = [
+            len(sizes) - 1,
+            *(i for i, size in enumerate(sizes) if size in cfg.attention_resolutions),
+        ]
         windows = (min(cfg.window_size, sizes[i]) << i for i in levels_with_windows)
         self.multiple = cfg.patch_size * math.lcm(2 ** (len(sizes) - 1), *windows)
 
     def embed(self, t: Tensor) -> list[Tensor]:
-        """t [B], step of the original schedule -> scale and shift of each residual block, [B,2C] side by side."""
-        emb = self.time_embed(timestep_embedding(t, self.model_channels).to(self.time_embed[0].weight.dtype))
+        """t [B], step of the original schedule -> scale and shift of each residual block, [B,2C]
+        side by side.
+        """
+        emb = self.time_embed(
+            timestep_embedding(t, self.model_channels).to(self.time_embed[0].weight.dtype)
+        )
         return [block.emb_layers(emb) for block in self.modules() if isinstance(block, ResBlock)]
 
     def forward(self, z_t: Tensor, t: Tensor | list[Tensor], cond: Tensor) -> Tensor:
-        """z_t [B,C,h,w], t [B] or `embed(t)`, cond [B,Cc,h*k,w*k] (k: cond_factor) -> [B,Cout,h,w] like z_t.
+        """z_t [B,C,h,w], t [B] or `embed(t)`, cond [B,Cc,h*k,w*k] (k: cond_factor) -> [B,Cout,h,w]
+        like z_t.
 
-        Any h and w: they are padded to a multiple of `self.multiple` (reflected; replicated where too small) and cropped again.
+        Any h and w: they are padded to a multiple of `self.multiple` (reflected; replicated where
+        too small) and cropped again.
         """
         height, width = z_t.shape[-2:]
         k = self.cond_factor
@@ -114,18 +154,26 @@ class Stage(nn.ModuleList):
 
 
 class ResBlock(nn.Module):
-    """x + conv(silu(norm(conv(silu(norm(x)))) * (1 + scale(t)) + shift(t))); the last convolution starts at zero."""
+    """x + conv(silu(norm(conv(silu(norm(x)))) * (1 + scale(t)) + shift(t))); the last convolution
+    starts at zero.
+    """
 
     def __init__(self, cfg: ResShiftNetConfig, channels: int, out_channels: int):
         super().__init__()
-        self.in_layers = nn.Sequential(*norm_silu(cfg.norm, channels), nn.Conv2d(channels, out_channels, 3, padding=1))
-        self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(4 * cfg.model_channels, 2 * out_channels))
+        self.in_layers = nn.Sequential(
+            *norm_silu(cfg.norm, channels), nn.Conv2d(channels, out_channels, 3, padding=1)
+        )
+        self.emb_layers = nn.Sequential(
+            nn.SiLU(), nn.Linear(4 * cfg.model_channels, 2 * out_channels)
+        )
         self.out_layers = nn.Sequential(
             *norm_silu(cfg.norm, out_channels),
             Dropout(cfg.dropout),
             zeroed(nn.Conv2d(out_channels, out_channels, 3, padding=1)),
         )
-        self.skip_connection = nn.Conv2d(channels, out_channels, 1) if channels != out_channels else nn.Identity()
+        self.skip_connection = (
+            nn.Conv2d(channels, out_channels, 1) if channels != out_channels else nn.Identity()
+        )
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
         """emb: what `emb_layers` make of the timestep."""
@@ -135,13 +183,15 @@ class ResBlock(nn.Module):
         return self.skip_connection(x) + conv(dropout(norm(h, scale, shift)))
 
 
-# ------------------------------------------------------------------------------------------------ Swin
+# --------------------------------------------------------------------------------------------- Swin
 
 
 class SwinLayer(nn.Module):
-    """1x1 convolution to `swin_embed_dim`, the blocks, 1x1 convolution back; no residual around the whole, as published.
+    """1x1 convolution to `swin_embed_dim`, the blocks, 1x1 convolution back; no residual around the
+    whole, as published.
 
-    `size` is the feature size at training (`image_size`): where one window covers it, nothing shifts, at any input size.
+    `size` is the feature size at training (`image_size`): where one window covers it, nothing
+    shifts, at any input size.
     """
 
     def __init__(self, cfg: ResShiftNetConfig, channels: int, size: int):
@@ -149,7 +199,9 @@ class SwinLayer(nn.Module):
         window = min(cfg.window_size, size)
         shift = window // 2 if size > window else 0
         self.patch_embed = nn.Conv2d(channels, cfg.swin_embed_dim, 1)
-        self.blocks = nn.ModuleList(SwinBlock(cfg, window, shift if i % 2 else 0) for i in range(cfg.swin_depth))
+        self.blocks = nn.ModuleList(
+            SwinBlock(cfg, window, shift if i % 2 else 0) for i in range(cfg.swin_depth)
+        )
         self.patch_unembed = nn.Conv2d(cfg.swin_embed_dim, channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -166,10 +218,16 @@ class SwinBlock(nn.Module):
         super().__init__()
         width, hidden = cfg.swin_embed_dim, int(cfg.swin_embed_dim * cfg.mlp_ratio)
         self.norm1 = make_norm(cfg.norm, width)
-        self.attn = WindowAttention(width, width // cfg.num_head_channels, window, shift, cfg.legacy_mask)
+        self.attn = WindowAttention(
+            width, width // cfg.num_head_channels, window, shift, cfg.legacy_mask
+        )
         self.norm2 = make_norm(cfg.norm, width)
         self.mlp = nn.Sequential(
-            OrderedDict(fc1=nn.Conv2d(width, hidden, 1), activation=nn.GELU(), fc2=nn.Conv2d(hidden, width, 1))
+            OrderedDict(
+                fc1=nn.Conv2d(width, hidden, 1),
+                activation=nn.GELU(),
+                fc2=nn.Conv2d(hidden, width, 1),
+            )
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -178,7 +236,9 @@ class SwinBlock(nn.Module):
 
 
 class WindowAttention(nn.Module):
-    """softmax(q k' / sqrt(d) + B + mask) v within windows, B a learnt bias of the relative position (Swin, Eq. 4)."""
+    """softmax(q k' / sqrt(d) + B + mask) v within windows, B a learnt bias of the relative position
+    (Swin, Eq. 4).
+    """
 
     def __init__(self, width: int, heads: int, window: int, shift: int, legacy_mask: bool):
         super().__init__()
@@ -196,33 +256,52 @@ class WindowAttention(nn.Module):
         if s:
             x = x.roll((-s, -s), (1, 2))
         rows, columns, d = height // w, width // w, c // self.heads
-        windows = self.qkv(x).view(b, rows, w, columns, w, 3, self.heads, d).permute(5, 0, 1, 3, 6, 2, 4, 7)
+        windows = (
+            self.qkv(x)
+            .view(b, rows, w, columns, w, 3, self.heads, d)
+            .permute(5, 0, 1, 3, 6, 2, 4, 7)
+        )
         q, k, v = (part.reshape(b * rows * columns, self.heads, w * w, d) for part in windows)
         x = _attention(q, k, v, self.bias(height, width, q))
-        x = x.view(b, rows, columns, self.heads, w, w, d).permute(0, 1, 4, 2, 5, 3, 6).reshape(b, height, width, c)
+        x = (
+            x.view(b, rows, columns, self.heads, w, w, d)
+            .permute(0, 1, 4, 2, 5, 3, 6)
+            .reshape(b, height, width, c)
+        )
         if s:
             x = x.roll((s, s), (1, 2))
         return self.proj(x).permute(0, 3, 1, 2)
 
     def bias(self, height: int, width: int, like: Tensor) -> Tensor:
-        """Additive bias of the logits in `like`'s dtype: [1,heads,N,N], with a shift [windows of a sample,heads,N,N]."""
+        """Additive bias of the logits in `like`'s dtype: [1,heads,N,N], with a shift [windows of a
+        sample,heads,N,N].
+        """
         w = self.window
         index = _constant(relative_position_index, w, like.device)
-        bias = self.relative_position_bias_table.T[:, index].view(1, self.heads, w * w, w * w).to(like.dtype)
+        bias = (
+            self.relative_position_bias_table.T[:, index]
+            .view(1, self.heads, w * w, w * w)
+            .to(like.dtype)
+        )
         if self.shift == 0:
             return bias
-        return bias + _constant(shift_mask, height, width, w, self.shift, self.legacy_mask, like.device, like.dtype)
+        return bias + _constant(
+            shift_mask, height, width, w, self.shift, self.legacy_mask, like.device, like.dtype
+        )
 
 
 def _attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
-    """softmax(q k' / sqrt(d) + bias) v: q, k, v [B*windows,heads,N,d], bias [windows or 1,heads,N,N].
+    """softmax(q k' / sqrt(d) + bias) v: q, k, v [B*windows,heads,N,d], bias [windows or
+    1,heads,N,N].
 
-    By torch's one operation, but for bfloat16 on a CPU without gradient: for such small windows it takes twice the time of matrix
-    products (torch 2.14), whose logits are rounded in exchange.
+    By torch's one operation, but for bfloat16 on a CPU without gradient: for such small windows it
+    takes twice the time of matrix products (torch 2.14), whose logits are rounded in exchange.
     """
     times, shape = len(q) // len(bias), q.shape
     if q.device.type != "cpu" or q.dtype != torch.bfloat16 or torch.is_grad_enabled():
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=bias if len(bias) == 1 else bias.repeat(times, 1, 1, 1))
+        return F.scaled_dot_product_attention(
+            q, k, v, attn_mask=bias if len(bias) == 1 else bias.repeat(times, 1, 1, 1)
+        )
     logits = bias.repeat(times, 1, 1, 1).flatten(0, 1)
     q, k, v = (part.flatten(0, 1) for part in (q, k, v))
     with torch.autocast("cpu", enabled=False):  # else the softmax is stored in float32
@@ -231,48 +310,77 @@ def _attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
 
 
 def relative_position_index(window: int, device: torch.device) -> Tensor:
-    """int64 [N*N]: row of the bias table for each (query, key): (dy + w - 1) * (2w - 1) + dx + w - 1; (dy, dx) = query - key."""
-    y, x = (axis.flatten() for axis in torch.meshgrid(*2 * [torch.arange(window, device=device)], indexing="ij"))
+    """int64 [N*N]: row of the bias table for each (query, key): (dy + w - 1) * (2w - 1) + dx + w -
+    1; (dy, dx) = query - key.
+    """
+    y, x = (
+        axis.flatten()
+        for axis in torch.meshgrid(*2 * [torch.arange(window, device=device)], indexing="ij")
+    )
     dy, dx = y[:, None] - y, x[:, None] - x
     return ((dy + window - 1) * (2 * window - 1) + dx + window - 1).flatten()
 
 
 def shift_mask(
-    height: int, width: int, window: int, shift: int, legacy: bool, device: torch.device, dtype: torch.dtype
+    height: int,
+    width: int,
+    window: int,
+    shift: int,
+    legacy: bool,
+    device: torch.device,
+    dtype: torch.dtype,
 ) -> Tensor:
-    """[windows,1,N,N]: BLOCKED where a rolled window holds two tokens that are not together in the picture, else 0.
+    """[windows,1,N,N]: BLOCKED where a rolled window holds two tokens that are not together in the
+    picture, else 0.
 
-    Swin, section 3.2. `legacy` is a slip of the published code, with which its weights were trained (ResShift issue 81): only the
-    last row of windows is masked, and its tokens are parted by their column within the window.
+    Swin, section 3.2. `legacy` is a slip of the published code, with which its weights were trained
+    (ResShift issue 81): only the last row of windows is masked, and its tokens are parted by their
+    column within the window.
     """
     y, x = torch.arange(height, device=device)[:, None], torch.arange(width, device=device)
     in_last_row = (y >= height - window).int()
     if legacy:
         region = in_last_row * (1 + (x % window >= window - shift).int())
     else:
-        region = 3 * (in_last_row + (y >= height - shift).int()) + (x >= width - window).int() + (x >= width - shift).int()
-    region = region.reshape(height // window, window, width // window, window).transpose(1, 2).reshape(-1, 1, window * window)
+        region = (
+            3 * (in_last_row + (y >= height - shift).int())
+            + (x >= width - window).int()
+            + (x >= width - shift).int()
+        )
+    region = (
+        region.reshape(height // window, window, width // window, window)
+        .transpose(1, 2)
+        .reshape(-1, 1, window * window)
+    )
     return BLOCKED * (region[..., :, None] != region[..., None, :]).to(dtype)
 
 
 @lru_cache(maxsize=32)
 def _cached(build, *key) -> Tensor:
-    with torch.inference_mode(False):  # a tensor made in inference mode could never be used in training again
+    with torch.inference_mode(
+        False
+    ):  # a tensor made in inference mode could never be used in training again
         return build(*key)
 
 
 def _constant(build, *key) -> Tensor:
-    """`build(*key)`, kept for the last 32 keys. A graph being compiled builds it itself: its tensors must not be cached."""
+    """`build(*key)`, kept for the last 32 keys. A graph being compiled builds it itself: its
+    tensors must not be cached.
+    """
     return build(*key) if torch.compiler.is_compiling() else _cached(build, *key)
 
 
-# ------------------------------------------------------------------------------------------------ parts
+# -------------------------------------------------------------------------------------------- parts
 
 
 def _check(cfg: ResShiftNetConfig) -> list[int]:
     """Residual blocks of each level; ValueError for what cannot be built."""
     levels = len(cfg.channel_mult)
-    blocks = [cfg.num_res_blocks] * levels if isinstance(cfg.num_res_blocks, int) else list(cfg.num_res_blocks)
+    blocks = (
+        [cfg.num_res_blocks] * levels
+        if isinstance(cfg.num_res_blocks, int)
+        else list(cfg.num_res_blocks)
+    )
     if len(blocks) != levels or min(blocks, default=0) < 1:
         raise ValueError(
             f"network.num_res_blocks={cfg.num_res_blocks} does not fit network.channel_mult={cfg.channel_mult}: "
@@ -300,11 +408,17 @@ def _check(cfg: ResShiftNetConfig) -> list[int]:
 
 
 def _feature_extractor(cfg: ResShiftNetConfig) -> tuple[nn.Module, int]:
-    """Halves the condition until it has the size of z_t, doubling the channels from 16; -> module and its output channels."""
+    """Halves the condition until it has the size of z_t, doubling the channels from 16; -> module
+    and its output channels.
+    """
     if cfg.cond_factor == 1:
         return nn.Identity(), cfg.cond_channels
     layers, channels, width = [], cfg.cond_channels, 16
     for _ in range(cfg.cond_factor.bit_length() - 1):
-        layers += [nn.Conv2d(channels, width, 3, padding=1), nn.SiLU(), Downsample(width, 2 * width)]
+        layers += [
+            nn.Conv2d(channels, width, 3, padding=1),
+            nn.SiLU(),
+            Downsample(width, 2 * width),
+        ]
         channels = width = 2 * width
     return nn.Sequential(*layers), channels

@@ -1,11 +1,15 @@
-"""The U-Net of SR3 (Saharia et al. 2021, arXiv 2104.07636), which DREAM's pixel-space experiments use, complete in this file.
+"""The U-Net of SR3 (Saharia et al. 2021, arXiv 2104.07636), which DREAM's pixel-space experiments
+use, complete in this file.
 
-Architecture as in the public re-implementation that DREAM builds on (github.com/jinxinzhou/DREAM @27a2f7f, sr3/): the network is
-told the noise level a = sqrt(abar) itself, not a timestep, and the condition is concatenated BEFORE z_t.
+Architecture as in the public re-implementation that DREAM builds on (github.com/jinxinzhou/DREAM
+@27a2f7f, sr3/): the network is told the noise level a = sqrt(abar) itself, not a timestep, and the
+condition is concatenated BEFORE z_t.
 
-    cond, z_t -> conv -> levels of residual blocks, with attention at some sizes, halved between levels -> middle -> mirror
+    cond, z_t -> conv -> levels of residual blocks, with attention at some sizes, halved between
+    levels -> middle -> mirror
 
-Symbols: B batch; C channels of z_t; Cc of the condition; h, w size of z_t in pixels; level l has channels inner * mult[l].
+Symbols: B batch; C channels of z_t; Cc of the condition; h, w size of z_t in pixels; level l has
+channels inner * mult[l].
 """
 
 from __future__ import annotations
@@ -15,8 +19,16 @@ import math
 import torch
 from torch import Tensor, nn
 
-from ..config_models import SR3Config
-from ..layers import Attention, Dropout, GroupNorm, LastConv2d, Upsample, noise_level_embedding, pad_to_multiple
+from ldm_dream.config.model import SR3Config
+from ldm_dream.networks.layers import (
+    Attention,
+    Dropout,
+    GroupNorm,
+    LastConv2d,
+    Upsample,
+    noise_level_embedding,
+    pad_to_multiple,
+)
 
 
 class SR3Net(nn.Module):
@@ -37,21 +49,31 @@ class SR3Net(nn.Module):
         sizes = [cfg.image_size >> level for level in range(len(cfg.channel_mult))]
         widths = [cfg.model_channels * mult for mult in cfg.channel_mult]
         width = cfg.model_channels
-        self.downs = nn.ModuleList([nn.Conv2d(cfg.cond_channels + cfg.in_channels, width, 3, padding=1)])
+        self.downs = nn.ModuleList(
+            [nn.Conv2d(cfg.cond_channels + cfg.in_channels, width, 3, padding=1)]
+        )
         skips = [width]
         for level, (size, out) in enumerate(zip(sizes, widths)):
             for _ in range(cfg.num_res_blocks):
-                self.downs.append(Block(cfg, width, out, attention=size in cfg.attention_resolutions))
+                self.downs.append(
+                    Block(cfg, width, out, attention=size in cfg.attention_resolutions)
+                )
                 width = out
                 skips.append(width)
             if level < len(sizes) - 1:
                 self.downs.append(Downsample(width))
                 skips.append(width)
-        self.mid = nn.ModuleList([Block(cfg, width, width, attention=True), Block(cfg, width, width, attention=False)])
+        self.mid = nn.ModuleList(
+            [Block(cfg, width, width, attention=True), Block(cfg, width, width, attention=False)]
+        )
         self.ups = nn.ModuleList()
         for level, (size, out) in reversed(list(enumerate(zip(sizes, widths)))):
             for _ in range(cfg.num_res_blocks + 1):
-                self.ups.append(Block(cfg, width + skips.pop(), out, attention=size in cfg.attention_resolutions))
+                self.ups.append(
+                    Block(
+                        cfg, width + skips.pop(), out, attention=size in cfg.attention_resolutions
+                    )
+                )
                 width = out
             if level > 0:
                 self.ups.append(Upsample(width))
@@ -60,14 +82,20 @@ class SR3Net(nn.Module):
 
     def embed(self, noise_level: Tensor) -> list[Tensor]:
         """noise_level [B] in [0,1] -> shift of each residual block, [B,C]."""
-        emb = self.noise_level_mlp(noise_level_embedding(noise_level, self.inner).to(self.noise_level_mlp[0].weight.dtype))
+        emb = self.noise_level_mlp(
+            noise_level_embedding(noise_level, self.inner).to(self.noise_level_mlp[0].weight.dtype)
+        )
         return [block.noise(emb) for block in self.modules() if isinstance(block, Block)]
 
     def forward(self, z_t: Tensor, noise_level: Tensor | list[Tensor], cond: Tensor) -> Tensor:
-        """z_t [B,C,h,w], noise_level [B] or `embed(noise_level)`, cond [B,Cc,h,w] -> [B,Cout,h,w]; any h and w."""
+        """z_t [B,C,h,w], noise_level [B] or `embed(noise_level)`, cond [B,Cc,h,w] -> [B,Cout,h,w];
+        any h and w.
+        """
         height, width = z_t.shape[-2:]
         if cond.shape[-2:] != (height, width):
-            raise ValueError(f"the condition is {tuple(cond.shape[-2:])}, z_t {(height, width)}; SR3 wants both of one size.")
+            raise ValueError(
+                f"the condition is {tuple(cond.shape[-2:])}, z_t {(height, width)}; SR3 wants both of one size."
+            )
         x = pad_to_multiple(torch.cat([cond.to(z_t.dtype), z_t], 1), self.multiple)
         emb = iter(noise_level if isinstance(noise_level, list) else self.embed(noise_level))
         skips = []
@@ -77,11 +105,17 @@ class SR3Net(nn.Module):
         for layer in self.mid:
             x = layer(x, next(emb))
         for layer in self.ups:
-            x = layer(torch.cat([x, skips.pop()], 1), next(emb)) if isinstance(layer, Block) else layer(x)
+            x = (
+                layer(torch.cat([x, skips.pop()], 1), next(emb))
+                if isinstance(layer, Block)
+                else layer(x)
+            )
         return self.conv_out(self.norm_out(x))[..., :height, :width].to(z_t.dtype)
 
     def reset_parameters(self) -> None:
-        """Orthogonal weights and zero biases, with which the published networks begin their training."""
+        """Orthogonal weights and zero biases, with which the published networks begin their
+        training.
+        """
         for module in self.modules():
             if isinstance(module, (nn.Conv2d, nn.Linear)):
                 nn.init.orthogonal_(module.weight)
@@ -90,7 +124,9 @@ class SR3Net(nn.Module):
 
 
 class Block(nn.Module):
-    """x + conv(dropout(silu(norm(conv(silu(norm(x))) + W emb)))), then attention if this size has it."""
+    """x + conv(dropout(silu(norm(conv(silu(norm(x))) + W emb)))), then attention if this size has
+    it.
+    """
 
     def __init__(self, cfg: SR3Config, channels: int, out_channels: int, attention: bool):
         super().__init__()
@@ -100,7 +136,9 @@ class Block(nn.Module):
         self.norm2 = GroupNorm(out_channels, cfg.norm_groups, silu=True)
         self.dropout = Dropout(cfg.dropout)
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
-        self.res_conv = nn.Conv2d(channels, out_channels, 1) if channels != out_channels else nn.Identity()
+        self.res_conv = (
+            nn.Conv2d(channels, out_channels, 1) if channels != out_channels else nn.Identity()
+        )
         self.attn = Attention(out_channels, cfg.norm_groups) if attention else nn.Identity()
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
@@ -123,11 +161,15 @@ class Downsample(nn.Module):
 
 
 def _check(cfg: SR3Config) -> None:
-    """Raises ValueError for what cannot be built. Blocks on the way up see the channels of two levels side by side."""
+    """Raises ValueError for what cannot be built. Blocks on the way up see the channels of two
+    levels side by side.
+    """
     step = cfg.model_channels * math.gcd(*cfg.channel_mult)
     if step % cfg.norm_groups:
         raise ValueError(
             f"network.norm_groups={cfg.norm_groups} does not divide the {step} channels of network.model_channels x channel_mult."
         )
     if not cfg.image_size >> (len(cfg.channel_mult) - 1):
-        raise ValueError(f"network.image_size={cfg.image_size} is too small for {len(cfg.channel_mult)} levels.")
+        raise ValueError(
+            f"network.image_size={cfg.image_size} is too small for {len(cfg.channel_mult)} levels."
+        )

@@ -1,4 +1,6 @@
-"""Laws of blind degradation: each block by its own definition, the pipeline by what a sample may depend on."""
+"""Laws of blind degradation: each block by its own definition, the pipeline by what a sample may
+depend on.
+"""
 
 from __future__ import annotations
 
@@ -9,13 +11,21 @@ import pytest
 import pyvips
 import torch
 
-from ldm_dream.config import BlindConfig, DataConfig, FirstOrder, SecondOrder
+from ldm_dream.config.data import BlindConfig, DataConfig, FirstOrder, SecondOrder
 from ldm_dream.data import blind
 from ldm_dream.data.blind import degrade_blind
-from ldm_dream.data.degrade import degrade
 from ldm_dream.data.images import Image, read_image, write_image
-from ldm_dream.data.latents import LatentDataset
-from ldm_dream.data.pairs import JPEG_BLOCK, MARGIN, Draw, PairDataset, _window, to_float, validation_pairs
+from ldm_dream.data.pairs import (
+    JPEG_BLOCK,
+    MARGIN,
+    Draw,
+    PairDataset,
+    _window,
+    to_float,
+    validation_pairs,
+)
+from ldm_dream.data.resize import degrade
+from ldm_dream.training.latents import LatentDataset
 
 CLEAN = {
     "blur_prob": 0,
@@ -24,7 +34,9 @@ CLEAN = {
     "gaussian_sigma": (0, 0),
     "jpeg_quality": (100, 100),
 }
-HARMLESS = BlindConfig(first=FirstOrder(**CLEAN), second=SecondOrder(**CLEAN), second_order_prob=0, final_sinc_prob=0)
+HARMLESS = BlindConfig(
+    first=FirstOrder(**CLEAN), second=SecondOrder(**CLEAN), second_order_prob=0, final_sinc_prob=0
+)
 
 
 @pytest.fixture
@@ -43,7 +55,7 @@ def smooth(height: int, width: int) -> np.ndarray:
     return (127.5 + 120 * np.stack(waves, -1)).astype(np.uint8)
 
 
-# ------------------------------------------------------------------------------------------------ kernels
+# ------------------------------------------------------------------------------------------ kernels
 
 KERNELS = [
     blind.gaussian_kernel(7, (0.2, 0.2)),
@@ -65,7 +77,9 @@ def test_a_kernel_sums_to_one_and_is_its_own_point_reflection(kernel):
 @pytest.mark.parametrize("angle", [0.0, 0.6, -2.5])
 def test_gaussian_and_plateau_kernels_follow_their_density(angle, beta):
     sigma = (2.5, 0.8)
-    turn = np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])  # of vectors (x, y)
+    turn = np.array(
+        [[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]]
+    )  # of vectors (x, y)
     precision = np.linalg.inv(turn @ np.diag(np.square(sigma)) @ turn.T)
     gaussian, plateau = np.zeros((9, 9)), np.zeros((9, 9))
     for row in range(9):
@@ -73,8 +87,12 @@ def test_gaussian_and_plateau_kernels_follow_their_density(angle, beta):
             p = np.array([column - 4, row - 4])
             d = (p @ precision @ p) ** beta
             gaussian[row, column], plateau[row, column] = math.exp(-d / 2), 1 / (1 + d)
-    np.testing.assert_allclose(blind.gaussian_kernel(9, sigma, angle, beta), gaussian / gaussian.sum(), atol=1e-7)
-    np.testing.assert_allclose(blind.plateau_kernel(9, sigma, angle, beta), plateau / plateau.sum(), atol=1e-7)
+    np.testing.assert_allclose(
+        blind.gaussian_kernel(9, sigma, angle, beta), gaussian / gaussian.sum(), atol=1e-7
+    )
+    np.testing.assert_allclose(
+        blind.plateau_kernel(9, sigma, angle, beta), plateau / plateau.sum(), atol=1e-7
+    )
 
 
 def test_the_sinc_kernel_is_the_fourier_transform_of_a_disc():
@@ -90,7 +108,9 @@ def test_the_sinc_kernel_is_the_fourier_transform_of_a_disc():
 def test_a_wave_passes_the_sinc_filter_below_its_cutoff_and_not_above(cutoff):
     kernel = blind.sinc_kernel(61, cutoff).double()
     x = torch.arange(-30, 31, dtype=torch.float64)
-    response = [(kernel.sum(0) * torch.cos(share * cutoff * x)).sum().item() for share in (0.6, 1.5)]
+    response = [
+        (kernel.sum(0) * torch.cos(share * cutoff * x)).sum().item() for share in (0.6, 1.5)
+    ]
     assert response[0] == pytest.approx(1, abs=0.1) and response[1] == pytest.approx(0, abs=0.1)
 
 
@@ -103,16 +123,32 @@ def test_drawn_kernels_keep_to_the_sizes_and_kinds_of_the_config(random):
     assert small.shape == (3, 3)
     ringing = [blind.draw_kernel(FirstOrder(sinc_prob=1), random) for _ in range(10)]
     assert all(kernel.min() < 0 for kernel in ringing)
-    assert torch.equal(blind.draw_kernel(FirstOrder(blur_prob=0), random), blind.identity_kernel(21))
-    isotropic = [blind.draw_kernel(FirstOrder(sinc_prob=0, kernel_weights=(1, 0, 1, 0, 1, 0)), random) for _ in range(10)]
-    assert all(torch.allclose(kernel, kernel.T) and torch.allclose(kernel, kernel.flip(0)) for kernel in isotropic)
-    elongated = [blind.draw_kernel(FirstOrder(sinc_prob=0, kernel_weights=(0, 1, 0, 1, 0, 1)), random) for _ in range(10)]
+    assert torch.equal(
+        blind.draw_kernel(FirstOrder(blur_prob=0), random), blind.identity_kernel(21)
+    )
+    isotropic = [
+        blind.draw_kernel(FirstOrder(sinc_prob=0, kernel_weights=(1, 0, 1, 0, 1, 0)), random)
+        for _ in range(10)
+    ]
+    assert all(
+        torch.allclose(kernel, kernel.T) and torch.allclose(kernel, kernel.flip(0))
+        for kernel in isotropic
+    )
+    elongated = [
+        blind.draw_kernel(FirstOrder(sinc_prob=0, kernel_weights=(0, 1, 0, 1, 0, 1)), random)
+        for _ in range(10)
+    ]
     assert not any(torch.allclose(kernel, kernel.T) for kernel in elongated)
-    shapes = {float(k[10, 10]) for k in (blind.draw_kernel(FirstOrder(sigma=(2, 2), sinc_prob=0), random) for _ in range(40))}
+    shapes = {
+        float(k[10, 10])
+        for k in (
+            blind.draw_kernel(FirstOrder(sigma=(2, 2), sinc_prob=0), random) for _ in range(40)
+        )
+    }
     assert len(shapes) > 10, "sizes and exponents vary when sigma is fixed"
 
 
-# ------------------------------------------------------------------------------------------------ blur, resize, noise, JPEG
+# ------------------------------------------------------------------------ blur, resize, noise, JPEG
 
 
 def test_each_sample_is_blurred_by_its_own_kernel_with_mirrored_borders():
@@ -138,7 +174,10 @@ def test_the_identity_kernel_blurs_nothing():
 
 def test_resizing_goes_up_down_and_nowhere_as_often_as_the_weights_say(random):
     image, cfg = noise(1, 3, 200, 100), FirstOrder(resize_weights=(2, 7, 1), resize=(0.2, 1.5))
-    sizes = [tuple(blind._resize_by_chance(image, (200, 100), cfg, random).shape[-2:]) for _ in range(400)]
+    sizes = [
+        tuple(blind._resize_by_chance(image, (200, 100), cfg, random).shape[-2:])
+        for _ in range(400)
+    ]
     heights = np.array([height for height, _ in sizes])
     assert 40 <= heights.min() < 60 and 280 < heights.max() <= 300
     assert all(abs(height - 2 * width) <= 1 for height, width in sizes)
@@ -162,7 +201,9 @@ def test_poisson_noise_has_the_mean_and_variance_of_counted_photons(random, leve
     change = blind.poisson_noise(image, 0.1, False, random) - image
     middle = change[0, :, levels // 2]
     assert middle.mean().abs() < 3e-4
-    assert middle.var().item() == pytest.approx(0.1**2 * values[levels // 2].item() / peak, rel=0.07)
+    assert middle.var().item() == pytest.approx(
+        0.1**2 * values[levels // 2].item() / peak, rel=0.07
+    )
     assert not torch.equal(change[0, 0], change[0, 1])
     assert change[0, :, 0].abs().max() == 0, "no light, no noise"
 
@@ -170,14 +211,20 @@ def test_poisson_noise_has_the_mean_and_variance_of_counted_photons(random, leve
 def test_a_picture_of_two_levels_has_two_photons_for_white(random):
     image = torch.tensor([0.0, 1.0]).expand(1, 3, 500, 2)
     change = image - blind.poisson_noise(image, 0.1, False, random)
-    assert set(change[..., 1].mul(20).round(decimals=3).unique().tolist()) == {0, 1, 2}  # more than two are clipped
+    assert set(change[..., 1].mul(20).round(decimals=3).unique().tolist()) == {
+        0,
+        1,
+        2,
+    }  # more than two are clipped
 
 
 def test_grey_poisson_noise_is_alike_in_all_channels_and_follows_the_luminance(random):
     ramp = torch.arange(256.0).expand(300, 256) / 255
     image = torch.stack([ramp * 0, ramp, ramp * 0])[None]  # pure green: luminance 0.587 * ramp
     change = blind.poisson_noise(image, 0.1, True, random) - image
-    assert torch.equal(change[0, 0].clamp(min=0), change[0, 2].clamp(min=0)) and change[0, 0].max() > 0
+    assert (
+        torch.equal(change[0, 0].clamp(min=0), change[0, 2].clamp(min=0)) and change[0, 0].max() > 0
+    )
     levels = torch.unique((0.587 * torch.arange(256.0)).round()).numel()
     expected = 0.1**2 * 0.587 * 128 / 255 / 2 ** math.ceil(math.log2(levels))
     assert change[0, 1, :, 118:138].var().item() == pytest.approx(expected, rel=0.1)
@@ -187,24 +234,32 @@ def test_grey_poisson_noise_is_alike_in_all_channels_and_follows_the_luminance(r
 def test_jpeg_loses_what_libjpeg_loses(quality):
     pixels = torch.from_numpy(smooth(37, 51)).permute(2, 0, 1)
     found = blind.jpeg(pixels[None] / 255, quality)[0] * 255
-    data = pyvips.Image.new_from_array(smooth(37, 51)).jpegsave_buffer(Q=quality, subsample_mode="on")  # another build of libjpeg
+    data = pyvips.Image.new_from_array(smooth(37, 51)).jpegsave_buffer(
+        Q=quality, subsample_mode="on"
+    )  # another build of libjpeg
     other = torch.from_numpy(pyvips.Image.new_from_buffer(data, "").numpy()).permute(2, 0, 1)
     assert (found - other).abs().max() <= 2
     assert (found - pixels).abs().mean() > 0.2
 
 
-# ------------------------------------------------------------------------------------------------ the pipeline
+# ------------------------------------------------------------------------------------- the pipeline
 
 
 def test_a_sample_is_a_function_of_its_picture_and_seed_and_not_of_its_batch():
-    """Bit for bit: a level that JPEG sees otherwise would grow to many. The grouped convolution of the first blur keeps it so,
-    since each channel's sum is formed alone and in one order; all behind it runs sample by sample."""
+    """Bit for bit: a level that JPEG sees otherwise would grow to many. The grouped convolution of
+    the first blur keeps it so, since each channel's sum is formed alone and in one order; all
+    behind it runs sample by sample.
+    """
     hr, seeds = noise(7, 3, 68, 76), [(5, n) for n in range(7)]
     batch = degrade_blind(hr, 4, BlindConfig(), seeds)
-    alone = torch.cat([degrade_blind(hr[i : i + 1], 4, BlindConfig(), [seeds[i]]) for i in range(7)])
+    alone = torch.cat(
+        [degrade_blind(hr[i : i + 1], 4, BlindConfig(), [seeds[i]]) for i in range(7)]
+    )
     assert torch.equal(batch, alone)
     order = [3, 0, 6]
-    assert torch.equal(degrade_blind(hr[order], 4, BlindConfig(), [seeds[i] for i in order]), batch[order])
+    assert torch.equal(
+        degrade_blind(hr[order], 4, BlindConfig(), [seeds[i] for i in order]), batch[order]
+    )
 
 
 def test_another_seed_is_another_degradation():
@@ -225,9 +280,13 @@ def test_neither_autocast_nor_the_global_random_state_has_a_say():
     assert torch.equal(torch.get_rng_state(), before)
 
 
-@pytest.mark.parametrize(("height", "width", "scale"), [(4, 4, 4), (12, 44, 4), (21, 27, 3), (17, 9, 1), (2, 34, 2)])
+@pytest.mark.parametrize(
+    ("height", "width", "scale"), [(4, 4, 4), (12, 44, 4), (21, 27, 3), (17, 9, 1), (2, 34, 2)]
+)
 def test_every_size_down_to_one_pixel_comes_out_exact_and_on_8_bits(height, width, scale):
-    found = degrade_blind(noise(12, 3, height, width), scale, BlindConfig(second_order_prob=0.8), range(12))
+    found = degrade_blind(
+        noise(12, 3, height, width), scale, BlindConfig(second_order_prob=0.8), range(12)
+    )
     assert found.shape == (12, 3, height // scale, width // scale) and found.dtype == torch.float32
     assert found.min() >= 0 and found.max() <= 1
     assert torch.equal(found, (found * 255).round() / 255)
@@ -252,7 +311,9 @@ PARTS = {
 
 @pytest.mark.parametrize("part", PARTS)
 def test_each_part_of_each_order_is_applied_and_the_second_as_often_as_it_should(part):
-    """At scale 1 HARMLESS is the same for all seeds (see above), so what differs from it is the part that was switched on."""
+    """At scale 1 HARMLESS is the same for all seeds (see above), so what differs from it is the
+    part that was switched on.
+    """
     hr = noise(1, 3, 48, 48).expand(60, -1, -1, -1)
     plain = degrade_blind(hr, 1, HARMLESS, range(60))
 
@@ -263,7 +324,9 @@ def test_each_part_of_each_order_is_applied_and_the_second_as_often_as_it_should
     assert share_changed(first=FirstOrder(**CLEAN | PARTS[part])) > 0.9
     second = SecondOrder(**CLEAN | PARTS[part])
     assert share_changed(second=second, second_order_prob=1) > 0.9
-    assert share_changed(second=second, second_order_prob=0) == (part == "JPEG"), "the last JPEG is always there"
+    assert share_changed(second=second, second_order_prob=0) == (part == "JPEG"), (
+        "the last JPEG is always there"
+    )
     if part != "JPEG":
         assert 0.25 < share_changed(second=second, second_order_prob=0.5) < 0.75
 
@@ -277,14 +340,21 @@ def test_the_final_sinc_filter_is_applied_as_often_as_it_should():
 
 @pytest.mark.parametrize(
     ("hr", "seeds"),
-    [(torch.zeros(1, 3, 9, 8), [0]), (torch.zeros(2, 3, 8, 8), [0]), (torch.zeros(1, 3, 8, 8, dtype=torch.uint8), [0])],
+    [
+        (torch.zeros(1, 3, 9, 8), [0]),
+        (torch.zeros(2, 3, 8, 8), [0]),
+        (torch.zeros(1, 3, 8, 8, dtype=torch.uint8), [0]),
+    ],
 )
 def test_what_it_does_not_take_is_named(hr, seeds):
-    with pytest.raises(ValueError, match="takes a floating batch with sides in multiples of the scale and one seed a sample"):
+    with pytest.raises(
+        ValueError,
+        match="takes a floating batch with sides in multiples of the scale and one seed a sample",
+    ):
         degrade_blind(hr, 4, BlindConfig(), seeds)
 
 
-# ------------------------------------------------------------------------------------------------ pairs
+# -------------------------------------------------------------------------------------------- pairs
 
 
 @pytest.fixture
@@ -295,7 +365,9 @@ def folder(tmp_path):
 
 
 def config(folder, degradation=BlindConfig(), **knobs) -> DataConfig:  # noqa: B008
-    return DataConfig(train=(str(folder),), val=(str(folder),), degradation=degradation, **{"patch": 32, **knobs})
+    return DataConfig(
+        train=(str(folder),), val=(str(folder),), degradation=degradation, **{"patch": 32, **knobs}
+    )
 
 
 def test_a_blind_sample_is_a_function_of_seed_and_number(folder):
@@ -326,7 +398,9 @@ def test_blind_lr_lies_where_its_hr_patch_lies_in_every_symmetry_and_at_every_bo
 def test_a_patch_is_degraded_with_its_real_neighbours(folder):
     hr = torch.from_numpy(read_image(folder / "3.png").pixels).permute(2, 0, 1)[:, :92, :112]
     margin = (MARGIN + JPEG_BLOCK) * 4
-    padded = np.pad(hr.numpy(), ((0, 0), (margin, 2 * margin), (margin, 2 * margin)), mode="symmetric")
+    padded = np.pad(
+        hr.numpy(), ((0, 0), (margin, 2 * margin), (margin, 2 * margin)), mode="symmetric"
+    )
     shapes = set()
     for top, left in [(0, 0), (15, 20), (10, 13), (11, 0)]:
         window, (y, x) = _window(hr, Draw(0, top, left, 0), 8, 4)
@@ -349,7 +423,9 @@ def test_validation_pictures_keep_their_degradation_whatever_is_chosen_beside_th
     few = {name: lr for name, _, lr in validation_pairs(config(folder), 4, limit=2, crop=64)}
     assert list(few) == ["0", "3"] and all(torch.equal(full[name], lr) for name, lr in few.items())
     assert full["0"].shape == (1, 3, 16, 16)
-    for (_, hr, lr), (_, _, clean) in zip(*(validation_pairs(c, 4, 1, 64) for c in (config(folder), config(folder, HARMLESS)))):
+    for (_, hr, lr), (_, _, clean) in zip(
+        *(validation_pairs(c, 4, 1, 64) for c in (config(folder), config(folder, HARMLESS)))
+    ):
         bicubic = to_float(degrade(((hr + 1) * 127.5).round().to(torch.uint8), 4))
         assert (clean - bicubic).abs().mean() < 0.06 < (lr - bicubic).abs().mean()
 
@@ -364,5 +440,10 @@ def test_cached_latents_belong_to_the_lr_patch_that_their_sample_shows(folder):
     data = LatentDataset(PairDataset(config(folder), scale=4, seed=0), Halves(1, 1, 1), pool=4)
     rounds = [data.batch(number, 4) for number in range(3)]
     for batch in rounds:
-        seen = [next(i for i, hr in enumerate(rounds[0].hr) if torch.equal(hr, other)) for other in batch.hr]
-        assert torch.equal(batch.lr, rounds[0].lr[seen]) and torch.equal(batch.z_lr, rounds[0].z_lr[seen])
+        seen = [
+            next(i for i, hr in enumerate(rounds[0].hr) if torch.equal(hr, other))
+            for other in batch.hr
+        ]
+        assert torch.equal(batch.lr, rounds[0].lr[seen]) and torch.equal(
+            batch.z_lr, rounds[0].z_lr[seen]
+        )

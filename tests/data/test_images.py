@@ -29,10 +29,12 @@ SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 
 
 def pixels(height=13, width=18, dtype=np.uint8, channels=3):
-    return np.random.default_rng(0).integers(0, np.iinfo(dtype).max + 1, (height, width, channels), dtype=dtype)
+    return np.random.default_rng(0).integers(
+        0, np.iinfo(dtype).max + 1, (height, width, channels), dtype=dtype
+    )
 
 
-# ------------------------------------------------------------------------------------------------ what survives
+# ------------------------------------------------------------------------------------ what survives
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
@@ -43,7 +45,9 @@ def test_lossless_formats_return_every_bit(tmp_path, suffix, with_alpha, dtype):
     write_image(tmp_path / f"x{suffix}", Image(pixels(dtype=dtype), alpha, SRGB))
     back = read_image(tmp_path / f"x{suffix}")
     assert back.pixels.dtype == dtype and np.array_equal(back.pixels, pixels(dtype=dtype))
-    assert (back.alpha is None) == (alpha is None) and (alpha is None or np.array_equal(back.alpha, alpha))
+    assert (back.alpha is None) == (alpha is None) and (
+        alpha is None or np.array_equal(back.alpha, alpha)
+    )
     assert back.icc == SRGB and not back.was_gray
 
 
@@ -84,7 +88,9 @@ def test_exif_orientation_is_applied_to_pixels_and_size(tmp_path, orientation):
     exif = PillowImage.Exif()
     exif[0x0112] = orientation
     turned.save(tmp_path / "x.png", exif=exif)
-    upright = {2: 0, 3: 3, 4: 1, 5: 5, 6: 4, 7: 6, 8: 2}.get(orientation)  # Pillow's Transpose that undoes each
+    upright = {2: 0, 3: 3, 4: 1, 5: 5, 6: 4, 7: 6, 8: 2}.get(
+        orientation
+    )  # Pillow's Transpose that undoes each
     expected = turned if upright is None else turned.transpose(upright)
     assert np.array_equal(read_image(tmp_path / "x.png").pixels, np.asarray(expected))
     assert image_size(tmp_path / "x.png") == (expected.height, expected.width)
@@ -117,10 +123,18 @@ def test_one_bit_and_grey_files_are_grey(tmp_path, mode):
 
 
 def test_cmyk_becomes_srgb_without_its_old_profile(tmp_path):
-    PillowImage.new("CMYK", (32, 32), (0, 255, 255, 0)).save(tmp_path / "x.jpg")  # full magenta and yellow: red
+    PillowImage.new("CMYK", (32, 32), (0, 255, 255, 0)).save(
+        tmp_path / "x.jpg"
+    )  # full magenta and yellow: red
     back = read_image(tmp_path / "x.jpg")
     red, green, blue = back.pixels.reshape(-1, 3).mean(0)
-    assert back.pixels.dtype == np.uint8 and back.icc is None and red > 200 and green < 80 and blue < 80
+    assert (
+        back.pixels.dtype == np.uint8
+        and back.icc is None
+        and red > 200
+        and green < 80
+        and blue < 80
+    )
 
 
 @pytest.mark.parametrize("size", [(1, 1), (7, 5000), (5000, 7)])
@@ -149,7 +163,7 @@ def test_a_file_of_several_pages_says_that_only_the_first_is_used(tmp_path, capl
     assert "2 pages" in caplog.text
 
 
-# ------------------------------------------------------------------------------------------------ what does not work
+# ------------------------------------------------------------------------------- what does not work
 
 
 def jpeg() -> bytes:
@@ -165,7 +179,11 @@ def jpeg() -> bytes:
         ("empty.jpg", b"", "empty"),
         ("cut.jpg", jpeg()[: len(jpeg()) // 2], "broken or truncated"),
         ("head.jpg", jpeg()[:20], "broken"),
-        ("drawing.svg", b'<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"></svg>', "format is not supported"),
+        (
+            "drawing.svg",
+            b'<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"></svg>',
+            "format is not supported",
+        ),
     ],
 )
 def test_each_bad_file_gets_one_sentence_with_its_name(tmp_path, name, data, reason):
@@ -194,13 +212,17 @@ def test_missing_path_and_folder_are_named(tmp_path):
 def test_too_many_pixels_are_refused_before_decoding(tmp_path, monkeypatch):
     write_image(tmp_path / "x.png", Image(pixels(20, 30)))
     assert read_image(tmp_path / "x.png", max_pixels=600).pixels.shape == (20, 30, 3)
-    monkeypatch.setattr(pyvips.Image, "copy_memory", lambda self: pytest.fail("decoded"), raising=False)
+    monkeypatch.setattr(
+        pyvips.Image, "copy_memory", lambda self: pytest.fail("decoded"), raising=False
+    )
     with pytest.raises(ImageError, match="30x20 is more than the allowed 599"):
         read_image(tmp_path / "x.png", max_pixels=599)
 
 
 def test_float_pictures_are_refused_with_what_to_do(tmp_path):
-    pyvips.Image.black(8, 8, bands=3).cast("float").copy(interpretation="scrgb").write_to_file(str(tmp_path / "x.tif"))
+    pyvips.Image.black(8, 8, bands=3).cast("float").copy(interpretation="scrgb").write_to_file(
+        str(tmp_path / "x.tif")
+    )
     with pytest.raises(ImageError, match="convert to 8 or 16-bit RGB"):
         read_image(tmp_path / "x.tif")
 
@@ -227,7 +249,9 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypat
     monkeypatch.setattr(images.os, "fsync", full)
     with pytest.raises(ImageError, match="No space left on device"):
         write_image(tmp_path / "x.png", Image(255 - pixels()))
-    assert (tmp_path / "x.png").read_bytes() == before and [p.name for p in tmp_path.iterdir()] == ["x.png"]
+    assert (tmp_path / "x.png").read_bytes() == before and [p.name for p in tmp_path.iterdir()] == [
+        "x.png"
+    ]
 
 
 def test_writing_into_a_missing_folder_is_one_sentence(tmp_path):
@@ -237,11 +261,13 @@ def test_writing_into_a_missing_folder_is_one_sentence(tmp_path):
 
 def test_what_an_encoder_cannot_hold_is_one_sentence(tmp_path):
     with pytest.raises(ImageError, match="cannot be encoded"):
-        write_image(tmp_path / "x.webp", Image(np.zeros((1, 17000, 3), np.uint8)))  # WebP ends at 16383
+        write_image(
+            tmp_path / "x.webp", Image(np.zeros((1, 17000, 3), np.uint8))
+        )  # WebP ends at 16383
     assert not list(tmp_path.iterdir())
 
 
-# ------------------------------------------------------------------------------------------------ tensors and folders
+# ------------------------------------------------------------------------------ tensors and folders
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
@@ -258,7 +284,9 @@ def test_tensors_are_clamped_and_rounded_half_to_even():
     assert from_tensor(tensor)[0, :, 0].tolist() == [0, 128, 255]  # 127.5 -> 128
 
 
-@pytest.mark.parametrize("bad", [torch.full((1, 3, 2, 2), torch.nan), torch.zeros(3, 2, 2), torch.zeros(2, 3, 2, 2)])
+@pytest.mark.parametrize(
+    "bad", [torch.full((1, 3, 2, 2), torch.nan), torch.zeros(3, 2, 2), torch.zeros(2, 3, 2, 2)]
+)
 def test_tensors_that_are_no_picture_are_refused(bad):
     with pytest.raises(ValueError, match="from_tensor"):
         from_tensor(bad)

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from ldm_dream.config import DataConfig
+from ldm_dream.config.data import DataConfig
 from ldm_dream.data import pairs
-from ldm_dream.data.degrade import degrade, imresize_levels
 from ldm_dream.data.images import Image, ImageError, read_image, write_image
 from ldm_dream.data.pairs import DataError, PairDataset, validation_pairs
+from ldm_dream.data.resize import degrade, imresize_levels
 
 
 @pytest.fixture
@@ -20,7 +20,9 @@ def folder(tmp_path):
     """Ten pictures of different sizes, two of them in a subfolder."""
     (tmp_path / "sub").mkdir()
     for i in range(10):
-        pixels = np.random.default_rng(i).integers(0, 256, (41 + 3 * i, 70 - 2 * i, 3), dtype=np.uint8)
+        pixels = np.random.default_rng(i).integers(
+            0, 256, (41 + 3 * i, 70 - 2 * i, 3), dtype=np.uint8
+        )
         write_image(tmp_path / ("sub" if i > 7 else ".") / f"{i}.png", Image(pixels))
     return tmp_path
 
@@ -31,7 +33,11 @@ def config(folder, **knobs) -> DataConfig:
 
 def test_shapes_and_ranges(folder):
     batch = PairDataset(config(folder), scale=4, seed=0).batch(3, 5)
-    assert batch.hr.shape == (5, 3, 16, 16) and batch.lr.shape == (5, 3, 4, 4) and len(batch.draws) == 5
+    assert (
+        batch.hr.shape == (5, 3, 16, 16)
+        and batch.lr.shape == (5, 3, 4, 4)
+        and len(batch.draws) == 5
+    )
     assert batch.hr.dtype == batch.lr.dtype == torch.float32
     assert batch.hr.min() >= -1 and batch.hr.max() <= 1 and batch.hr.std() > 0.3
 
@@ -62,7 +68,9 @@ def test_lr_patches_are_cut_from_the_degraded_whole_picture(folder):
         lr = degrade(hr, 4)[:, draw.top : draw.top + 4, draw.left : draw.left + 4]
         top, left = 4 * draw.top, 4 * draw.left
         assert torch.equal(batch.lr[i], lr.float() * (2 / 255) - 1)
-        assert torch.equal(batch.hr[i], hr[:, top : top + 16, left : left + 16].float() * (2 / 255) - 1)
+        assert torch.equal(
+            batch.hr[i], hr[:, top : top + 16, left : left + 16].float() * (2 / 255) - 1
+        )
 
 
 def test_augmentation_uses_all_eight_symmetries_alike_on_hr_and_lr(folder):
@@ -73,7 +81,9 @@ def test_augmentation_uses_all_eight_symmetries_alike_on_hr_and_lr(folder):
     assert len(turned) == 8
     for k in range(8):  # a symmetry commutes with averaging 2x2 cells, so hr and lr stay aligned
         small = torch.nn.functional.avg_pool2d(square, 2)
-        assert torch.equal(torch.nn.functional.avg_pool2d(pairs.symmetry(square, k), 2), pairs.symmetry(small, k))
+        assert torch.equal(
+            torch.nn.functional.avg_pool2d(pairs.symmetry(square, k), 2), pairs.symmetry(small, k)
+        )
 
 
 def test_without_augmentation_nothing_is_turned(folder):
@@ -158,7 +168,9 @@ def test_excluded_parts_of_a_path_leave_pictures_out(folder):
 
 
 def test_a_folder_given_twice_counts_once(folder):
-    data = PairDataset(DataConfig(train=(str(folder), str(folder / "sub")), patch=16), scale=4, seed=0)
+    data = PairDataset(
+        DataConfig(train=(str(folder), str(folder / "sub")), patch=16), scale=4, seed=0
+    )
     assert len(data) == 10
 
 
@@ -188,28 +200,45 @@ def test_a_batch_has_one_scale_that_depends_on_seed_and_number(folder):
 
 
 def test_scales_are_uniform(folder):
-    data = PairDataset(config(folder, patch=32, scales=(1.5, 3.5)), scale=4, seed=0)  # lr of 8: sides 12 .. 28
+    data = PairDataset(
+        config(folder, patch=32, scales=(1.5, 3.5)), scale=4, seed=0
+    )  # lr of 8: sides 12 .. 28
     sides = np.array([data._hr_side(number) for number in range(4000)])
     counts = np.bincount(sides, minlength=29)[12:]
-    assert counts.sum() == 4000 and (abs(counts[1:-1] - 250) < 60).all() and (abs(counts[[0, -1]] - 125) < 45).all()
+    assert (
+        counts.sum() == 4000
+        and (abs(counts[1:-1] - 250) < 60).all()
+        and (abs(counts[[0, -1]] - 125) < 45).all()
+    )
 
 
 @pytest.mark.parametrize("degradation", [{"kind": "bicubic"}, {"kind": "blind"}])
 def test_a_random_scale_changes_only_hr_and_that_by_bicubic(folder, degradation):
     fixed = PairDataset(config(folder, degradation=degradation), scale=4, seed=0).batch(3, 4)
-    found = PairDataset(config(folder, degradation=degradation, scales=(2.6, 2.7)), scale=4, seed=0).batch(3, 4)
+    found = PairDataset(
+        config(folder, degradation=degradation, scales=(2.6, 2.7)), scale=4, seed=0
+    ).batch(3, 4)
     assert found.draws == fixed.draws and torch.equal(found.lr, fixed.lr)
-    for hr, wanted, draw in zip(found.hr, fixed.hr, found.draws):  # bicubic rounds rows before columns: it comes before turning
+    for hr, wanted, draw in zip(
+        found.hr, fixed.hr, found.draws
+    ):  # bicubic rounds rows before columns: it comes before turning
         undo = draw.symmetry if draw.symmetry < 4 else (4, 6, 5, 7)[draw.symmetry - 4]
         levels = pairs.symmetry(((wanted + 1) * 127.5).round().to(torch.uint8), undo)
         resized = imresize_levels(levels, *hr.shape[-2:])
-        assert hr.shape[-1] in (10, 11) and torch.equal(hr, pairs.to_float(pairs.symmetry(resized, draw.symmetry)))
-    same = PairDataset(config(folder, degradation=degradation, scales=(4, 4)), scale=4, seed=0).batch(3, 4)
+        assert hr.shape[-1] in (10, 11) and torch.equal(
+            hr, pairs.to_float(pairs.symmetry(resized, draw.symmetry))
+        )
+    same = PairDataset(
+        config(folder, degradation=degradation, scales=(4, 4)), scale=4, seed=0
+    ).batch(3, 4)
     assert torch.equal(same.hr, fixed.hr)
 
 
 def test_at_scale_one_the_hr_of_a_whole_picture_is_its_lr(tmp_path):
-    write_image(tmp_path / "x.png", Image(np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8)))
+    write_image(
+        tmp_path / "x.png",
+        Image(np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8)),
+    )
     batch = PairDataset(config(tmp_path, scales=(1, 1)), scale=4, seed=0).batch(0, 8)
     assert torch.equal(batch.hr, batch.lr)
 
@@ -222,17 +251,29 @@ def test_validation_pairs_are_centred_whole_test_pictures(folder):
         assert hr.shape == (1, 3, 32, 32) and lr.shape == (1, 3, 16, 16)
         levels = ((hr + 1) * 127.5).round().to(torch.uint8)
         assert torch.equal(pairs.to_float(degrade(levels, 2)), lr)
-        whole = torch.from_numpy(read_image(next(folder.rglob(f"{name}.png"))).pixels).permute(2, 0, 1)
+        whole = torch.from_numpy(read_image(next(folder.rglob(f"{name}.png"))).pixels).permute(
+            2, 0, 1
+        )
         top, left = (whole.shape[1] - 32) // 2, (whole.shape[2] - 32) // 2
         assert torch.equal(levels[0], whole[:, top : top + 32, left : left + 32])
 
 
 def test_validation_pictures_are_spread_over_the_files(folder):
     cfg = DataConfig(val=(str(folder),))
-    assert [name for name, _, _ in validation_pairs(cfg, 2, limit=4, crop=None)] == ["0", "3", "6", "9"]
+    assert [name for name, _, _ in validation_pairs(cfg, 2, limit=4, crop=None)] == [
+        "0",
+        "3",
+        "6",
+        "9",
+    ]
     assert [name for name, _, _ in validation_pairs(cfg, 2, limit=1, crop=None)] == ["0"]
     assert validation_pairs(cfg, 2, limit=0, crop=None) == []
-    assert validation_pairs(cfg, 2, limit=1, crop=None)[0][1].shape == (1, 3, 32, 64)  # 41x70 in multiples of 16
+    assert validation_pairs(cfg, 2, limit=1, crop=None)[0][1].shape == (
+        1,
+        3,
+        32,
+        64,
+    )  # 41x70 in multiples of 16
 
 
 def test_validation_does_not_lose_pictures_silently(folder):

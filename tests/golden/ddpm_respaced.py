@@ -1,4 +1,6 @@
-"""Golden runner of respaced DDPM: schedules under the maps of ResShift, guided-diffusion and LDM, and ancestral loops."""
+"""Golden runner of respaced DDPM: schedules under the maps of ResShift, guided-diffusion and LDM,
+and ancestral loops.
+"""
 
 from __future__ import annotations
 
@@ -23,14 +25,24 @@ def run(case: dict, io: dict[str, Tensor], weights: dict[str, Tensor]) -> dict[s
         outputs[f"{name}.base.betas"] = schedule(DDPM(abar))["betas"]
         outputs[f"{name}.base.alphas_cumprod"] = abar
         for rule, kept in {"resshift": respaced(total, n), "guided": guided_map(total, n)}.items():
-            outputs |= {f"{name}.{rule}.{key}": value for key, value in schedule(DDPM(abar, kept)).items()}
-        for rule, kept in {"ddim_uniform": ldm_uniform(total, n), "ddim_quad": ldm_quad(total, n)}.items():
-            outputs |= {f"{name}.ldm.{rule}.{key}": value for key, value in ldm_tables(DDPM(abar), kept).items()}
+            outputs |= {
+                f"{name}.{rule}.{key}": value for key, value in schedule(DDPM(abar, kept)).items()
+            }
+        for rule, kept in {
+            "ddim_uniform": ldm_uniform(total, n),
+            "ddim_quad": ldm_quad(total, n),
+        }.items():
+            outputs |= {
+                f"{name}.ldm.{rule}.{key}": value
+                for key, value in ldm_tables(DDPM(abar), kept).items()
+            }
         process = DDPM(abar, respaced(total, n))
         for official, variance in VARIANCE.items():
             positions = io[f"out.{name}.loop_{official}.positions"]
             outputs[f"{name}.loop_{official}.positions"] = positions
-            outputs[f"{name}.loop_{official}.samples"] = loop(process, variance, case["dummy"], io)[positions]
+            outputs[f"{name}.loop_{official}.samples"] = loop(process, variance, case["dummy"], io)[
+                positions
+            ]
     return outputs
 
 
@@ -54,7 +66,9 @@ def schedule(process: DDPM) -> dict[str, Tensor]:
 
 
 def guided_map(total: int, n: int) -> Tensor:
-    """guided-diffusion's space_timesteps(T, [n]): banker's rounding of an accumulated stride, both ends kept."""
+    """guided-diffusion's space_timesteps(T, [n]): banker's rounding of an accumulated stride, both
+    ends kept.
+    """
     stride = 1.0 if n <= 1 else (total - 1) / (n - 1)
     position, kept = 0.0, []
     for _ in range(n):

@@ -15,12 +15,16 @@ SCHEDULE = {"linear": "linear", "scaled_linear": "sqrt_linear"}
 def abar_of(kwargs: dict) -> Tensor:
     """diffusers' scheduler arguments -> abar, float64."""
     schedule = SCHEDULE[kwargs.get("beta_schedule", "linear")]
-    return linear_abar(kwargs["num_train_timesteps"], kwargs["beta_start"], kwargs["beta_end"], schedule)
+    return linear_abar(
+        kwargs["num_train_timesteps"], kwargs["beta_start"], kwargs["beta_end"], schedule
+    )
 
 
 def run(case: dict, io: dict[str, Tensor], weights: dict[str, Tensor]) -> dict[str, Tensor]:
     kwargs = case["construct"]["kwargs"]
-    assert kwargs.get("prediction_type", "epsilon") == "epsilon", "diffusers has DREAM for epsilon only"
+    assert kwargs.get("prediction_type", "epsilon") == "epsilon", (
+        "diffusers has DREAM for epsilon only"
+    )
     abar = abar_of(kwargs)
     process, network = DDPM(abar), stand_in(case["dummy"], unit=1000)
     z0, eps, t = io["in.x0"], io["in.noise"], io["in.timesteps"]
@@ -34,6 +38,8 @@ def run(case: dict, io: dict[str, Tensor], weights: dict[str, Tensor]) -> dict[s
         "v_target": process.velocity(z0, eps, t),
     }
     for p in case["construct"]["dream_detail_preservation"]:
-        noisy, target = dream(network, process, z_t, z_lr, cond, t, eps, prediction="eps", strength=1.0, p=p)
+        noisy, target = dream(
+            network, process, z_t, z_lr, cond, t, eps, prediction="eps", strength=1.0, p=p
+        )
         outputs |= {f"p{p:g}.noisy": noisy, f"p{p:g}.target": target}
     return outputs

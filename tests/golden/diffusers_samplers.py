@@ -1,4 +1,6 @@
-"""Golden runner of ddim and dpm-solver++ against diffusers' DDIMScheduler and DPMSolverMultistepScheduler."""
+"""Golden runner of ddim and dpm-solver++ against diffusers' DDIMScheduler and
+DPMSolverMultistepScheduler.
+"""
 
 from __future__ import annotations
 
@@ -14,10 +16,27 @@ from ldm_dream.sampler import sample_steps
 PREDICTION = {"epsilon": "eps", "sample": "z0", "v_prediction": "v"}
 # what the library does; another value is another algorithm, and the case then fails here by name
 SAME = {
-    "ddim": {"set_alpha_to_one": True, "thresholding": False, "rescale_betas_zero_snr": False, "trained_betas": None},
-    "dpm": {"algorithm_type": "dpmsolver++", "solver_order": 2, "solver_type": "midpoint", "final_sigmas_type": "zero"}
-    | dict.fromkeys(["use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "use_lu_lambdas"], False)
-    | {"thresholding": False, "rescale_betas_zero_snr": False, "use_flow_sigmas": False, "trained_betas": None},
+    "ddim": {
+        "set_alpha_to_one": True,
+        "thresholding": False,
+        "rescale_betas_zero_snr": False,
+        "trained_betas": None,
+    },
+    "dpm": {
+        "algorithm_type": "dpmsolver++",
+        "solver_order": 2,
+        "solver_type": "midpoint",
+        "final_sigmas_type": "zero",
+    }
+    | dict.fromkeys(
+        ["use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "use_lu_lambdas"], False
+    )
+    | {
+        "thresholding": False,
+        "rescale_betas_zero_snr": False,
+        "use_flow_sigmas": False,
+        "trained_betas": None,
+    },
 }
 KIND = {"ddim": "ddim", "dpm": "dpm-solver++"}
 
@@ -28,9 +47,12 @@ def run(case: dict, io: dict[str, Tensor], weights: dict[str, Tensor]) -> dict[s
         name, kind = item["name"], item["type"]
         config = case["construct"]["full_configs_including_defaults"][name] | item["kwargs"]
         for key, value in SAME[kind].items():
-            assert config[key] == value, f"{name}: {key}={config[key]} is not what the library does ({value})"
+            assert config[key] == value, (
+                f"{name}: {key}={config[key]} is not what the library does ({value})"
+            )
         steps = (ddim_timesteps if kind == "ddim" else dpm_timesteps)(config, item["n"])
-        # diffusers' float32 abar, stored with the case, so that the sampler is tested apart from the schedule's precision
+        # diffusers' float32 abar, stored with the case, so that the sampler is tested apart from
+        # the schedule's precision
         process = DDPM(io[f"out.{name}.alphas_cumprod"].double())
         trajectory = list(
             sample_steps(
@@ -44,15 +66,21 @@ def run(case: dict, io: dict[str, Tensor], weights: dict[str, Tensor]) -> dict[s
         outputs[f"{name}.latents"] = torch.stack([step.z_t for step in trajectory])
         outputs[f"{name}.alphas_cumprod"] = abar_of(config).float()
         if kind == "ddim":
-            outputs[f"{name}.pred_original_sample"] = torch.stack([step.z0_hat for step in trajectory])
+            outputs[f"{name}.pred_original_sample"] = torch.stack(
+                [step.z0_hat for step in trajectory]
+            )
         else:
             at = torch.tensor([*steps, -1])
-            outputs[f"{name}.sigmas"] = (process.s(at, torch.float64) / process.a(at, torch.float64)).flatten().float()
+            outputs[f"{name}.sigmas"] = (
+                (process.s(at, torch.float64) / process.a(at, torch.float64)).flatten().float()
+            )
     return outputs
 
 
 def ddim_timesteps(config: dict, n: int) -> list[int]:
-    """diffusers steps back by T // n, whatever the spacing: only lists that do the same are one algorithm with ours."""
+    """diffusers steps back by T // n, whatever the spacing: only lists that do the same are one
+    algorithm with ours.
+    """
     total, spacing = config["num_train_timesteps"], config["timestep_spacing"]
     if spacing == "linspace":
         steps = np.linspace(0, total - 1, n).round()[::-1]
@@ -62,7 +90,9 @@ def ddim_timesteps(config: dict, n: int) -> list[int]:
         steps = np.round(np.arange(total, 0, -total / n)) - 1
     steps = [int(t) for t in steps]
     jumps = {t - u for t, u in zip(steps, steps[1:])}
-    assert jumps <= {total // n} and steps[-1] < total // n, f"{spacing}: diffusers' own steps do not meet each other"
+    assert jumps <= {total // n} and steps[-1] < total // n, (
+        f"{spacing}: diffusers' own steps do not meet each other"
+    )
     return steps
 
 

@@ -1,19 +1,23 @@
-"""Golden runner of IDM (idm_unet): LR encoder, U-Net and loss, from the case's constructor arguments alone."""
+"""Golden runner of IDM (idm_unet): LR encoder, U-Net and loss, from the case's constructor
+arguments alone.
+"""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from ldm_dream.config_models import IDMConfig
-from ldm_dream.importers import translate
-from ldm_dream.layouts import IDM
+from ldm_dream.config.model import IDMConfig
+from ldm_dream.interchange.layouts import IDM
+from ldm_dream.interchange.published import translate
 from ldm_dream.networks import build_network
 from ldm_dream.networks.idm import ImplicitDecoder
 
 
 def config(unet: dict, encoder: dict) -> IDMConfig:
-    """Constructor arguments of the official classes -> our config. The U-Net takes the condition (RGB) and z_t side by side."""
+    """Constructor arguments of the official classes -> our config. The U-Net takes the condition
+    (RGB) and z_t side by side.
+    """
     return IDMConfig(
         image_size=unet["image_size"],
         in_channels=unet["in_channel"] - 3,
@@ -32,9 +36,13 @@ def config(unet: dict, encoder: dict) -> IDMConfig:
 def run(case: dict, io: dict[str, Tensor], weights: dict[str, Tensor]) -> dict[str, Tensor]:
     """-> condition_i, eps_i, p_losses_l1_sum_i, and the intermediates of item 0."""
     construct = case["construct"]
-    network = build_network(config(construct["unet_kwargs"], construct["encoder_EDSR_kwargs"])).eval()
+    network = build_network(
+        config(construct["unet_kwargs"], construct["encoder_EDSR_kwargs"])
+    ).eval()
     network.load_state_dict(translate(IDM, weights), strict=True)
-    for block in network.encoder.body[:-1]:  # EDSR's residual scaling, published with 1, is a factor on a block's last layer
+    for block in network.encoder.body[
+        :-1
+    ]:  # EDSR's residual scaling, published with 1, is a factor on a block's last layer
         for parameter in block.body[-1].parameters():
             parameter.data *= construct["encoder_EDSR_kwargs"]["res_scale"]
 

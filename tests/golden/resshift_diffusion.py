@@ -1,4 +1,6 @@
-"""Golden runner of ResShift's process: schedules, forward, posterior, training loss and sampling loops of every item."""
+"""Golden runner of ResShift's process: schedules, forward, posterior, training loss and sampling
+loops of every item.
+"""
 
 from __future__ import annotations
 
@@ -21,13 +23,21 @@ def run(case: dict, io: dict[str, Tensor], weights: dict[str, Tensor]) -> dict[s
     outputs = {}
     for item in case["construct"]["items"]:
         computed = Item(item, case["dummy"], io)
-        for part in (computed.schedule(), computed.forward(), computed.train(), computed.loop(True), computed.loop(False)):
+        for part in (
+            computed.schedule(),
+            computed.forward(),
+            computed.train(),
+            computed.loop(True),
+            computed.loop(False),
+        ):
             outputs |= {f"{item['name']}.{name}": value for name, value in part.items()}
     return outputs
 
 
 class Item:
-    """One configuration. `residual` (the network says z_lr - z0) and weighted_mse are the official code's, not the library's."""
+    """One configuration. `residual` (the network says z_lr - z0) and weighted_mse are the official
+    code's, not the library's.
+    """
 
     def __init__(self, item: dict, dummy: list[float], io: dict[str, Tensor]):
         self.kwargs = kwargs = item["kwargs"]
@@ -94,19 +104,35 @@ class Item:
             "q_variance": process.s(t).flatten() ** 2,
             "q_posterior_mean": mean,
             "q_posterior_variance": variance.flatten(),
-            "q_posterior_log_variance_clipped": self.schedule()["posterior_log_variance_clipped"][t].float(),
+            "q_posterior_log_variance_clipped": self.schedule()["posterior_log_variance_clipped"][
+                t
+            ].float(),
             "scale_input": self.scale_input(z_t, t),
             "prior_sample": process.prior(z_lr, self.eps),
         }
 
     def train(self) -> dict[str, Tensor]:
         loss = diffusion_loss(
-            self.denoise, self.process, self.z0, self.z_lr, self.lq, self.t, self.eps, prediction=self.prediction, kind="l2"
+            self.denoise,
+            self.process,
+            self.z0,
+            self.z_lr,
+            self.lq,
+            self.t,
+            self.eps,
+            prediction=self.prediction,
+            kind="l2",
         )
-        weight = self.schedule()["weight_loss_mse"][self.t].float() if self.kwargs["weighted_mse"] else 1
+        weight = (
+            self.schedule()["weight_loss_mse"][self.t].float() if self.kwargs["weighted_mse"] else 1
+        )
         # the journal branch weights `mse` in place and has no `loss`
         mse = loss.loss if self.master else weight * loss.loss
-        return {"train.mse": mse, "train.loss": weight * loss.loss, "train.pred_zstart": loss.z0_hat}
+        return {
+            "train.mse": mse,
+            "train.loss": weight * loss.loss,
+            "train.pred_zstart": loss.z0_hat,
+        }
 
     def loop(self, clip: bool) -> dict[str, Tensor]:
         def noise(k: int) -> Tensor:

@@ -1,22 +1,34 @@
-"""Golden runner of ResShift's Swin U-Net (resshift_unet, resshift_unet_lq2x), from the case's constructor arguments alone."""
+"""Golden runner of ResShift's Swin U-Net (resshift_unet, resshift_unet_lq2x), from the case's
+constructor arguments alone.
+"""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from ldm_dream.config_models import ResShiftNetConfig
-from ldm_dream.importers import translate
-from ldm_dream.layouts import RESSHIFT
+from ldm_dream.config.model import ResShiftNetConfig
+from ldm_dream.interchange.layouts import RESSHIFT
+from ldm_dream.interchange.published import translate
 from ldm_dream.networks import build_network
 from ldm_dream.networks.resshift import SwinLayer
 
-SAME = ("image_size", "in_channels", "out_channels", "model_channels", "channel_mult", "num_res_blocks", "attention_resolutions")
+SAME = (
+    "image_size",
+    "in_channels",
+    "out_channels",
+    "model_channels",
+    "channel_mult",
+    "num_res_blocks",
+    "attention_resolutions",
+)
 SAME += ("dropout", "swin_depth", "swin_embed_dim", "num_head_channels", "window_size", "mlp_ratio")
 
 
 def config(kwargs: dict) -> ResShiftNetConfig:
-    """Constructor arguments of the official class -> our config. The condition is RGB, plus a mask channel with `cond_mask`."""
+    """Constructor arguments of the official class -> our config. The condition is RGB, plus a mask
+    channel with `cond_mask`.
+    """
     return ResShiftNetConfig(
         **{name: kwargs[name] for name in SAME},
         cond_channels=3 + bool(kwargs.get("cond_mask")) if kwargs["cond_lq"] else 0,
@@ -30,7 +42,11 @@ def run(case: dict, io: dict[str, Tensor], weights: dict[str, Tensor]) -> dict[s
     network = build_network(config(case["construct"]["kwargs"])).eval()
     network.load_state_dict(translate(RESSHIFT, weights), strict=True)
     swin = next(module for module in network.modules() if isinstance(module, SwinLayer))
-    watched = {"time_embed": network.time_embed, "input_blocks.0": network.input_blocks[0], "middle_block": network.middle_block}
+    watched = {
+        "time_embed": network.time_embed,
+        "input_blocks.0": network.input_blocks[0],
+        "middle_block": network.middle_block,
+    }
     watched |= {"first_basiclayer": swin, "first_basiclayer.blocks.0": swin.blocks[0]}
     if len(swin.blocks) > 1:
         watched["first_basiclayer.blocks.1_shifted"] = swin.blocks[1]

@@ -1,4 +1,6 @@
-"""Golden runners of SR3 (sr3_unet, sr3_sampling, sr3_dream_loss), from the case's configuration alone."""
+"""Golden runners of SR3 (sr3_unet, sr3_sampling, sr3_dream_loss), from the case's configuration
+alone.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from dream_kernels import dream_l1
-from ldm_dream.config_models import SR3Config
-from ldm_dream.importers import translate
-from ldm_dream.layouts import SR3
+from ldm_dream.config.model import SR3Config
+from ldm_dream.interchange.layouts import SR3
+from ldm_dream.interchange.published import translate
 from ldm_dream.loss import diffusion_loss, dream
 from ldm_dream.networks import build_network
 from ldm_dream.process import DDPM, linear_abar
@@ -34,7 +36,9 @@ def network(kwargs: dict, weights: dict[str, Tensor]) -> nn.Module:
         cond_channels=kwargs["in_channel"] - out,
     )
     model = build_network(cfg)
-    if not any(key.startswith(SR3.prefix) for key in weights):  # the U-Net alone, without the diffusion around it
+    if not any(
+        key.startswith(SR3.prefix) for key in weights
+    ):  # the U-Net alone, without the diffusion around it
         weights = {SR3.prefix + key: value for key, value in weights.items()}
     model.load_state_dict(translate(SR3, weights), strict=True)
     return model
@@ -49,7 +53,12 @@ def run(case: dict, io: dict[str, Tensor], weights: dict[str, Tensor]) -> dict[s
 def unet(case: dict, io: dict[str, Tensor], weights: dict[str, Tensor]) -> dict[str, Tensor]:
     """-> eps_<i> for every item, and the intermediates of item 0."""
     model = network(case["construct"]["kwargs"], weights).eval()
-    watched = {"first_conv_0": model.downs[0], "downs_last_0": model.downs[-1], "mid0_0": model.mid[0], "mid1_0": model.mid[1]}
+    watched = {
+        "first_conv_0": model.downs[0],
+        "downs_last_0": model.downs[-1],
+        "mid0_0": model.mid[0],
+        "mid1_0": model.mid[1],
+    }
     outputs: dict[str, Tensor] = {}
     for name, module in watched.items():
         module.register_forward_hook(lambda _, __, out, name=name: outputs.setdefault(name, out))
@@ -57,7 +66,9 @@ def unet(case: dict, io: dict[str, Tensor], weights: dict[str, Tensor]) -> dict[
     mlp.register_forward_hook(lambda _, __, out: outputs.setdefault("noise_embedding_0", out))
     for i in (int(name.rsplit("_", 1)[1]) for name in io if name.startswith("in.noise_level_")):
         with torch.no_grad():
-            outputs[f"eps_{i}"] = model(io[f"in.x_noisy_{i}"], io[f"in.noise_level_{i}"].flatten(), io[f"in.condition_{i}"])
+            outputs[f"eps_{i}"] = model(
+                io[f"in.x_noisy_{i}"], io[f"in.noise_level_{i}"].flatten(), io[f"in.condition_{i}"]
+            )
     wanted = io["out.noise_embedding_0"]
     outputs["noise_embedding_0"] = outputs["noise_embedding_0"].reshape(wanted.shape)
     return outputs
@@ -67,7 +78,9 @@ def sampling(case: dict, io: dict[str, Tensor], weights: dict[str, Tensor]) -> d
     """Algorithm 2 with clipped estimates, step by step."""
     model = network(case["construct"]["unet_kwargs"], weights).eval()
     schedule = case["construct"]["schedule"]
-    process = DDPM(linear_abar(schedule["n_timestep"], schedule["linear_start"], schedule["linear_end"]))
+    process = DDPM(
+        linear_abar(schedule["n_timestep"], schedule["linear_start"], schedule["linear_end"])
+    )
     levels = []
 
     def denoise(z_t: Tensor, t: Tensor, cond: Tensor) -> Tensor:
@@ -77,7 +90,14 @@ def sampling(case: dict, io: dict[str, Tensor], weights: dict[str, Tensor]) -> d
     noise = [io["in.x_T"], *io["in.step_noise"]]
     steps = list(
         sample_steps(
-            denoise, process, io["in.x"], io["in.x"], prediction="eps", kind="ancestral", noise=lambda k: noise[k], clip=1.0
+            denoise,
+            process,
+            io["in.x"],
+            io["in.x"],
+            prediction="eps",
+            kind="ancestral",
+            noise=lambda k: noise[k],
+            clip=1.0,
         )
     )
     rows = torch.arange(-1, process.num_timesteps)
@@ -92,8 +112,12 @@ def sampling(case: dict, io: dict[str, Tensor], weights: dict[str, Tensor]) -> d
 
 
 def dream_loss(case: dict, io: dict[str, Tensor], weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """DREAM's loss and gradients for each exponent p. "inf" is the official standard branch, whose target is its own output."""
-    model = network(case["construct"]["unet_kwargs"], weights).train(case["construct"]["train_mode"])
+    """DREAM's loss and gradients for each exponent p. "inf" is the official standard branch, whose
+    target is its own output.
+    """
+    model = network(case["construct"]["unet_kwargs"], weights).train(
+        case["construct"]["train_mode"]
+    )
     hr, cond, eps = io["in.y0"], io["in.x"], io["in.noise"]
     process = DDPM(io["in.continuous_sqrt_alpha_cumprod"].double() ** 2)  # one step a sample
     t = torch.arange(len(hr))
@@ -108,25 +132,53 @@ def dream_loss(case: dict, io: dict[str, Tensor], weights: dict[str, Tensor]) ->
             if order == "inf":
                 z_t = process.q_sample(hr, cond, eps, t)
                 output = denoise(z_t, t, cond)
-                total = dream_l1(output, z0=output, prediction="z0", kind=kind).sum() * hr[0].numel()
-                found = torch.autograd.grad(total, [model.get_parameter(SR3.ours(name)) for name in case["grads"]])
-                outputs |= {f"{key}.grad.{name}": value for name, value in zip(case["grads"], found)}
-                outputs |= {f"{key}.loss_sum": total, f"{key}.loss_mean": total / hr.numel(), f"{key}.noisy": z_t}
-                outputs |= dict.fromkeys((f"{key}.pred", f"{key}.target", f"{key}.target_is_own_prediction"), output)
+                total = (
+                    dream_l1(output, z0=output, prediction="z0", kind=kind).sum() * hr[0].numel()
+                )
+                found = torch.autograd.grad(
+                    total, [model.get_parameter(SR3.ours(name)) for name in case["grads"]]
+                )
+                outputs |= {
+                    f"{key}.grad.{name}": value for name, value in zip(case["grads"], found)
+                }
+                outputs |= {
+                    f"{key}.loss_sum": total,
+                    f"{key}.loss_mean": total / hr.numel(),
+                    f"{key}.noisy": z_t,
+                }
+                outputs |= dict.fromkeys(
+                    (f"{key}.pred", f"{key}.target", f"{key}.target_is_own_prediction"), output
+                )
                 continue
             plain = order == "standard"
-            setting = {"prediction": "eps", "strength": 0.0 if plain else 1.0, "p": 1.0 if plain else float(order)}
+            setting = {
+                "prediction": "eps",
+                "strength": 0.0 if plain else 1.0,
+                "p": 1.0 if plain else float(order),
+            }
             model.zero_grad()
-            loss = diffusion_loss(denoise, process, hr, cond, cond, t, eps, kind=kind, network=model, **setting).loss
+            loss = diffusion_loss(
+                denoise, process, hr, cond, cond, t, eps, kind=kind, network=model, **setting
+            ).loss
             total = loss.sum() * hr[0].numel()
             total.backward()
             z_t = process.q_sample(hr, cond, eps, t)
-            rectified, target = dream(denoise, process, z_t, cond, cond, t, eps, network=model, **setting)
+            rectified, target = dream(
+                denoise, process, z_t, cond, cond, t, eps, network=model, **setting
+            )
             with torch.no_grad():
                 first, second = denoise(z_t, t, cond), denoise(rectified, t, cond)
-            outputs |= {f"{key}.loss_sum": total, f"{key}.loss_mean": loss.mean(), f"{key}.target": target, f"{key}.pred": second}
+            outputs |= {
+                f"{key}.loss_sum": total,
+                f"{key}.loss_mean": loss.mean(),
+                f"{key}.target": target,
+                f"{key}.pred": second,
+            }
             outputs |= {f"{key}.noisy": z_t, f"{key}.rectified_noisy": rectified}
             outputs |= {f"{key}.first_pass_pred": first, f"{key}.second_pass_pred": second}
             gradients = dict(model.named_parameters())
-            outputs |= {f"{key}.grad.{name}": gradients[SR3.ours(name)].grad.clone() for name in case["grads"]}
+            outputs |= {
+                f"{key}.grad.{name}": gradients[SR3.ours(name)].grad.clone()
+                for name in case["grads"]
+            }
     return outputs

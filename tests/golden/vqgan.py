@@ -3,8 +3,8 @@
 import torch
 import torch.nn.functional as F
 
-from ldm_dream.autoencoder import VQGAN
-from ldm_dream.config_models import VQGANConfig
+from ldm_dream.config.model import VQGANConfig
+from ldm_dream.networks.vqgan import VQGAN
 
 BETA = 0.25  # VectorQuantizer2's default, which both cases use
 
@@ -45,7 +45,9 @@ def losses(model: VQGAN, h: torch.Tensor, io: dict) -> dict:
         out[name] = loss
         out[f"{name}.grad_h"], out[f"{name}.grad_codebook"] = torch.autograd.grad(loss, (h, codes))
     if "in.cotangent" in io:
-        (out["straight_through.grad_h"],) = torch.autograd.grad(model.quantize(h).h, h, io["in.cotangent"])
+        (out["straight_through.grad_h"],) = torch.autograd.grad(
+            model.quantize(h).h, h, io["in.cotangent"]
+        )
     return out
 
 

@@ -16,8 +16,14 @@ CPU = torch.zeros(1, 1, 1, 1)
 
 def python(code, **environment):
     """Standard output and the last line of errors of a new process."""
-    kept = {key: value for key, value in os.environ.items() if key not in ("TRITON_INTERPRET", "DREAM_KERNELS")}
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=kept | environment)
+    kept = {
+        key: value
+        for key, value in os.environ.items()
+        if key not in ("TRITON_INTERPRET", "DREAM_KERNELS")
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=kept | environment
+    )
     return done.stdout.strip(), done.stderr.strip().rpartition("\n")[2]
 
 
@@ -43,7 +49,12 @@ def test_float64_is_never_narrowed():
 
 
 def test_an_unknown_backend_is_named_with_those_that_exist():
-    with pytest.raises(BackendError, match="DREAM_KERNELS=cuda is unknown; use one of auto, triton, reference"), backend("cuda"):
+    with (
+        pytest.raises(
+            BackendError, match="DREAM_KERNELS=cuda is unknown; use one of auto, triton, reference"
+        ),
+        backend("cuda"),
+    ):
         pass
 
 
@@ -59,14 +70,21 @@ def test_the_environment_chooses():
     code = "import torch, dream_kernels; print(dream_kernels.runs_triton(torch.zeros(1)))"
     assert python(code) == ("False", "")
     assert python(code, DREAM_KERNELS="triton", TRITON_INTERPRET="1") == ("True", "")
-    assert "set TRITON_INTERPRET=1 (slow, for tests) or use auto" in python(code, DREAM_KERNELS="triton")[1]
+    assert (
+        "set TRITON_INTERPRET=1 (slow, for tests) or use auto"
+        in python(code, DREAM_KERNELS="triton")[1]
+    )
 
 
 def test_another_choice_compiles_anew():
-    """The graph guards on the choice: what was compiled for one backend never answers for the other."""
+    """The graph guards on the choice: what was compiled for one backend never answers for the
+    other.
+    """
     torch.compiler.reset()
     graphs = []
-    compiled = torch.compile(dream_rectify, fullgraph=True, backend=lambda graph, _: graphs.append(graph.code) or graph)
+    compiled = torch.compile(
+        dream_rectify, fullgraph=True, backend=lambda graph, _: graphs.append(graph.code) or graph
+    )
     args = (torch.ones(1, 1, 2, 2),) * 3 + (torch.ones(1, 1, 1, 1),) * 2
     for mode in ("reference", "triton", "reference"):
         with backend(mode):

@@ -1,4 +1,6 @@
-"""The table of what compilers make of every kernel: it does not get worse, and the comparison sees what is worse."""
+"""The table of what compilers make of every kernel: it does not get worse, and the comparison sees
+what is worse.
+"""
 
 import os
 import subprocess
@@ -14,11 +16,20 @@ ROW = _aot.Row("op", "op/fp32", "sm_90", 32, 0, 0, 128, 128, 0, 12.0, 12.0, 60.1
 
 
 def test_no_kernel_got_worse_than_the_table_says():
-    assert _aot.worse(compiled_table(), _aot.read(TABLE)) == [], "if it is meant, commit it: python tools/compile_kernels.py"
+    assert _aot.worse(compiled_table(), _aot.read(TABLE)) == [], (
+        "if it is meant, commit it: python tools/compile_kernels.py"
+    )
 
 
 @pytest.mark.parametrize(
-    "change", [{"spills": 4}, {"load_bits": 64}, {"store_bits": 32}, {"narrow_offsets": 1}, {"bytes_moved": 12.5}]
+    "change",
+    [
+        {"spills": 4},
+        {"load_bits": 64},
+        {"store_bits": 32},
+        {"narrow_offsets": 1},
+        {"bytes_moved": 12.5},
+    ],
 )
 def test_worse_is_seen_and_better_is_not(change):
     other = ROW._replace(**change)
@@ -33,18 +44,30 @@ def test_more_registers_are_no_loss_while_none_spills():
 
 def test_the_table_must_hold_every_row_of_an_op_and_no_other():
     assert _aot.worse([ROW], []) == ["op/fp32 on sm_90: not in the table"]
-    assert _aot.worse([ROW], [ROW, ROW._replace(target="gfx942")]) == ["op/fp32 on gfx942: only in the table"]
+    assert _aot.worse([ROW], [ROW, ROW._replace(target="gfx942")]) == [
+        "op/fp32 on gfx942: only in the table"
+    ]
     assert _aot.worse([ROW], [ROW, ROW._replace(op="other", variant="other/fp32")]) == []
 
 
 def test_a_table_comes_back_as_it_was_written(tmp_path):
     _aot.write(tmp_path / "table.csv", [ROW, ROW._replace(target="gfx942", bytes_moved=10.667)])
-    assert _aot.read(tmp_path / "table.csv") == [ROW, ROW._replace(target="gfx942", bytes_moved=10.667)]
+    assert _aot.read(tmp_path / "table.csv") == [
+        ROW,
+        ROW._replace(target="gfx942", bytes_moved=10.667),
+    ]
 
 
 def test_check_exits_with_1_and_leaves_the_table(tmp_path):
     table = tmp_path / "table.csv"
-    _aot.write(table, [row._replace(load_bits=2 * row.load_bits) for row in _aot.read(TABLE) if row.op == "sampler_step"])
+    _aot.write(
+        table,
+        [
+            row._replace(load_bits=2 * row.load_bits)
+            for row in _aot.read(TABLE)
+            if row.op == "sampler_step"
+        ],
+    )
     before = table.read_bytes()
     environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
     command = [sys.executable, str(TOOL), "sampler_step", "--check", "--table", str(table)]
@@ -56,5 +79,7 @@ def test_check_exits_with_1_and_leaves_the_table(tmp_path):
 
 @pytest.mark.skipif("TRITON_INTERPRET" not in os.environ, reason="kernels are not interpreted here")
 def test_a_process_that_interprets_kernels_says_that_it_cannot_compile():
-    with pytest.raises(BackendError, match="TRITON_INTERPRET=1 leaves nothing to compile; unset it"):
+    with pytest.raises(
+        BackendError, match="TRITON_INTERPRET=1 leaves nothing to compile; unset it"
+    ):
         _aot.report(["sampler_step"])

@@ -23,7 +23,9 @@ SHAPES = [(1, 1, 1, 1), (3, 2, 7, 5), (2, 3, 16, 16), (2, 5, 23, 31)]
 def inputs(shape=(2, 3, 7, 5), dtype=torch.float32, layout="contiguous"):
     """pred, eps, eps_hat, lam, z0, a, s, and a weight for each sample."""
     generator = torch.Generator().manual_seed(0)
-    pred, eps, eps_hat, z0 = (LAYOUTS[layout](x) for x in torch.randn(4, *shape, generator=generator).to(DEVICE, dtype))
+    pred, eps, eps_hat, z0 = (
+        LAYOUTS[layout](x) for x in torch.randn(4, *shape, generator=generator).to(DEVICE, dtype)
+    )
     lam, a, s = torch.rand(3, shape[0], 1, 1, 1, generator=generator).to(DEVICE)
     return (pred, eps, eps_hat, lam, z0, a, s), torch.rand(shape[0], generator=generator).to(DEVICE)
 
@@ -49,7 +51,9 @@ def exact(args, weight, *options):
 
 
 def check(got, truth, plain):
-    """Losses come in float32 whatever the dtype, so their eager rival is counted from its own dtype."""
+    """Losses come in float32 whatever the dtype, so their eager rival is counted from its own
+    dtype.
+    """
     assert got[0].dtype == torch.float32
     assert_as_exact_as_eager(got, truth, (plain[0].float(), plain[1]))
 
@@ -69,10 +73,15 @@ def test_the_reference_is_the_formula_with_right_gradients(prediction, kind):
     args, weight = tuple(x.double() for x in args), weight.double()
     options = {"prediction": prediction, "kind": kind, "delta": 0.7, "weight": weight}
     loss, grad = eager(*args, weight, prediction, kind)
-    for got in (dream_l1_grad(*args, **options), with_backward(args, options, torch.ones_like(loss))):
+    for got in (
+        dream_l1_grad(*args, **options),
+        with_backward(args, options, torch.ones_like(loss)),
+    ):
         torch.testing.assert_close(got[0], loss)
         torch.testing.assert_close(got[1], grad)
-    assert torch.autograd.gradcheck(lambda pred: dream_l1(pred, *args[1:], **options), args[0].requires_grad_())
+    assert torch.autograd.gradcheck(
+        lambda pred: dream_l1(pred, *args[1:], **options), args[0].requires_grad_()
+    )
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -87,7 +96,9 @@ def test_loss_and_gradient_are_as_exact_as_eager(prediction, kind, dtype):
     two = run_kernel(lambda *x: with_backward(x, options, torch.ones_like(weight)), *args)
     check(two, truth, plain)
     assert torch.equal(two[0], one_pass[0])
-    assert torch.equal(run_kernel(dream_l1, *args, **options), one_pass[0])  # no gradient wanted, none written
+    assert torch.equal(
+        run_kernel(dream_l1, *args, **options), one_pass[0]
+    )  # no gradient wanted, none written
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -96,7 +107,9 @@ def test_any_size_and_upstream_gradient(shape, dtype):
     args, weight = inputs(shape, dtype)
     truth, plain = exact(args, weight, "eps", "l1"), eager(*args, weight, "eps", "l1")
     options = {"weight": torch.ones_like(weight)}
-    got = run_kernel(lambda *x: with_backward(x, options, weight), *args)  # the weight comes from above
+    got = run_kernel(
+        lambda *x: with_backward(x, options, weight), *args
+    )  # the weight comes from above
     check((weight * got[0], got[1]), truth, plain)
 
 
@@ -131,7 +144,9 @@ def test_only_pred_has_a_gradient():
     args, weight = inputs()
     leaves = [x.detach().requires_grad_() for x in args]
     for mode in (dream_l1, lambda *x, **o: run_kernel(dream_l1, *x, **o)):
-        grads = torch.autograd.grad(mode(*leaves, prediction="v", weight=weight).sum(), leaves, allow_unused=True)
+        grads = torch.autograd.grad(
+            mode(*leaves, prediction="v", weight=weight).sum(), leaves, allow_unused=True
+        )
         assert [grad is not None for grad in grads] == [True] + [False] * 6
 
 
@@ -172,7 +187,11 @@ def test_l1_is_a_whole_citizen_of_torch(prediction):
         checks = ["test_schema", "test_faketensor"] + (
             ["test_autograd_registration", "test_aot_dispatch_dynamic"] if slope else []
         )
-        torch.library.opcheck(torch.ops.dream.dream_l1.default, (*args, weight, prediction, "l2", 1.0, slope), test_utils=checks)
+        torch.library.opcheck(
+            torch.ops.dream.dream_l1.default,
+            (*args, weight, prediction, "l2", 1.0, slope),
+            test_utils=checks,
+        )
 
 
 def test_l1_breaks_no_graph():
@@ -183,4 +202,6 @@ def test_l1_breaks_no_graph():
 
 
 def test_l1_compiles_without_spills_to_wide_accesses():
-    assert_compiled_well("dream_l1", narrow={"_sign": 64})  # where a warp has 64, a thread has 8 signs
+    assert_compiled_well(
+        "dream_l1", narrow={"_sign": 64}
+    )  # where a warp has 64, a thread has 8 signs

@@ -1,4 +1,6 @@
-"""dream_rectify's kernel is held to DESIGN section 4; the formula itself is tested in test_reference.py."""
+"""dream_rectify's kernel is held to DESIGN section 4; the formula itself is tested in
+test_reference.py.
+"""
 
 import pytest
 import torch
@@ -15,7 +17,12 @@ from kernel_rules import (
     run_kernel,
 )
 
-SHAPES = [(1, 1, 1, 1), (3, 2, 7, 5), (2, 3, 16, 16), (2, 5, 23, 31)]  # within a block, and over its end
+SHAPES = [
+    (1, 1, 1, 1),
+    (3, 2, 7, 5),
+    (2, 3, 16, 16),
+    (2, 5, 23, 31),
+]  # within a block, and over its end
 
 
 def inputs(shape, dtype=torch.float32, layout="contiguous"):
@@ -62,7 +69,9 @@ def test_rectify_takes_a_layout_for_each_input():
 def test_rectify_takes_a_dtype_for_each_input_and_one_factor_for_all():
     z_t, eps, eps_hat, noise_std, lam = inputs((2, 3, 7, 5))
     args = z_t, eps, eps_hat.bfloat16(), noise_std[:1], lam[:1]
-    assert_as_exact_as_eager(run_kernel(dream_rectify, *args), exact(args), reference.dream_rectify(*args))
+    assert_as_exact_as_eager(
+        run_kernel(dream_rectify, *args), exact(args), reference.dream_rectify(*args)
+    )
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -82,9 +91,17 @@ def test_rectify_of_nothing_is_nothing():
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_rectify_has_the_gradients_of_its_reference(dtype):
     args, grads = inputs((2, 3, 7, 5), dtype), inputs((2, 3, 7, 5), dtype)[1:3]
-    truth = gradients(dream_rectify, tuple(x.double() for x in args), range(5), [g.double() for g in grads], "reference")
+    truth = gradients(
+        dream_rectify,
+        tuple(x.double() for x in args),
+        range(5),
+        [g.double() for g in grads],
+        "reference",
+    )
     theirs = gradients(dream_rectify, args, range(5), grads, "reference")
-    assert_as_exact_as_eager(gradients(dream_rectify, args, range(5), grads, "triton"), truth, theirs)
+    assert_as_exact_as_eager(
+        gradients(dream_rectify, args, range(5), grads, "triton"), truth, theirs
+    )
 
 
 @pytest.mark.parametrize("write_target", [True, False])

@@ -27,7 +27,9 @@ def dropped(p: float, x: torch.Tensor, seed: int = 0) -> torch.Tensor:
 @pytest.mark.parametrize("dtype", (*COMPILED, torch.float64, torch.float16))
 def test_it_drops_its_share_and_keeps_the_mean(dtype):
     p = 13107 / 2**16 if dtype in COMPILED and _dropout_cpu.library("dropout_cpu") else 0.2
-    y = dropped(0.2, torch.ones(4, 8, 101, 103, dtype=dtype))  # 332,904 + 8 values: the share's standard deviation is 7e-4
+    y = dropped(
+        0.2, torch.ones(4, 8, 101, 103, dtype=dtype)
+    )  # 332,904 + 8 values: the share's standard deviation is 7e-4
     assert y.dtype == dtype
     assert (y == 0).double().mean().item() == pytest.approx(0.2, abs=4e-3)
     assert torch.equal(y[y != 0].unique(), torch.tensor([1 / (1 - p)], dtype=dtype))
@@ -44,8 +46,13 @@ def test_the_mask_is_philoxs(dtype, seed, count):
     zero = torch.zeros_like(run)
     key = [torch.tensor(part) for part in (seed & 0xFFFFFFFF, seed >> 32 & 0xFFFFFFFF)]
     words = reference.philox([run, zero, lane, zero], key)
-    first, second = (words[i] | words[i + 1] << 32 for i in (0, 2))  # in memory: two words of each lane, then the other two
-    bits = torch.stack([first, second], 1).flatten().view(torch.int16).long().flatten()[:count] & 0xFFFF
+    first, second = (
+        words[i] | words[i + 1] << 32 for i in (0, 2)
+    )  # in memory: two words of each lane, then the other two
+    bits = (
+        torch.stack([first, second], 1).flatten().view(torch.int16).long().flatten()[:count]
+        & 0xFFFF
+    )
     threshold = round(0.3 * 2**16)
     want = torch.where(bits >= threshold, x.float() * (2**16 / (2**16 - threshold)), 0.0).to(dtype)
     assert torch.equal(y, want)
@@ -84,7 +91,9 @@ def test_its_gradient_passes_where_the_value_passed(cpu, layout, of_gradient):
 
 def test_no_mask_is_kept_for_the_backward(cpu):
     saved = []
-    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t.numel()) or t, lambda t: t):
+    with torch.autograd.graph.saved_tensors_hooks(
+        lambda t: saved.append(t.numel()) or t, lambda t: t
+    ):
         dropped(0.5, torch.randn(2, 3, 5, 7).requires_grad_())
     assert saved == [1]
 

@@ -1,4 +1,6 @@
-"""group_norm_silu is held to DESIGN section 4 by its kernels and by its own way on a CPU; eager is torch's group norm."""
+"""group_norm_silu is held to DESIGN section 4 by its kernels and by its own way on a CPU; eager is
+torch's group norm.
+"""
 
 import pytest
 import torch
@@ -37,7 +39,11 @@ def inputs(shape, dtype=torch.float32, layout="contiguous", mean=0.0, modulated=
     generator = torch.Generator().manual_seed(0)
     x, dy = torch.randn(2, *size, generator=generator).to(DEVICE)
     weight, bias = torch.randn(2, size[1], generator=generator).to(DEVICE)
-    scale, shift = torch.randn(2, *size[:2], generator=generator).to(DEVICE, dtype) if modulated else (None, None)
+    scale, shift = (
+        torch.randn(2, *size[:2], generator=generator).to(DEVICE, dtype)
+        if modulated
+        else (None, None)
+    )
     x = LAYOUTS[layout]((x + mean).to(dtype))
     return (x, weight, bias, groups, EPS, scale, shift), dy.to(dtype)
 
@@ -45,7 +51,9 @@ def inputs(shape, dtype=torch.float32, layout="contiguous", mean=0.0, modulated=
 def eager(x, weight, bias, groups, eps, scale=None, shift=None):
     """torch's own, an operation at a time, in x's dtype."""
     h = F.group_norm(x, groups, weight.to(x.dtype), bias.to(x.dtype), eps)
-    return F.silu(h if scale is None else h * (1 + scale[:, :, None, None]) + shift[:, :, None, None])
+    return F.silu(
+        h if scale is None else h * (1 + scale[:, :, None, None]) + shift[:, :, None, None]
+    )
 
 
 def double(args):
@@ -53,7 +61,9 @@ def double(args):
 
 
 def assert_gradients_as_exact_as_eager(args, dy, mode):
-    """dx by the rule; sums over positions may also be off by 4 ulp of the sum of their terms' magnitudes (order of adding)."""
+    """dx by the rule; sums over positions may also be off by 4 ulp of the sum of their terms'
+    magnitudes (order of adding).
+    """
     wanted = ALL if args[5] is not None else ALL[:3]
     truth = gradients(group_norm_silu, double(args), wanted, (dy.double(),), "reference")
     theirs = gradients(eager, args, wanted, (dy,), "reference")
@@ -62,11 +72,17 @@ def assert_gradients_as_exact_as_eager(args, dy, mode):
     terms = dy.double().abs().sum((0, 2, 3)) * (1 + args[1].double().abs() + args[2].double().abs())
     for i, (ours, exact, other) in enumerate(zip(got[1:], truth[1:], theirs[1:])):
         assert ours.dtype == other.dtype
-        allowed = 2 * (other - exact).abs().max() + ulp(exact, ours.dtype) + 4 * ulp(4 * terms.max(), torch.float32)
-        assert ((ours - exact).abs() <= allowed).all(), f"{('weight', 'bias', 'scale', 'shift')[i]}: {(ours - exact).abs().max()}"
+        allowed = (
+            2 * (other - exact).abs().max()
+            + ulp(exact, ours.dtype)
+            + 4 * ulp(4 * terms.max(), torch.float32)
+        )
+        assert ((ours - exact).abs() <= allowed).all(), (
+            f"{('weight', 'bias', 'scale', 'shift')[i]}: {(ours - exact).abs().max()}"
+        )
 
 
-# ------------------------------------------------------------------------------------------------ kernels
+# ------------------------------------------------------------------------------------------ kernels
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -87,14 +103,18 @@ def test_kernel_is_as_exact_as_eager_far_from_zero(layout, dtype):
     args = (args[0].contiguous(), *args[1:])  # torch's own channels_last is far worse
     theirs = eager(*args)
     args = (LAYOUTS[layout](args[0]), *args[1:])
-    assert_as_exact_as_eager(run_kernel(group_norm_silu, *args), reference.group_norm_silu(*double(args)), theirs)
+    assert_as_exact_as_eager(
+        run_kernel(group_norm_silu, *args), reference.group_norm_silu(*double(args)), theirs
+    )
     assert_gradients_as_exact_as_eager(args, dy, "triton")
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_kernel_takes_any_layout(layout):
     args, dy = inputs(SHAPES[0], layout=layout)
-    assert_as_exact_as_eager(run_kernel(group_norm_silu, *args), reference.group_norm_silu(*double(args)), eager(*args))
+    assert_as_exact_as_eager(
+        run_kernel(group_norm_silu, *args), reference.group_norm_silu(*double(args)), eager(*args)
+    )
     assert_gradients_as_exact_as_eager(args, dy, "triton")
 
 
@@ -102,7 +122,9 @@ def test_kernel_without_the_activation_is_the_norm():
     args, _ = inputs(SHAPES[0], modulated=False)
     got = run_kernel(group_norm_silu, *args, silu=False)
     assert_as_exact_as_eager(
-        got, F.group_norm(args[0].double(), 4, *(v.double() for v in args[1:3])), F.group_norm(args[0], 4, *args[1:3])
+        got,
+        F.group_norm(args[0].double(), 4, *(v.double() for v in args[1:3])),
+        F.group_norm(args[0], 4, *args[1:3]),
     )
 
 
@@ -126,19 +148,29 @@ def test_kernel_breaks_no_graph():
 def test_the_output_is_not_kept_for_the_backward(mode):
     (x, *args), _ = inputs((2, 8, 16, 16, 4), layout="channels_last")
     saved = []
-    with dream_kernels.backend(mode), torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
+    with (
+        dream_kernels.backend(mode),
+        torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t),
+    ):
         y = group_norm_silu(x.requires_grad_(), *args)
     features = {t.data_ptr() for t in saved if t.numel() == x.numel()}
     assert features == {x.data_ptr()} and y.requires_grad
 
 
 def test_a_network_gives_the_same_with_its_kernels():
-    from ldm_dream.config_models import SR3Config
+    from ldm_dream.config.model import SR3Config
     from ldm_dream.networks import build_network
 
     torch.manual_seed(0)
     network = build_network(
-        SR3Config(image_size=8, model_channels=8, channel_mult=(1, 2), num_res_blocks=1, norm_groups=4, dropout=0)
+        SR3Config(
+            image_size=8,
+            model_channels=8,
+            channel_mult=(1, 2),
+            num_res_blocks=1,
+            norm_groups=4,
+            dropout=0,
+        )
     )
     network = network.to(DEVICE, memory_format=torch.channels_last)
     args = (torch.randn(1, 3, 8, 8), torch.rand(1), torch.randn(1, 3, 8, 8))
@@ -163,7 +195,7 @@ def test_kernels_compile_well_for_every_gpu():
             assert row.store_bits >= 128, f"{where}: stores of {row.store_bits} bits"
 
 
-# ------------------------------------------------------------------------------------------------ CPU
+# ---------------------------------------------------------------------------------------------- CPU
 
 
 CPU_SHAPES = [
@@ -207,7 +239,9 @@ def test_cpp_is_exact_where_torch_is_not(dtype, mean):
     args, _ = inputs((2, 64, 40, 41, 32), dtype, "channels_last", mean, modulated=False)
     args = on_cpu(args)
     error = (group_norm_silu(*args).double() - reference.group_norm_silu(*double(args))).abs().max()
-    assert error < 16 * (torch.finfo(dtype).eps + mean * torch.finfo(torch.float32).eps)  # of y, and of the mean
+    assert error < 16 * (
+        torch.finfo(dtype).eps + mean * torch.finfo(torch.float32).eps
+    )  # of y, and of the mean
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -236,7 +270,12 @@ def test_cpp_spreads_what_is_not_finite_over_its_group_alone(value):
 
 def test_cpp_at_the_ends_of_silu():
     """z from -1e4 to 1e4: no overflow of the exponential, forward or backward."""
-    x = torch.linspace(-1, 1, 64 * 35).view(1, 64, 5, 7).contiguous(memory_format=torch.channels_last).requires_grad_()
+    x = (
+        torch.linspace(-1, 1, 64 * 35)
+        .view(1, 64, 5, 7)
+        .contiguous(memory_format=torch.channels_last)
+        .requires_grad_()
+    )
     weight, bias = torch.full((64,), 1e4), torch.zeros(64)
     y = group_norm_silu(x, weight, bias, 1, EPS)
     (dx,) = torch.autograd.grad(y.sum(), x)
@@ -266,7 +305,9 @@ def test_it_is_compiled_once_and_kept(monkeypatch, tmp_path):
     found = []
     for _ in range(2):
         assert _cpp.library.__wrapped__("group_norm_cpu")
-        found.append([(path.name, path.stat().st_mtime_ns) for path in tmp_path.rglob("*") if path.is_file()])
+        found.append(
+            [(path.name, path.stat().st_mtime_ns) for path in tmp_path.rglob("*") if path.is_file()]
+        )
     assert found[0] == found[1] and len(found[0]) == 1
 
 
@@ -284,7 +325,7 @@ def test_cpu_breaks_no_graph(cpu):
     assert torch.equal(whole, group_norm_silu(*args))
 
 
-# ------------------------------------------------------------------------------------------------ reference
+# ---------------------------------------------------------------------------------------- reference
 
 
 def test_the_reference_is_torchs_norm_with_the_right_gradients():

@@ -1,4 +1,6 @@
-"""Laws of the noise that is made where it is used: known answers, one field for all tiles, the same in kernel and reference."""
+"""Laws of the noise that is made where it is used: known answers, one field for all tiles, the same
+in kernel and reference.
+"""
 
 import math
 
@@ -42,15 +44,23 @@ def test_philox_gives_the_published_answers(counter, key, words):
 def test_kernel_and_reference_make_the_same_noise(shape, layout):
     seed = torch.tensor([7, -(2**40) - 5])[: shape[0]]
     key = noise_key(seed, draw=3, row=2**31 - 2, column=2**32 - 3)
-    torch.testing.assert_close(kernel_field(key, shape, layout), field(key, shape), rtol=0, atol=4e-6)
+    torch.testing.assert_close(
+        kernel_field(key, shape, layout), field(key, shape), rtol=0, atol=4e-6
+    )
 
 
 def test_a_tile_has_its_part_of_the_whole_field():
     seed = torch.tensor([11, 12])
-    whole, rows, columns = field(noise_key(seed, draw=2), (2, 3, 24, 40)), slice(5, 14), slice(9, 32)
+    whole, rows, columns = (
+        field(noise_key(seed, draw=2), (2, 3, 24, 40)),
+        slice(5, 14),
+        slice(9, 32),
+    )
     key = noise_key(seed, draw=2, row=5, column=9)
     assert torch.equal(field(key, (2, 3, 9, 23)), whole[:, :, rows, columns])
-    torch.testing.assert_close(kernel_field(key, (2, 3, 9, 23)), whole[:, :, rows, columns], rtol=0, atol=4e-6)
+    torch.testing.assert_close(
+        kernel_field(key, (2, 3, 9, 23)), whole[:, :, rows, columns], rtol=0, atol=4e-6
+    )
 
 
 def test_tiles_of_one_batch_stand_where_they_say():
@@ -62,9 +72,14 @@ def test_tiles_of_one_batch_stand_where_they_say():
 
 def test_seed_draw_and_channel_give_other_noise():
     shape = (1, 2, 16, 16)
-    fields = [field(noise_key(torch.tensor([seed]), draw), shape) for seed, draw in ((1, 0), (2, 0), (2**33, 0), (1, 1))]
+    fields = [
+        field(noise_key(torch.tensor([seed]), draw), shape)
+        for seed, draw in ((1, 0), (2, 0), (2**33, 0), (1, 1))
+    ]
     values = torch.cat([x.reshape(2, -1) for x in fields])
-    assert (torch.corrcoef(values) - torch.eye(8)).abs().max() < 0.25  # 256 values each: 4 standard deviations
+    assert (
+        torch.corrcoef(values) - torch.eye(8)
+    ).abs().max() < 0.25  # 256 values each: 4 standard deviations
 
 
 def test_noise_is_standard_normal():
@@ -79,7 +94,12 @@ def test_noise_is_standard_normal():
 
 def test_float32_noise_is_float64_noise_rounded():
     key = noise_key(torch.tensor([3]))
-    torch.testing.assert_close(field(key, (1, 4, 64, 64)).double(), field(key, (1, 4, 64, 64), torch.float64), rtol=0, atol=4e-6)
+    torch.testing.assert_close(
+        field(key, (1, 4, 64, 64)).double(),
+        field(key, (1, 4, 64, 64), torch.float64),
+        rtol=0,
+        atol=4e-6,
+    )
 
 
 def test_nothing_extreme_is_not_finite():

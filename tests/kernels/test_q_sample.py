@@ -54,7 +54,9 @@ def test_q_sample_is_as_exact_as_eager(shape, dtype):
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_q_sample_takes_any_layout(layout):
     args = inputs((2, 3, 7, 5), layout=layout)
-    assert_as_exact_as_eager(run_kernel(q_sample, *args), reference.q_sample(*wide(args)), eager(*args))
+    assert_as_exact_as_eager(
+        run_kernel(q_sample, *args), reference.q_sample(*wide(args)), eager(*args)
+    )
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -75,14 +77,18 @@ def test_tiles_of_a_key_are_parts_of_the_whole():
     seed = torch.tensor([9], device=DEVICE)
     whole = run_kernel(q_sample, z0, z_lr, noise_key(seed), *factors)
     tile = (slice(None), slice(None), slice(5, 12), slice(3, 20))
-    assert torch.equal(run_kernel(q_sample, z0[tile], z_lr[tile], noise_key(seed, 0, 5, 3), *factors), whole[tile])
+    assert torch.equal(
+        run_kernel(q_sample, z0[tile], z_lr[tile], noise_key(seed, 0, 5, 3), *factors), whole[tile]
+    )
 
 
 def test_z_lr_is_not_read_where_b_is_zero():
     z0, z_lr, eps, a, b, s = inputs((3, 2, 4, 4))
     broken = z_lr.clone()
     broken[0] = torch.nan
-    assert torch.equal(run_kernel(q_sample, z0, broken, eps, a, b, s), run_kernel(q_sample, z0, z_lr, eps, a, b, s))
+    assert torch.equal(
+        run_kernel(q_sample, z0, broken, eps, a, b, s), run_kernel(q_sample, z0, z_lr, eps, a, b, s)
+    )
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -90,7 +96,9 @@ def test_q_sample_has_the_gradients_of_its_reference(dtype):
     args, grads = inputs((2, 3, 7, 5), dtype), inputs((2, 3, 7, 5), dtype)[1:3]
     truth = gradients(q_sample_eps, wide(args), range(6), wide(grads), "reference")
     theirs = gradients(q_sample_eps, args, range(6), grads, "reference")
-    assert_as_exact_as_eager(gradients(q_sample_eps, args, range(6), grads, "triton"), truth, theirs)
+    assert_as_exact_as_eager(
+        gradients(q_sample_eps, args, range(6), grads, "triton"), truth, theirs
+    )
 
 
 @pytest.mark.parametrize("key", [False, True])

@@ -16,7 +16,9 @@ def rectify_inputs(dtype=F64):
 
 
 def test_every_op_has_its_reference_under_its_own_name():
-    assert {name: getattr(reference, name) for name in OPS} == {name: op.reference for name, op in OPS.items()}
+    assert {name: getattr(reference, name) for name in OPS} == {
+        name: op.reference for name, op in OPS.items()
+    }
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

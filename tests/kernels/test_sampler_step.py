@@ -65,8 +65,12 @@ def test_step_makes_the_noise_of_its_draw():
     for draw in (1, 2):
         key = noise_key(torch.tensor([1, 1], device=DEVICE), draw)
         args = z_t, z0_hat, reference.normal(key, z_t), *rest
-        truth = sampler_step(*wide((z_t, z0_hat)), reference.normal(key, z_t.double()), *wide(rest[:-1]), rest[-1])
-        assert_as_exact_as_eager(run_kernel(sampler_step, z_t, z0_hat, key, *rest), truth, eager(*args))
+        truth = sampler_step(
+            *wide((z_t, z0_hat)), reference.normal(key, z_t.double()), *wide(rest[:-1]), rest[-1]
+        )
+        assert_as_exact_as_eager(
+            run_kernel(sampler_step, z_t, z0_hat, key, *rest), truth, eager(*args)
+        )
 
 
 def test_clipping_hides_no_nan():

@@ -1,10 +1,21 @@
-"""Bytes that kernels move, counted load by load and store by store in the interpreter, against what their variants promise."""
+"""Bytes that kernels move, counted load by load and store by store in the interpreter, against what
+their variants promise.
+"""
 
 import pytest
 import torch
 
 import dream_kernels
-from dream_kernels import OPS, dream_l1, dream_l1_grad, dream_rectify, dream_rectify_input, noise_key, q_sample, sampler_step
+from dream_kernels import (
+    OPS,
+    dream_l1,
+    dream_l1_grad,
+    dream_rectify,
+    dream_rectify_input,
+    noise_key,
+    q_sample,
+    sampler_step,
+)
 from kernel_rules import DEVICE
 
 pytestmark = pytest.mark.skipif(DEVICE != "cpu", reason="counts in Triton's interpreter")
@@ -13,18 +24,26 @@ SHAPE = (2, 3, 32, 32)
 
 @pytest.fixture
 def traffic(monkeypatch):
-    """Function: call -> bytes that its kernels load and store in blocks (factors and keys of a sample left out)."""
+    """Function: call -> bytes that its kernels load and store in blocks (factors and keys of a
+    sample left out).
+    """
     from triton.runtime.interpreter import InterpreterBuilder, _get_np_dtype
 
     moved = []
     load, store = InterpreterBuilder.create_masked_load, InterpreterBuilder.create_masked_store
 
     def counted_load(self, ptrs, mask, *rest):
-        moved.append((mask.data.sum() if ptrs.data.size > 1 else 0) * _get_np_dtype(ptrs.get_element_ty()).itemsize)
+        moved.append(
+            (mask.data.sum() if ptrs.data.size > 1 else 0)
+            * _get_np_dtype(ptrs.get_element_ty()).itemsize
+        )
         return load(self, ptrs, mask, *rest)
 
     def counted_store(self, ptrs, value, mask, *rest):
-        moved.append((mask.data.sum() if ptrs.data.size > 1 else 0) * _get_np_dtype(ptrs.get_element_ty()).itemsize)
+        moved.append(
+            (mask.data.sum() if ptrs.data.size > 1 else 0)
+            * _get_np_dtype(ptrs.get_element_ty()).itemsize
+        )
         return store(self, ptrs, value, mask, *rest)
 
     monkeypatch.setattr(InterpreterBuilder, "create_masked_load", counted_load)
@@ -68,7 +87,9 @@ def test_kernels_move_what_their_variants_promise(traffic, dtype, name):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_sampling_rectifying_loss_and_gradient_take_eight_passes(traffic, dtype):
-    """With noise from a key and no z_lr in z_t (DDPM, Flow): 2 for q_sample, 3 for z_t', 3 for loss and gradient."""
+    """With noise from a key and no z_lr in z_t (DDPM, Flow): 2 for q_sample, 3 for z_t', 3 for loss
+    and gradient.
+    """
     z0, z_lr, _, eps_hat, pred, key, half, none = inputs(dtype)
 
     def step():
@@ -80,7 +101,9 @@ def test_sampling_rectifying_loss_and_gradient_take_eight_passes(traffic, dtype)
 
 
 def test_the_differentiable_loss_keeps_one_byte_a_sign(traffic):
-    """Its backward then reads that byte and writes the gradient: 2 + 2/4 + 1 passes with float32, instead of 3."""
+    """Its backward then reads that byte and writes the gradient: 2 + 2/4 + 1 passes with float32,
+    instead of 3.
+    """
     _, _, _, eps_hat, pred, key, half, _ = inputs(torch.float32)
     pred.requires_grad_()
     assert traffic(lambda: dream_l1(pred, key, eps_hat, half)) == (2 * 4 + 1) * pred.numel()

@@ -1,19 +1,38 @@
-"""Laws of vq_lookup, held by its reference and by its kernel, and what DESIGN section 4 asks of the kernel."""
+"""Laws of vq_lookup, held by its reference and by its kernel, and what DESIGN section 4 asks of the
+kernel.
+"""
 
 import pytest
 import torch
 
 from benchmarks.measure import peak_bytes
 from dream_kernels import backend, reference, vq_lookup
-from kernel_rules import DEVICE, DTYPES, LAYOUTS, assert_compiled_well, assert_compiles_whole, gradients, run_kernel, ulp
+from kernel_rules import (
+    DEVICE,
+    DTYPES,
+    LAYOUTS,
+    assert_compiled_well,
+    assert_compiles_whole,
+    gradients,
+    run_kernel,
+    ulp,
+)
 
-SHAPES = [(1, 1, 1), (37, 13, 3), (70, 200, 3), (500, 128, 2), (40, 65, 256)]  # N, K, D: within a tile, and over its end
+SHAPES = [
+    (1, 1, 1),
+    (37, 13, 3),
+    (70, 200, 3),
+    (500, 128, 2),
+    (40, 65, 256),
+]  # N, K, D: within a tile, and over its end
 both = pytest.mark.parametrize("mode", ["reference", "triton"])
 
 
 def inputs(n, k, d, dtype=torch.float32):
     generator = torch.Generator().manual_seed(n)
-    return torch.randn(n, d, generator=generator).to(DEVICE, dtype), torch.randn(k, d, generator=generator).to(DEVICE, dtype)
+    return torch.randn(n, d, generator=generator).to(DEVICE, dtype), torch.randn(
+        k, d, generator=generator
+    ).to(DEVICE, dtype)
 
 
 def lookup(mode, z, codebook):
@@ -28,7 +47,9 @@ def distances(z, codebook):
 
 
 def assert_nearest(indices, z, codebook):
-    """As near as what eager torch finds by the same formula in float32, of which the distances cancel |z|^2 + |e|^2."""
+    """As near as what eager torch finds by the same formula in float32, of which the distances
+    cancel |z|^2 + |e|^2.
+    """
     truth, z, codes = distances(z, codebook), z.float(), codebook.float()
     eager = (codes.square().sum(1) - 2 * z @ codes.T).argmin(1)
     ours, theirs = (truth.gather(1, i[:, None])[:, 0] - truth.amin(1) for i in (indices, eager))
@@ -130,7 +151,9 @@ def test_lookup_holds_one_percent_of_the_matrix_of_distances():
     z, codebook = inputs(4096, 8192, 3)
     vq_lookup(z, codebook)
     assert peak_bytes(lambda: vq_lookup(z, codebook), DEVICE) < 4096 * 8192 * 4 / 50  # 2.6 MiB
-    assert peak_bytes(lambda: (z @ codebook.T).argmin(1), DEVICE) >= 4096 * 8192 * 4  # the measure sees it
+    assert (
+        peak_bytes(lambda: (z @ codebook.T).argmin(1), DEVICE) >= 4096 * 8192 * 4
+    )  # the measure sees it
 
 
 def test_lookup_is_a_whole_citizen_of_torch():
@@ -145,4 +168,6 @@ def test_lookup_breaks_no_graph():
 
 
 def test_lookup_compiles_without_spills():
-    assert_compiled_well("vq_lookup", accesses=16)  # a code of three values has no wide access; arithmetic decides its time
+    assert_compiled_well(
+        "vq_lookup", accesses=16
+    )  # a code of three values has no wide access; arithmetic decides its time

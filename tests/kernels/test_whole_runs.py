@@ -1,4 +1,6 @@
-"""With kernels (interpreted where there is no GPU) training gives the losses of the reference, sampling its pictures."""
+"""With kernels (interpreted where there is no GPU) training gives the losses of the reference,
+sampling its pictures.
+"""
 
 import pytest
 import torch
@@ -6,13 +8,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import dream_kernels
 from kernel_rules import DEVICE
-from ldm_dream.autoencoder import build_autoencoder
-from ldm_dream.config import DiffusionRun
-from ldm_dream.config_models import DDPMConfig, ResidualShiftConfig
+from ldm_dream.config.model import DDPMConfig, ResidualShiftConfig
+from ldm_dream.config.run import DiffusionRun
 from ldm_dream.data.pairs import Batch
-from ldm_dream.objectives import DiffusionObjective
+from ldm_dream.networks.autoencoders import build_autoencoder
 from ldm_dream.process import build_process
 from ldm_dream.sampler import sample
+from ldm_dream.training.diffusion import DiffusionObjective
 
 NETWORK = {
     "kind": "resshift", "image_size": 8, "in_channels": 3, "out_channels": 3, "cond_channels": 3, "model_channels": 8,
@@ -59,8 +61,16 @@ def losses(mode: str, steps: int = 5, **options) -> tuple[list[float], set[str]]
     "options",
     [
         {"prediction": "z0", "loss": {"strength": 1.0}},
-        {"prediction": "eps", "loss": {"strength": 0.7, "kind": "l2"}, "process": {"kind": "ddpm", "num_timesteps": 20}},
-        {"prediction": "v", "loss": {"strength": 1.0, "kind": "huber"}, "process": {"kind": "flow", "num_timesteps": 9}},
+        {
+            "prediction": "eps",
+            "loss": {"strength": 0.7, "kind": "l2"},
+            "process": {"kind": "ddpm", "num_timesteps": 20},
+        },
+        {
+            "prediction": "v",
+            "loss": {"strength": 1.0, "kind": "huber"},
+            "process": {"kind": "flow", "num_timesteps": 9},
+        },
     ],
     ids=lambda options: options["prediction"],
 )

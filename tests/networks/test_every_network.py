@@ -1,4 +1,6 @@
-"""Laws that every network keeps: nothing leaves the device, attention is SDPA, channels_last stays; with and without padding."""
+"""Laws that every network keeps: nothing leaves the device, attention is SDPA, channels_last stays;
+with and without padding.
+"""
 
 from __future__ import annotations
 
@@ -9,21 +11,31 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from ldm_dream.config_models import IDMConfig, LDMConfig, ResShiftNetConfig, SR3Config
-from ldm_dream.layers import Attention, LastConv2d
+from ldm_dream.config.model import IDMConfig, LDMConfig, ResShiftNetConfig, SR3Config
 from ldm_dream.networks import NETWORKS, build_network, compile_blocks
+from ldm_dream.networks.layers import Attention, LastConv2d
 from ldm_dream.networks.ldm import Attention as LDMAttention
 from ldm_dream.networks.resshift import WindowAttention
 
-LEVELS = {"channel_mult": (1, 2), "num_res_blocks": 1, "image_size": 16, "attention_resolutions": (16, 8), "dropout": 0.1}
+LEVELS = {
+    "channel_mult": (1, 2),
+    "num_res_blocks": 1,
+    "image_size": 16,
+    "attention_resolutions": (16, 8),
+    "dropout": 0.1,
+}
 SWIN = {"swin_embed_dim": 32, "num_head_channels": 16, "window_size": 4}
 CONFIGS = {
     "sr3": SR3Config(model_channels=32, **LEVELS),
-    "idm": IDMConfig(model_channels=32, encoder_blocks=1, encoder_channels=8, max_scale=4, **LEVELS),
+    "idm": IDMConfig(
+        model_channels=32, encoder_blocks=1, encoder_channels=8, max_scale=4, **LEVELS
+    ),
     "ldm": LDMConfig(model_channels=32, num_head_channels=16, **LEVELS),
     "resshift": ResShiftNetConfig(model_channels=32, **SWIN, **LEVELS),
     "ldm-layer": LDMConfig(model_channels=32, num_head_channels=16, norm="layer", **LEVELS),
-    "resshift-layer": ResShiftNetConfig(model_channels=32, norm="layer", cond_factor=2, **SWIN, **LEVELS),
+    "resshift-layer": ResShiftNetConfig(
+        model_channels=32, norm="layer", cond_factor=2, **SWIN, **LEVELS
+    ),
     "resshift-folded": ResShiftNetConfig(model_channels=32, patch_size=2, **SWIN, **LEVELS),
 }
 ATTENTIONS = (Attention, LDMAttention, WindowAttention)
@@ -37,7 +49,9 @@ def inputs(name: str, size: tuple[int, int], device: str = "cpu") -> tuple[Tenso
     cfg = CONFIGS[name]
     cond = [side // 2 if cfg.kind == "idm" else side * cfg.cond_factor for side in size]
     t = torch.full((2,), 0.5) if NETWORKS[cfg.kind].sees_noise_level else torch.tensor([3, 7])
-    z_t, cond = (torch.randn(2, 3, *sides).to(memory_format=torch.channels_last) for sides in (size, cond))
+    z_t, cond = (
+        torch.randn(2, 3, *sides).to(memory_format=torch.channels_last) for sides in (size, cond)
+    )
     return z_t.to(device), t.to(device), cond.to(device)
 
 
@@ -75,7 +89,12 @@ def test_no_operation_of_forward_and_backward_leaves_the_device(name, size, trai
 
 
 @pytest.mark.parametrize(
-    "slip", [lambda x: x * x.new_zeros(()).cpu(), lambda x: x + torch.zeros(1).to(x.device), lambda x: x.item()]
+    "slip",
+    [
+        lambda x: x * x.new_zeros(()).cpu(),
+        lambda x: x + torch.zeros(1).to(x.device),
+        lambda x: x.item(),
+    ],
 )
 def test_what_leaves_the_device_is_seen(slip):
     with Strangers("meta") as strangers:
@@ -96,7 +115,11 @@ def test_embeddings_of_t_made_before_are_those_made_inside(name, autocast):
     z_t, t, cond = inputs(name, (16, 16))
     embeddings = network.embed(t)
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-        want, got, other = network(z_t, t, cond), network(z_t, embeddings, cond), network(z_t, network.embed(t.flip(0) + 1), cond)
+        want, got, other = (
+            network(z_t, t, cond),
+            network(z_t, embeddings, cond),
+            network(z_t, network.embed(t.flip(0) + 1), cond),
+        )
     assert [len(embedding) for embedding in embeddings] == [2] * len(embeddings)
     error = (got - want).abs().max()
     assert error < 0.05 * want.abs().max() if autocast else error == 0
@@ -138,7 +161,9 @@ def test_channels_last_reaches_every_convolution(name, size, autocast):
 
         return hook
 
-    convolutions = {key: module for key, module in network.named_modules() if isinstance(module, nn.Conv2d)}
+    convolutions = {
+        key: module for key, module in network.named_modules() if isinstance(module, nn.Conv2d)
+    }
     for key, module in convolutions.items():
         module.register_forward_pre_hook(look(key))
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):

@@ -1,4 +1,6 @@
-"""Laws of IDM: published size, implicit decoder, rectangles and real scales, memory layout, precision, compilation."""
+"""Laws of IDM: published size, implicit decoder, rectangles and real scales, memory layout,
+precision, compilation.
+"""
 
 from __future__ import annotations
 
@@ -9,10 +11,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from ldm_dream.config_models import IDMConfig
-from ldm_dream.layers import Attention, noise_level_embedding
+from ldm_dream.config.model import IDMConfig
 from ldm_dream.networks import REPEATED_BLOCKS, build_network, compile_blocks
 from ldm_dream.networks.idm import Blur, ImplicitDecoder, nearest
+from ldm_dream.networks.layers import Attention, noise_level_embedding
 
 TINY = IDMConfig(
     image_size=16,
@@ -42,10 +44,14 @@ def tiny(**changes) -> torch.nn.Module:
 def inputs(size=(16, 16), lr_size=(4, 4), batch: int = 2) -> tuple[Tensor, Tensor, Tensor]:
     generator = torch.Generator().manual_seed(1)
     z_t = torch.randn(batch, 3, *size, generator=generator)
-    return z_t, torch.linspace(0.9, 0.2, batch), torch.rand(batch, 3, *lr_size, generator=generator) * 2 - 1
+    return (
+        z_t,
+        torch.linspace(0.9, 0.2, batch),
+        torch.rand(batch, 3, *lr_size, generator=generator) * 2 - 1,
+    )
 
 
-# ------------------------------------------------------------------------------------------------ shape
+# -------------------------------------------------------------------------------------------- shape
 
 
 def test_published_config_has_the_published_parameters_that_reach_the_output():
@@ -57,7 +63,11 @@ def test_published_config_has_the_published_parameters_that_reach_the_output():
 def test_gradients_reach_every_parameter():
     network = tiny()
     network(*inputs((15, 10))).square().mean().backward()
-    assert [name for name, p in network.named_parameters() if p.grad is None or not p.grad.abs().max() > 0] == []
+    assert [
+        name
+        for name, p in network.named_parameters()
+        if p.grad is None or not p.grad.abs().max() > 0
+    ] == []
 
 
 def test_attention_is_where_the_training_size_says_and_in_the_middle():
@@ -69,21 +79,27 @@ def test_attention_is_where_the_training_size_says_and_in_the_middle():
 
 
 @pytest.mark.parametrize(
-    "changes, field", [({"norm_groups": 3}, "norm_groups"), ({"model_channels": 9, "norm_groups": 1}, "model_channels")]
+    "changes, field",
+    [
+        ({"norm_groups": 3}, "norm_groups"),
+        ({"model_channels": 9, "norm_groups": 1}, "model_channels"),
+    ],
 )
 def test_a_config_that_cannot_be_built_is_refused_by_the_name_of_its_field(changes, field):
     with pytest.raises(ValueError, match=rf"network\.{field}"):
         build_network(TINY.model_copy(update=changes))
 
 
-# ------------------------------------------------------------------------------------------------ parts
+# -------------------------------------------------------------------------------------------- parts
 
 
 def test_noise_level_embedding_is_sines_then_cosines_of_the_level_itself():
     got = noise_level_embedding(torch.tensor([0.0, 0.3, 1.0]), 8)
     for row, level in zip(got, [0.0, 0.3, 1.0]):
         angles = [level * 10_000 ** (-k / 4) for k in range(4)]
-        torch.testing.assert_close(row, torch.tensor([*map(math.sin, angles), *map(math.cos, angles)]))
+        torch.testing.assert_close(
+            row, torch.tensor([*map(math.sin, angles), *map(math.cos, angles)])
+        )
 
 
 def test_blur_spreads_an_impulse_and_keeps_the_size():
@@ -110,7 +126,9 @@ def test_nearest_cell_is_the_nearest_and_the_offset_leads_back(fine, coarse):
         centre = (i + 0.5) / fine  # of a length of 1
         distances = [abs(centre - (j + 0.5) / coarse) for j in range(coarse)]
         assert distances[index[i]] <= min(distances) + 1e-12
-        assert (index[i].item() + 0.5 + offset[i].item() / 2) / coarse == pytest.approx(centre, abs=1e-6)
+        assert (index[i].item() + 0.5 + offset[i].item() / 2) / coarse == pytest.approx(
+            centre, abs=1e-6
+        )
 
 
 def decode(decoder: ImplicitDecoder, x: Tensor, size: tuple[int, int]) -> Tensor:
@@ -118,7 +136,9 @@ def decode(decoder: ImplicitDecoder, x: Tensor, size: tuple[int, int]) -> Tensor
     return decoder(x, x.flip(1), shares, size)
 
 
-@pytest.mark.parametrize("coarse, size", [((4, 3), (8, 6)), ((3, 5), (5, 9)), ((2, 3), (7, 3)), ((3, 2), (6, 4))])
+@pytest.mark.parametrize(
+    "coarse, size", [((4, 3), (8, 6)), ((3, 5), (5, 9)), ((2, 3), (7, 3)), ((3, 2), (6, 4))]
+)
 def test_decoder_is_its_mlp_on_the_nearest_feature_and_the_offset_to_it(coarse, size):
     torch.manual_seed(0)
     decoder = ImplicitDecoder(6)
@@ -128,7 +148,10 @@ def test_decoder_is_its_mlp_on_the_nearest_feature_and_the_offset_to_it(coarse, 
     assert got.shape == (2, 6, *size)
     for i in range(size[0]):
         for j in range(size[1]):
-            position = [(i + 0.5) * coarse[0] / size[0] - 0.5, (j + 0.5) * coarse[1] / size[1] - 0.5]  # in coarse cells
+            position = [
+                (i + 0.5) * coarse[0] / size[0] - 0.5,
+                (j + 0.5) * coarse[1] / size[1] - 0.5,
+            ]  # in coarse cells
             cell = [math.floor(p + 0.5) for p in position]
             offset = torch.tensor([2 * (p - c) for p, c in zip(position, cell)]).expand(2, 2)
             want = decoder.imnet(torch.cat([mixed[:, :, cell[0], cell[1]], offset], 1))
@@ -148,11 +171,13 @@ def test_proportions_of_the_two_features_matter_only_by_their_ratio():
     x, lr_features = torch.randn(2, 1, 6, 4, 4)
     s1, s2 = torch.tensor([[0.3]]).expand(1, 6), torch.tensor([[-0.7]]).expand(1, 6)
     torch.testing.assert_close(
-        decoder(x, lr_features, (s1, s2), (8, 8)), decoder(x, lr_features, (5 * s1, 5 * s2), (8, 8)), **CLOSE
+        decoder(x, lr_features, (s1, s2), (8, 8)),
+        decoder(x, lr_features, (5 * s1, 5 * s2), (8, 8)),
+        **CLOSE,
     )
 
 
-# ------------------------------------------------------------------------------------------------ sizes and scales
+# --------------------------------------------------------------------------------- sizes and scales
 
 
 def transposed(network: torch.nn.Module) -> torch.nn.Module:
@@ -166,7 +191,9 @@ def transposed(network: torch.nn.Module) -> torch.nn.Module:
     return network
 
 
-@pytest.mark.parametrize("size, lr_size", [((16, 8), (4, 2)), ((15, 10), (6, 4)), ((7, 18), (3, 7)), ((1, 5), (1, 2))])
+@pytest.mark.parametrize(
+    "size, lr_size", [((16, 8), (4, 2)), ((15, 10), (6, 4)), ((7, 18), (3, 7)), ((1, 5), (1, 2))]
+)
 def test_rows_and_columns_are_treated_alike(size, lr_size):
     network = tiny()
     z_t, t, cond = inputs(size, lr_size)
@@ -174,21 +201,36 @@ def test_rows_and_columns_are_treated_alike(size, lr_size):
     assert got.shape == z_t.shape
     torch.testing.assert_close(transposed(network)(z_t.mT, t, cond.mT).mT, got, **CLOSE)
     if size[0] > 1:
-        assert (network(z_t.mT, t, cond.mT).mT - got).abs().max() > 1e-2  # the law above is not one of any network
+        assert (
+            network(z_t.mT, t, cond.mT).mT - got
+        ).abs().max() > 1e-2  # the law above is not one of any network
 
 
-@pytest.mark.parametrize("size, lr_size, position", [((10, 10), (4, 4), 0.5), ((15, 10), (6, 4), 0.5), ((8, 8), (8, 8), 0.0)])
+@pytest.mark.parametrize(
+    "size, lr_size, position",
+    [((10, 10), (4, 4), 0.5), ((15, 10), (6, 4), 0.5), ((8, 8), (8, 8), 0.0)],
+)
 def test_position_follows_from_the_scale(size, lr_size, position):
     network = tiny()
-    torch.testing.assert_close(network(*inputs(size, lr_size)), network(*inputs(size, lr_size), torch.tensor([position])))
-    assert (network(*inputs(size, lr_size)) - network(*inputs(size, lr_size), torch.tensor([position + 0.2]))).abs().max() > 1e-3
+    torch.testing.assert_close(
+        network(*inputs(size, lr_size)), network(*inputs(size, lr_size), torch.tensor([position]))
+    )
+    assert (
+        network(*inputs(size, lr_size))
+        - network(*inputs(size, lr_size), torch.tensor([position + 0.2]))
+    ).abs().max() > 1e-3
 
 
 def test_position_may_differ_between_the_samples_of_a_batch():
     network = tiny()
     z_t, t, cond = inputs()
     positions = torch.tensor([0.2, 0.9])
-    single = torch.cat([network(z_t[i : i + 1], t[i : i + 1], cond[i : i + 1], positions[i : i + 1]) for i in range(2)])
+    single = torch.cat(
+        [
+            network(z_t[i : i + 1], t[i : i + 1], cond[i : i + 1], positions[i : i + 1])
+            for i in range(2)
+        ]
+    )
     torch.testing.assert_close(network(z_t, t, cond, positions), single, **CLOSE)
 
 
@@ -197,7 +239,7 @@ def test_picture_smaller_than_its_lr_picture_is_refused():
         tiny()(*inputs((16, 3), (4, 4)))
 
 
-# ------------------------------------------------------------------------------------------------ whole network
+# ------------------------------------------------------------------------------------ whole network
 
 
 def test_output_depends_on_every_input():
@@ -225,10 +267,14 @@ def test_channels_last_is_kept_through_the_blocks(autocast):
     for block in network.modules():
         if isinstance(block, (*REPEATED_BLOCKS, Attention, Blur)):
             block.register_forward_hook(
-                lambda _, __, out: layouts.append((out.is_contiguous(memory_format=torch.channels_last), out.dtype))
+                lambda _, __, out: layouts.append(
+                    (out.is_contiguous(memory_format=torch.channels_last), out.dtype)
+                )
             )
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-        got = network(z_t.to(memory_format=torch.channels_last), t, cond.to(memory_format=torch.channels_last))
+        got = network(
+            z_t.to(memory_format=torch.channels_last), t, cond.to(memory_format=torch.channels_last)
+        )
     assert layouts and set(layouts) == {(True, torch.bfloat16 if autocast else torch.float32)}
     assert got.dtype == z_t.dtype
     assert (got - want).abs().max() < (0.1 if autocast else 1e-4) * want.abs().max()
@@ -246,10 +292,12 @@ def test_bf16_autocast_trains_with_finite_gradients():
     network = tiny().train()
     with torch.autocast("cpu", torch.bfloat16):
         network(*inputs()).square().mean().backward()
-    assert all(p.grad.isfinite().all() and p.grad.dtype == torch.float32 for p in network.parameters())
+    assert all(
+        p.grad.isfinite().all() and p.grad.dtype == torch.float32 for p in network.parameters()
+    )
 
 
-# ------------------------------------------------------------------------------------------------ compilation
+# -------------------------------------------------------------------------------------- compilation
 
 
 @pytest.mark.parametrize("size, lr_size", [((16, 16), (4, 4)), ((15, 10), (6, 4))])
@@ -258,12 +306,16 @@ def test_whole_network_compiles_into_one_graph(size, lr_size):
     torch._dynamo.reset()
     compiled = torch.compile(network, fullgraph=True, backend="eager")
     with torch.no_grad():
-        torch.testing.assert_close(compiled(*inputs(size, lr_size)), network(*inputs(size, lr_size)), **CLOSE)
+        torch.testing.assert_close(
+            compiled(*inputs(size, lr_size)), network(*inputs(size, lr_size)), **CLOSE
+        )
 
 
 def test_compiled_blocks_give_the_same_output_and_names():
     network, compiled = tiny(), tiny()
     torch._dynamo.reset()
-    assert compile_blocks(compiled, backend="eager") == sum(isinstance(m, REPEATED_BLOCKS) for m in network.modules())
+    assert compile_blocks(compiled, backend="eager") == sum(
+        isinstance(m, REPEATED_BLOCKS) for m in network.modules()
+    )
     assert list(compiled.state_dict()) == list(network.state_dict())
     torch.testing.assert_close(compiled(*inputs()), network(*inputs()), **CLOSE)

@@ -1,6 +1,8 @@
-"""Laws of LDM-SR's U-Net: published shape, attention, padding, memory layout, precision, compilation.
+"""Laws of LDM-SR's U-Net: published shape, attention, padding, memory layout, precision,
+compilation.
 
-That it computes what the published network computes is held by tests/test_diffusers_names.py, against diffusers.
+That it computes what the published network computes is held by tests/test_diffusers_names.py,
+against diffusers.
 """
 
 from __future__ import annotations
@@ -12,23 +14,38 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ldm_dream.config_models import LDMConfig
+from ldm_dream.config.model import LDMConfig
 from ldm_dream.networks import build_network, compile_blocks
 from ldm_dream.networks.ldm import Attention, ResBlock
 
-LAYOUT = Path(__file__).resolve().parents[2].parent / "shared" / "reference" / "layouts" / "ldm_bsr_sr.tsv"
+LAYOUT = (
+    Path(__file__).resolve().parents[2].parent
+    / "shared"
+    / "reference"
+    / "layouts"
+    / "ldm_bsr_sr.tsv"
+)
 TINY = LDMConfig(
-    image_size=8, model_channels=32, channel_mult=(1, 2, 2), num_res_blocks=1, attention_resolutions=(4,), num_head_channels=16
+    image_size=8,
+    model_channels=32,
+    channel_mult=(1, 2, 2),
+    num_res_blocks=1,
+    attention_resolutions=(4,),
+    num_head_channels=16,
 )
 BLOCKS = (ResBlock, Attention)
 
 
 def tiny(**changes) -> torch.nn.Module:
-    """A tiny network whose every parameter is random: the zero-initialised layers would hide what is before them."""
+    """A tiny network whose every parameter is random: the zero-initialised layers would hide what
+    is before them.
+    """
     torch.manual_seed(0)
     network = build_network(TINY.model_copy(update=changes)).eval()
     for parameter in network.parameters():
-        torch.nn.init.normal_(parameter, std=0.1 if parameter.ndim == 1 else parameter[0].numel() ** -0.5)
+        torch.nn.init.normal_(
+            parameter, std=0.1 if parameter.ndim == 1 else parameter[0].numel() ** -0.5
+        )
     return network
 
 
@@ -38,7 +55,7 @@ def inputs(height: int = 8, width: int = 8, batch: int = 2) -> tuple[Tensor, Ten
     return z_t, torch.arange(3, 3 + batch), cond
 
 
-# ------------------------------------------------------------------------------------------------ shape
+# -------------------------------------------------------------------------------------------- shape
 
 
 def test_published_config_has_the_published_parameters():
@@ -75,8 +92,15 @@ def test_fresh_network_returns_zero_and_fresh_blocks_their_skip():
 
 def test_attention_follows_every_block_of_the_named_sizes_and_stands_in_the_middle():
     names = [name for name, m in tiny(num_res_blocks=2).named_modules() if isinstance(m, Attention)]
-    assert names == ["input_blocks.4.1", "input_blocks.5.1", "middle_block.1", *(f"output_blocks.{i}.1" for i in (3, 4, 5))]
-    assert [n for n, m in tiny(attention_resolutions=()).named_modules() if isinstance(m, Attention)] == ["middle_block.1"]
+    assert names == [
+        "input_blocks.4.1",
+        "input_blocks.5.1",
+        "middle_block.1",
+        *(f"output_blocks.{i}.1" for i in (3, 4, 5)),
+    ]
+    assert [
+        n for n, m in tiny(attention_resolutions=()).named_modules() if isinstance(m, Attention)
+    ] == ["middle_block.1"]
 
 
 @pytest.mark.parametrize(
@@ -95,7 +119,7 @@ def test_a_config_that_cannot_be_built_is_refused_by_the_name_of_its_field(chang
         build_network(TINY.model_copy(update=changes))
 
 
-# ------------------------------------------------------------------------------------------------ parts
+# -------------------------------------------------------------------------------------------- parts
 
 
 def test_attention_is_softmax_over_all_positions_head_by_head():
@@ -120,10 +144,13 @@ def test_a_residual_block_adds_the_timestep_without_scaling():
     torch.testing.assert_close(block(x, emb), x + block.in_layers(x) + emb[:, :, None, None])
 
 
-# ------------------------------------------------------------------------------------------------ whole network
+# ------------------------------------------------------------------------------------ whole network
 
 
-@pytest.mark.parametrize("height, width, mode", [(9, 14, "reflect"), (8, 5, "reflect"), (1, 8, "replicate"), (1, 1, "replicate")])
+@pytest.mark.parametrize(
+    "height, width, mode",
+    [(9, 14, "reflect"), (8, 5, "reflect"), (1, 8, "replicate"), (1, 1, "replicate")],
+)
 def test_any_size_equals_the_padded_picture_cropped(height, width, mode):
     network = tiny()
     z_t, t, cond = inputs(height, width)
@@ -164,7 +191,11 @@ def test_latent_comes_before_condition():
 def test_gradients_reach_every_parameter():
     network = tiny()
     network(*inputs()).square().mean().backward()
-    assert [name for name, p in network.named_parameters() if p.grad is None or not p.grad.abs().max() > 0] == []
+    assert [
+        name
+        for name, p in network.named_parameters()
+        if p.grad is None or not p.grad.abs().max() > 0
+    ] == []
 
 
 def test_network_without_condition_takes_an_empty_one():
@@ -201,7 +232,9 @@ def test_channels_last_is_kept_through_the_blocks(norm, autocast):
     for block in network.modules():
         if isinstance(block, BLOCKS):
             block.register_forward_hook(
-                lambda _, __, out: layouts.append((out.is_contiguous(memory_format=torch.channels_last), out.dtype))
+                lambda _, __, out: layouts.append(
+                    (out.is_contiguous(memory_format=torch.channels_last), out.dtype)
+                )
             )
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         got = network(z_t.to(memory_format=torch.channels_last), t, cond)
@@ -213,7 +246,11 @@ def test_channels_last_is_kept_through_the_blocks(norm, autocast):
 def test_tokens_of_channels_last_features_are_a_view(monkeypatch):
     seen = []
     original = F.linear
-    monkeypatch.setattr(F, "linear", lambda tokens, *rest: seen.append(tokens.is_contiguous()) or original(tokens, *rest))
+    monkeypatch.setattr(
+        F,
+        "linear",
+        lambda tokens, *rest: seen.append(tokens.is_contiguous()) or original(tokens, *rest),
+    )
     Attention(TINY, 64)(torch.randn(2, 64, 4, 6).to(memory_format=torch.channels_last))
     assert seen == [True, True]
 
@@ -222,10 +259,12 @@ def test_bf16_autocast_trains_with_finite_gradients():
     network = tiny().train()
     with torch.autocast("cpu", torch.bfloat16):
         network(*inputs()).square().mean().backward()
-    assert all(p.grad.isfinite().all() and p.grad.dtype == torch.float32 for p in network.parameters())
+    assert all(
+        p.grad.isfinite().all() and p.grad.dtype == torch.float32 for p in network.parameters()
+    )
 
 
-# ------------------------------------------------------------------------------------------------ compilation
+# -------------------------------------------------------------------------------------- compilation
 
 
 def test_whole_network_compiles_into_one_graph_padding_included():
@@ -239,10 +278,14 @@ def test_whole_network_compiles_into_one_graph_padding_included():
 def test_compiled_blocks_give_the_same_output_gradients_and_names():
     network, compiled = tiny(), tiny()
     torch._dynamo.reset()
-    assert compile_blocks(compiled, backend="eager") == sum(isinstance(m, BLOCKS) for m in network.modules())
+    assert compile_blocks(compiled, backend="eager") == sum(
+        isinstance(m, BLOCKS) for m in network.modules()
+    )
     assert list(compiled.state_dict()) == list(network.state_dict())
     for net in (network, compiled):
         net(*inputs()).square().mean().backward()
     torch.testing.assert_close(compiled(*inputs()), network(*inputs()), rtol=1e-4, atol=1e-5)
     for (name, p), (_, q) in zip(network.named_parameters(), compiled.named_parameters()):
-        torch.testing.assert_close(p.grad, q.grad, rtol=1e-3, atol=1e-5, msg=lambda text, name=name: f"{name}: {text}")
+        torch.testing.assert_close(
+            p.grad, q.grad, rtol=1e-3, atol=1e-5, msg=lambda text, name=name: f"{name}: {text}"
+        )

@@ -1,4 +1,6 @@
-"""Laws of ResShift's Swin U-Net: published shape, masks, padding, memory layout, precision, compilation."""
+"""Laws of ResShift's Swin U-Net: published shape, masks, padding, memory layout, precision,
+compilation.
+"""
 
 from __future__ import annotations
 
@@ -12,10 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ldm_dream.config_models import ResShiftNetConfig
-from ldm_dream.layers import GroupNorm, LayerNorm, timestep_embedding
+from ldm_dream.config.model import ResShiftNetConfig
 from ldm_dream.networks import REPEATED_BLOCKS, build_network, compile_blocks
 from ldm_dream.networks import resshift as module
+from ldm_dream.networks.layers import GroupNorm, LayerNorm, timestep_embedding
 from ldm_dream.networks.resshift import BLOCKED, ResBlock, SwinLayer, WindowAttention, shift_mask
 
 LAYOUTS = Path(__file__).resolve().parents[2].parent / "shared" / "golden" / "layouts"
@@ -40,22 +42,28 @@ TINY = ResShiftNetConfig(
 
 
 def tiny(**changes) -> torch.nn.Module:
-    """A tiny network whose every parameter is random: the zero-initialised layers would hide what is before them."""
+    """A tiny network whose every parameter is random: the zero-initialised layers would hide what
+    is before them.
+    """
     torch.manual_seed(0)
     network = build_network(TINY.model_copy(update=changes)).eval()
     for parameter in network.parameters():
-        torch.nn.init.normal_(parameter, std=0.1 if parameter.ndim == 1 else parameter[0].numel() ** -0.5)
+        torch.nn.init.normal_(
+            parameter, std=0.1 if parameter.ndim == 1 else parameter[0].numel() ** -0.5
+        )
     return network
 
 
-def inputs(height: int = 8, width: int = 8, batch: int = 2, factor: int = 1) -> tuple[Tensor, Tensor, Tensor]:
+def inputs(
+    height: int = 8, width: int = 8, batch: int = 2, factor: int = 1
+) -> tuple[Tensor, Tensor, Tensor]:
     generator = torch.Generator().manual_seed(1)
     z_t = torch.randn(batch, 3, height, width, generator=generator)
     cond = torch.randn(batch, 3, height * factor, width * factor, generator=generator)
     return z_t, torch.arange(3, 3 + batch), cond
 
 
-# ------------------------------------------------------------------------------------------------ shape
+# -------------------------------------------------------------------------------------------- shape
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -86,12 +94,16 @@ def test_fresh_network_returns_zero_and_fresh_residual_blocks_their_skip():
     assert network(*inputs()).abs().max() == 0
     block = next(block for block in network.modules() if isinstance(block, ResBlock))
     x = torch.randn(1, 32, 8, 8)
-    torch.testing.assert_close(block(x, torch.randn(1, 2 * 32)), block.skip_connection(x), rtol=0, atol=0)
+    torch.testing.assert_close(
+        block(x, torch.randn(1, 2 * 32)), block.skip_connection(x), rtol=0, atol=0
+    )
 
 
 def test_without_attention_resolutions_only_the_middle_has_a_swin_layer():
     network = tiny(attention_resolutions=())
-    assert [name for name, m in network.named_modules() if isinstance(m, SwinLayer)] == ["middle_block.1"]
+    assert [name for name, m in network.named_modules() if isinstance(m, SwinLayer)] == [
+        "middle_block.1"
+    ]
     assert network.multiple == 8  # middle: window 4 at half size
 
 
@@ -124,7 +136,7 @@ def test_a_config_that_cannot_be_built_is_refused_by_the_name_of_its_field(chang
         build_network(TINY.model_copy(update=changes))
 
 
-# ------------------------------------------------------------------------------------------------ parts
+# -------------------------------------------------------------------------------------------- parts
 
 
 @pytest.mark.parametrize("width", [8, 9])
@@ -137,8 +149,12 @@ def test_timestep_embedding_is_cosines_then_sines(width):
         torch.testing.assert_close(got[row], torch.tensor(want), atol=2e-4, rtol=0)
 
 
-@pytest.mark.parametrize("height, width, window, shift", [(8, 8, 4, 2), (12, 8, 4, 2), (4, 12, 4, 2), (10, 15, 5, 2)])
-def test_shift_mask_blocks_exactly_the_pairs_that_the_roll_brought_together(height, width, window, shift):
+@pytest.mark.parametrize(
+    "height, width, window, shift", [(8, 8, 4, 2), (12, 8, 4, 2), (4, 12, 4, 2), (10, 15, 5, 2)]
+)
+def test_shift_mask_blocks_exactly_the_pairs_that_the_roll_brought_together(
+    height, width, window, shift
+):
     mask = shift_mask(height, width, window, shift, False, torch.device("cpu"), torch.float32)
     tokens = list(product(range(window), range(window)))
     for n, (row, column) in enumerate(product(range(0, height, window), range(0, width, window))):
@@ -146,11 +162,15 @@ def test_shift_mask_blocks_exactly_the_pairs_that_the_roll_brought_together(heig
             ((row + y + shift) % height, (column + x + shift) % width) for y, x in tokens
         ]  # where a token was before the roll
         for i, j in product(range(len(tokens)), repeat=2):
-            moved_together = all(origin[i][d] - origin[j][d] == tokens[i][d] - tokens[j][d] for d in (0, 1))
+            moved_together = all(
+                origin[i][d] - origin[j][d] == tokens[i][d] - tokens[j][d] for d in (0, 1)
+            )
             assert mask[n, 0, i, j] == (0 if moved_together else BLOCKED), (n, i, j)
 
 
-@pytest.mark.parametrize("height, width, window, shift", [(8, 8, 4, 2), (8, 12, 4, 2), (10, 5, 5, 2)])
+@pytest.mark.parametrize(
+    "height, width, window, shift", [(8, 8, 4, 2), (8, 12, 4, 2), (10, 5, 5, 2)]
+)
 def test_legacy_mask_parts_the_last_row_of_windows_by_column(height, width, window, shift):
     mask = shift_mask(height, width, window, shift, True, torch.device("cpu"), torch.float32)
     rows, columns = height // window, width // window
@@ -199,7 +219,9 @@ def test_norm_statistics_of_16_bit_features_are_taken_in_fp32(norm):
     x = (torch.randn(2, 64, 6, 5) + 30).bfloat16()
     want = norm.double()(x.double())
     got = norm.bfloat16()(x)
-    assert (got.double() - want).abs().max() < 2**-7  # half a unit in the last place of bfloat16 at 2 to 4
+    assert (
+        got.double() - want
+    ).abs().max() < 2**-7  # half a unit in the last place of bfloat16 at 2 to 4
 
 
 @pytest.mark.parametrize("norm", [GroupNorm(64), LayerNorm(64)])
@@ -210,15 +232,22 @@ def test_norms_return_the_memory_layout_of_channels_last_input(norm):
     torch.testing.assert_close(norm(x), want, rtol=1e-5, atol=1e-5)
 
 
-# ------------------------------------------------------------------------------------------------ whole network
+# ------------------------------------------------------------------------------------ whole network
 
 
-@pytest.mark.parametrize("height, width, mode", [(9, 14, "reflect"), (8, 5, "reflect"), (3, 8, "replicate"), (1, 1, "replicate")])
+@pytest.mark.parametrize(
+    "height, width, mode",
+    [(9, 14, "reflect"), (8, 5, "reflect"), (3, 8, "replicate"), (1, 1, "replicate")],
+)
 def test_any_size_equals_the_padded_picture_cropped(height, width, mode):
     network = tiny(cond_factor=2)
     z_t, t, cond = inputs(height, width, factor=2)
     down, right = -height % 8, -width % 8
-    padded = F.pad(z_t, (0, right, 0, down), mode=mode), t, F.pad(cond, (0, 2 * right, 0, 2 * down), mode=mode)
+    padded = (
+        F.pad(z_t, (0, right, 0, down), mode=mode),
+        t,
+        F.pad(cond, (0, 2 * right, 0, 2 * down), mode=mode),
+    )
     got = network(z_t, t, cond)
     assert got.shape == z_t.shape
     torch.testing.assert_close(got, network(*padded)[..., :height, :width], rtol=0, atol=0)
@@ -228,7 +257,9 @@ def test_patches_are_folded_into_channels_at_any_size():
     network = tiny(patch_size=2, image_size=16)
     z_t, t, cond = inputs(13, 16)
     folded = tiny(in_channels=12, out_channels=12, cond_channels=12)
-    folded.load_state_dict(network.state_dict())  # folding changes nothing but the channels at both ends
+    folded.load_state_dict(
+        network.state_dict()
+    )  # folding changes nothing but the channels at both ends
     padded_z, padded_cond = (F.pad(x, (0, 0, 0, 3), mode="reflect") for x in (z_t, cond))
     both = F.pixel_unshuffle(torch.cat([padded_z, padded_cond], 1), 2)
     want = F.pixel_shuffle(folded(both[:, :12], t, both[:, 12:]), 2)[..., :13, :]
@@ -239,7 +270,11 @@ def test_patches_are_folded_into_channels_at_any_size():
 def test_sizes_that_fit_are_not_padded(monkeypatch):
     padded = []
     original = F.pad
-    monkeypatch.setattr(module.F, "pad", lambda x, *args, **kwargs: padded.append(x.ndim) or original(x, *args, **kwargs))
+    monkeypatch.setattr(
+        module.F,
+        "pad",
+        lambda x, *args, **kwargs: padded.append(x.ndim) or original(x, *args, **kwargs),
+    )
     tiny()(*inputs(16, 8))
     assert 4 not in padded
     tiny()(*inputs(15, 8))
@@ -269,7 +304,11 @@ def test_output_depends_on_every_input():
 def test_gradients_reach_every_parameter():
     network = tiny(cond_factor=2)
     network(*inputs(factor=2)).square().mean().backward()
-    assert [name for name, p in network.named_parameters() if p.grad is None or not p.grad.abs().max() > 0] == []
+    assert [
+        name
+        for name, p in network.named_parameters()
+        if p.grad is None or not p.grad.abs().max() > 0
+    ] == []
 
 
 def test_network_without_condition_takes_an_empty_one():
@@ -307,7 +346,9 @@ def test_channels_last_is_kept_through_the_blocks(norm, autocast):
     for block in network.modules():
         if isinstance(block, (*REPEATED_BLOCKS, SwinLayer)):
             block.register_forward_hook(
-                lambda _, __, out: layouts.append((out.is_contiguous(memory_format=torch.channels_last), out.dtype))
+                lambda _, __, out: layouts.append(
+                    (out.is_contiguous(memory_format=torch.channels_last), out.dtype)
+                )
             )
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         got = network(z_t.to(memory_format=torch.channels_last), t, cond)
@@ -320,7 +361,9 @@ def test_bf16_autocast_trains_with_finite_gradients():
     network = tiny().train()
     with torch.autocast("cpu", torch.bfloat16):
         network(*inputs()).square().mean().backward()
-    assert all(p.grad.isfinite().all() and p.grad.dtype == torch.float32 for p in network.parameters())
+    assert all(
+        p.grad.isfinite().all() and p.grad.dtype == torch.float32 for p in network.parameters()
+    )
 
 
 def test_masks_first_built_in_inference_mode_can_be_used_in_training():
@@ -339,7 +382,7 @@ def test_masks_are_built_once_a_size():
     assert module._cached.cache_info().misses == misses
 
 
-# ------------------------------------------------------------------------------------------------ compilation
+# -------------------------------------------------------------------------------------- compilation
 
 
 def test_whole_network_compiles_into_one_graph_padding_included():
@@ -360,7 +403,9 @@ def test_compiled_blocks_give_the_same_output_gradients_and_names():
         net(*inputs()).square().mean().backward()
     torch.testing.assert_close(compiled(*inputs()), network(*inputs()), rtol=1e-4, atol=1e-5)
     for (name, p), (_, q) in zip(network.named_parameters(), compiled.named_parameters()):
-        torch.testing.assert_close(p.grad, q.grad, rtol=1e-3, atol=1e-5, msg=lambda text, name=name: f"{name}: {text}")
+        torch.testing.assert_close(
+            p.grad, q.grad, rtol=1e-3, atol=1e-5, msg=lambda text, name=name: f"{name}: {text}"
+        )
 
 
 @torch.no_grad()
@@ -369,7 +414,9 @@ def test_attention_in_bf16_without_gradient_errs_by_a_few_roundings():
     q, k, v = torch.randn(3, 8, 2, 64, 32).bfloat16()
     for windows in (1, 8):
         bias = torch.randn(windows, 2, 64, 64).bfloat16()
-        want = F.scaled_dot_product_attention(q.float(), k.float(), v.float(), attn_mask=bias.float())
+        want = F.scaled_dot_product_attention(
+            q.float(), k.float(), v.float(), attn_mask=bias.float()
+        )
         with torch.autocast("cpu", torch.bfloat16):
             got = module._attention(q, k, v, bias)
         assert got.dtype == torch.bfloat16 and got.shape == want.shape

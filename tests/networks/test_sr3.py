@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from ldm_dream.config_models import SR3Config
+from ldm_dream.config.model import SR3Config
 from ldm_dream.networks import build_network, compile_blocks
 
 TINY = SR3Config(
@@ -17,7 +17,9 @@ TINY = SR3Config(
 )
 
 
-def inputs(height: int = 16, width: int = 16, batch: int = 2) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def inputs(
+    height: int = 16, width: int = 16, batch: int = 2
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
     z_t, cond = torch.randn(2, batch, 3, height, width, generator=generator)
     return z_t, torch.rand(batch, generator=generator), cond
@@ -34,7 +36,13 @@ def model():
     [
         (SR3Config(), 97_807_491),
         (
-            SR3Config(image_size=512, channel_mult=(1, 2, 4, 8, 16), num_res_blocks=1, attention_resolutions=(), norm_groups=16),
+            SR3Config(
+                image_size=512,
+                channel_mult=(1, 2, 4, 8, 16),
+                num_res_blocks=1,
+                attention_resolutions=(),
+                norm_groups=16,
+            ),
             155_334_339,
         ),
         (SR3Config(cond_channels=0), 97_805_763),
@@ -69,11 +77,18 @@ def test_the_noise_level_and_the_condition_matter(model):
 def test_channels_last_stays_and_changes_nothing(model):
     z_t, level, cond = inputs()
     seen = []
-    model.mid[1].register_forward_hook(lambda _, args, out: seen.append(out.is_contiguous(memory_format=torch.channels_last)))
+    model.mid[1].register_forward_hook(
+        lambda _, args, out: seen.append(out.is_contiguous(memory_format=torch.channels_last))
+    )
     with torch.no_grad():
         want = model(z_t, level, cond)
         last = model.to(memory_format=torch.channels_last)
-        got = last(*(x.to(memory_format=torch.channels_last) if x.ndim == 4 else x for x in (z_t, level, cond)))
+        got = last(
+            *(
+                x.to(memory_format=torch.channels_last) if x.ndim == 4 else x
+                for x in (z_t, level, cond)
+            )
+        )
     torch.testing.assert_close(got, want, atol=1e-5, rtol=1e-5)
     assert seen[-1]
 
@@ -82,7 +97,9 @@ def test_the_whole_network_and_its_blocks_compile_to_one_graph(model):
     z_t, level, cond = inputs()
     with torch.no_grad():
         want = model(z_t, level, cond)
-        torch.testing.assert_close(torch.compile(model, backend="eager", fullgraph=True)(z_t, level, cond), want)
+        torch.testing.assert_close(
+            torch.compile(model, backend="eager", fullgraph=True)(z_t, level, cond), want
+        )
         assert compile_blocks(model, backend="eager") == 11
         torch.testing.assert_close(model(z_t, level, cond), want)
 
@@ -95,7 +112,8 @@ def test_training_begins_with_orthogonal_weights(model):
 
 
 @pytest.mark.parametrize(
-    ("changes", "says"), [({"norm_groups": 3}, "network.norm_groups=3"), ({"image_size": 2}, "network.image_size=2")]
+    ("changes", "says"),
+    [({"norm_groups": 3}, "network.norm_groups=3"), ({"image_size": 2}, "network.image_size=2")],
 )
 def test_what_cannot_be_built_is_one_sentence(changes, says):
     with pytest.raises(ValueError, match=says):

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from ldm_dream.data.images import Image, find_images, read_image, write_image
-from ldm_dream.evaluation import bicubic, low_resolution
+from ldm_dream.scoring.evaluation import bicubic, low_resolution
 from runs import pictures
 
 TOOL = Path(__file__).resolve().parents[2] / "tools/evaluate.py"
@@ -15,7 +15,9 @@ TOOL = Path(__file__).resolve().parents[2] / "tools/evaluate.py"
 
 @pytest.fixture
 def evaluate(monkeypatch, capsys, tmp_path):
-    """The tool in this process, with an empty torch cache: words of the command line -> (stdout, stderr)."""
+    """The tool in this process, with an empty torch cache: words of the command line -> (stdout,
+    stderr).
+    """
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch_home"))
 
     def run(*args) -> tuple[str, str]:
@@ -44,9 +46,16 @@ def test_a_folder_is_scored_with_each_protocol_beside_its_number(evaluate, folde
     out, err = evaluate("--hr", hr, "--sr", sr, "--lr", lr, "--json", tmp_path / "new/scores.json")
     report = json.loads((tmp_path / "new/scores.json").read_text())
     means = report["means"]["sr"]
-    assert means["psnr_y"] > 20 and 0 < means["consistency_x1e5"] < 50 and report["pictures"] == len(report["rows"]) == 2
+    assert (
+        means["psnr_y"] > 20
+        and 0 < means["consistency_x1e5"] < 50
+        and report["pictures"] == len(report["rows"]) == 2
+    )
     assert all(f"  {metric}: {report['protocol'][metric]}" in out for metric in means)
-    assert all(f"  {metric}: not computed: " in out for metric in ("lpips", "fid", "frechet_alexnet")) and not err
+    assert (
+        all(f"  {metric}: not computed: " in out for metric in ("lpips", "fid", "frechet_alexnet"))
+        and not err
+    )
 
 
 def test_dream_legacy_and_the_net_are_chosen_on_the_command_line(evaluate, folders):
@@ -58,7 +67,9 @@ def test_dream_legacy_and_the_net_are_chosen_on_the_command_line(evaluate, folde
     assert "vgg16" not in out and "alexnet-owt-*.pth" in out
 
 
-def test_a_weights_file_brings_lpips_and_the_stand_in_which_is_not_called_fid(evaluate, folders, tmp_path):
+def test_a_weights_file_brings_lpips_and_the_stand_in_which_is_not_called_fid(
+    evaluate, folders, tmp_path
+):
     pytest.importorskip("lpips")
     pytest.importorskip("torch_fidelity")
     from torchvision.models import alexnet
@@ -69,7 +80,11 @@ def test_a_weights_file_brings_lpips_and_the_stand_in_which_is_not_called_fid(ev
     out, _ = evaluate("--hr", hr, "--sr", sr, "--lpips-weights", tmp_path / "alexnet.pth")
     heads = out.splitlines()[1].split()
     assert {"lpips", "frechet_alexnet"} <= set(heads) and not {"fid", "kid_x1e3"} & set(heads)
-    assert "  frechet_alexnet: squared Frechet distance" in out and "2 pictures" in out and "ill-conditioned" in out
+    assert (
+        "  frechet_alexnet: squared Frechet distance" in out
+        and "2 pictures" in out
+        and "ill-conditioned" in out
+    )
     assert "  fid: not computed: put torch-fidelity's weights-inception" in out
 
 

@@ -16,7 +16,9 @@ def train(*args, cwd=ROOT) -> tuple[subprocess.CompletedProcess, float]:
     """-> (finished process, its CPU seconds: a busy machine does not stretch those)."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     command = [sys.executable, str(ROOT / "tools/train.py"), *map(str, args)]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=cwd, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    done = subprocess.run(
+        command, capture_output=True, text=True, cwd=cwd, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     return done, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
@@ -32,15 +34,28 @@ def test_help_and_dry_run_answer_within_two_seconds(config):
     for args in (["--help"], [config, "--dry-run"]):
         done, seconds = train(*args)
         assert done.returncode == 0, done.stderr
-        assert seconds < 2, f"train.py {args[-1]} took {seconds:.2f} s of CPU: does it import torch?"
+        assert seconds < 2, (
+            f"train.py {args[-1]} took {seconds:.2f} s of CPU: does it import torch?"
+        )
 
 
 def test_dry_run_prints_the_resolved_config_and_the_run_folder_and_writes_nothing(config):
     done, _ = train(
-        config, "--set", "train.learning_rate=2e-4", "scale=8", "--set", "train.steps=6", "--dry-run", cwd=config.parent
+        config,
+        "--set",
+        "train.learning_rate=2e-4",
+        "scale=8",
+        "--set",
+        "train.steps=6",
+        "--dry-run",
+        cwd=config.parent,
     )
     values = yaml.safe_load(done.stdout)
-    assert (values["scale"], values["train"]["steps"], values["train"]["learning_rate"]) == (8, 6, 2e-4)
+    assert (values["scale"], values["train"]["steps"], values["train"]["learning_rate"]) == (
+        8,
+        6,
+        2e-4,
+    )
     assert done.stdout.splitlines()[0].endswith(str(Path("runs/tiny")))
     assert list(config.parent.iterdir()) == [config]
 
@@ -49,7 +64,9 @@ def test_dry_run_names_the_run_folder_that_was_asked_for(config):
     assert train(config, "--dry-run", "--run-dir", "a/b")[0].stdout.splitlines()[0].endswith("a/b")
 
 
-@pytest.mark.parametrize("args", [["--set", "train.stepps=3"], ["--set", "train.steps"], ["--set", "train.steps=-1"]])
+@pytest.mark.parametrize(
+    "args", [["--set", "train.stepps=3"], ["--set", "train.steps"], ["--set", "train.steps=-1"]]
+)
 def test_a_mistake_in_the_config_is_one_line_and_status_2(config, args):
     done, _ = train(config, *args)
     assert (done.returncode, done.stdout) == (2, "")
@@ -65,5 +82,7 @@ def test_a_missing_config_is_one_line_and_status_2(tmp_path):
 def test_an_unknown_backend_of_the_kernels_is_one_sentence(config, monkeypatch):
     monkeypatch.setenv("DREAM_KERNELS", "cuda")
     done, _ = train(config, "--run-dir", config.parent / "run")
-    assert done.stderr == "error: DREAM_KERNELS=cuda is unknown; use one of auto, triton, reference.\n"
+    assert (
+        done.stderr == "error: DREAM_KERNELS=cuda is unknown; use one of auto, triton, reference.\n"
+    )
     assert done.returncode == 2 and not (config.parent / "run").exists()

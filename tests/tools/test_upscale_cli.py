@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ldm_dream import batch
-from ldm_dream.checkpoint import save_model
-from ldm_dream.config import DiffusionRun
-from ldm_dream.config_models import ResidualShiftConfig, ResShiftNetConfig
+from ldm_dream.config.model import ResidualShiftConfig, ResShiftNetConfig
+from ldm_dream.config.run import DiffusionRun
 from ldm_dream.data.images import Image, read_image, write_image
+from ldm_dream.model_folder import save_model
 from ldm_dream.networks import build_network
+from ldm_dream.upscaling import folder as batch
 
 TOOL = Path(__file__).resolve().parents[2] / "tools/upscale.py"
 
@@ -45,14 +45,19 @@ def photos(tmp_path) -> Path:
     folder = tmp_path / "photos"
     folder.mkdir()
     rng = np.random.default_rng(0)
-    write_image(folder / "gray.tif", Image(rng.integers(0, 65536, (5, 6, 1), dtype=np.uint16).repeat(3, 2), was_gray=True))
+    write_image(
+        folder / "gray.tif",
+        Image(rng.integers(0, 65536, (5, 6, 1), dtype=np.uint16).repeat(3, 2), was_gray=True),
+    )
     write_image(folder / "rgb.png", Image(rng.integers(0, 256, (7, 4, 3), dtype=np.uint8)))
     return folder
 
 
 @pytest.fixture
 def upscale(monkeypatch, capsys):
-    """The tool in this process, for speed: words of the command line -> (exit status, stdout, stderr)."""
+    """The tool in this process, for speed: words of the command line -> (exit status, stdout,
+    stderr).
+    """
 
     def run(*args) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", [str(TOOL), *map(str, args)])
@@ -70,7 +75,12 @@ def test_a_folder_with_a_bad_file_is_done_to_the_end_and_exits_1(model, photos, 
     code, out, err = upscale(*options, "--json-report", report)
     assert code == 1
     lines = out.splitlines()
-    assert len(lines) == 3 and "6x5 -> 18x15" in lines[0] and "failed" in lines[1] and "4x7 -> 12x21" in lines[2]
+    assert (
+        len(lines) == 3
+        and "6x5 -> 18x15" in lines[0]
+        and "failed" in lines[1]
+        and "4x7 -> 12x21" in lines[2]
+    )
     assert err.startswith("failed: ") and "notes.png" in err and len(err.splitlines()) == 1
     gray = read_image(tmp_path / "out/gray_x3.tif")
     assert gray.was_gray and gray.pixels.dtype == np.uint16 and gray.pixels.shape == (15, 18, 3)
@@ -83,7 +93,18 @@ def test_a_folder_with_a_bad_file_is_done_to_the_end_and_exits_1(model, photos, 
 
 
 def test_one_picture_to_a_file_name_exits_0(model, photos, tmp_path, upscale):
-    code, _, _ = upscale("-i", photos / "rgb.png", "-o", tmp_path / "large.webp", "-n", model, "-t", 8, "--tile-pad", 2)
+    code, _, _ = upscale(
+        "-i",
+        photos / "rgb.png",
+        "-o",
+        tmp_path / "large.webp",
+        "-n",
+        model,
+        "-t",
+        8,
+        "--tile-pad",
+        2,
+    )
     assert code == 0
     assert read_image(tmp_path / "large.webp").pixels.shape == (14, 8, 3)
 
@@ -110,7 +131,9 @@ def test_a_mistake_is_one_sentence_and_exit_2(model, photos, upscale, monkeypatc
     assert says in err and len(err.splitlines()) == 1
 
 
-def test_ctrl_c_ends_with_one_line_and_the_report_of_what_is_done(model, photos, tmp_path, upscale, monkeypatch):
+def test_ctrl_c_ends_with_one_line_and_the_report_of_what_is_done(
+    model, photos, tmp_path, upscale, monkeypatch
+):
     """As if the key were pressed while the second picture is read."""
 
     def read(path):
@@ -119,11 +142,15 @@ def test_ctrl_c_ends_with_one_line_and_the_report_of_what_is_done(model, photos,
         return read_image(path)
 
     monkeypatch.setattr(batch, "read_image", read)
-    code, out, err = upscale("-i", photos, "-o", tmp_path / "out", "-n", model, "--json-report", tmp_path / "report.json")
+    code, out, err = upscale(
+        "-i", photos, "-o", tmp_path / "out", "-n", model, "--json-report", tmp_path / "report.json"
+    )
     assert code == 130
     assert len(out.splitlines()) == len(err.splitlines()) == 1 and err.startswith("stopped")
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["gray.tif"]
-    assert [p["status"] for p in json.loads((tmp_path / "report.json").read_text())["pictures"]] == ["done"]
+    assert [
+        p["status"] for p in json.loads((tmp_path / "report.json").read_text())["pictures"]
+    ] == ["done"]
 
 
 def test_help_does_not_import_torch():

@@ -1,0 +1,1 @@
+"""Models of others in (`published.py`), ours out for diffusers (`diffusers.py`)."""

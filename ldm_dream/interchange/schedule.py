@@ -1,0 +1,54 @@
+"""The noise schedule that published checkpoints of SR3, IDM and LDM carry as buffers, read back
+into a config.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from ldm_dream.config.model import DDPMConfig
+from ldm_dream.errors import CheckpointImportError
+from ldm_dream.process import linear_betas
+
+
+def read_schedule(state: Mapping[str, Tensor], path: str) -> DDPMConfig | None:
+    """Steps, end points and shape of the buffer `betas` [T]; None where the file has no buffers of
+    a schedule.
+
+    Raises CheckpointImportError, with `path`, for a schedule that DDPMConfig cannot express or
+    `alphas_cumprod` [T] contradicts.
+    """
+    if "betas" not in state and "alphas_cumprod" not in state:
+        return None
+    betas = state.get("betas", torch.empty(0)).double()
+    if betas.ndim != 1 or len(betas) == 0:
+        raise CheckpointImportError(
+            f"{path}: has alphas_cumprod without a list of betas, so its noise schedule is not known."
+        )
+    first, last = (
+        float(f"{beta:.6g}") for beta in (betas[0].item(), betas[-1].item())
+    )  # float32 has seven digits
+    told = f"{path}: its noise schedule ({len(betas)} steps, betas {first:g} to {last:g})"
+    shapes = ("linear", "sqrt_linear") if 0 < min(first, last) <= max(first, last) < 1 else ()
+    shape = next(
+        (shape for shape in shapes if _is(betas, linear_betas(len(betas), first, last, shape))),
+        None,
+    )
+    if shape is None:
+        raise CheckpointImportError(
+            f"{told} is linear neither in beta nor in its square root, from 0 to 1 without the ends; only those can be imported."
+        )
+    abar = torch.cumprod(1 - betas, 0)
+    if not _is(state.get("alphas_cumprod", abar).double(), abar):
+        raise CheckpointImportError(
+            f"{told} is not that of its alphas_cumprod; the file is damaged, download it again."
+        )
+    return DDPMConfig(num_timesteps=len(betas), beta_start=first, beta_end=last, schedule=shape)
+
+
+def _is(got: Tensor, want: Tensor) -> bool:
+    """Equal to what float32 and six digits of the end points keep."""
+    return got.shape == want.shape and torch.allclose(got, want, rtol=1e-4, atol=0)

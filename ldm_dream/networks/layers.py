@@ -1,0 +1,188 @@
+"""Blocks that several networks use unchanged: timestep embedding, norms that keep the memory
+layout, resampling, padding.
+
+Features are [B,C,H,W]; every block here returns channels_last features for channels_last input.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dream_kernels import dropout, group_norm_silu
+
+GROUPS = 32  # of the group norms in most published U-Nets
+
+
+def timestep_embedding(t: Tensor, width: int, max_period: float = 10_000.0) -> Tensor:
+    """t [B] -> float32 [B,width]: cos(t w_i) then sin(t w_i), w_i = max_period ** (-2i/width).
+
+    From DDPM (arXiv 2006.11239), in the order of ADM (arXiv 2105.05233). An odd width ends with a
+    column of zeros.
+    """
+    half = width // 2
+    frequencies = torch.exp(
+        -math.log(max_period) / half * torch.arange(half, dtype=torch.float32, device=t.device)
+    )
+    angles = t.float()[:, None] * frequencies
+    return F.pad(torch.cat([angles.cos(), angles.sin()], 1), (0, width % 2))
+
+
+def noise_level_embedding(noise_level: Tensor, width: int) -> Tensor:
+    """noise_level a [B] -> float32 [B,width]: sin(a w_k) then cos(a w_k), w_k = 1e4 ** (-2k/width);
+    a unscaled (SR3's code).
+    """
+    cos, sin = timestep_embedding(noise_level, width).chunk(2, 1)
+    return torch.cat([sin, cos], 1)
+
+
+class GroupNorm(nn.GroupNorm):
+    """norm(x) (1 + scale) + shift, then SiLU if `silu`; over `groups` and space, with statistics in
+    float32.
+
+    scale, shift: [B,C]. The result has x's type, also under autocast.
+    """
+
+    def __init__(self, channels: int, groups: int = GROUPS, silu: bool = False, eps: float = 1e-5):
+        super().__init__(groups, channels, eps)
+        self.silu = silu
+
+    def forward(
+        self, x: Tensor, scale: Tensor | None = None, shift: Tensor | None = None
+    ) -> Tensor:
+        return group_norm_silu(
+            x, self.weight, self.bias, self.num_groups, self.eps, scale, shift, self.silu
+        )
+
+
+class LayerNorm(nn.LayerNorm):
+    """The same over the channels of each position (NAFNet, arXiv 2204.04676): local, so a tile
+    equals its part of the whole.
+    """
+
+    def __init__(self, channels: int, silu: bool = False):
+        super().__init__(channels, eps=1e-5)
+        self.silu = silu
+
+    def forward(
+        self, x: Tensor, scale: Tensor | None = None, shift: Tensor | None = None
+    ) -> Tensor:
+        h = (
+            super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2).to(x.dtype)
+        )  # both permutes are views in channels_last
+        if scale is not None:
+            h = h * (1 + scale[:, :, None, None].to(h.dtype))
+        if shift is not None:
+            h = h + shift[:, :, None, None].to(h.dtype)
+        return F.silu(h) if self.silu else h
+
+
+def make_norm(kind: Literal["group", "layer"], channels: int, silu: bool = False) -> nn.Module:
+    """`kind` of the config -> norm of features with `channels` channels; "group" wants a multiple
+    of 32.
+    """
+    return GroupNorm(channels, silu=silu) if kind == "group" else LayerNorm(channels, silu)
+
+
+def norm_silu(kind: Literal["group", "layer"], channels: int) -> list[nn.Module]:
+    """The norm with its activation, and an empty place: published layouts count the activation as a
+    layer of its own.
+    """
+    return [make_norm(kind, channels, silu=True), nn.Identity()]
+
+
+class Dropout(nn.Dropout):
+    """nn.Dropout, on a CPU at a fifth of its time."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return dropout(x, self.p) if self.training else x
+
+
+class Downsample(nn.Module):
+    """Halves the size by a convolution of stride 2 (odd sizes round up); `op` is the published
+    name.
+    """
+
+    def __init__(self, channels: int, out_channels: int):
+        super().__init__()
+        self.op = nn.Conv2d(channels, out_channels, 3, stride=2, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.op(x)
+
+
+class Upsample(nn.Module):
+    """Doubles the size: nearest neighbour, then a convolution."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+
+
+class LastConv2d(nn.Conv2d):
+    """The convolution that ends a network: in the type of its weights under autocast too, as ADM's
+    (arXiv 2105.05233).
+
+    Weights rounded to bfloat16 shift the mean of each channel of the result, alike at every step of
+    sampling: a tint that no later layer evens out.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.is_meta:  # which has no autocast to switch off
+            return super().forward(x)
+        with torch.autocast(x.device.type, enabled=False):
+            return super().forward(x.to(self.weight.dtype))
+
+
+def pad(x: Tensor, down: int, right: int) -> Tensor:
+    """x [B,C,H,W] -> [B,C,H+down,W+right], reflected; replicated where the picture is too small to
+    be reflected.
+    """
+    if down == right == 0:
+        return x
+    if x.shape[1] == 0:  # no condition: nothing to reflect
+        return x.new_empty(x.shape[0], 0, x.shape[2] + down, x.shape[3] + right)
+    reflectable = down < x.shape[-2] and right < x.shape[-1]
+    return F.pad(x, (0, right, 0, down), mode="reflect" if reflectable else "replicate")
+
+
+def pad_to_multiple(x: Tensor, multiple: int) -> Tensor:
+    """[B,C,H,W] -> both sides up to the next multiple at the bottom and right: reflected,
+    replicated where too small for that.
+    """
+    return pad(x, -x.shape[-2] % multiple, -x.shape[-1] % multiple)
+
+
+def zeroed(layer: nn.Module) -> nn.Module:
+    """The layer, its weight and bias set to zero: a branch that ends in it starts as nothing."""
+    nn.init.zeros_(layer.weight)
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
+class Attention(nn.Module):
+    """x + W softmax(q k' / sqrt(C)) v over all positions, one head, q, k, v without bias."""
+
+    def __init__(self, channels: int, groups: int):
+        super().__init__()
+        self.norm = GroupNorm(channels, groups)
+        self.qkv = nn.Conv2d(channels, 3 * channels, 1, bias=False)
+        self.out = nn.Conv2d(channels, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, c, height, width = x.shape
+        q, k, v = (
+            self.qkv(self.norm(x))
+            .permute(0, 2, 3, 1)
+            .reshape(b, 1, height * width, 3 * c)
+            .chunk(3, -1)
+        )
+        h = F.scaled_dot_product_attention(q, k, v)
+        return x + self.out(h.reshape(b, height, width, c).permute(0, 3, 1, 2))

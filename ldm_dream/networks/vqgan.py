@@ -1,0 +1,274 @@
+"""VQGAN (Esser et al., CVPR 2021, arXiv 2012.09841), complete in this file, in the layout of LDM's
+vq-f4, key for key.
+
+As in ResShift, encode() returns the latent *before* quantisation and decode() looks it up in the
+codebook first. Latent scaling lives only in an autoencoder.
+
+Symbols: x images [B,3,H,W] in [-1,1]; h raw latent; z = latent_scale * h, latents [B,C,H/f,W/f]; e
+codebook [K,D].
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dream_kernels import vq_lookup
+from ldm_dream.config.model import VQGANConfig
+from ldm_dream.networks.layers import GroupNorm
+
+
+class Quantized(NamedTuple):
+    h: Tensor  # [B,D,h,w] nearest codes, gradients pass straight through to the input
+    indices: Tensor  # [B * h * w * groups] int64, row-major
+    codebook_loss: Tensor  # moves codes towards latents: mean |sg(h) - e|^2
+    commitment_loss: Tensor  # moves latents towards codes: mean |h - sg(e)|^2
+
+
+class VQGAN(nn.Module):
+    """VQGAN; at the config's defaults LDM's vq-f4 with 55,322,782 parameters."""
+
+    bound = None
+
+    def __init__(self, cfg: VQGANConfig):
+        super().__init__()
+        self.factor, self.channels = cfg.factor, cfg.embed_dim
+        self.latent_scale, self.quantizes = cfg.latent_scale, cfg.quantize
+        self.encoder = Encoder(cfg)
+        self.decoder = Decoder(cfg)
+        self.quantize = Codebook(cfg.n_embed, cfg.embed_dim // cfg.codebook_groups)
+        self.quant_conv = nn.Conv2d(cfg.z_channels, cfg.embed_dim, 1)
+        self.post_quant_conv = nn.Conv2d(cfg.embed_dim, cfg.z_channels, 1)
+
+    def encode(self, x: Tensor) -> Tensor:
+        """x [B,3,H,W] in [-1,1], H and W multiples of `factor` -> z [B,C,H/f,W/f], before
+        quantisation.
+        """
+        return self.quant_conv(self.encoder(x)) * self.latent_scale
+
+    def decode(self, z: Tensor, quantize: bool | None = None) -> Tensor:
+        """z [B,C,h,w] -> x [B,3,h*f,w*f], about [-1,1], not clamped. `quantize=False` skips the
+        codebook (config: `quantize`).
+        """
+        h = z / self.latent_scale
+        if self.quantizes if quantize is None else quantize:
+            h = self.quantize(h).h
+        return self.decoder(self.post_quant_conv(h))
+
+    def forward(self, x: Tensor, quantize: bool = True) -> tuple[Tensor, Quantized | None]:
+        """The training pass: x -> (reconstruction, what the codebook made of the latent; None
+        without quantising).
+        """
+        h = self.quant_conv(self.encoder(x))
+        quantized = self.quantize(h) if quantize else None
+        return self.decoder(self.post_quant_conv(quantized.h if quantize else h)), quantized
+
+
+class Codebook(nn.Module):
+    """Nearest-code lookup (VQ-VAE, arXiv 1711.00937, Eq. 1-3); channels beyond a code's width form
+    further groups of it.
+    """
+
+    def __init__(self, codes: int, width: int):
+        super().__init__()
+        self.embedding = nn.Embedding(codes, width)
+        nn.init.uniform_(self.embedding.weight, -1.0 / codes, 1.0 / codes)
+
+    def forward(self, h: Tensor) -> Quantized:
+        """h [B,D,h,w], D a multiple of the code's width."""
+        codes, rows = self.embedding.weight, self.rows(h)
+        indices, nearest = vq_lookup(
+            rows, codes.detach()
+        )  # what follows teaches the latent alone, the codebook's loss the codes
+        chosen = F.embedding(indices, codes)
+        b, d, height, width = h.shape
+        nearest = nearest.reshape(b, height, width, d).permute(0, 3, 1, 2).to(h.dtype)
+        return Quantized(
+            nearest, indices, F.mse_loss(chosen, rows.detach()), F.mse_loss(rows, chosen.detach())
+        )
+
+    def rows(self, h: Tensor) -> Tensor:
+        """h [B,D,h,w] -> [B * h * w * D/width, width] float32, row-major."""
+        return h.permute(0, 2, 3, 1).reshape(-1, self.embedding.weight.shape[1]).float()
+
+
+# --------------------------------------------------------------------------------- encoder, decoder
+
+
+def norm(cfg: VQGANConfig, channels: int, silu: bool) -> nn.Module:
+    if cfg.norm == "none":
+        return nn.SiLU() if silu else nn.Identity()
+    if channels % 32:
+        raise ValueError(
+            f"autoencoder.norm=group has 32 groups, which do not divide {channels} channels; use ch = 32, 64, ... or norm: none."
+        )
+    return GroupNorm(channels, 32, silu, eps=1e-6)
+
+
+class ResBlock(nn.Module):
+    def __init__(self, cfg: VQGANConfig, cin: int, cout: int):
+        super().__init__()
+        self.norm1 = norm(cfg, cin, silu=True)
+        self.conv1 = nn.Conv2d(cin, cout, 3, padding=1)
+        self.norm2 = norm(cfg, cout, silu=True)
+        self.conv2 = nn.Conv2d(cout, cout, 3, padding=1)
+        if cin != cout:
+            self.nin_shortcut = nn.Conv2d(cin, cout, 1)
+        if (
+            cfg.norm == "none"
+        ):  # without norms the residual branches start at zero, so that depth does not add up variance
+            nn.init.zeros_(self.conv2.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.conv1(self.norm1(x))
+        h = self.conv2(self.norm2(h))
+        return (self.nin_shortcut(x) if hasattr(self, "nin_shortcut") else x) + h
+
+
+class Attention(nn.Module):
+    """Single-head global attention; scaled_dot_product_attention never holds the tokens x tokens
+    matrix.
+    """
+
+    def __init__(self, cfg: VQGANConfig, channels: int):
+        super().__init__()
+        self.norm = norm(cfg, channels, silu=False)
+        self.q, self.k, self.v, self.proj_out = (nn.Conv2d(channels, channels, 1) for _ in range(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, c, height, width = x.shape
+        h = self.norm(x)
+        q, k, v = (
+            layer(h).reshape(b, 1, c, height * width).transpose(2, 3)
+            for layer in (self.q, self.k, self.v)
+        )
+        h = F.scaled_dot_product_attention(q, k, v)
+        return x + self.proj_out(h.transpose(2, 3).reshape(b, c, height, width))
+
+
+class Downsample(nn.Module):
+    def __init__(self, channels: int):
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, stride=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(F.pad(x, (0, 1, 0, 1)))  # one-sided zeros, as published
+
+
+class Upsample(nn.Module):
+    def __init__(self, channels: int):
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+
+
+class Level(nn.Module):
+    """The blocks of one resolution, each followed by attention where the config asks for it, then
+    the resampling.
+    """
+
+    def __init__(self, cfg: VQGANConfig, cin: int, cout: int, blocks: int, attention: bool):
+        super().__init__()
+        self.block = nn.ModuleList(
+            ResBlock(cfg, cin if i == 0 else cout, cout) for i in range(blocks)
+        )
+        self.attn = nn.ModuleList(Attention(cfg, cout) for _ in range(blocks if attention else 0))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for i, block in enumerate(self.block):
+            x = block(x)
+            if self.attn:
+                x = self.attn[i](x)
+        if hasattr(self, "downsample"):
+            x = self.downsample(x)
+        return self.upsample(x) if hasattr(self, "upsample") else x
+
+
+class Middle(nn.Module):
+    def __init__(self, cfg: VQGANConfig, channels: int):
+        super().__init__()
+        self.block_1 = ResBlock(cfg, channels, channels)
+        if cfg.mid_attention:
+            self.attn_1 = Attention(cfg, channels)
+        self.block_2 = ResBlock(cfg, channels, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.block_1(x)
+        return self.block_2(self.attn_1(x) if hasattr(self, "attn_1") else x)
+
+
+def _blocks(cfg: VQGANConfig) -> list[int]:
+    levels = len(cfg.ch_mult)
+    counts = (
+        [cfg.num_res_blocks] * levels
+        if isinstance(cfg.num_res_blocks, int)
+        else list(cfg.num_res_blocks)
+    )
+    if len(counts) != levels:
+        raise ValueError(
+            f"autoencoder.num_res_blocks has {len(counts)} entries, ch_mult has {levels} levels."
+        )
+    return counts
+
+
+class Encoder(nn.Module):
+    def __init__(self, cfg: VQGANConfig):
+        super().__init__()
+        self.conv_in = nn.Conv2d(3, cfg.ch, 3, padding=1)
+        self.down = nn.ModuleList()
+        channels = cfg.ch
+        for i, (mult, blocks) in enumerate(zip(cfg.ch_mult, _blocks(cfg))):
+            level = Level(
+                cfg, channels, cfg.ch * mult, blocks, cfg.resolution // 2**i in cfg.attn_resolutions
+            )
+            channels = cfg.ch * mult
+            if i < len(cfg.ch_mult) - 1:
+                level.downsample = Downsample(channels)
+            self.down.append(level)
+        self.mid = Middle(cfg, channels)
+        self.norm_out = norm(cfg, channels, silu=True)
+        self.conv_out = nn.Conv2d(channels, cfg.z_channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv_in(x)
+        for level in self.down:
+            x = level(x)
+        return self.conv_out(self.norm_out(self.mid(x)))
+
+
+class Decoder(nn.Module):
+    """Mirror of the encoder with one block more a level; `up` is indexed from the highest
+    resolution and runs in reverse.
+    """
+
+    def __init__(self, cfg: VQGANConfig):
+        super().__init__()
+        channels = cfg.ch * cfg.ch_mult[-1]
+        self.conv_in = nn.Conv2d(cfg.z_channels, channels, 3, padding=1)
+        self.mid = Middle(cfg, channels)
+        levels = []
+        for i, (mult, blocks) in reversed(list(enumerate(zip(cfg.ch_mult, _blocks(cfg))))):
+            level = Level(
+                cfg,
+                channels,
+                cfg.ch * mult,
+                blocks + 1,
+                cfg.resolution // 2**i in cfg.attn_resolutions,
+            )
+            channels = cfg.ch * mult
+            if i > 0:
+                level.upsample = Upsample(channels)
+            levels.insert(0, level)
+        self.up = nn.ModuleList(levels)
+        self.norm_out = norm(cfg, channels, silu=True)
+        self.conv_out = nn.Conv2d(channels, 3, 3, padding=1)
+
+    def forward(self, h: Tensor) -> Tensor:
+        h = self.mid(self.conv_in(h))
+        for level in reversed(self.up):
+            h = level(h)
+        return self.conv_out(self.norm_out(h))

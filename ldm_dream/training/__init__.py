@@ -1,0 +1,1 @@
+"""What trains. The file to read first is `train.py`."""

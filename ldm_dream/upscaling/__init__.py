@@ -1,0 +1,1 @@
+"""What makes pictures larger. The file to read first is `upscaler.py`."""

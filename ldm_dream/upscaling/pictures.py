@@ -1,0 +1,157 @@
+"""Pictures of every type -> tensors for the model, and back to the same type and bit depth.
+
+`unpack` returns rgb [B, 3, H, W] and alpha [B, 1, H, W] or None, both float32 in [0, 1], and a
+function that packs such a pair again. Grey becomes three equal channels and comes back as one.
+Alpha is straight, as in PNG.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeAlias
+
+import numpy as np
+import PIL.Image
+import torch
+from torch import Tensor
+
+from ldm_dream.data.images import Image, ImageError
+
+Picture: TypeAlias = "PIL.Image.Image | np.ndarray | Tensor | Image"
+Pack: TypeAlias = "Callable[[Tensor, Tensor | None], Picture]"
+
+
+def unpack(picture: Picture) -> tuple[Tensor, Tensor | None, Pack]:
+    """-> rgb, alpha, pack. Raises ImageError for a type, shape or range that is not one of these.
+
+    PIL (RGB, RGBA, L, LA, 1, P, CMYK, I;16), numpy [H, W], [H, W, 3] or [H, W, 4] (uint8, uint16,
+    or float in [0, 1]), torch [3, H, W] or [B, 3, H, W] (float in [0, 1]),
+    `ldm_dream.data.images.Image`.
+    """
+    if isinstance(picture, Image):
+        return _unpack_image(picture)
+    if isinstance(picture, PIL.Image.Image):
+        return _unpack_pil(picture)
+    if isinstance(picture, np.ndarray):
+        return _unpack_array(picture)
+    if isinstance(picture, Tensor):
+        return _unpack_tensor(picture)
+    raise ImageError(
+        f"a picture of type {type(picture).__name__} is not supported; give PIL, numpy or a torch tensor."
+    )
+
+
+def _unpack_image(image: Image) -> tuple[Tensor, Tensor | None, Pack]:
+    bands = image.pixels if image.alpha is None else np.dstack([image.pixels, image.alpha])
+    rgb, alpha, pack_bands = _unpack_array(bands)
+
+    def pack(rgb: Tensor, alpha: Tensor | None) -> Image:
+        bands = pack_bands(rgb, alpha)
+        return Image(
+            bands[..., :3], None if alpha is None else bands[..., 3], image.icc, image.was_gray
+        )
+
+    return rgb, alpha, pack
+
+
+def _unpack_pil(image: PIL.Image.Image) -> tuple[Tensor, Tensor | None, Pack]:
+    """Palettes and 1-bit pictures come back as RGB(A) and L: their colours cannot hold what the
+    model adds.
+    """
+    targets = {
+        "1": "L",
+        "L": "L",
+        "LA": "LA",
+        "P": "RGB",
+        "PA": "RGBA",
+        "CMYK": "RGB",
+        "RGB": "RGB",
+        "RGBA": "RGBA",
+    }
+    if image.mode.startswith("I;16"):
+        bands = np.asarray(image).astype(np.uint16)
+    elif image.mode in targets:
+        target = targets[image.mode]
+        if image.has_transparency_data:
+            target = {"L": "LA", "RGB": "RGBA"}.get(target, target)
+        bands = np.asarray(image.convert(target))
+    else:
+        raise ImageError(
+            f"a PIL picture of mode {image.mode} is not supported; convert it to RGB, RGBA, L or I;16."
+        )
+    rgb, alpha, pack_bands = _unpack_array(bands, gray_alpha=True)
+    icc = (
+        None if image.mode == "CMYK" else image.info.get("icc_profile")
+    )  # a CMYK profile does not describe RGB
+
+    def pack(rgb: Tensor, alpha: Tensor | None) -> PIL.Image.Image:
+        result = PIL.Image.fromarray(pack_bands(rgb, alpha))
+        if icc:
+            result.info["icc_profile"] = icc
+        return result
+
+    return rgb, alpha, pack
+
+
+def _unpack_array(
+    bands: np.ndarray, gray_alpha: bool = False
+) -> tuple[Tensor, Tensor | None, Pack]:
+    channels = bands.shape[2] if bands.ndim == 3 else 1 if bands.ndim == 2 else 0
+    if channels not in (1, 3, 4, *([2] if gray_alpha else [])) or not bands.size:
+        raise ImageError(
+            f"an array of shape {bands.shape} is not a picture; give [H, W], [H, W, 3] or [H, W, 4]."
+        )
+    if bands.dtype not in (np.uint8, np.uint16) and not np.issubdtype(bands.dtype, np.floating):
+        raise ImageError(
+            f"an array of {bands.dtype} is not supported; give uint8, uint16 or floats in [0, 1]."
+        )
+    levels = 1.0 if np.issubdtype(bands.dtype, np.floating) else float(np.iinfo(bands.dtype).max)
+    values = (
+        torch.from_numpy(np.atleast_3d(bands).astype(np.float32)).permute(2, 0, 1)[None] / levels
+    )
+    _check_range(values)
+    colours = channels if channels % 2 else channels - 1
+    rgb, alpha = (
+        values[:, :colours].expand(-1, 3, -1, -1),
+        values[:, colours:] if channels > colours else None,
+    )
+
+    def pack(rgb: Tensor, alpha: Tensor | None) -> np.ndarray:
+        rgb = (
+            rgb.mean(1, keepdim=True) if colours == 1 else rgb
+        )  # the mean treats a colour cast of the model as noise
+        out = (rgb if alpha is None else torch.cat([rgb, alpha], 1))[0].permute(
+            1, 2, 0
+        ).cpu().numpy() * levels
+        out = (out if levels == 1.0 else out.round()).astype(bands.dtype)
+        return np.ascontiguousarray(out[..., 0] if bands.ndim == 2 else out)
+
+    return rgb, alpha, pack
+
+
+def _unpack_tensor(tensor: Tensor) -> tuple[Tensor, None, Pack]:
+    if (
+        tensor.ndim not in (3, 4)
+        or tensor.shape[-3] != 3
+        or not tensor.numel()
+        or not tensor.is_floating_point()
+    ):
+        given = f"{tensor.dtype} of shape {tuple(tensor.shape)}"
+        raise ImageError(
+            f"a tensor {given} is not a picture; give floats in [0, 1] of shape [3, H, W] or [B, 3, H, W]."
+        )
+    values = tensor.detach().float().reshape(-1, *tensor.shape[-3:])
+    _check_range(values)
+
+    def pack(rgb: Tensor, alpha: Tensor | None) -> Tensor:
+        return rgb.to(tensor.device, tensor.dtype).reshape(*tensor.shape[:-2], *rgb.shape[-2:])
+
+    return values, None, pack
+
+
+def _check_range(values: Tensor) -> None:
+    low, high = values.aminmax()
+    if not (low >= 0 and high <= 1):  # also refuses NaN
+        raise ImageError(
+            f"float pictures have values in [0, 1], this one reaches from {low:g} to {high:g}; scale it first."
+        )

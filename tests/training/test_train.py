@@ -1,0 +1,306 @@
+"""The training loop: resumes bit for bit, stops at what is not finite, trains both kinds of runs."""
+
+import json
+import math
+import os
+import random
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from ldm_dream.config.data import DataConfig
+from ldm_dream.config.files import dump_config
+from ldm_dream.config.run import AutoencoderRun, DiffusionRun, TrainConfig
+from ldm_dream.data import pairs
+from ldm_dream.data.blind import degrade_blind
+from ldm_dream.data.pairs import PairDataset
+from ldm_dream.data.resize import upsample
+from ldm_dream.model_folder import load_autoencoder, load_model, resolve_autoencoder
+from ldm_dream.networks.idm import ImplicitUNet
+from ldm_dream.training.autoencoder import CodeUsage
+from ldm_dream.training.diffusion import DiffusionObjective
+from ldm_dream.training.latents import LatentDataset
+from ldm_dream.training.train import TrainingError, learning_rate, train
+from ldm_dream.upscaling.upscaler import Upscaler
+from runs import VQGAN_TINY, autoencoder_folder, diffusion_run, pictures
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def start(config: Path, run_dir: Path) -> subprocess.Popen:
+    command = [sys.executable, ROOT / "tools/train.py", config, "--run-dir", run_dir]
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}
+    )
+
+
+def test_a_run_killed_three_times_ends_with_the_same_weights_bit_for_bit(tmp_path):
+    config = tmp_path / "run.yaml"
+    config.write_text(dump_config(diffusion_run(tmp_path, steps=24, save_every=5)))
+    whole = start(config, tmp_path / "whole")
+    assert whole.wait() == 0
+    choose = random.Random(0)
+    for _ in range(3):
+        process = start(config, tmp_path / "killed")
+        for _ in range(choose.randint(2, 9)):  # lines of progress until the end comes
+            process.stdout.readline()
+        process.send_signal(signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL
+    assert start(config, tmp_path / "killed").wait() == 0
+    want, got = (
+        load_file(tmp_path / name / "model" / "model.safetensors") for name in ("whole", "killed")
+    )
+    assert want.keys() == got.keys()
+    assert all(torch.equal(want[k], got[k]) for k in want)
+
+
+def test_a_finished_run_leaves_a_model_folder_that_loads(tmp_path):
+    train(diffusion_run(tmp_path), tmp_path / "run")
+    model = load_model(tmp_path / "run" / "model")
+    assert model.run.scale == 4
+    rows = [
+        json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    ]
+    assert [row["step"] for row in rows if "loss/network" in row] == [1, 2, 3, 4, 5, 6]
+    assert any("val/psnr_y" in row for row in rows)
+    assert (tmp_path / "run" / "samples" / "step-00000006.png").is_file()
+
+
+def test_a_non_finite_loss_stops_before_the_optimizer_step(tmp_path, monkeypatch):
+    run = diffusion_run(tmp_path)
+    real = DiffusionObjective.loss
+
+    def broken(self, batch, step, generator):
+        loss, logged = real(self, batch, step, generator)
+        return (loss * math.nan if step == 4 else loss), logged
+
+    monkeypatch.setattr(DiffusionObjective, "loss", broken)
+    with pytest.raises(TrainingError, match="step 4: loss nan"):
+        train(run, tmp_path / "run")
+    kept = load_file(tmp_path / "run" / "checkpoints" / "step-00000003" / "state.safetensors")
+    assert all(v.isfinite().all() for v in kept.values())
+
+
+def test_a_folder_of_another_run_is_refused(tmp_path):
+    train(diffusion_run(tmp_path, steps=3), tmp_path / "run")
+    other = diffusion_run(tmp_path, steps=9)
+    other = other.model_copy(
+        update={"network": other.network.model_copy(update={"model_channels": 32})}
+    )
+    with pytest.raises(TrainingError, match="another model"):
+        train(other, tmp_path / "run")
+
+
+def autoencoder_run(tmp_path, **loss) -> AutoencoderRun:
+    return AutoencoderRun(
+        task="autoencoder",
+        autoencoder=VQGAN_TINY,
+        loss={"lpips": 0.0} | loss,
+        data={"train": (str(pictures(tmp_path / "hr")),), "patch": 32},
+        train={
+            "steps": 6,
+            "batch_size": 2,
+            "precision": "fp32",
+            "log_every": 1,
+            "save_every": 6,
+            "learning_rate": 1e-3,
+        },
+    )
+
+
+def test_an_autoencoder_run_trains_its_codebook_and_its_discriminator(tmp_path):
+    pytest.importorskip(
+        "taming.modules.discriminator.model",
+        reason="taming-transformers (extra `train`) is not installed",
+    )
+    run = autoencoder_run(tmp_path, codebook_start=2, adversarial=0.5, adversarial_start=3)
+    train(run, tmp_path / "run")
+    rows = [
+        json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    ]
+    assert ["codes_used" in row for row in rows] == [False, False, True, True, True, True]
+    assert ["adversarial" in row for row in rows] == [False, False, False, True, True, True]
+    assert ["hinge" in row for row in rows] == [False, False, False, True, True, True]
+    assert rows[3]["hinge"] > 0 and rows[3]["grad_norm/discriminator"] > 0
+
+
+def test_frozen_parameters_stay_and_fine_tuning_keeps_the_codebook(tmp_path):
+    run = autoencoder_run(tmp_path)
+    start = autoencoder_folder(tmp_path / "start")
+    tuned = run.train.model_copy(
+        update={
+            "init_from": str(start),
+            "freeze": ("encoder", "quant_conv", "quantize"),
+            "steps": 2,
+        }
+    )
+    train(run.model_copy(update={"train": tuned}), tmp_path / "run")
+    before, after = (
+        load_file(folder / "model.safetensors") for folder in (start, tmp_path / "run" / "model")
+    )
+    for name in before:
+        moved = not torch.equal(before[name], after[name])
+        assert moved == name.startswith(("decoder", "post_quant_conv")), name
+
+
+def test_a_mistyped_prefix_to_freeze_is_named_with_those_there_are(tmp_path):
+    run = autoencoder_run(tmp_path)
+    wrong = run.train.model_copy(update={"freeze": ("encoders",)})
+    with pytest.raises(
+        TrainingError, match="'encoders'; they begin with encoder, decoder, quantize"
+    ):
+        train(run.model_copy(update={"train": wrong}), tmp_path / "run")
+
+
+def test_dead_codes_are_moved_onto_latents():
+    torch.manual_seed(0)
+    from ldm_dream.networks.vqgan import VQGAN
+
+    model, usage = VQGAN(VQGAN_TINY), CodeUsage(VQGAN_TINY.n_embed)
+    x = torch.rand(1, 3, 32, 32)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        model.quantize.embedding.weight.fill_(1e3)
+        model.quantize.embedding.weight[0] = 0
+    used, moved = usage.update(model, model(x)[1], x, 1, generator)
+    assert used == 1 / VQGAN_TINY.n_embed and moved == VQGAN_TINY.n_embed - 1
+    assert model.quantize.embedding.weight.abs().max() < 1e2
+
+
+@pytest.mark.parametrize("kind", ["bicubic", "blind"])
+def test_cached_latents_are_those_of_the_batch_and_the_pool_repeats(tmp_path, kind, monkeypatch):
+    run = diffusion_run(tmp_path)
+    run = run.model_copy(
+        update={"data": DataConfig(**run.data.model_dump() | {"degradation": {"kind": kind}})}
+    )
+    degraded = []
+    monkeypatch.setattr(
+        pairs, "degrade_blind", lambda *args: degraded.append(args[-1]) or degrade_blind(*args)
+    )
+    autoencoder = load_autoencoder(resolve_autoencoder(run.autoencoder))
+    data = LatentDataset(PairDataset(run.data, run.scale, 0), autoencoder, pool=4)
+    visited = [data.batch(step, 2) for step in range(6)]
+    for batch in visited:
+        torch.testing.assert_close(
+            batch.z0, autoencoder.encode(batch.hr), atol=1e-3, rtol=1e-3
+        )  # kept in half precision
+        torch.testing.assert_close(
+            batch.z_lr, autoencoder.encode(upsample(batch.lr, (32, 32))), atol=1e-3, rtol=1e-3
+        )
+    assert len(degraded) == (
+        4 if kind == "blind" else 0
+    )  # once each, as they are encoded once each
+    rounds = [{draw for batch in visited[i : i + 2] for draw in batch.draws} for i in (0, 2, 4)]
+    assert len(rounds[0]) == 4 and rounds[0] == rounds[1] == rounds[2]
+    resumed = LatentDataset(PairDataset(run.data, run.scale, 0), autoencoder, pool=4).batch(5, 2)
+    for name in ("hr", "lr", "z0", "z_lr"):
+        assert torch.equal(getattr(resumed, name), getattr(visited[5], name))
+
+
+@pytest.mark.parametrize("cached", [None, 4])
+def test_bf16_trains_with_and_without_cached_latents(tmp_path, cached):
+    run = diffusion_run(tmp_path)
+    changes = {"data": {"cache_latents": cached}, "train": {"precision": "bf16", "steps": 2}}
+    changes = {
+        name: getattr(run, name).model_copy(update=update) for name, update in changes.items()
+    }
+    train(run.model_copy(update=changes), tmp_path / "run")
+    rows = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    assert (
+        all(math.isfinite(value) for row in rows for value in row.values())
+        and rows[-1]["step"] == 2
+    )
+
+
+@pytest.mark.parametrize(("step", "want"), [(0, 0.1), (9, 1.0), (10, 1.0), (55, 0.6), (100, 0.2)])
+def test_learning_rate_warms_up_and_follows_the_cosine(step, want):
+    cfg = TrainConfig(steps=100, learning_rate=1.0, learning_rate_end=0.2, warmup_steps=10)
+    assert learning_rate(cfg, step) == pytest.approx(want, abs=1e-9)
+
+
+def idm_run(tmp_path) -> DiffusionRun:
+    """At any scale from 1 to 4, of LR patches of 8 pixels."""
+    return DiffusionRun(
+        prediction="eps",
+        process={"kind": "ddpm", "num_timesteps": 10, "beta_end": 0.5},
+        sampler={"kind": "ddim", "steps": 1},
+        network={
+            "kind": "idm", "image_size": 32, "model_channels": 8, "channel_mult": (1, 2), "num_res_blocks": 1,
+            "attention_resolutions": (), "norm_groups": 4, "encoder_blocks": 1, "encoder_channels": 8, "max_scale": 4,
+        },
+        loss={"strength": 1.0},
+        data={"train": (str(pictures(tmp_path / "hr")),), "patch": 32, "scales": (1, 4)},
+        train={"steps": 6, "batch_size": 2, "precision": "fp32", "log_every": 1},
+    )  # fmt: skip
+
+
+def test_idm_is_told_in_training_what_it_is_told_in_upscaling(tmp_path, monkeypatch):
+    told = set()  # (HR side, position of the scale between 1 and the largest)
+    forward = ImplicitUNet.forward
+
+    def listen(self, z_t, t, condition, position):
+        told.add((z_t.shape[-1], position.item()))
+        return forward(self, z_t, t, condition, position)
+
+    monkeypatch.setattr(ImplicitUNet, "forward", listen)
+    train(idm_run(tmp_path), tmp_path / "run")
+    trained = set(told)
+    assert len(trained) >= 4 and all(
+        8 <= side <= 32 and 0 <= position <= 1 for side, position in trained
+    )
+    told.clear()
+    upscaler = Upscaler.from_pretrained(tmp_path / "run" / "model", device="cpu")
+    for side, _ in trained:
+        assert upscaler(torch.zeros(3, 8, 8), scale=side / 8).shape == (3, side, side)
+    assert told == trained
+
+
+@pytest.mark.parametrize("kind", ["idm", "autoencoder"])  # idm: micro-batches of different sizes
+def test_two_processes_train_as_one_that_accumulates_two_batches(tmp_path, kind):
+    run = idm_run(tmp_path) if kind == "idm" else autoencoder_run(tmp_path)
+    config = tmp_path / "run.yaml"
+    config.write_text(dump_config(run))
+    one = [
+        sys.executable,
+        ROOT / "tools/train.py",
+        config,
+        "--run-dir",
+        tmp_path / "one",
+        "--set",
+        "train.accumulate=2",
+    ]
+    two = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        ROOT / "tools/train.py",
+    ]
+    for command in (one, [*two, config, "--run-dir", tmp_path / "two"]):
+        done = subprocess.run(
+            command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}
+        )
+        assert done.returncode == 0, done.stderr
+    want, got = (
+        load_file(tmp_path / name / "model" / "model.safetensors") for name in ("one", "two")
+    )
+    for name, value in want.items():
+        torch.testing.assert_close(got[name], value, atol=1e-6, rtol=1e-5)
+    rows = [
+        json.loads(line) for line in (tmp_path / "two" / "metrics.jsonl").read_text().splitlines()
+    ]
+    assert [row["step"] for row in rows if any(key.startswith("loss/") for key in row)] == [
+        1,
+        2,
+        3,
+        4,
+        5,
+        6,
+    ]

@@ -1,0 +1,102 @@
+"""Recorded calls: the same results as the network's own, for every shape. Without a GPU a recording
+is played by plain Python.
+"""
+
+import pytest
+import torch
+from torch.utils._pytree import tree_leaves
+
+from ldm_dream import Upscaler
+from ldm_dream.config.model import IDMConfig
+from ldm_dream.networks import build_network
+from ldm_dream.upscaling.cuda_graphs import CALLS, KEPT, GraphedCall
+
+
+@pytest.fixture
+def recorded(monkeypatch) -> list:
+    """The arguments of every recording. It acts as CUDA's: reads from and writes to the same memory
+    each time.
+    """
+    recordings = []
+
+    def make_graphed_callables(call, arguments):
+        assert not isinstance(call, torch.nn.Module)
+        recordings.append(arguments)
+        result = call(*arguments)
+
+        def replay(*inputs):
+            for own, given in zip(tree_leaves(arguments), tree_leaves(inputs), strict=True):
+                own.copy_(given)
+            return result.copy_(call(*arguments))
+
+        return replay
+
+    monkeypatch.setattr(torch.cuda, "make_graphed_callables", make_graphed_callables)
+    return recordings
+
+
+def test_a_shape_is_recorded_once_when_it_has_come_often_enough(recorded):
+    call = GraphedCall(lambda x, y: x + 2 * y)
+    for i in range(CALLS + 3):
+        x, y = torch.randn(2, 3), torch.randn(1)
+        torch.testing.assert_close(call(x, y.expand(3)), x + 2 * y)
+        assert len(recorded) == (i >= CALLS)
+    assert call(torch.ones(3), torch.ones(3)).shape == (3,) and len(recorded) == 1
+
+
+def test_results_outlive_the_next_call_and_inputs_stay(recorded):
+    call = GraphedCall(lambda x: x + 1)
+    inputs = [torch.full((2,), float(i)) for i in range(CALLS + 4)]
+    results = [call(x) for x in inputs]
+    for i, (x, result) in enumerate(zip(inputs, results)):
+        assert (x == i).all() and (result == i + 1).all()
+
+
+def test_no_more_than_kept_are_recorded(recorded):
+    call = GraphedCall(lambda x: -x)
+    for size in range(1, KEPT + 3):
+        for _ in range(CALLS + 2):
+            assert torch.equal(call(torch.ones(size)), -torch.ones(size))
+    assert len(recorded) == KEPT
+
+
+@torch.no_grad()
+def test_idms_features_of_the_lr_picture_are_inputs_too(recorded):
+    """What a second picture brings must reach the recording of the first one's shape."""
+    cfg = IDMConfig(
+        model_channels=32, encoder_blocks=1, encoder_channels=8, max_scale=4, channel_mult=(1, 2), num_res_blocks=1,
+        image_size=16, attention_resolutions=(), dropout=0.0,
+    )  # fmt: skip
+    network = build_network(cfg).eval()
+    call = GraphedCall(network)
+    for _ in range(CALLS + 2):
+        z_t, t, cond = (
+            torch.randn(1, 3, 16, 16),
+            torch.rand(1),
+            network.prepare(torch.randn(1, 3, 8, 8), (16, 16)),
+        )
+        torch.testing.assert_close(call(z_t, t, cond), network(z_t, t, cond))
+    assert len(recorded) == 1
+
+
+def test_tiles_through_a_recorded_call_make_the_same_picture(recorded):
+    picture = torch.rand(3, 140, 40)
+    upscaler = Upscaler.from_pretrained(device="cpu")
+    want = upscaler(picture, tile=16, tile_pad=4)
+    upscaler._call = GraphedCall(upscaler.network)
+    assert torch.equal(upscaler(picture, tile=16, tile_pad=4), want)
+    assert len(recorded) == 1
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs want CUDA")
+@pytest.mark.parametrize("tile", [None, 32])
+def test_a_picture_upscaled_with_cuda_graphs_is_the_same(tile):
+    picture = torch.rand(3, 96, 80)
+    plain, graphed = (
+        Upscaler.from_pretrained(device="cuda", dtype="fp32", compile=compile)
+        for compile in (False, True)
+    )
+    want = plain(picture, steps=4, tile=tile)
+    for _ in range(3):
+        torch.testing.assert_close(graphed(picture, steps=4, tile=tile), want, atol=1e-2, rtol=0)
+    assert graphed._call.graphs

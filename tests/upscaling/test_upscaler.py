@@ -1,0 +1,387 @@
+import subprocess
+import sys
+from functools import cache
+
+import numpy as np
+import PIL.Image
+import pytest
+import torch
+
+from ldm_dream.config.model import (
+    DDPMConfig,
+    IDMConfig,
+    PixelConfig,
+    ResidualShiftConfig,
+    ResShiftNetConfig,
+    SamplerConfig,
+    VQGANConfig,
+)
+from ldm_dream.config.run import DiffusionRun
+from ldm_dream.data.images import Image, ImageError
+from ldm_dream.data.resize import imresize_to, upsample
+from ldm_dream.denoiser import build_cond
+from ldm_dream.networks import build_network
+from ldm_dream.networks.autoencoders import build_autoencoder
+from ldm_dream.process import build_process
+from ldm_dream.sampler import SamplerError
+from ldm_dream.upscaling import upscaler as upscale_module
+from ldm_dream.upscaling.upscaler import UpscaleError, Upscaler
+
+LATENT = VQGANConfig(
+    ch=4,
+    ch_mult=(1, 1, 1),
+    num_res_blocks=1,
+    norm="none",
+    mid_attention=False,
+    n_embed=16,
+    quantize=False,
+)
+
+
+def make(scale: int = 4, autoencoder=LATENT, condition=("lr",), cond_factor: int = 1) -> Upscaler:
+    """Random weights, large enough that output depends on noise, step and condition; local norms,
+    windows of 4 at two levels.
+    """
+    run = DiffusionRun(
+        scale=scale,
+        autoencoder=autoencoder,
+        condition=condition,
+        process=ResidualShiftConfig(num_timesteps=3),
+        network=ResShiftNetConfig(
+            image_size=16,
+            cond_channels=3 * len(condition),
+            cond_factor=cond_factor,
+            model_channels=8,
+            channel_mult=(1, 2),
+            num_res_blocks=1,
+            attention_resolutions=(),
+            swin_embed_dim=8,
+            num_head_channels=4,
+            window_size=4,
+            mlp_ratio=1,
+            norm="layer",
+        ),
+    )
+    generator = torch.Generator().manual_seed(0)
+    network, decoder = build_network(run.network), build_autoencoder(run.autoencoder)
+    for name, parameter in (*network.named_parameters(), *decoder.named_parameters()):
+        if parameter.ndim > 1:
+            torch.nn.init.normal_(parameter, std=parameter[0].numel() ** -0.5, generator=generator)
+        elif name.endswith("bias"):
+            torch.nn.init.zeros_(parameter)
+    return Upscaler(run, network, decoder, build_process(run.process), device="cpu")
+
+
+@cache
+def upscaler() -> Upscaler:
+    return make()
+
+
+def pictures() -> dict[str, torch.Tensor]:
+    """[3, 96, 64] in [0, 1]."""
+    ramp = torch.linspace(0.1, 0.9, 64).expand(3, 96, 64) * torch.tensor([1.0, 0.8, 0.5]).view(
+        3, 1, 1
+    )
+    return {
+        "flat": torch.full((3, 96, 64), 0.4),
+        "gradient": ramp,
+        "noise": torch.rand(3, 96, 64, generator=torch.Generator().manual_seed(3)),
+    }
+
+
+@pytest.mark.parametrize(
+    ("options", "seen"),
+    [
+        ({"scale": 2.5}, {(25, 35)}),
+        ({}, {(40, 56)}),
+        ({"scale": 6}, {(40, 56)}),  # beyond max_scale: its own scale, then bicubic
+        ({"scale": 2.5, "tile": 8, "tile_pad": 1}, {(32, 32)}),  # tiles: likewise
+    ],
+)
+def test_idm_makes_any_scale_up_to_its_largest_itself(options, seen):
+    torch.manual_seed(0)
+    run = DiffusionRun(
+        scale=4,
+        prediction="eps",
+        process=DDPMConfig(num_timesteps=10, beta_end=0.5),
+        sampler={"kind": "ddim", "steps": 2},
+        network=IDMConfig(
+            image_size=32, model_channels=8, channel_mult=(1, 2), num_res_blocks=1, attention_resolutions=(), norm_groups=4,
+            encoder_blocks=1, encoder_channels=8, max_scale=4,
+        ),
+    )  # fmt: skip
+    network = build_network(run.network)
+    model = Upscaler(
+        run, network, build_autoencoder(run.autoencoder), build_process(run.process), device="cpu"
+    )
+    sizes = set()
+    network.register_forward_hook(lambda _, args, out: sizes.add(tuple(out.shape[-2:])))
+    image = np.random.default_rng(0).integers(0, 256, (10, 14, 3), dtype=np.uint8)
+    scale = options.get("scale", 4)
+    assert model(image, **options).shape == (round(10 * scale), round(14 * scale), 3)
+    assert sizes == seen
+
+
+# ---------------------------------------------------------------------------------- sizes and types
+
+
+@pytest.mark.parametrize("scale", [None, 0.5, 1, 1.5, 2.5, 3, 4, 5])
+def test_output_is_exactly_the_rounded_size(scale):
+    out = upscaler()(np.zeros((7, 9, 3), np.uint8), scale=scale, steps=1)
+    assert out.shape == (round(7 * (scale or 4)), round(9 * (scale or 4)), 3)
+
+
+@pytest.mark.parametrize("height, width", [(1, 1), (1, 40), (7, 5000), (33, 2)])
+def test_every_size_works(height, width):
+    image = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    assert upscaler()(image, steps=1).shape == (4 * height, 4 * width, 3)
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        {"scale": 2, "cond_factor": 2},
+        {"scale": 3, "autoencoder": PixelConfig()},
+        {"scale": 4, "autoencoder": PixelConfig(), "condition": ("lr", "z_lr")},
+        {
+            "scale": 4,
+            "autoencoder": LATENT.model_copy(update={"quantize": True}),
+            "condition": ("z_lr",),
+        },
+    ],
+)
+def test_every_kind_of_model_works_whole_and_in_tiles(model):
+    upscaler = make(**model)
+    image = np.random.default_rng(0).integers(0, 256, (37, 41, 3), dtype=np.uint8)
+    for tile in (None, 8):
+        assert upscaler(image, steps=1, tile=tile, tile_pad=2).shape == (
+            37 * model["scale"],
+            41 * model["scale"],
+            3,
+        )
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        np.zeros((5, 6, 3), np.uint16),
+        np.zeros((5, 6), np.uint8),
+        np.zeros((5, 6, 4), np.float32),
+        PIL.Image.new("LA", (6, 5)),
+        PIL.Image.new("I;16", (6, 5)),
+    ],
+)
+def test_type_and_depth_come_back(image):
+    out = upscaler()(image, steps=1)
+    assert type(out) is type(image)
+    assert np.asarray(out).dtype == np.asarray(image).dtype
+    assert np.asarray(out).shape == (20, 24, *np.asarray(image).shape[2:])
+
+
+def test_sixteen_bits_are_not_made_from_eight():
+    image = np.random.default_rng(0).integers(0, 65536, (16, 16, 3), dtype=np.uint16)
+    out = upscaler()(image, steps=1)
+    assert len(np.unique(out % 257)) > 200
+
+
+def test_alpha_is_enlarged_by_bicubic_and_does_not_touch_the_colours():
+    rng = np.random.default_rng(0)
+    rgb, alpha = (
+        rng.integers(0, 256, (9, 8, 3), dtype=np.uint8),
+        rng.integers(0, 256, (9, 8), dtype=np.uint8),
+    )
+    out = upscaler()(Image(rgb, alpha, b"profile"), scale=3, steps=1)
+    expected = (
+        imresize_to(torch.from_numpy(alpha / 255.0), 27, 24).clamp(0, 1).mul(255).round().numpy()
+    )
+    assert np.abs(out.alpha.astype(int) - expected).max() <= 1
+    assert np.array_equal(out.pixels, upscaler()(rgb, scale=3, steps=1))
+    assert out.icc == b"profile"
+
+
+def test_grey_files_come_back_grey():
+    assert upscaler()(Image(np.zeros((4, 4, 3), np.uint8), was_gray=True), steps=1).was_gray
+
+
+# -------------------------------------------------------------------------- same seed, same picture
+
+
+def test_seed_decides_the_picture():
+    image = pictures()["noise"]
+    first = upscaler()(image, seed=1)
+    assert torch.equal(first, upscaler()(image, seed=1))
+    assert (first - upscaler()(image, seed=2)).abs().mean() > 1e-3
+
+
+@pytest.mark.parametrize("batch_size", [2, 5, 64])
+def test_batch_size_changes_nothing_but_rounding(batch_size):
+    image, options = pictures()["noise"], {"tile": 40, "tile_pad": 4}
+    out = upscaler()(image, batch_size=batch_size, **options)
+    torch.testing.assert_close(out, upscaler()(image, batch_size=1, **options), rtol=0, atol=2e-4)
+
+
+def test_a_picture_in_a_batch_is_the_picture_alone():
+    batch = torch.stack(list(pictures().values()))
+    out = upscaler()(batch, batch_size=3, color_fix="none")
+    for alone, together in zip(batch, out):
+        torch.testing.assert_close(upscaler()(alone, color_fix="none"), together, rtol=0, atol=2e-4)
+
+
+@pytest.mark.parametrize("name", pictures())
+def test_tiled_agrees_with_untiled(name):
+    """Bounds for a local network whose random weights carry every pixel far: small at the default
+    overlap, none at twice it.
+    """
+    image = pictures()[name].repeat(1, 1, 3)[:, :32, :160]
+    whole, other_seed = (
+        upscaler()(image, tile=160, seed=seed, color_fix="none") for seed in (0, 1)
+    )
+    error = (upscaler()(image, tile=96, tile_pad=16, color_fix="none") - whole).abs()
+    assert (
+        error.mean() < 0.01 * (other_seed - whole).abs().mean()
+    )  # noise of its own for each tile would make it 1
+    error = (upscaler()(image, tile=128, tile_pad=32, color_fix="none") - whole).abs()
+    assert error.max() < 0.25 / 255, f"{error.max() * 255:.3f} levels"
+
+
+@pytest.mark.parametrize("name", ["flat", "gradient"])
+def test_tiles_leave_no_seam(name):
+    """Tiling moves no pixel pair apart by a tenth of the texture's own steps; a hard cut or a ramp
+    from the very edge do.
+    """
+    image = pictures()[name].repeat(1, 1, 3)[:, :32, :160]
+    whole, tiled = (
+        upscaler()(image, tile=tile, tile_pad=16, color_fix="none") for tile in (160, 96)
+    )
+    assert (tiled - whole).diff(dim=-1).abs().max() < 0.1 * whole.diff(dim=-1).abs().max()
+
+
+def test_running_out_of_memory_halves_the_tile_and_says_so(caplog, monkeypatch):
+    upscaler, seen = make(), []
+    decode = upscaler.autoencoder.decode
+
+    def small_decode(z):
+        seen.append(z.shape[-1])
+        if z.shape[-1] > 40:
+            raise torch.OutOfMemoryError
+        return decode(z)
+
+    monkeypatch.setattr(upscaler.autoencoder, "decode", small_decode)
+    image = pictures()["noise"]
+    out = upscaler(image, steps=1, tile_pad=4)
+    assert sorted(set(seen)) == [24, 48, 64]
+    assert [record.getMessage()[:13] for record in caplog.records] == ["out of memory"] * 2
+    monkeypatch.setattr(upscaler.autoencoder, "decode", decode)
+    torch.testing.assert_close(
+        out, upscaler(image, steps=1, tile=24, tile_pad=4), rtol=0, atol=1e-5
+    )
+
+
+def test_memory_that_no_tile_fits_is_one_sentence(monkeypatch):
+    upscaler = make()
+    monkeypatch.setattr(
+        upscaler.autoencoder, "decode", lambda z: (_ for _ in ()).throw(torch.OutOfMemoryError())
+    )
+    with pytest.raises(UpscaleError, match="too little memory for the smallest tiles"):
+        upscaler(pictures()["flat"], steps=1)
+
+
+# ---------------------------------------------------------------------------- options and condition
+
+
+def test_options_reach_the_sampler():
+    image = pictures()["noise"][:, :16, :16]
+    default = upscaler()(image)
+    assert torch.equal(default, upscaler()(image, steps=3))
+    for options in ({"steps": 1}, {"sampler": "ddim"}, {"color_fix": "none"}):
+        assert not torch.equal(default, upscaler()(image, **options)), options
+
+
+def test_bf16_is_close_to_fp32():
+    model = upscaler()
+    half = Upscaler(
+        model.run, model.network, model.autoencoder, model.process, device="cpu", dtype="bf16"
+    )
+    image = pictures()["noise"][:, :16, :16]
+    assert 0 < (half(image) - model(image)).abs().mean() < 0.02
+
+
+@pytest.mark.parametrize(
+    "options, says",
+    [
+        ({"scale": 0}, "scale=0"),
+        ({"scale": float("nan")}, "scale=nan"),
+        ({"steps": 0}, "steps=0"),
+        ({"steps": 4}, "steps=4"),
+        ({"seed": -1}, "seed=-1"),
+        ({"tile": 0}, "tile=0"),
+        ({"tile_pad": -1}, "tile_pad=-1"),
+        ({"batch_size": 0}, "batch_size=0"),
+        ({"color_fix": "ycbcr"}, "color_fix='ycbcr'.*none, wavelet, adain"),
+        ({"sampler": "euler"}, "sampler 'euler'"),
+        ({"sampler": "dpm-solver++"}, "dpm-solver"),
+    ],
+)
+def test_impossible_options_are_one_sentence(options, says):
+    with pytest.raises((UpscaleError, SamplerError), match=says) as error:
+        upscaler()(pictures()["flat"], **options)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "options, says", [({"device": "tpu"}, "device='tpu'"), ({"dtype": "int8"}, "dtype='int8'")]
+)
+def test_unknown_devices_and_dtypes_are_one_sentence(options, says):
+    model = upscaler()
+    with pytest.raises(UpscaleError, match=says):
+        Upscaler(model.run, model.network, model.autoencoder, model.process, **options)
+
+
+def test_a_result_beyond_the_limit_is_refused_before_the_work(monkeypatch):
+    monkeypatch.setattr(upscale_module, "MAX_PIXELS", 1000)
+    with pytest.raises(ImageError, match="1024 pixels, more than the 1000 allowed"):
+        upscaler()(np.zeros((8, 8, 3), np.uint8), scale=1)
+    with pytest.raises(ImageError, match="3600 pixels"):
+        upscaler()(np.zeros((6, 6, 3), np.uint8), scale=10)
+
+
+def test_a_result_with_nan_is_refused(monkeypatch):
+    upscaler = make()
+    monkeypatch.setattr(
+        upscaler.autoencoder, "decode", lambda z: torch.full((len(z), 3, 64, 32), torch.nan)
+    )
+    with pytest.raises(ImageError, match="NaN or infinity in torch.float32"):
+        upscaler(torch.zeros(3, 9, 8), steps=1)
+
+
+def test_condition_is_the_parts_in_order_on_the_grid_of_the_network():
+    run = make(scale=4, condition=("z_lr", "lr")).run
+    lr, z_lr = torch.rand(2, 3, 8, 6), torch.rand(2, 3, 8, 6)
+    assert torch.equal(build_cond(run, lr, z_lr), torch.cat([z_lr, lr], 1))
+    pixel = DiffusionRun(scale=2)
+    large = upsample(lr, tuple(2 * side for side in lr.shape[-2:]))
+    assert large.shape == (2, 3, 16, 12) and large.min() >= -1
+    torch.testing.assert_close(build_cond(pixel, lr, large), imresize_to(lr, 16, 12))
+    nothing = DiffusionRun(condition=())
+    assert build_cond(nothing, lr, z_lr).shape == (2, 0, 8, 6)
+
+
+def test_upscaler_is_exported_lazily():
+    code = "import ldm_dream.config.files, sys; assert 'torch' not in sys.modules; "
+    code += "from ldm_dream import Upscaler; Upscaler"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_process_with_noise_alone_works_too():
+    model = upscaler()
+    run = model.run.model_copy(
+        update={
+            "process": DDPMConfig(respace=4),
+            "prediction": "v",
+            "sampler": SamplerConfig(kind="dpm-solver++", steps=3),
+        }
+    )
+    out = Upscaler(run, model.network, model.autoencoder, build_process(run.process), device="cpu")(
+        pictures()["noise"], tile=48
+    )
+    assert out.shape == (3, 384, 256) and out.isfinite().all()
