@@ -216,7 +216,9 @@ class DDPMConfig(Strict):
     """
 
     kind: Literal["ddpm"] = "ddpm"
+    predictions: ClassVar[tuple[str, ...]] = ("eps", "z0", "v")
     samplers: ClassVar[tuple[str, ...]] = ("ancestral", "ddim", "dpm-solver++")
+    has_noise: ClassVar[bool] = True
     num_timesteps: int = Field(2000, ge=1)
     beta_start: float = Field(1e-6, gt=0, lt=1)
     beta_end: float = Field(1e-2, gt=0, lt=1)
@@ -238,7 +240,9 @@ class ResidualShiftConfig(Strict):
     """
 
     kind: Literal["residual_shift"] = "residual_shift"
+    predictions: ClassVar[tuple[str, ...]] = ("eps", "z0", "v")
     samplers: ClassVar[tuple[str, ...]] = ("ancestral", "ddim", "resshift")
+    has_noise: ClassVar[bool] = True
     num_timesteps: int = Field(15, ge=2)
     kappa: float = Field(2.0, gt=0)
     min_noise_level: float = Field(0.04, gt=0, lt=1)
@@ -255,7 +259,9 @@ class FlowConfig(Strict):
     """Linear interpolation z_t = (1 - sigma) z0 + sigma eps with sigma = (t + 1) / num_timesteps."""
 
     kind: Literal["flow"] = "flow"
+    predictions: ClassVar[tuple[str, ...]] = ("eps", "z0", "v")
     samplers: ClassVar[tuple[str, ...]] = ("ancestral", "ddim", "dpm-solver++")
+    has_noise: ClassVar[bool] = True
     num_timesteps: int = Field(1000, ge=2)
 
     @property
@@ -269,7 +275,9 @@ class RegressionConfig(Strict):
     """
 
     kind: Literal["regression"] = "regression"
+    predictions: ClassVar[tuple[str, ...]] = ("z0",)
     samplers: ClassVar[tuple[str, ...]] = ("ancestral", "ddim")
+    has_noise: ClassVar[bool] = False
     steps: ClassVar[int] = 1
 
 
@@ -278,7 +286,26 @@ ProcessConfig = Annotated[
 ]
 
 
-class SamplerConfig(Strict):
+class Sampling(Strict):
+    """How the reverse process is walked."""
+
     kind: Literal["ancestral", "ddim", "dpm-solver++", "resshift"] = "ancestral"
     steps: int | None = Field(None, ge=1)  # None = every step of the process
     eta: float = Field(0.0, ge=0, le=1)  # ddim only: 0 deterministic, 1 ancestral variance
+
+
+class Dream(Strict):
+    """The loss in the space of the prediction, and DREAM (CVPR 2024, Algorithm 3) on top of it."""
+
+    kind: Literal["l1", "l2", "huber"] = "l1"  # huber: square up to an error of 1, straight beyond
+    strength: float = Field(0.0, ge=0, le=1)  # 0 = plain diffusion loss, 1 = DREAM
+    p: float = Field(1.0, ge=0)  # exponent of the adaptive strength; 1 DREAM, 0 DRM
+    min_lam: float = Field(
+        0.0, ge=0, le=1
+    )  # samples whose lam is below are left as they are; the extra pass is spared for them
+    fraction: float = Field(
+        1.0, gt=0, le=1
+    )  # share of each batch that DREAM rectifies, largest lam first; less costs less time
+    estimate_precision: Literal["same", "bf16"] = (
+        "same"  # of DREAM's extra pass; same = train.precision
+    )

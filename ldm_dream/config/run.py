@@ -13,12 +13,13 @@ from pydantic import Field, field_validator, model_validator
 from ldm_dream.config.data import DataConfig
 from ldm_dream.config.model import (
     AutoencoderConfig,
+    Dream,
     NetworkConfig,
     PixelConfig,
     ProcessConfig,
     ResidualShiftConfig,
     ResShiftNetConfig,
-    SamplerConfig,
+    Sampling,
     Strict,
     TAESDConfig,
     VQGANConfig,
@@ -27,19 +28,9 @@ from ldm_dream.config.model import (
 # -------------------------------------------------------------------------------- how it is trained
 
 
-class DiffusionLossConfig(Strict):
-    kind: Literal["l1", "l2", "huber"] = "l1"  # huber: square up to an error of 1, straight beyond
-    strength: float = Field(0.0, ge=0, le=1)  # 0 = plain diffusion loss, 1 = DREAM
-    p: float = Field(1.0, ge=0)  # exponent of the adaptive strength; 1 DREAM, 0 DRM
-    min_lam: float = Field(
-        0.0, ge=0, le=1
-    )  # samples whose lam is below are left as they are; the extra pass is spared for them
-    fraction: float = Field(
-        1.0, gt=0, le=1
-    )  # share of each batch that DREAM rectifies, largest lam first; less costs less time
-    estimate_precision: Literal["same", "bf16"] = (
-        "same"  # of DREAM's extra pass; same = train.precision
-    )
+class DiffusionLossConfig(Dream):
+    """DREAM's loss, and two terms on the decoded picture."""
+
     pixel: float = Field(0.0, ge=0)  # weight of L1 between decoded z0 estimate and hr
     lpips: float = Field(
         0.0, ge=0
@@ -115,7 +106,7 @@ class DiffusionRun(Strict):
     condition: tuple[Literal["lr", "z_lr"], ...] = (
         "lr",
     )  # lr: LR pixels; z_lr: latent of the upsampled LR picture
-    sampler: SamplerConfig = SamplerConfig()
+    sampler: Sampling = Sampling()
     loss: DiffusionLossConfig = DiffusionLossConfig()
     data: DataConfig = DataConfig()
     train: TrainConfig = TrainConfig()
@@ -124,24 +115,31 @@ class DiffusionRun(Strict):
     )
 
     @model_validator(mode="after")
-    def _regression_has_nothing_to_rectify(self):
-        if self.process.kind == "regression" and (self.prediction != "z0" or self.loss.strength):
+    def _process_allows_prediction_and_dream(self):
+        process = self.process
+        if self.prediction not in process.predictions:
+            options = " or ".join(process.predictions)
             raise ValueError(
-                "process.kind=regression has no noise; set prediction: z0 and loss.strength: 0"
+                f"prediction={self.prediction} does not fit process.kind={process.kind}; set it to {options}"
+            )
+        if self.loss.strength and not process.has_noise:
+            raise ValueError(
+                f"process.kind={process.kind} has no noise for DREAM to rectify; set loss.strength: 0"
             )
         return self
 
     @model_validator(mode="after")
-    def _sampler_fits_the_process(self):
-        process, sampler, steps = self.process.kind, self.sampler.kind, self.process.steps
-        if sampler not in self.process.samplers:
-            options = " or ".join(self.process.samplers)
+    def _process_allows_sampler_and_steps(self):
+        process, sampler = self.process, self.sampler
+        if sampler.kind not in process.samplers:
+            options = " or ".join(process.samplers)
             raise ValueError(
-                f"sampler.kind={sampler} does not fit process.kind={process}; set it to {options}"
+                f"sampler.kind={sampler.kind} does not fit process.kind={process.kind}; set it to {options}"
             )
-        if (self.sampler.steps or 1) > steps:
+        if (sampler.steps or 1) > process.steps:
             raise ValueError(
-                f"sampler.steps={self.sampler.steps} is more than the {steps} of the process; set at most {steps}"
+                f"sampler.steps={sampler.steps} is more than the {process.steps} of the process; "
+                f"set at most {process.steps}"
             )
         return self
 

@@ -24,7 +24,7 @@ from ldm_dream.config.model import (
     IDMConfig,
     LDMConfig,
     ResidualShiftConfig,
-    SamplerConfig,
+    Sampling,
     SR3Config,
     TAESDConfig,
     VQGANConfig,
@@ -246,7 +246,7 @@ def published_run(
             process=(schedule or DDPMConfig()).model_copy(update={"continuous": True}),
             prediction="eps",
             condition=("z_lr",),
-            sampler=SamplerConfig(kind="ancestral"),
+            sampler=Sampling(kind="ancestral"),
         )
     if isinstance(config, LDMConfig):
         vqgan = VQGANConfig(pretrained=autoencoder) if autoencoder else first_stage or VQGANConfig()
@@ -258,7 +258,7 @@ def published_run(
             network=config,
             process=schedule or DDPMConfig(),
             prediction="eps",
-            sampler=SamplerConfig(kind="ancestral"),
+            sampler=Sampling(kind="ancestral"),
         )
     if config.cond_channels != 3 or config.in_channels not in AUTOENCODERS:
         raise CheckpointImportError(

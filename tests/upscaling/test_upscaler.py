@@ -13,7 +13,7 @@ from ldm_dream.config.model import (
     PixelConfig,
     ResidualShiftConfig,
     ResShiftNetConfig,
-    SamplerConfig,
+    Sampling,
     VQGANConfig,
 )
 from ldm_dream.config.run import DiffusionRun
@@ -378,7 +378,7 @@ def test_a_process_with_noise_alone_works_too():
         update={
             "process": DDPMConfig(respace=4),
             "prediction": "v",
-            "sampler": SamplerConfig(kind="dpm-solver++", steps=3),
+            "sampler": Sampling(kind="dpm-solver++", steps=3),
         }
     )
     out = Upscaler(run, model.network, model.autoencoder, build_process(run.process), device="cpu")(
