@@ -39,7 +39,7 @@ def build_parser() -> argparse.ArgumentParser:
         parents=[shared],
         help="standard against DREAM: seconds, samples/s, peak memory",
     )
-    step.add_argument("--config", default="configs/resshift/dream-latent-x4-tiny.yaml")
+    step.add_argument("--config", default="configs/tiny/dream-latent-x4-tiny.yaml")
     step.add_argument(
         "--set",
         action="extend",

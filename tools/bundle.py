@@ -1,7 +1,7 @@
 """Put a trained model folder among the bundled ones: half precision, the autoencoder's latent scale
 measured, its card added.
 
-python tools/bundle.py runs/vq-f4-tiny/model vq-f4-tiny --card card.md
+python tools/bundle.py runs/tiny/vq-f4-tiny/model vq-f4-tiny --card card.md
 """
 
 import argparse
