@@ -16,7 +16,7 @@ import yaml
 from pydantic import Field, TypeAdapter, ValidationError
 
 from ldm_dream.config.explain import explain
-from ldm_dream.config.run import AutoencoderRun, DiffusionRun, Run
+from ldm_dream.config.run import TASKS, Run
 from ldm_dream.errors import UserError
 
 
@@ -25,7 +25,6 @@ class ConfigError(UserError, ValueError):
 
 
 _RUN = TypeAdapter(Annotated[Run, Field(discriminator="task")])
-_TASKS = {"diffusion": DiffusionRun, "autoencoder": AutoencoderRun}
 # sections whose keys depend on their `kind`; loss and sampler have a `kind` too, but one set of
 # keys
 _KEYS_BY_KIND = {("autoencoder",), ("network",), ("process",), ("data", "degradation")}
@@ -99,7 +98,7 @@ def validate(values: dict, origin: dict[tuple, str], where: str) -> Run:
     try:
         return _RUN.validate_python(values)
     except ValidationError as error:
-        raise ConfigError(explain(error, _TASKS, values, origin, where)) from None
+        raise ConfigError(explain(error, TASKS, values, origin, where)) from None
 
 
 def dump_config(run: Run) -> str:

@@ -1,5 +1,5 @@
-"""Every knob of a run: what it builds (`model.py`), what it sees (`data.py`), and here its loss,
-its training and itself.
+"""Every knob of a run: what it builds (`model.py`, `networks.py`), what it sees (`data.py`), and here
+its loss, its training and itself.
 
 Imports no torch, so `--help` and `--dry-run` answer at once.
 """
@@ -14,105 +14,187 @@ from ldm_dream.config.data import DataConfig
 from ldm_dream.config.model import (
     AutoencoderConfig,
     Dream,
-    NetworkConfig,
     PixelConfig,
     ProcessConfig,
     ResidualShiftConfig,
-    ResShiftNetConfig,
     Sampling,
     Strict,
     TAESDConfig,
     VQGANConfig,
 )
+from ldm_dream.config.networks import NetworkConfig, ResShiftNetConfig
 
 # -------------------------------------------------------------------------------- how it is trained
 
 
 class DiffusionLossConfig(Dream):
-    """DREAM's loss, and two terms on the decoded picture."""
+    """DREAM's loss (arXiv 2312.00210), and two terms on the decoded picture."""
 
-    pixel: float = Field(0.0, ge=0)  # weight of L1 between decoded z0 estimate and hr
+    pixel: float = Field(
+        0.0, ge=0, description="Weight of L1 between the decoded estimate of z0 and HR."
+    )
     lpips: float = Field(
-        0.0, ge=0
-    )  # weight of LPIPS between decoded z0 estimate and hr (needs lpips_weights)
+        0.0,
+        ge=0,
+        description="Weight of LPIPS between the decoded estimate of z0 and HR; needs "
+        "lpips_weights.",
+    )
     decode_samples: int = Field(
-        4, ge=1
-    )  # samples of the batch that are decoded for the two terms above
+        4, ge=1, description="Samples of a batch that are decoded for `pixel` and `lpips`."
+    )
 
 
 class AutoencoderLossConfig(Strict):
-    l1: float = Field(1.0, ge=0)
-    lpips: float = Field(1.0, ge=0)
-    codebook: float = Field(1.0, ge=0)
+    """Loss of a VQGAN (arXiv 2012.09841, Sec. 3.1): L1, LPIPS, codebook, and a hinge PatchGAN."""
+
+    l1: float = Field(1.0, ge=0, description="Weight of L1 between the reconstruction and HR.")
+    lpips: float = Field(
+        1.0, ge=0, description="Weight of LPIPS likewise; above 0 it needs lpips_weights."
+    )
+    codebook: float = Field(
+        1.0, ge=0, description="Weight of the term that moves codes towards latents."
+    )
     codebook_start: int = Field(
-        0, ge=0
-    )  # until this step latents go unquantised; then the codebook begins as random latents
+        0,
+        ge=0,
+        description="Step until which latents go unquantised; then the codebook begins as random "
+        "latents.",
+    )
     commitment: float = Field(
-        0.25, ge=0
-    )  # beta, on the commitment term as in the paper (taming's legacy puts it on the other)
+        0.25,
+        ge=0,
+        description="Weight of the term that moves latents towards codes, beta in the paper "
+        "(taming's legacy puts it on the other term).",
+    )
     adversarial: float = Field(
-        0.0, ge=0
-    )  # factor on the adaptive weight of the hinge PatchGAN; 0 = no discriminator
-    adversarial_start: int = Field(0, ge=0)  # step from which the discriminator counts
+        0.0,
+        ge=0,
+        description="Factor on the adaptive weight of the hinge PatchGAN; 0: no discriminator.",
+    )
+    adversarial_start: int = Field(
+        0, ge=0, description="Step from which the discriminator is trained and counts."
+    )
     revive_after: int = Field(
-        200, ge=1
-    )  # a code unused for so many steps is moved onto a random latent of the batch
+        200,
+        ge=1,
+        description="Steps without use after which a code is moved onto a random latent of the "
+        "batch.",
+    )
 
 
 class TrainConfig(Strict):
-    steps: int = Field(10_000, ge=1)
-    batch_size: int = Field(16, ge=1)  # samples a device and step, before accumulation
-    accumulate: int = Field(1, ge=1)
-    optimizer: Literal["adamw", "adam"] = "adamw"
-    learning_rate: float = Field(5e-5, gt=0)
-    betas: tuple[float, float] = (0.9, 0.999)
-    weight_decay: float = Field(0.0, ge=0)
-    warmup_steps: int = Field(0, ge=0)
-    decay: Literal["none", "cosine"] = "cosine"
-    learning_rate_end: float = Field(0.0, ge=0)
-    clip_grad: float | None = Field(1.0, gt=0)
-    ema: float = Field(0.999, ge=0, lt=1)
-    precision: Literal["fp32", "bf16"] = "bf16"  # bf16 = autocast; weights stay fp32
-    channels_last: bool = True
-    compile: bool | None = (
-        None  # torch.compile of the repeated blocks; None = on CUDA, where sizes are fixed
+    """Optimizer, length, precision, and what is written when."""
+
+    steps: int = Field(10_000, ge=1, description="Steps of the optimizer.")
+    batch_size: int = Field(16, ge=1, description="Samples a device and micro-batch.")
+    accumulate: int = Field(
+        1, ge=1, description="Micro-batches a step, whose gradients are averaged."
     )
-    log_every: int = Field(50, ge=1)
-    val_every: int = Field(1000, ge=1)
-    val_images: int = Field(8, ge=0)
+    optimizer: Literal["adamw", "adam"] = Field("adamw", description="The optimizer.")
+    learning_rate: float = Field(5e-5, gt=0, description="Learning rate after the warm-up.")
+    betas: tuple[float, float] = Field((0.9, 0.999), description="Adam's two decay rates.")
+    weight_decay: float = Field(0.0, ge=0, description="Weight decay of the optimizer.")
+    warmup_steps: int = Field(
+        0, ge=0, description="Steps over which the learning rate rises from 0 in a straight line."
+    )
+    decay: Literal["none", "cosine"] = Field(
+        "cosine",
+        description="Learning rate after the warm-up: constant, or a half cosine down to "
+        "learning_rate_end.",
+    )
+    learning_rate_end: float = Field(
+        0.0, ge=0, description="Learning rate at the last step of a cosine."
+    )
+    clip_grad: float | None = Field(
+        1.0,
+        gt=0,
+        description="Largest norm of the gradient, to which longer ones are cut; null: any.",
+    )
+    ema: float = Field(
+        0.999,
+        ge=0,
+        lt=1,
+        description="Decay a step of the averaged weights, which the model folder gets; smaller in "
+        "the first steps.",
+    )
+    precision: Literal["fp32", "bf16"] = Field(
+        "bf16", description="bf16 is autocast; the weights stay in fp32."
+    )
+    channels_last: bool = Field(
+        True, description="Memory format of tensors, which makes convolutions faster."
+    )
+    compile: bool | None = Field(
+        None,
+        description="torch.compile of the repeated blocks; null: on CUDA, unless data.scales is set.",
+    )
+    log_every: int = Field(50, ge=1, description="Steps between two lines of metrics.jsonl.")
+    val_every: int = Field(1000, ge=1, description="Steps between two validations.")
+    val_images: int = Field(
+        8, ge=0, description="Validation pictures, spread evenly over data.val."
+    )
     val_crop: int | None = Field(
-        256, ge=16
-    )  # centre crop of validation pictures, HR pixels; None = whole
-    save_every: int = Field(500, ge=1)
-    keep_checkpoints: int = Field(2, ge=1)
-    init_from: str | None = None  # model folder whose weights start the run (fine-tuning)
-    freeze: tuple[str, ...] = ()  # parameters whose names begin so stay as they are
+        256,
+        ge=16,
+        description="Largest side of their centre crop in HR pixels; null: whole pictures.",
+    )
+    save_every: int = Field(500, ge=1, description="Steps between two checkpoints.")
+    keep_checkpoints: int = Field(2, ge=1, description="Newest checkpoints that are kept.")
+    init_from: str | None = Field(
+        None,
+        description="A bundled name, a model folder or `hf:owner/name`, whose weights start the run "
+        "(fine-tuning).",
+    )
+    freeze: tuple[str, ...] = Field(
+        (), description="Parameters whose names begin with one of these texts stay as they are."
+    )
+
+
+Description = Annotated[str, Field(description="What the run is, for its model card.")]
+Expected = Annotated[
+    str, Field(description="Figures of the finished run and the command that prints them.")
+]
+Seed = Annotated[int, Field(ge=0, description="Seed of all random numbers of the run.")]
+LpipsWeights = Annotated[
+    str | None,
+    Field(
+        description="File with AlexNet and the heads of LPIPS as one state dict, for losses and "
+        "validation; null: no LPIPS."
+    ),
+]
+Data = Annotated[DataConfig, Field(description="Pictures and how pairs are made of them.")]
+Train = Annotated[TrainConfig, Field(description="How it is trained.")]
 
 
 class DiffusionRun(Strict):
-    """`task: diffusion`: super-resolution by a conditional diffusion model in the autoencoder's
-    latent space.
-    """
+    """Super-resolution by a conditional diffusion model in the autoencoder's latent space."""
 
     task: Literal["diffusion"] = "diffusion"
-    description: str = ""
-    expected: str = "not run"
-    seed: int = Field(0, ge=0)
-    scale: int = Field(4, ge=1)
-    autoencoder: AutoencoderConfig = PixelConfig()
-    network: NetworkConfig = ResShiftNetConfig()
-    process: ProcessConfig = ResidualShiftConfig()
-    prediction: Literal["eps", "z0", "v"] = "z0"
-    condition: tuple[Literal["lr", "z_lr"], ...] = (
-        "lr",
-    )  # lr: LR pixels; z_lr: latent of the upsampled LR picture
-    sampler: Sampling = Sampling()
-    loss: DiffusionLossConfig = DiffusionLossConfig()
-    data: DataConfig = DataConfig()
-    train: TrainConfig = TrainConfig()
-    lpips_weights: str | None = (
-        None  # AlexNet + LPIPS heads as one state dict, for losses and validation
+    description: Description = ""
+    expected: Expected = "not run"
+    seed: Seed = 0
+    scale: int = Field(4, ge=1, description="Side of HR over side of LR.")
+    autoencoder: AutoencoderConfig = Field(
+        PixelConfig(), description="Between pictures and latents."
     )
+    network: NetworkConfig = Field(ResShiftNetConfig(), description="The denoiser.")
+    process: ProcessConfig = Field(
+        ResidualShiftConfig(), description="The way between picture and noise."
+    )
+    prediction: Literal["eps", "z0", "v"] = Field(
+        "z0",
+        description="What the network predicts: the noise, the clean latent, or v = a eps - s z0 "
+        "(arXiv 2202.00512); which of them fit is said at each process.",
+    )
+    condition: tuple[Literal["lr", "z_lr"], ...] = Field(
+        ("lr",),
+        description="What the network sees beside z_t, in this order: lr, the LR pixels; z_lr, the "
+        "latent of the enlarged LR picture.",
+    )
+    sampler: Sampling = Field(Sampling(), description="How results are sampled.")
+    loss: DiffusionLossConfig = Field(DiffusionLossConfig(), description="What is minimised.")
+    data: Data = DataConfig()
+    train: Train = TrainConfig()
+    lpips_weights: LpipsWeights = None
 
     @model_validator(mode="after")
     def _process_allows_prediction_and_dream(self):
@@ -182,19 +264,19 @@ class DiffusionRun(Strict):
 
 
 class AutoencoderRun(Strict):
-    """`task: autoencoder`: a VQGAN trained with L1 + LPIPS + hinge PatchGAN. A `taesd` is imported,
-    never trained.
-    """
+    """A VQGAN trained with L1, LPIPS and a hinge PatchGAN. A `taesd` is imported, never trained."""
 
     task: Literal["autoencoder"] = "autoencoder"
-    description: str = ""
-    expected: str = "not run"
-    seed: int = Field(0, ge=0)
-    autoencoder: Annotated[VQGANConfig | TAESDConfig, Field(discriminator="kind")] = VQGANConfig()
-    loss: AutoencoderLossConfig = AutoencoderLossConfig()
-    data: DataConfig = DataConfig()
-    train: TrainConfig = TrainConfig()
-    lpips_weights: str | None = None
+    description: Description = ""
+    expected: Expected = "not run"
+    seed: Seed = 0
+    autoencoder: Annotated[VQGANConfig | TAESDConfig, Field(discriminator="kind")] = Field(
+        VQGANConfig(), description="The autoencoder that is trained; its kind is vqgan unless told."
+    )
+    loss: AutoencoderLossConfig = Field(AutoencoderLossConfig(), description="What is minimised.")
+    data: Data = DataConfig()
+    train: Train = TrainConfig()
+    lpips_weights: LpipsWeights = None
 
     @field_validator("data")
     @classmethod
@@ -206,3 +288,4 @@ class AutoencoderRun(Strict):
 
 
 Run = DiffusionRun | AutoencoderRun
+TASKS: dict[str, type[Strict]] = {"diffusion": DiffusionRun, "autoencoder": AutoencoderRun}

@@ -16,7 +16,8 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from ldm_dream.config.model import DDPMConfig, LDMConfig, Sampling, VQGANConfig
+from ldm_dream.config.model import DDPMConfig, Sampling, VQGANConfig
+from ldm_dream.config.networks import LDMConfig
 from ldm_dream.config.run import DiffusionLossConfig, DiffusionRun
 from ldm_dream.errors import CheckpointImportError
 

@@ -21,14 +21,12 @@ from torch import Tensor
 
 from ldm_dream.config.model import (
     DDPMConfig,
-    IDMConfig,
-    LDMConfig,
     ResidualShiftConfig,
     Sampling,
-    SR3Config,
     TAESDConfig,
     VQGANConfig,
 )
+from ldm_dream.config.networks import IDMConfig, LDMConfig, SR3Config
 from ldm_dream.config.run import AutoencoderRun, DiffusionRun, Run
 from ldm_dream.errors import CheckpointImportError
 from ldm_dream.interchange.layouts import LAYOUTS, Config, Layout

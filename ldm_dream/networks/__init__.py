@@ -7,7 +7,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from ldm_dream.config.model import NetworkConfig
+from ldm_dream.config.networks import NetworkConfig
 from ldm_dream.networks import idm, ldm, resshift, sr3
 
 NETWORKS = {"resshift": resshift.ResShiftNet, "sr3": sr3.SR3Net, "idm": idm.IDM, "ldm": ldm.LDMNet}

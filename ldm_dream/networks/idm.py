@@ -25,7 +25,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ldm_dream.config.model import IDMConfig
+from ldm_dream.config.networks import IDMConfig
 from ldm_dream.networks.layers import (
     Attention,
     Downsample,

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ldm_dream.config.model import LDMConfig
+from ldm_dream.config.networks import LDMConfig
 from ldm_dream.networks.layers import (
     GROUPS,
     Downsample,

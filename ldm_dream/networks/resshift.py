@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ldm_dream.config.model import ResShiftNetConfig
+from ldm_dream.config.networks import ResShiftNetConfig
 from ldm_dream.networks.layers import (
     GROUPS,
     Downsample,

@@ -19,7 +19,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from ldm_dream.config.model import SR3Config
+from ldm_dream.config.networks import SR3Config
 from ldm_dream.networks.layers import (
     Attention,
     Dropout,

@@ -7,7 +7,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ldm_dream.config.model import IDMConfig
+from ldm_dream.config.networks import IDMConfig
 from ldm_dream.interchange.layouts import IDM
 from ldm_dream.interchange.published import translate
 from ldm_dream.networks import build_network

@@ -7,7 +7,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ldm_dream.config.model import ResShiftNetConfig
+from ldm_dream.config.networks import ResShiftNetConfig
 from ldm_dream.interchange.layouts import RESSHIFT
 from ldm_dream.interchange.published import translate
 from ldm_dream.networks import build_network

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from dream_kernels import dream_l1
-from ldm_dream.config.model import SR3Config
+from ldm_dream.config.networks import SR3Config
 from ldm_dream.interchange.layouts import SR3
 from ldm_dream.interchange.published import translate
 from ldm_dream.loss import diffusion_loss, dream

@@ -10,15 +10,8 @@ import torch
 from safetensors.torch import load_file
 
 from ldm_dream.config.files import load_config
-from ldm_dream.config.model import (
-    DDPMConfig,
-    FlowConfig,
-    LDMConfig,
-    ResidualShiftConfig,
-    ResShiftNetConfig,
-    SR3Config,
-    VQGANConfig,
-)
+from ldm_dream.config.model import DDPMConfig, FlowConfig, ResidualShiftConfig, VQGANConfig
+from ldm_dream.config.networks import LDMConfig, ResShiftNetConfig, SR3Config
 from ldm_dream.config.run import DiffusionRun
 from ldm_dream.denoiser import build_cond
 from ldm_dream.interchange.diffusers import export_diffusers

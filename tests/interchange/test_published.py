@@ -17,14 +17,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ldm_dream.config.files import load_config
-from ldm_dream.config.model import (
-    DDPMConfig,
-    IDMConfig,
-    LDMConfig,
-    ResShiftNetConfig,
-    SR3Config,
-    VQGANConfig,
-)
+from ldm_dream.config.model import DDPMConfig, VQGANConfig
+from ldm_dream.config.networks import IDMConfig, LDMConfig, ResShiftNetConfig, SR3Config
 from ldm_dream.interchange.layouts import IDM, SR3, idm_config
 from ldm_dream.interchange.ldm import split_ldm
 from ldm_dream.interchange.published import (

@@ -158,7 +158,7 @@ def test_the_output_is_not_kept_for_the_backward(mode):
 
 
 def test_a_network_gives_the_same_with_its_kernels():
-    from ldm_dream.config.model import SR3Config
+    from ldm_dream.config.networks import SR3Config
     from ldm_dream.networks import build_network
 
     torch.manual_seed(0)

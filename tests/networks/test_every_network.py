@@ -11,7 +11,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from ldm_dream.config.model import IDMConfig, LDMConfig, ResShiftNetConfig, SR3Config
+from ldm_dream.config.networks import IDMConfig, LDMConfig, ResShiftNetConfig, SR3Config
 from ldm_dream.networks import NETWORKS, build_network, compile_blocks
 from ldm_dream.networks.layers import Attention, LastConv2d
 from ldm_dream.networks.ldm import Attention as LDMAttention

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ldm_dream.config.model import IDMConfig
+from ldm_dream.config.networks import IDMConfig
 from ldm_dream.networks import REPEATED_BLOCKS, build_network, compile_blocks
 from ldm_dream.networks.idm import Blur, ImplicitDecoder, nearest
 from ldm_dream.networks.layers import Attention, noise_level_embedding

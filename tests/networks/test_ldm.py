@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ldm_dream.config.model import LDMConfig
+from ldm_dream.config.networks import LDMConfig
 from ldm_dream.networks import build_network, compile_blocks
 from ldm_dream.networks.ldm import Attention, ResBlock
 

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ldm_dream.config.model import ResShiftNetConfig
+from ldm_dream.config.networks import ResShiftNetConfig
 from ldm_dream.networks import REPEATED_BLOCKS, build_network, compile_blocks
 from ldm_dream.networks import resshift as module
 from ldm_dream.networks.layers import GroupNorm, LayerNorm, timestep_embedding

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from ldm_dream.config.model import SR3Config
+from ldm_dream.config.networks import SR3Config
 from ldm_dream.networks import build_network, compile_blocks
 
 TINY = SR3Config(

@@ -7,7 +7,7 @@ import torch
 from torch.utils._pytree import tree_leaves
 
 from ldm_dream import Upscaler
-from ldm_dream.config.model import IDMConfig
+from ldm_dream.config.networks import IDMConfig
 from ldm_dream.networks import build_network
 from ldm_dream.upscaling.cuda_graphs import CALLS, KEPT, GraphedCall
 

@@ -9,13 +9,12 @@ import torch
 
 from ldm_dream.config.model import (
     DDPMConfig,
-    IDMConfig,
     PixelConfig,
     ResidualShiftConfig,
-    ResShiftNetConfig,
     Sampling,
     VQGANConfig,
 )
+from ldm_dream.config.networks import IDMConfig, ResShiftNetConfig
 from ldm_dream.config.run import DiffusionRun
 from ldm_dream.data.images import Image, ImageError
 from ldm_dream.data.resize import imresize_to, upsample
