@@ -21,7 +21,7 @@ from ldm_dream.config.files import dump_config, validate
 from ldm_dream.config.model import AutoencoderConfig, PixelConfig, VQGANConfig
 from ldm_dream.config.run import DiffusionRun, Run
 from ldm_dream.errors import UserError
-from ldm_dream.hub import download, is_hub_id
+from ldm_dream.hub import PREFIX, download, is_repo_id, repo_id_of
 from ldm_dream.networks import build_network
 from ldm_dream.networks.autoencoders import build_autoencoder
 from ldm_dream.process import Process, build_process
@@ -67,7 +67,7 @@ def save_model(
 
 
 def load_model(name_or_dir: str | Path) -> LoadedModel:
-    """A bundled name or a model folder -> LoadedModel. Raises ModelError."""
+    """What `find_model` takes -> LoadedModel. Raises ModelError, HubError."""
     folder = find_model(name_or_dir)
     run = read_run(folder)
     if not isinstance(run, DiffusionRun):
@@ -96,7 +96,7 @@ def load_autoencoder(cfg: AutoencoderConfig, folder: Path | None = None) -> nn.M
         load_weights(autoencoder, source / "model.safetensors")
     else:
         raise ModelError(
-            "autoencoder.pretrained is not set: name a bundled autoencoder or the folder of one."
+            "autoencoder.pretrained is not set: name a bundled autoencoder, the folder of one, or hf:owner/name."
         )
     return autoencoder.requires_grad_(False).eval()
 
@@ -118,14 +118,18 @@ def resolve_autoencoder(cfg: AutoencoderConfig) -> AutoencoderConfig:
 
 
 def find_model(name_or_dir: str | Path) -> Path:
-    """Folder of a model: an existing folder, a bundled name, or an id of the hub (owner/name).
-    Raises ModelError, HubError.
+    """Folder of a model: an existing folder, a bundled name, or a model of the hub
+    (`hf:owner/name`), fetched. Raises ModelError, HubError.
     """
+    if repo_id := repo_id_of(str(name_or_dir)):
+        return download(repo_id)
     for folder in (Path(name_or_dir), BUNDLED / str(name_or_dir)):
         if (folder / "config.yaml").is_file():
             return folder
-    if is_hub_id(str(name_or_dir)) and not Path(name_or_dir).exists():
-        return download(str(name_or_dir))
+    if is_repo_id(str(name_or_dir)) and not Path(name_or_dir).exists():
+        raise ModelError(
+            f"{name_or_dir}: no such folder; for a model of the hub write {PREFIX}{name_or_dir}."
+        )
     names = ", ".join(sorted(path.parent.name for path in BUNDLED.glob("*/config.yaml"))) or "none"
     raise ModelError(
         f"{name_or_dir}: neither a model folder (with a config.yaml) nor a bundled model; bundled are: {names}."

@@ -22,7 +22,10 @@ def build_parser() -> argparse.ArgumentParser:
         "-o", "--output", type=Path, default=Path("demo"), metavar="DIR", help="(default: demo)"
     )
     parser.add_argument(
-        "-n", "--model", default="dream-latent-x4-tiny", help="bundled model or model folder"
+        "-n",
+        "--model",
+        default="dream-latent-x4-tiny",
+        help="bundled model, model folder or hf:owner/name",
     )
     parser.add_argument(
         "--lpips-weights",

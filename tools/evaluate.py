@@ -20,7 +20,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--match", default="", metavar="TEXT", help="only pictures whose name holds this")
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--sr", type=Path, metavar="DIR", help="results with the same names")
-    what.add_argument("-n", "--model", help="bundled model or model folder to run")
+    what.add_argument("-n", "--model", help="bundled model, model folder or hf:owner/name to run")
     add(
         "--lr",
         type=Path,

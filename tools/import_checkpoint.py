@@ -34,7 +34,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--autoencoder",
         metavar="MODEL",
-        help="imported VQGAN that belongs to the network: model folder or bundled name",
+        help="imported VQGAN that belongs to the network: model folder, bundled name or hf:owner/name",
     )
     return parser
 

@@ -95,7 +95,7 @@ class Upscaler:
         dtype: str = "auto",
         compile: bool = False,
     ) -> Upscaler:
-        """A bundled model by name, a model folder, or an id of the Hugging Face hub (owner/name).
+        """A bundled model by name, a model folder, or one of the Hugging Face hub (`hf:owner/name`).
 
         device: auto, cpu, cuda, cuda:N. dtype: auto, fp32, bf16, fp16 (auto: fp32 on the CPU, else
         bf16 where the device has it, else fp16). Raises ModelError, HubError, UpscaleError.
@@ -108,8 +108,8 @@ class Upscaler:
         return upscaler
 
     def push_to_hub(self, repo_id: str, private: bool = False) -> str:
-        """Send the model folder this came from to the Hugging Face hub; -> its address. Raises
-        HubError, UpscaleError.
+        """Send the model folder this came from to owner/name of the Hugging Face hub; -> its
+        address. Raises HubError, UpscaleError.
         """
         if self.folder is None:
             raise UpscaleError(
