@@ -95,59 +95,64 @@ class FirstOrder(Strict):
     uniformly from [least, most].
     """
 
-    blur_prob: Probability = Field(1.0, description="Probability of a blur.")
+    blur_prob: Probability = Field(default=1.0, description="Probability of a blur.")
     kernel_size: Sizes = Field(
-        (7, 21), description="Side of the blur kernel in pixels, an odd number from [least, most]."
+        default=(7, 21),
+        description="Side of the blur kernel in pixels, an odd number from [least, most].",
     )
     kernel_weights: Weights6 = Field(
-        (0.45, 0.25, 0.12, 0.03, 0.12, 0.03),
+        default=(0.45, 0.25, 0.12, 0.03, 0.12, 0.03),
         description="Relative frequency of six kernels: Gaussian, generalised Gaussian and plateau, "
         "each isotropic and then anisotropic.",
     )
     sinc_prob: Probability = Field(
-        0.1, description="Share of the blurs that use a sinc filter, which rings, in their place."
+        default=0.1,
+        description="Share of the blurs that use a sinc filter, which rings, in their place.",
     )
     sigma: Range = Field(
-        (0.2, 3.0),
+        default=(0.2, 3.0),
         description="Spread along each axis of the kernel in pixels; of a Gaussian its standard "
         "deviation.",
     )
     beta_generalized: RangeAroundOne = Field(
-        (0.5, 4.0),
+        default=(0.5, 4.0),
         description="Shape exponent of the generalised Gaussian, where 1 is the Gaussian; half of "
         "the draws lie in [first, 1], half in [1, second].",
     )
     beta_plateau: RangeAroundOne = Field(
-        (1.0, 2.0), description="Shape exponent of the plateau kernel, drawn likewise."
+        default=(1.0, 2.0), description="Shape exponent of the plateau kernel, drawn likewise."
     )
     resize_weights: Weights3 = Field(
-        (0.2, 0.7, 0.1), description="Relative frequency of: larger, smaller, same size."
+        default=(0.2, 0.7, 0.1), description="Relative frequency of: larger, smaller, same size."
     )
     resize: RangeAroundOne = Field(
-        (0.15, 1.5),
+        default=(0.15, 1.5),
         description="Factor on the HR size: smaller draws from [first, 1], larger from [1, second].",
     )
     gaussian_noise_prob: Probability = Field(
-        0.5, description="Share of the samples with Gaussian noise; the others get Poisson noise."
+        default=0.5,
+        description="Share of the samples with Gaussian noise; the others get Poisson noise.",
     )
     gaussian_sigma: RangeFromZero = Field(
-        (1.0, 30.0), description="Standard deviation of the Gaussian noise, in grey levels of 255."
+        default=(1.0, 30.0),
+        description="Standard deviation of the Gaussian noise, in grey levels of 255.",
     )
     poisson_scale: RangeFromZero = Field(
-        (0.05, 3.0),
+        default=(0.05, 3.0),
         description="Factor on the shot noise of as many photons as there are grey levels.",
     )
     gray_noise_prob: Probability = Field(
-        0.4, description="Probability that the noise is the same in the three channels."
+        default=0.4, description="Probability that the noise is the same in the three channels."
     )
     jpeg_quality: Qualities = Field(
-        (30, 95), description="Quality of libjpeg, from 1 (worst) to 100, with 4:2:0 colour."
+        default=(30, 95),
+        description="Quality of libjpeg, from 1 (worst) to 100, with 4:2:0 colour.",
     )
 
 
 def _again(knob: str, default: Any) -> Any:
     """A knob of FirstOrder with another default."""
-    return Field(default, description=FirstOrder.model_fields[knob].description)
+    return Field(default=default, description=FirstOrder.model_fields[knob].description)
 
 
 class SecondOrder(FirstOrder):
@@ -158,7 +163,7 @@ class SecondOrder(FirstOrder):
     sigma: Range = _again("sigma", (0.2, 1.5))
     resize_weights: Weights3 = _again("resize_weights", (0.3, 0.4, 0.3))
     resize: RangeAroundOne = Field(
-        (0.3, 1.2),
+        default=(0.3, 1.2),
         description="Factor on the LR size: smaller draws from [first, 1], larger from [1, second].",
     )
     gaussian_sigma: RangeFromZero = _again("gaussian_sigma", (1.0, 25.0))
@@ -171,18 +176,18 @@ class BlindConfig(Strict):
     """
 
     kind: Literal["blind"] = "blind"
-    first: FirstOrder = Field(FirstOrder(), description="Ranges of the first time.")
-    second: SecondOrder = Field(SecondOrder(), description="Ranges of the second time.")
+    first: FirstOrder = Field(default=FirstOrder(), description="Ranges of the first time.")
+    second: SecondOrder = Field(default=SecondOrder(), description="Ranges of the second time.")
     second_order_prob: Probability = Field(
-        0.5,
+        default=0.5,
         description="Probability of blur, resize and noise a second time (Real-ESRGAN: 1); the "
         "second JPEG is always there.",
     )
     final_sinc_prob: Probability = Field(
-        0.8, description="Probability of a sinc filter before or behind the last JPEG."
+        default=0.8, description="Probability of a sinc filter before or behind the last JPEG."
     )
     final_sinc_size: Sizes = Field(
-        (7, 21),
+        default=(7, 21),
         description="Side of that filter in LR pixels, an odd number from [least, most].",
     )
 
@@ -194,37 +199,42 @@ class DataConfig(Strict):
     """Pictures, and the pairs of patches that are made of them."""
 
     train: tuple[str, ...] = Field(
-        (),
+        default=(),
         description="Folders of HR pictures for training, searched recursively; relative to the "
         "working folder.",
     )
     val: tuple[str, ...] = Field(
-        (), description="Folders of HR pictures for validation, searched likewise."
+        default=(), description="Folders of HR pictures for validation, searched likewise."
     )
     exclude: tuple[str, ...] = Field(
-        (), description="A picture is left out if its path contains one of these texts."
+        default=(), description="A picture is left out if its path contains one of these texts."
     )
     patch: int = Field(
-        128, ge=8, description="Side of a training patch in HR pixels, a multiple of `scale`."
+        default=128,
+        ge=8,
+        description="Side of a training patch in HR pixels, a multiple of `scale`.",
     )
     scales: Scales | None = Field(
-        None,
+        default=None,
         description="For IDM: each micro-batch has HR at a scale drawn from [least, most], at most "
         "`scale`; null: always `scale`.",
     )
     augment: Literal["none", "hflip", "dihedral"] = Field(
-        "dihedral",
+        default="dihedral",
         description="How patches are turned at random: hflip swaps left and right, dihedral takes "
         "all 8 flips and turns.",
     )
     degradation: DegradationConfig = Field(
-        BicubicConfig(), description="How LR pictures are made of HR ones."
+        default=BicubicConfig(), description="How LR pictures are made of HR ones."
     )
     max_bad_fraction: float = Field(
-        0.1, ge=0, le=1, description="A larger share of unreadable files than this stops the run."
+        default=0.1,
+        ge=0,
+        le=1,
+        description="A larger share of unreadable files than this stops the run.",
     )
     cache_latents: int = Field(
-        0,
+        default=0,
         ge=0,
         description="Train on so many fixed patches, each encoded once and kept in memory; 0: new "
         "patches all the time.",

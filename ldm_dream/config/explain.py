@@ -6,11 +6,12 @@ field that holds a model, or one of several models told apart by their `kind`. I
 """
 
 import difflib
+from collections.abc import Mapping
 from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
-Tasks = dict[str, type[BaseModel]]
+Tasks = Mapping[str, type[BaseModel]]
 
 
 def explain(

@@ -49,47 +49,51 @@ class VQGANConfig(Strict):
 
     kind: Literal["vqgan"] = "vqgan"
     pretrained: Pretrained = None
-    ch: int = Field(128, ge=1, description="Channels of the level with the full resolution.")
+    ch: int = Field(
+        default=128, ge=1, description="Channels of the level with the full resolution."
+    )
     ch_mult: tuple[int, ...] = Field(
-        (1, 2, 4),
+        default=(1, 2, 4),
         description="Channels of each level as multiples of `ch`, highest resolution first; the "
         "latent is smaller by 2 ** (levels - 1).",
     )
     num_res_blocks: int | tuple[int, ...] = Field(
-        2,
+        default=2,
         description="Residual blocks a level, one number or one for each level; the decoder has "
         "one more.",
     )
     attn_resolutions: tuple[int, ...] = Field(
-        (),
+        default=(),
         description="Sizes of features that have attention after each block, for an input of "
         "`resolution` pixels.",
     )
-    resolution: int = Field(256, ge=1, description="Side of that input in pixels.")
+    resolution: int = Field(default=256, ge=1, description="Side of that input in pixels.")
     mid_attention: bool = Field(
-        True,
+        default=True,
         description="Global attention at the lowest resolution; false: only convolutions, which "
         "see a bounded neighbourhood.",
     )
     norm: Literal["group", "none"] = Field(
-        "group",
+        default="group",
         description="group: 32 groups over the whole picture, as published; none: no norm, so that "
         "tiles agree with the whole picture.",
     )
     z_channels: int = Field(
-        3,
+        default=3,
         ge=1,
         description="Channels of the encoder's output, which a 1x1 convolution brings to embed_dim.",
     )
-    embed_dim: int = Field(3, ge=1, description="Channels of the latent.")
-    n_embed: int = Field(8192, ge=2, description="Codes in the codebook.")
+    embed_dim: int = Field(default=3, ge=1, description="Channels of the latent.")
+    n_embed: int = Field(default=8192, ge=2, description="Codes in the codebook.")
     codebook_groups: int = Field(
-        1,
+        default=1,
         ge=1,
         description="Groups of channels that are looked up separately in the one codebook (product "
         "quantisation); divides embed_dim.",
     )
-    quantize: bool = Field(True, description="`decode` looks the latent up in the codebook first.")
+    quantize: bool = Field(
+        default=True, description="`decode` looks the latent up in the codebook first."
+    )
     latent_scale: LatentScale = 1.0
 
     @model_validator(mode="after")
@@ -113,10 +117,12 @@ class TAESDConfig(Strict):
     kind: Literal["taesd"] = "taesd"
     pretrained: Pretrained = None
     latent_channels: int = Field(
-        32, ge=1, description="Channels of the latent: TAESD 4, TAEF1 and TAESD3 16, TAEF2 32."
+        default=32,
+        ge=1,
+        description="Channels of the latent: TAESD 4, TAEF1 and TAESD3 16, TAEF2 32.",
     )
     group_norm_branch: bool = Field(
-        True,
+        default=True,
         description="A branch with a group norm in the blocks of the lowest resolution, as in TAEF2.",
     )
     latent_scale: LatentScale = 1.0
@@ -135,22 +141,26 @@ class DDPMConfig(Strict):
     predictions: ClassVar[tuple[str, ...]] = ("eps", "z0", "v")
     samplers: ClassVar[tuple[str, ...]] = ("ancestral", "ddim", "dpm-solver++")
     has_noise: ClassVar[bool] = True
-    num_timesteps: int = Field(2000, ge=1, description="Steps of the schedule (SR3: 2000).")
-    beta_start: float = Field(1e-6, gt=0, lt=1, description="beta of the first step (SR3: 1e-6).")
-    beta_end: float = Field(1e-2, gt=0, lt=1, description="beta of the last step (SR3: 1e-2).")
+    num_timesteps: int = Field(default=2000, ge=1, description="Steps of the schedule (SR3: 2000).")
+    beta_start: float = Field(
+        default=1e-6, gt=0, lt=1, description="beta of the first step (SR3: 1e-6)."
+    )
+    beta_end: float = Field(
+        default=1e-2, gt=0, lt=1, description="beta of the last step (SR3: 1e-2)."
+    )
     schedule: Literal["linear", "sqrt_linear"] = Field(
-        "linear",
+        default="linear",
         description="linear: beta is linear in t; sqrt_linear: its square root is, which LDM calls "
         '"linear".',
     )
     respace: int | None = Field(
-        None,
+        default=None,
         ge=1,
         description="Keep so many steps n of the schedule, int(i * num_timesteps / n); null: all. "
         "The paper's latent system keeps 50 of 2000.",
     )
     continuous: bool = Field(
-        False,
+        default=False,
         description="Training draws noise levels between two neighbouring steps, which one batch "
         "shares, as SR3 does.",
     )
@@ -169,22 +179,24 @@ class ResidualShiftConfig(Strict):
     predictions: ClassVar[tuple[str, ...]] = ("eps", "z0", "v")
     samplers: ClassVar[tuple[str, ...]] = ("ancestral", "ddim", "resshift")
     has_noise: ClassVar[bool] = True
-    num_timesteps: int = Field(15, ge=2, description="Steps (ResShift: 15, v3: 4).")
+    num_timesteps: int = Field(default=15, ge=2, description="Steps (ResShift: 15, v3: 4).")
     kappa: float = Field(
-        2.0, gt=0, description="Standard deviation of the noise in z_t over sqrt(eta)."
+        default=2.0, gt=0, description="Standard deviation of the noise in z_t over sqrt(eta)."
     )
     min_noise_level: float = Field(
-        0.04,
+        default=0.04,
         gt=0,
         lt=1,
         description="Standard deviation of the noise at the first step, for kappa >= 1 (ResShift: 0.04, v3: 0.2).",
     )
-    sqrt_eta_end: float = Field(0.99, gt=0, lt=1, description="sqrt(eta) of the last step.")
+    sqrt_eta_end: float = Field(default=0.99, gt=0, lt=1, description="sqrt(eta) of the last step.")
     power: float = Field(
-        0.3, gt=0, description="Exponent p of the schedule (Eq. 9); a smaller one is noisier early."
+        default=0.3,
+        gt=0,
+        description="Exponent p of the schedule (Eq. 9); a smaller one is noisier early.",
     )
     normalize_input: bool = Field(
-        True, description="The network sees z_t / sqrt(1 + kappa^2 eta), as published."
+        default=True, description="The network sees z_t / sqrt(1 + kappa^2 eta), as published."
     )
 
     @property
@@ -199,7 +211,7 @@ class FlowConfig(Strict):
     predictions: ClassVar[tuple[str, ...]] = ("eps", "z0", "v")
     samplers: ClassVar[tuple[str, ...]] = ("ancestral", "ddim", "dpm-solver++")
     has_noise: ClassVar[bool] = True
-    num_timesteps: int = Field(1000, ge=2, description="Steps between picture and noise.")
+    num_timesteps: int = Field(default=1000, ge=2, description="Steps between picture and noise.")
 
     @property
     def steps(self) -> int:
@@ -230,13 +242,13 @@ class Sampling(Strict):
     """How the reverse process is walked."""
 
     kind: Literal["ancestral", "ddim", "dpm-solver++", "resshift"] = Field(
-        "ancestral", description="The sampler; which of them fit is said at each process."
+        default="ancestral", description="The sampler; which of them fit is said at each process."
     )
     steps: int | None = Field(
-        None, ge=1, description="Calls of the network; null: every step of the process."
+        default=None, ge=1, description="Calls of the network; null: every step of the process."
     )
     eta: float = Field(
-        0.0,
+        default=0.0,
         ge=0,
         le=1,
         description="Noise of ddim: 0 is deterministic, 1 has the variance of ancestral; the "
@@ -248,33 +260,34 @@ class Dream(Strict):
     """The loss in the space of the prediction, and DREAM (CVPR 2024, Algorithm 3) on top of it."""
 
     kind: Literal["l1", "l2", "huber"] = Field(
-        "l1", description="huber: square up to an error of 1, straight beyond."
+        default="l1", description="huber: square up to an error of 1, straight beyond."
     )
     strength: float = Field(
-        0.0,
+        default=0.0,
         ge=0,
         le=1,
         description="Factor on DREAM's rectification: 0 is the plain loss, 1 DREAM.",
     )
     p: float = Field(
-        1.0,
+        default=1.0,
         ge=0,
         description="Exponent of the adaptive strength: 1 is DREAM (its latent system: 3), 0 DRM.",
     )
     min_lam: float = Field(
-        0.0,
+        default=0.0,
         ge=0,
         le=1,
         description="Samples whose lam = strength * weight(t) ** p is lower stay plain, which "
         "spares them the extra pass.",
     )
     fraction: float = Field(
-        1.0,
+        default=1.0,
         gt=0,
         le=1,
         description="Share of a batch that DREAM rectifies, largest lam first; a smaller one costs "
         "less time.",
     )
     estimate_precision: Literal["same", "bf16"] = Field(
-        "same", description="Precision of DREAM's extra pass; same: that of train.precision."
+        default="same",
+        description="Precision of DREAM's extra pass; same: that of train.precision.",
     )

@@ -69,7 +69,7 @@ class ResShiftNetConfig(Strict):
 
     kind: Literal["resshift"] = "resshift"
     image_size: int = Field(
-        64,
+        default=64,
         ge=1,
         description="Side of z_t in training; decides which levels have attention and which "
         "windows shift.",
@@ -78,39 +78,41 @@ class ResShiftNetConfig(Strict):
     out_channels: OutChannels = 3
     cond_channels: CondAfter = 3
     cond_factor: Literal[1, 2, 4, 8] = Field(
-        1, description="Side of the condition over that of z_t (published x2 network: 2)."
+        default=1, description="Side of the condition over that of z_t (published x2 network: 2)."
     )
     patch_size: int = Field(
-        1,
+        default=1,
         ge=1,
         description="Side of the squares of z_t that are folded into channels before the first "
         "convolution (published: 1).",
     )
-    model_channels: ModelChannels = Field(160, ge=1)
+    model_channels: ModelChannels = Field(default=160, ge=1)
     channel_mult: ChannelMult = (1, 2, 2, 4)
     num_res_blocks: int | tuple[int, ...] = Field(
-        2,
+        default=2,
         description="Residual blocks a level on the way down, one number or one for each level; "
         "one more on the way up.",
     )
     attention_resolutions: tuple[int, ...] = Field(
-        (64, 32, 16, 8),
+        default=(64, 32, 16, 8),
         description="Sizes of features, for a z_t of image_size, that have a Swin layer after the "
         "first block; the middle always has one.",
     )
     swin_depth: int = Field(
-        2, ge=1, description="Blocks of a Swin layer; every second one has shifted windows."
+        default=2, ge=1, description="Blocks of a Swin layer; every second one has shifted windows."
     )
-    swin_embed_dim: int = Field(192, ge=1, description="Channels inside a Swin layer.")
+    swin_embed_dim: int = Field(default=192, ge=1, description="Channels inside a Swin layer.")
     num_head_channels: HeadChannels = 32
-    window_size: int = Field(8, ge=1, description="Side of an attention window in features.")
+    window_size: int = Field(
+        default=8, ge=1, description="Side of an attention window in features."
+    )
     mlp_ratio: float = Field(
-        4, gt=0, description="Hidden channels of a Swin block's MLP over swin_embed_dim."
+        default=4, gt=0, description="Hidden channels of a Swin block's MLP over swin_embed_dim."
     )
     dropout: Dropout = 0.0
     norm: Norm = "group"
     legacy_mask: bool = Field(
-        False,
+        default=False,
         description="Shifted windows are masked in the wrong way that the published weights were "
         "trained with and need.",
     )
@@ -124,9 +126,9 @@ class SR3Config(Strict):
     in_channels: InChannels = 3
     out_channels: OutChannels = 3
     cond_channels: int = Field(
-        3, ge=0, description="Channels of the condition, which is concatenated before z_t."
+        default=3, ge=0, description="Channels of the condition, which is concatenated before z_t."
     )
-    model_channels: ModelChannels = Field(64, ge=2, multiple_of=2)
+    model_channels: ModelChannels = Field(default=64, ge=2, multiple_of=2)
     channel_mult: ChannelMult = (1, 2, 4, 8, 8)
     num_res_blocks: ResBlocks = 2
     attention_resolutions: AttentionSizes = (16,)
@@ -145,11 +147,11 @@ class LDMConfig(Strict):
     in_channels: InChannels = 3
     out_channels: OutChannels = 3
     cond_channels: CondAfter = 3
-    model_channels: ModelChannels = Field(160, ge=1)
+    model_channels: ModelChannels = Field(default=160, ge=1)
     channel_mult: ChannelMult = (1, 2, 2, 4)
     num_res_blocks: ResBlocks = 2
     attention_resolutions: tuple[int, ...] = Field(
-        (8,),
+        default=(8,),
         description="Sizes of features, for a z_t of image_size, that have attention after each "
         "block; the middle always has it. LDM's own configs list image_size / size.",
     )
@@ -167,20 +169,20 @@ class IDMConfig(Strict):
     image_size: ImageSize = 128
     in_channels: InChannels = 3
     out_channels: OutChannels = 3
-    cond_channels: int = Field(3, ge=1, description="Channels of the LR picture.")
+    cond_channels: int = Field(default=3, ge=1, description="Channels of the LR picture.")
     cond_factor: ClassVar[None] = None  # the LR picture comes at its own size
-    model_channels: ModelChannels = Field(64, ge=2)
-    channel_mult: ChannelMult = Field((1, 2, 4, 8, 8), min_length=1)
+    model_channels: ModelChannels = Field(default=64, ge=2)
+    channel_mult: ChannelMult = Field(default=(1, 2, 4, 8, 8), min_length=1)
     num_res_blocks: ResBlocks = 2
     attention_resolutions: AttentionSizes = (16,)
     norm_groups: NormGroups = 32
     dropout: Dropout = 0.2
     encoder_blocks: int = Field(
-        16, ge=1, description="Residual blocks of the encoder of the LR picture, an EDSR."
+        default=16, ge=1, description="Residual blocks of the encoder of the LR picture, an EDSR."
     )
-    encoder_channels: int = Field(64, ge=1, description="Channels of that encoder.")
+    encoder_channels: int = Field(default=64, ge=1, description="Channels of that encoder.")
     max_scale: float = Field(
-        8.0,
+        default=8.0,
         gt=1,
         description="Largest scale in training, at which the scale's position is 1; at scale 1 it "
         "is 0.",

@@ -81,7 +81,7 @@ def _plain(node: dict[str, Any]) -> dict[str, Any]:
     found = {}
     for word, value in node.items():
         word = {"oneOf": "anyOf", "prefixItems": "items"}.get(word, word)
-        whole_section = word == "default" and isinstance(value, dict)
+        whole_section = word == "default" and isinstance(node[word], dict)
         said_by_const = word == "enum" and "const" in node  # pydantic before 2.10 gives both
         if word not in KEPT or whole_section or said_by_const:
             continue

@@ -31,51 +31,53 @@ class DiffusionLossConfig(Dream):
     """DREAM's loss (arXiv 2312.00210), and two terms on the decoded picture."""
 
     pixel: float = Field(
-        0.0, ge=0, description="Weight of L1 between the decoded estimate of z0 and HR."
+        default=0.0, ge=0, description="Weight of L1 between the decoded estimate of z0 and HR."
     )
     lpips: float = Field(
-        0.0,
+        default=0.0,
         ge=0,
         description="Weight of LPIPS between the decoded estimate of z0 and HR; needs "
         "lpips_weights.",
     )
     decode_samples: int = Field(
-        4, ge=1, description="Samples of a batch that are decoded for `pixel` and `lpips`."
+        default=4, ge=1, description="Samples of a batch that are decoded for `pixel` and `lpips`."
     )
 
 
 class AutoencoderLossConfig(Strict):
     """Loss of a VQGAN (arXiv 2012.09841, Sec. 3.1): L1, LPIPS, codebook, and a hinge PatchGAN."""
 
-    l1: float = Field(1.0, ge=0, description="Weight of L1 between the reconstruction and HR.")
+    l1: float = Field(
+        default=1.0, ge=0, description="Weight of L1 between the reconstruction and HR."
+    )
     lpips: float = Field(
-        1.0, ge=0, description="Weight of LPIPS likewise; above 0 it needs lpips_weights."
+        default=1.0, ge=0, description="Weight of LPIPS likewise; above 0 it needs lpips_weights."
     )
     codebook: float = Field(
-        1.0, ge=0, description="Weight of the term that moves codes towards latents."
+        default=1.0, ge=0, description="Weight of the term that moves codes towards latents."
     )
     codebook_start: int = Field(
-        0,
+        default=0,
         ge=0,
         description="Step until which latents go unquantised; then the codebook begins as random "
         "latents.",
     )
     commitment: float = Field(
-        0.25,
+        default=0.25,
         ge=0,
         description="Weight of the term that moves latents towards codes, beta in the paper "
         "(taming's legacy puts it on the other term).",
     )
     adversarial: float = Field(
-        0.0,
+        default=0.0,
         ge=0,
         description="Factor on the adaptive weight of the hinge PatchGAN; 0: no discriminator.",
     )
     adversarial_start: int = Field(
-        0, ge=0, description="Step from which the discriminator is trained and counts."
+        default=0, ge=0, description="Step from which the discriminator is trained and counts."
     )
     revive_after: int = Field(
-        200,
+        default=200,
         ge=1,
         description="Steps without use after which a code is moved onto a random latent of the "
         "batch.",
@@ -85,67 +87,72 @@ class AutoencoderLossConfig(Strict):
 class TrainConfig(Strict):
     """Optimizer, length, precision, and what is written when."""
 
-    steps: int = Field(10_000, ge=1, description="Steps of the optimizer.")
-    batch_size: int = Field(16, ge=1, description="Samples a device and micro-batch.")
+    steps: int = Field(default=10_000, ge=1, description="Steps of the optimizer.")
+    batch_size: int = Field(default=16, ge=1, description="Samples a device and micro-batch.")
     accumulate: int = Field(
-        1, ge=1, description="Micro-batches a step, whose gradients are averaged."
+        default=1, ge=1, description="Micro-batches a step, whose gradients are averaged."
     )
-    optimizer: Literal["adamw", "adam"] = Field("adamw", description="The optimizer.")
-    learning_rate: float = Field(5e-5, gt=0, description="Learning rate after the warm-up.")
-    betas: tuple[float, float] = Field((0.9, 0.999), description="Adam's two decay rates.")
-    weight_decay: float = Field(0.0, ge=0, description="Weight decay of the optimizer.")
+    optimizer: Literal["adamw", "adam"] = Field(default="adamw", description="The optimizer.")
+    learning_rate: float = Field(default=5e-5, gt=0, description="Learning rate after the warm-up.")
+    betas: tuple[float, float] = Field(default=(0.9, 0.999), description="Adam's two decay rates.")
+    weight_decay: float = Field(default=0.0, ge=0, description="Weight decay of the optimizer.")
     warmup_steps: int = Field(
-        0, ge=0, description="Steps over which the learning rate rises from 0 in a straight line."
+        default=0,
+        ge=0,
+        description="Steps over which the learning rate rises from 0 in a straight line.",
     )
     decay: Literal["none", "cosine"] = Field(
-        "cosine",
+        default="cosine",
         description="Learning rate after the warm-up: constant, or a half cosine down to "
         "learning_rate_end.",
     )
     learning_rate_end: float = Field(
-        0.0, ge=0, description="Learning rate at the last step of a cosine."
+        default=0.0, ge=0, description="Learning rate at the last step of a cosine."
     )
     clip_grad: float | None = Field(
-        1.0,
+        default=1.0,
         gt=0,
         description="Largest norm of the gradient, to which longer ones are cut; null: any.",
     )
     ema: float = Field(
-        0.999,
+        default=0.999,
         ge=0,
         lt=1,
         description="Decay a step of the averaged weights, which the model folder gets; smaller in "
         "the first steps.",
     )
     precision: Literal["fp32", "bf16"] = Field(
-        "bf16", description="bf16 is autocast; the weights stay in fp32."
+        default="bf16", description="bf16 is autocast; the weights stay in fp32."
     )
     channels_last: bool = Field(
-        True, description="Memory format of tensors, which makes convolutions faster."
+        default=True, description="Memory format of tensors, which makes convolutions faster."
     )
     compile: bool | None = Field(
-        None,
+        default=None,
         description="torch.compile of the repeated blocks; null: on CUDA, unless data.scales is set.",
     )
-    log_every: int = Field(50, ge=1, description="Steps between two lines of metrics.jsonl.")
-    val_every: int = Field(1000, ge=1, description="Steps between two validations.")
+    log_every: int = Field(
+        default=50, ge=1, description="Steps between two lines of metrics.jsonl."
+    )
+    val_every: int = Field(default=1000, ge=1, description="Steps between two validations.")
     val_images: int = Field(
-        8, ge=0, description="Validation pictures, spread evenly over data.val."
+        default=8, ge=0, description="Validation pictures, spread evenly over data.val."
     )
     val_crop: int | None = Field(
-        256,
+        default=256,
         ge=16,
         description="Largest side of their centre crop in HR pixels; null: whole pictures.",
     )
-    save_every: int = Field(500, ge=1, description="Steps between two checkpoints.")
-    keep_checkpoints: int = Field(2, ge=1, description="Newest checkpoints that are kept.")
+    save_every: int = Field(default=500, ge=1, description="Steps between two checkpoints.")
+    keep_checkpoints: int = Field(default=2, ge=1, description="Newest checkpoints that are kept.")
     init_from: str | None = Field(
-        None,
+        default=None,
         description="A bundled name, a model folder or `hf:owner/name`, whose weights start the run "
         "(fine-tuning).",
     )
     freeze: tuple[str, ...] = Field(
-        (), description="Parameters whose names begin with one of these texts stay as they are."
+        default=(),
+        description="Parameters whose names begin with one of these texts stay as they are.",
     )
 
 
@@ -172,26 +179,28 @@ class DiffusionRun(Strict):
     description: Description = ""
     expected: Expected = "not run"
     seed: Seed = 0
-    scale: int = Field(4, ge=1, description="Side of HR over side of LR.")
+    scale: int = Field(default=4, ge=1, description="Side of HR over side of LR.")
     autoencoder: AutoencoderConfig = Field(
-        PixelConfig(), description="Between pictures and latents."
+        default=PixelConfig(), description="Between pictures and latents."
     )
-    network: NetworkConfig = Field(ResShiftNetConfig(), description="The denoiser.")
+    network: NetworkConfig = Field(default=ResShiftNetConfig(), description="The denoiser.")
     process: ProcessConfig = Field(
-        ResidualShiftConfig(), description="The way between picture and noise."
+        default=ResidualShiftConfig(), description="The way between picture and noise."
     )
     prediction: Literal["eps", "z0", "v"] = Field(
-        "z0",
+        default="z0",
         description="What the network predicts: the noise, the clean latent, or v = a eps - s z0 "
         "(arXiv 2202.00512); which of them fit is said at each process.",
     )
     condition: tuple[Literal["lr", "z_lr"], ...] = Field(
-        ("lr",),
+        default=("lr",),
         description="What the network sees beside z_t, in this order: lr, the LR pixels; z_lr, the "
         "latent of the enlarged LR picture.",
     )
-    sampler: Sampling = Field(Sampling(), description="How results are sampled.")
-    loss: DiffusionLossConfig = Field(DiffusionLossConfig(), description="What is minimised.")
+    sampler: Sampling = Field(default=Sampling(), description="How results are sampled.")
+    loss: DiffusionLossConfig = Field(
+        default=DiffusionLossConfig(), description="What is minimised."
+    )
     data: Data = DataConfig()
     train: Train = TrainConfig()
     lpips_weights: LpipsWeights = None
@@ -271,9 +280,12 @@ class AutoencoderRun(Strict):
     expected: Expected = "not run"
     seed: Seed = 0
     autoencoder: Annotated[VQGANConfig | TAESDConfig, Field(discriminator="kind")] = Field(
-        VQGANConfig(), description="The autoencoder that is trained; its kind is vqgan unless told."
+        default=VQGANConfig(),
+        description="The autoencoder that is trained; its kind is vqgan unless told.",
     )
-    loss: AutoencoderLossConfig = Field(AutoencoderLossConfig(), description="What is minimised.")
+    loss: AutoencoderLossConfig = Field(
+        default=AutoencoderLossConfig(), description="What is minimised."
+    )
     data: Data = DataConfig()
     train: Train = TrainConfig()
     lpips_weights: LpipsWeights = None
