@@ -273,7 +273,9 @@ class DiffusionRun(Strict):
 
 
 class AutoencoderRun(Strict):
-    """A VQGAN trained with L1, LPIPS and a hinge PatchGAN. A `taesd` is imported, never trained."""
+    """A VQGAN trained with L1, LPIPS and a hinge PatchGAN; a `taesd` is imported, never trained. It
+    sees only HR, so data.degradation, data.scales and data.cache_latents stay at their defaults.
+    """
 
     task: Literal["autoencoder"] = "autoencoder"
     description: Description = ""
