@@ -12,6 +12,7 @@ import shutil
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
 import yaml
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -42,7 +43,7 @@ class LoadedModel(NamedTuple):
     network: nn.Module
     autoencoder: nn.Module
     process: Process
-    folder: Path
+    folder: Path | None = None
 
 
 # ------------------------------------------------------------------------------------ model folders
@@ -75,7 +76,8 @@ def load_model(name_or_dir: str | Path) -> LoadedModel:
             f"{folder}: this is an autoencoder, not a super-resolution model; name a folder with task: diffusion."
         )
     autoencoder = load_autoencoder(run.autoencoder, folder)
-    network = build_network(run.network)
+    with torch.device("meta"):  # first weights would be made for nothing
+        network = build_network(run.network)
     load_weights(network, folder / "model.safetensors")
     return LoadedModel(run, network.eval(), autoencoder, build_process(run.process), folder)
 
@@ -156,7 +158,9 @@ def load_weights(module: nn.Module, path: Path) -> None:
         raise ModelError(
             f"{path}: {len(wrong)} weights do not fit config.yaml beside it, the first is {wrong[0]!r}."
         )
-    module.load_state_dict(state)
+    # copies: a file's tensors lie unaligned in memory, where sums round otherwise
+    state = {key: value.to(own[key].dtype, copy=True) for key, value in state.items()}
+    module.load_state_dict(state, assign=any(x.is_meta for x in own.values()))
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:

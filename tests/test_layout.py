@@ -62,7 +62,10 @@ IMPORT_RULES = {
     "ldm_dream.interchange*": ([*MODELS, "interchange.*", "ldm_dream"], ["torch", "safetensors"]),
     "dream_kernels*": (KERNELS, ["torch", "triton"]),
     "tools.*": (["ldm_dream", "ldm_dream.*", *KERNELS], ["torch", "numpy"]),
-    "benchmarks*": (["ldm_dream", "ldm_dream.*", "benchmarks.*", *KERNELS], ["torch", "numpy", "PIL", "taming"]),
+    "benchmarks*": (
+        ["ldm_dream", "ldm_dream.*", "benchmarks.*", *KERNELS],
+        ["torch", "numpy", "PIL", "taming"],
+    ),
 }
 
 
@@ -215,9 +218,10 @@ def test_no_file_reads_pickles_or_runs_text(path):
         name = ast.unparse(call.func)
         assert name not in refused, f"line {call.lineno}: {name}"
         if name == "torch.load":
-            assert relative(path) in {"ldm_dream/interchange/published.py", "ldm_dream/scoring/metrics.py"}, (
-                f"line {call.lineno}: torch.load here"
-            )
+            assert relative(path) in {
+                "ldm_dream/interchange/published.py",
+                "ldm_dream/scoring/metrics.py",
+            }, f"line {call.lineno}: torch.load here"
             options = {k.arg: ast.unparse(k.value) for k in call.keywords}
             assert options.get("weights_only") == "True", (
                 f"line {call.lineno}: torch.load without weights_only=True"

@@ -42,7 +42,6 @@ def build_parser() -> argparse.ArgumentParser:
 def main() -> None:
     args = build_parser().parse_args()
     with user_errors():
-        from ldm_dream.model_folder import save_model  # here, so that --help answers without torch
         from ldm_dream.interchange.published import (
             load_first_stage,
             load_published,
@@ -50,6 +49,7 @@ def main() -> None:
             published_card,
             published_run,
         )
+        from ldm_dream.model_folder import save_model  # here, so that --help answers without torch
 
         config, state = load_published(args.published)
         autoencoder = args.autoencoder

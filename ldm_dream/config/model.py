@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 
 class Strict(BaseModel):
@@ -225,7 +225,7 @@ class RegressionConfig(Strict):
 
     kind: Literal["regression"] = "regression"
     predictions: ClassVar[tuple[str, ...]] = ("z0",)
-    samplers: ClassVar[tuple[str, ...]] = ("ancestral", "ddim")
+    samplers: ClassVar[tuple[str, ...]] = ("ancestral",)
     has_noise: ClassVar[bool] = False
     steps: ClassVar[int] = 1
 
@@ -244,8 +244,10 @@ class Sampling(Strict):
     kind: Literal["ancestral", "ddim", "dpm-solver++", "resshift"] = Field(
         default="ancestral", description="The sampler; which of them fit is said at each process."
     )
-    steps: int | None = Field(
-        default=None, ge=1, description="Calls of the network; null: every step of the process."
+    steps: Annotated[int, Field(ge=1)] | tuple[Annotated[int, Field(ge=0)], ...] | None = Field(
+        default=None,
+        description="Calls of the network, evenly spaced; null: every step of the process; a list: "
+        "these steps, descending, counted from 0.",
     )
     eta: float = Field(
         default=0.0,
@@ -254,6 +256,25 @@ class Sampling(Strict):
         description="Noise of ddim: 0 is deterministic, 1 has the variance of ancestral; the "
         "other samplers do not read it.",
     )
+    variance: Literal["posterior", "forward"] = Field(
+        default="posterior",
+        description='Of the noise that ancestral and resshift add: the posterior\'s ("fixed small") '
+        'or the forward step\'s ("fixed large").',
+    )
+
+    @field_validator("steps")
+    @classmethod
+    def _descends(cls, steps: int | tuple[int, ...] | None):
+        if isinstance(steps, tuple) and any(t <= u for t, u in zip(steps, steps[1:])):
+            raise ValueError(f"{list(steps)} does not descend; give steps from noisy to clean")
+        return steps
+
+    @property
+    def needs(self) -> int:
+        """Steps that a process must have at least."""
+        if isinstance(self.steps, tuple):
+            return max(self.steps, default=0) + 1
+        return self.steps or 1
 
 
 class Dream(Strict):
@@ -277,15 +298,8 @@ class Dream(Strict):
         default=0.0,
         ge=0,
         le=1,
-        description="Samples whose lam = strength * weight(t) ** p is lower stay plain, which "
-        "spares them the extra pass.",
-    )
-    fraction: float = Field(
-        default=1.0,
-        gt=0,
-        le=1,
-        description="Share of a batch that DREAM rectifies, largest lam first; a smaller one costs "
-        "less time.",
+        description="Samples whose lam = strength * weight(t) ** p is lower stay plain and "
+        "skip the extra pass.",
     )
     estimate_precision: Literal["same", "bf16"] = Field(
         default="same",

@@ -227,7 +227,7 @@ class DiffusionRun(Strict):
             raise ValueError(
                 f"sampler.kind={sampler.kind} does not fit process.kind={process.kind}; set it to {options}"
             )
-        if (sampler.steps or 1) > process.steps:
+        if sampler.needs > process.steps:
             raise ValueError(
                 f"sampler.steps={sampler.steps} is more than the {process.steps} of the process; "
                 f"set at most {process.steps}"

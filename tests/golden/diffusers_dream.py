@@ -5,9 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from dream_kernels import dream_rectify_input
 from golden.closed_form import stand_in
-from ldm_dream.loss import dream
+from ldm_dream.config.model import Dream
+from ldm_dream.denoiser import Inputs
+from ldm_dream.loss import estimate
 from ldm_dream.process import DDPM, linear_abar
+from runs import PlainDenoiser
 
 SCHEDULE = {"linear": "linear", "scaled_linear": "sqrt_linear"}
 
@@ -38,8 +42,8 @@ def run(case: dict, io: dict[str, Tensor], weights: dict[str, Tensor]) -> dict[s
         "v_target": process.velocity(z0, eps, t),
     }
     for p in case["construct"]["dream_detail_preservation"]:
-        noisy, target = dream(
-            network, process, z_t, z_lr, cond, t, eps, prediction="eps", strength=1.0, p=p
-        )
-        outputs |= {f"p{p:g}.noisy": noisy, f"p{p:g}.target": target}
+        denoiser, inputs = PlainDenoiser(network, process, "eps"), Inputs(z_lr, (cond,))
+        eps_hat, lam = estimate(denoiser, z_t, t, inputs, Dream(strength=1.0, p=p))
+        noisy = dream_rectify_input(z_t, eps, eps_hat, process.s(t), lam)
+        outputs |= {f"p{p:g}.noisy": noisy, f"p{p:g}.target": eps + lam * (eps - eps_hat)}
     return outputs

@@ -10,8 +10,11 @@ from torch import Tensor
 
 from golden.closed_form import stand_in
 from golden.diffusers_dream import abar_of
+from ldm_dream.config.model import Sampling
+from ldm_dream.denoiser import Inputs
 from ldm_dream.process import DDPM
 from ldm_dream.sampler import sample_steps
+from runs import PlainDenoiser
 
 PREDICTION = {"epsilon": "eps", "sample": "z0", "v_prediction": "v"}
 # what the library does; another value is another algorithm, and the case then fails here by name
@@ -54,14 +57,13 @@ def run(case: dict, io: dict[str, Tensor], weights: dict[str, Tensor]) -> dict[s
         # diffusers' float32 abar, stored with the case, so that the sampler is tested apart from
         # the schedule's precision
         process = DDPM(io[f"out.{name}.alphas_cumprod"].double())
-        trajectory = list(
-            sample_steps(
-                stand_in(case["dummy"], unit=1000), process, torch.zeros_like(io["in.x_T"]), torch.zeros(()),
-                prediction=PREDICTION[config["prediction_type"]], kind=KIND[kind], steps=steps, eta=item.get("eta", 0.0),
-                clip=config["clip_sample_range"] if config.get("clip_sample") else None,
-                noise=lambda k: io["in.x_T"] if k == 0 else io["in.step_noise"][k - 1],
-            )
-        )  # fmt: skip
+        prediction = PREDICTION[config["prediction_type"]]
+        denoiser = PlainDenoiser(stand_in(case["dummy"], unit=1000), process, prediction)
+        sampling = Sampling(kind=KIND[kind], steps=tuple(steps), eta=item.get("eta", 0.0))
+        inputs = Inputs(torch.zeros_like(io["in.x_T"]), (torch.zeros(()),))
+        clip = config["clip_sample_range"] if config.get("clip_sample") else None
+        noise = [io["in.x_T"], *io["in.step_noise"]]
+        trajectory = list(sample_steps(denoiser, inputs, sampling, noise.__getitem__, clip))
         outputs[f"{name}.timesteps"] = torch.tensor([step.t for step in trajectory])
         outputs[f"{name}.latents"] = torch.stack([step.z_t for step in trajectory])
         outputs[f"{name}.alphas_cumprod"] = abar_of(config).float()

@@ -58,10 +58,15 @@ def run(case: dict, io: dict[str, Tensor], weights: dict[str, Tensor]) -> dict[s
     for i in range(case["n_items"]):
         lr, level, position = io[f"in.lr_{i}"], io[f"in.noise_level_{i}"], io[f"in.scaler_{i}"]
         with torch.no_grad():
-            outputs[f"eps_{i}"] = network(io[f"in.x_noisy_{i}"], level[:, 0], lr, position)
+            _, picture, *levels = network.prepare(lr, io[f"in.x_noisy_{i}"].shape[-2:])
+            emb = network.embed(level[:, 0])
+            outputs[f"eps_{i}"] = network.unet(
+                io[f"in.x_noisy_{i}"], emb, picture, levels, position
+            )
             for name, value in seen.items():
                 outputs[f"{name}_{i}"] = value.flatten(2).mT if name.endswith("tokens") else value
             a, z0, eps = level[:, :, None, None], io[f"in.y0_{i}"], io[f"in.noise_{i}"]
-            predicted = network(a * z0 + (1 - a**2).sqrt() * eps, level[:, 0], lr, position)
+            z_t = a * z0 + (1 - a**2).sqrt() * eps
+            predicted = network.unet(z_t, emb, picture, levels, position)
             outputs[f"p_losses_l1_sum_{i}"] = (eps - predicted).abs().sum()
     return outputs

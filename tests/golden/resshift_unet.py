@@ -12,6 +12,7 @@ from ldm_dream.interchange.layouts import RESSHIFT
 from ldm_dream.interchange.published import translate
 from ldm_dream.networks import build_network
 from ldm_dream.networks.resshift import SwinLayer
+from runs import predict
 
 SAME = (
     "image_size",
@@ -63,7 +64,7 @@ def run(case: dict, io: dict[str, Tensor], weights: dict[str, Tensor]) -> dict[s
         if f"in.mask_{i}" in io:
             cond = torch.cat([cond, io[f"in.mask_{i}"]], 1)
         with torch.no_grad():
-            outputs[f"out_{i}"] = network(x, t, cond)
+            outputs[f"out_{i}"] = predict(network, x, t, cond)
         for handle in handles:
             handle.remove()
     return outputs

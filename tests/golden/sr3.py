@@ -7,14 +7,17 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from dream_kernels import dream_l1
+from dream_kernels import dream_l1, dream_rectify_input
+from ldm_dream.config.model import Dream, Sampling
 from ldm_dream.config.networks import SR3Config
+from ldm_dream.denoiser import Denoiser
 from ldm_dream.interchange.layouts import SR3
 from ldm_dream.interchange.published import translate
-from ldm_dream.loss import diffusion_loss, dream
+from ldm_dream.loss import diffusion_loss, estimate
 from ldm_dream.networks import build_network
 from ldm_dream.process import DDPM, linear_abar
 from ldm_dream.sampler import sample_steps
+from runs import predict
 
 NAMES = {  # the official constructor's -> ours
     "image_size": "image_size",
@@ -66,9 +69,9 @@ def unet(case: dict, io: dict[str, Tensor], weights: dict[str, Tensor]) -> dict[
     mlp.register_forward_hook(lambda _, __, out: outputs.setdefault("noise_embedding_0", out))
     for i in (int(name.rsplit("_", 1)[1]) for name in io if name.startswith("in.noise_level_")):
         with torch.no_grad():
-            outputs[f"eps_{i}"] = model(
-                io[f"in.x_noisy_{i}"], io[f"in.noise_level_{i}"].flatten(), io[f"in.condition_{i}"]
-            )
+            level = io[f"in.noise_level_{i}"].flatten()
+            z_t, cond = io[f"in.x_noisy_{i}"], io[f"in.condition_{i}"]
+            outputs[f"eps_{i}"] = predict(model, z_t, level, cond)
     wanted = io["out.noise_embedding_0"]
     outputs["noise_embedding_0"] = outputs["noise_embedding_0"].reshape(wanted.shape)
     return outputs
@@ -81,25 +84,13 @@ def sampling(case: dict, io: dict[str, Tensor], weights: dict[str, Tensor]) -> d
     process = DDPM(
         linear_abar(schedule["n_timestep"], schedule["linear_start"], schedule["linear_end"])
     )
-    levels = []
-
-    def denoise(z_t: Tensor, t: Tensor, cond: Tensor) -> Tensor:
-        levels.append(process.model_t(t, noise_level=True))
-        return model(z_t, levels[-1], cond)
-
+    denoiser, x = Denoiser(model, process, ("z_lr",), "eps"), io["in.x"]
     noise = [io["in.x_T"], *io["in.step_noise"]]
+    sampling = Sampling(kind="ancestral")
     steps = list(
-        sample_steps(
-            denoise,
-            process,
-            io["in.x"],
-            io["in.x"],
-            prediction="eps",
-            kind="ancestral",
-            noise=lambda k: noise[k],
-            clip=1.0,
-        )
+        sample_steps(denoiser, denoiser.prepare(x, x), sampling, noise.__getitem__, clip=1.0)
     )
+    levels = [process.model_t(torch.tensor([step.t]), noise_level=True) for step in steps]
     rows = torch.arange(-1, process.num_timesteps)
     return {
         "x_t": torch.stack([step.z_t for step in steps]),
@@ -123,15 +114,15 @@ def dream_loss(case: dict, io: dict[str, Tensor], weights: dict[str, Tensor]) ->
     t = torch.arange(len(hr))
     outputs: dict[str, Tensor] = {}
 
-    def denoise(z_t: Tensor, t: Tensor, cond: Tensor) -> Tensor:
-        return model(z_t, process.model_t(t, noise_level=True), cond)
+    denoiser = Denoiser(model, process, ("z_lr",), "eps")
+    inputs = denoiser.prepare(cond, cond)
 
     for kind in case["losses"]:
         for order in case["orders"]:
             key = f"{kind}.order_{order}"
             if order == "inf":
                 z_t = process.q_sample(hr, cond, eps, t)
-                output = denoise(z_t, t, cond)
+                output = denoiser(z_t, t, inputs)
                 total = (
                     dream_l1(output, z0=output, prediction="z0", kind=kind).sum() * hr[0].numel()
                 )
@@ -151,23 +142,21 @@ def dream_loss(case: dict, io: dict[str, Tensor], weights: dict[str, Tensor]) ->
                 )
                 continue
             plain = order == "standard"
-            setting = {
-                "prediction": "eps",
-                "strength": 0.0 if plain else 1.0,
-                "p": 1.0 if plain else float(order),
-            }
+            setting = Dream(
+                kind=kind, strength=0.0 if plain else 1.0, p=1.0 if plain else float(order)
+            )
             model.zero_grad()
-            loss = diffusion_loss(
-                denoise, process, hr, cond, cond, t, eps, kind=kind, network=model, **setting
-            ).loss
+            loss = diffusion_loss(denoiser, hr, inputs, t, eps, setting).loss
             total = loss.sum() * hr[0].numel()
             total.backward()
             z_t = process.q_sample(hr, cond, eps, t)
-            rectified, target = dream(
-                denoise, process, z_t, cond, cond, t, eps, network=model, **setting
-            )
+            rectified, target = z_t, eps
+            if not plain:
+                eps_hat, lam = estimate(denoiser, z_t, t, inputs, setting)
+                rectified = dream_rectify_input(z_t, eps, eps_hat, process.s(t), lam)
+                target = eps + lam * (eps - eps_hat)
             with torch.no_grad():
-                first, second = denoise(z_t, t, cond), denoise(rectified, t, cond)
+                first, second = denoiser(z_t, t, inputs), denoiser(rectified, t, inputs)
             outputs |= {
                 f"{key}.loss_sum": total,
                 f"{key}.loss_mean": loss.mean(),

@@ -8,13 +8,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import dream_kernels
 from kernel_rules import DEVICE
-from ldm_dream.config.model import DDPMConfig, ResidualShiftConfig
+from ldm_dream.config.model import DDPMConfig, ResidualShiftConfig, Sampling
 from ldm_dream.config.run import DiffusionRun
 from ldm_dream.data.pairs import Batch
+from ldm_dream.denoiser import Inputs
 from ldm_dream.networks.autoencoders import build_autoencoder
 from ldm_dream.process import build_process
-from ldm_dream.sampler import sample
+from ldm_dream.sampler import gaussian, sample
 from ldm_dream.training.diffusion import DiffusionObjective
+from runs import PlainDenoiser
 
 NETWORK = {
     "kind": "resshift", "image_size": 8, "in_channels": 3, "out_channels": 3, "cond_channels": 3, "model_channels": 8,
@@ -102,10 +104,10 @@ def test_sampling_with_kernels_gives_the_reference_pictures(process, kind, op):
     def run(mode):
         called = Called()
         with dream_kernels.backend(mode), called:
-            z0 = sample(
-                denoise, build_process(process), z_lr, z_lr, prediction="z0", kind=kind, steps=4, eta=0.5,
-                generator=torch.Generator(DEVICE).manual_seed(0),
-            )  # fmt: skip
+            denoiser = PlainDenoiser(denoise, build_process(process), "z0")
+            noise = gaussian(z_lr, torch.Generator(DEVICE).manual_seed(0))
+            sampling = Sampling(kind=kind, steps=4, eta=0.5)
+            z0 = sample(denoiser, Inputs(z_lr, (z_lr,)), sampling, noise)
         return z0, called.names
 
     (by_reference, none), (by_kernels, called) = run("reference"), run("triton")
