@@ -24,7 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dream_kernels import dream_l1, dream_rectify, dream_rectify_input, q_sample
+from dream_kernels import dream_loss, dream_rectify, q_sample
 from ldm_dream.process import Denoise, Process, check_prediction
 
 
@@ -70,9 +70,9 @@ def diffusion_loss(
         prediction=prediction, strength=strength, p=p, network=network, fraction=fraction, min_lam=min_lam,
     )  # fmt: skip
     if eps_hat is not None:
-        z_t = dream_rectify_input(z_t, eps, eps_hat, s, lam)
+        z_t = dream_rectify(z_t, eps, eps_hat, s, lam)
     output = _of_shape(z0, denoise(z_t, t, cond))
-    loss = dream_l1(output, eps, eps_hat, lam, z0, a, s, prediction=prediction, kind=kind)
+    loss = dream_loss(output, eps, eps_hat, lam, z0, a, s, prediction=prediction, kind=kind)
     return DiffusionLoss(loss, process.to_z0(output, z_t, z_lr, t, prediction))
 
 
@@ -108,7 +108,10 @@ def dream(
         p=p,
         network=network,
     )
-    return (z_t, eps) if eps_hat is None else dream_rectify(z_t, eps, eps_hat, process.s(t), lam)
+    if eps_hat is None:
+        return z_t, eps
+    z_t = dream_rectify(z_t, eps, eps_hat, process.s(t), lam)
+    return z_t, (eps + lam * (eps - eps_hat)).to(eps.dtype)
 
 
 def estimate(

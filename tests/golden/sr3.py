@@ -7,7 +7,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from dream_kernels import dream_l1
+import dream_kernels
 from ldm_dream.config.model import SR3Config
 from ldm_dream.interchange.layouts import SR3
 from ldm_dream.interchange.published import translate
@@ -132,9 +132,8 @@ def dream_loss(case: dict, io: dict[str, Tensor], weights: dict[str, Tensor]) ->
             if order == "inf":
                 z_t = process.q_sample(hr, cond, eps, t)
                 output = denoise(z_t, t, cond)
-                total = (
-                    dream_l1(output, z0=output, prediction="z0", kind=kind).sum() * hr[0].numel()
-                )
+                loss = dream_kernels.dream_loss(output, z0=output, prediction="z0", kind=kind)
+                total = loss.sum() * hr[0].numel()
                 found = torch.autograd.grad(
                     total, [model.get_parameter(SR3.ours(name)) for name in case["grads"]]
                 )
