@@ -25,7 +25,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dream_kernels import dream_l1, dream_rectify_input, q_sample
+from dream_kernels import dream_loss, dream_rectify, q_sample
 from ldm_dream.config.model import Dream
 from ldm_dream.denoiser import Denoiser, Inputs
 
@@ -48,9 +48,9 @@ def diffusion_loss(
     z_t = q_sample(z0.to(wide), inputs.z_lr, eps, a, b, s)
     eps_hat, lam = estimate(denoiser, z_t, t, inputs, dream)
     if eps_hat is not None:
-        z_t = dream_rectify_input(z_t, eps, eps_hat, s, lam)  # Eq. 15
+        z_t = dream_rectify(z_t, eps, eps_hat, s, lam)  # Eq. 15
     output = _of_shape(z0, denoiser(z_t, t, inputs))
-    loss = dream_l1(  # Eq. 14
+    loss = dream_loss(  # Eq. 14
         output, eps, eps_hat, lam, z0, a, s, prediction=prediction, kind=dream.kind
     )
     return DiffusionLoss(loss, process.to_z0(output, z_t, inputs.z_lr, t, prediction))

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dream_kernels import q_sample, sampler_step
+from dream_kernels import q_sample
 from ldm_dream.config.model import Sampling
 from ldm_dream.denoiser import Denoiser, Inputs
 from ldm_dream.errors import UserError
@@ -150,7 +150,7 @@ def _step(now: Now, z0_hat: Tensor, z_factor: Tensor, z0_factor: Tensor, sigma: 
     """z_factor z_t + z0_factor z0_hat + sigma n."""
     noise = now.noise() if sigma.item() > 0 else now.z_t  # whose factor is 0
     factors = (like(f, now.z_t) for f in (z_factor, z0_factor, sigma))
-    return sampler_step(now.z_t, z0_hat, noise, *factors)
+    return q_sample(now.z_t, z0_hat, noise, *factors)
 
 
 # --------------------------------------------------------------------------------------- which steps

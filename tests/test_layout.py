@@ -276,7 +276,7 @@ def test_every_op_has_its_reference_and_every_kernel_its_five_places():
         assert (ROOT / f"tests/kernels/test_{name}.py").is_file(), (
             f"{name}: no tests/kernels/test_{name}.py"
         )
-    assert set(OPS) == {name for name, case in CASES.items() if case.fused is None}, (
+    assert set(OPS) == {name for name, case in CASES.items() if case.ours is None}, (
         "a case for every op, and no other of one op"
     )
 

@@ -51,7 +51,7 @@ def rectified(denoise, process, z_t, z_lr, cond, t, eps, prediction, **dream):
     """-> (z_t', eps target) from the estimate that the loss makes."""
     denoiser, inputs = PlainDenoiser(denoise, process, prediction), Inputs(z_lr, (cond,))
     eps_hat, lam = estimate(denoiser, z_t, t, inputs, Dream(**dream))
-    z = reference.dream_rectify_input(z_t, eps, eps_hat, process.s(t), lam)
+    z = reference.dream_rectify(z_t, eps, eps_hat, process.s(t), lam)
     return z, eps + lam * (eps - eps_hat)
 
 

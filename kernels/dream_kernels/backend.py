@@ -1,14 +1,15 @@
 """Which code runs an op: its Triton kernel, or its reference in plain torch. Chosen once, by
 DREAM_KERNELS, and logged once.
 
-    auto (default)  the kernel on CUDA and ROCm devices where Triton is installed, the reference elsewhere
-    triton          the kernel everywhere; on the CPU that needs Triton's interpreter (TRITON_INTERPRET=1 before the first import)
-    reference       plain torch everywhere
+    auto       the kernel on CUDA and ROCm devices where Triton is installed, the reference elsewhere
+    triton     the kernel everywhere; on a CPU in Triton's interpreter, which TRITON_INTERPRET=1
+               before the first import switches on
+    reference  plain torch everywhere
 
-On a CPU auto runs group_norm_silu and dropout in C++ of our own (`_cpp.py`). float64 never runs a
-kernel: they compute in float32. `with dream_kernels.backend("reference"):` chooses for a block.
-The choice is a plain global, on which torch.compile guards: no graph break, and another choice
-compiles anew.
+On a CPU auto, the default, runs group_norm_silu and dropout in C++ of our own (`_cpp.py`). float64
+never runs a kernel: they compute in float32. `with dream_kernels.backend("reference"):` chooses for
+a block. The choice is a plain global, on which torch.compile guards: no graph break, and another
+choice compiles anew.
 """
 
 from __future__ import annotations
@@ -16,8 +17,9 @@ from __future__ import annotations
 import functools
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Concatenate, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
@@ -26,6 +28,9 @@ from ._triton import HAS_TRITON, INTERPRETED
 
 MODES = ("auto", "triton", "reference")
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)  # what kernels load and store
+
+P, R = ParamSpec("P"), TypeVar("R")
+Way = Callable[Concatenate[Tensor, P], R]  # its first argument decides where it runs
 
 log = logging.getLogger(__name__)
 
@@ -64,6 +69,28 @@ def backend(mode: str) -> Iterator[None]:
         _mode = before
 
 
+def kernel_of(
+    reference: Way[P, R], cpu: Way[P, R] | None = None
+) -> Callable[[Way[P, R]], Way[P, R]]:
+    """Decorator of an op's way through its kernel: makes it the public function, which goes that
+    way or the reference's or, where auto meets a CPU, `cpu`'s. The first argument, a tensor, is
+    given by place.
+    """
+
+    def public(kernel: Way[P, R]) -> Way[P, R]:
+        @functools.wraps(kernel)
+        def op(x: Tensor, /, *args: P.args, **options: P.kwargs) -> R:
+            if runs_triton(x):
+                return kernel(x, *args, **options)
+            if cpu is not None and x.device.type == "cpu" and not wants_reference():
+                return cpu(x, *args, **options)
+            return reference(x, *args, **options)
+
+        return op
+
+    return public
+
+
 def runs_triton(x: Tensor) -> bool:
     """Whether an op on `x` runs its kernel. Raises BackendError where DREAM_KERNELS=triton meets a
     device that has none.
@@ -72,7 +99,8 @@ def runs_triton(x: Tensor) -> bool:
         chosen = False
     elif _mode == "triton" and not (x.is_cuda or INTERPRETED):
         raise BackendError(
-            f"DREAM_KERNELS=triton has no kernel for {x.device.type}; set TRITON_INTERPRET=1 (slow, for tests) or use auto."
+            f"DREAM_KERNELS=triton has no kernel for {x.device.type}; set TRITON_INTERPRET=1 (slow, "
+            "for tests) or use auto."
         )
     else:
         chosen = HAS_TRITON and (x.is_cuda or _mode == "triton")
@@ -88,8 +116,7 @@ def wants_reference() -> bool:
 
 @functools.cache
 def _announce(device: str, triton: bool) -> None:
-    elsewhere = (
-        "C++ and plain torch" if device == "cpu" and not wants_reference() else "plain torch"
-    )
-    how = ("Triton's interpreter" if INTERPRETED else "Triton") if triton else elsewhere
+    own = device == "cpu" and not wants_reference()
+    torchs = "C++ and plain torch" if own else "plain torch"
+    how = ("Triton's interpreter" if INTERPRETED else "Triton") if triton else torchs
     log.info("dream_kernels on %s: %s", device, how)

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from . import reference
 from ._triton import jit, tl
-from ._variant import NAMES, Variant
+from ._variant import BYTES, Variant
 from .backend import DTYPES, runs_triton
 
 ROWS, CODES, WARPS = 16, 256, 4  # 32 pairs a thread
@@ -30,17 +30,17 @@ ROWS, CODES, WARPS = 16, 256, 4  # 32 pairs a thread
 
 @jit
 def lookup_kernel(
-    z, codebook, indices, z_q, rows, codes, D: tl.constexpr, ROWS: tl.constexpr, CODES: tl.constexpr
-):
+    z, codebook, indices, z_q, rows, codes,
+    D: tl.constexpr, ROWS: tl.constexpr, CODES: tl.constexpr,
+):  # fmt: skip
     """One program: ROWS latents against every code."""
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     inside, lanes = row < rows, tl.arange(0, CODES)
     nearest = tl.full([ROWS, CODES], float("inf"), tl.float32)
     found = tl.zeros([ROWS, CODES], tl.int32)
     for first in range(0, codes, CODES):
-        code = tl.minimum(first + lanes, codes - 1).to(
-            tl.int64
-        )  # the last code fills the last tile: among equals the first wins
+        # the last code fills the last tile: among equals the first wins
+        code = tl.minimum(first + lanes, codes - 1).to(tl.int64)
         norm, product = tl.zeros([CODES], tl.float32), tl.zeros([ROWS, CODES], tl.float32)
         for d in range(D):
             e = tl.load(codebook + (code * D + d)).to(tl.float32)
@@ -52,15 +52,13 @@ def lookup_kernel(
         nearest = tl.where(nearer, distance, nearest)
         found = tl.where(nearer, first, found)
     least = tl.min(nearest, 1)
-    index = tl.min(tl.where(nearest == least[:, None], found + lanes[None, :], codes - 1), 1).to(
-        tl.int64
-    )
+    index = tl.min(tl.where(nearest == least[:, None], found + lanes[None, :], codes - 1), 1)
+    index = index.to(tl.int64)
     tl.store(indices + row, index, inside)
     for d in range(D):
         x = tl.load(z + (row * D + d), inside, 0).to(tl.float32)
-        e = tl.load(codebook + (index * D + d)).to(tl.float32) + (
-            x - x
-        )  # as the reference: what is not finite stays seen
+        e = tl.load(codebook + (index * D + d)).to(tl.float32)
+        e += x - x  # as the reference: what is not finite stays seen
         tl.store(z_q + (row * D + d), e.to(z_q.dtype.element_ty), inside)
 
 
@@ -71,7 +69,7 @@ def launch(z: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:
     if z.numel():
         lookup_kernel[(-(-rows // ROWS),)](
             z, codebook, indices, z_q, rows, codes, width, ROWS, CODES, num_warps=WARPS
-        )
+        )  # fmt: skip
     return indices, z_q
 
 
@@ -98,10 +96,8 @@ def _backward(ctx, grad, _):
     (indices,) = ctx.saved_tensors
     to_codes = None
     if ctx.needs_input_grad[1]:
-        wide = reference.wide(grad)
-        to_codes = torch.ops.aten.embedding_dense_backward(wide, indices, ctx.codes, -1, False).to(
-            ctx.codebook_dtype
-        )
+        sums = torch.ops.aten.embedding_dense_backward
+        to_codes = sums(reference.wide(grad), indices, ctx.codes, -1, False).to(ctx.codebook_dtype)
     return grad.to(ctx.z_dtype), to_codes
 
 
@@ -115,28 +111,20 @@ def vq_lookup(z: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def variants() -> list[Variant]:
-    """Codes of vq-f4 in each dtype, and wide ones; operations are those of its 8192 codes."""
-    return [_variant(dtype, 3) for dtype in NAMES] + [_variant("fp32", 256)]
+    """Codes of two values (vq-f4-tiny) and three (vq-f4) in float32, in which the autoencoder looks
+    up whatever its precision.
+    """
+    return [_variant(width, "fp32") for width in (2, 3)]
 
 
-def _variant(dtype: str, width: int) -> Variant:
-    kinds = dict.fromkeys(("z", "codebook", "z_q"), f"*{dtype}") | {
-        "indices": "*i64",
-        "rows": "i32",
-        "codes": "i32",
-    }
+def _variant(width: int, dtype: str) -> Variant:
+    """Operations are those of vq-f4's 8192 codes."""
+    kinds = {"indices": "*i64", "rows": "i32", "codes": "i32"}
     constexprs = {"D": width, "ROWS": ROWS, "CODES": CODES}
-    signature = {name: kinds.get(name, "constexpr") for name in lookup_kernel.arg_names}
-    moved = 2 * NAMES[dtype] + 8 / width
-    name, operations = f"vq_lookup_{width}/{dtype}", 8192 * (2 * width + 8) / width
+    kinds |= dict.fromkeys(constexprs, "constexpr")
+    signature = {name: kinds.get(name, f"*{dtype}") for name in lookup_kernel.arg_names}
+    moved, operations = 2 * BYTES[dtype] + 8 / width, 8192 * (2 * width + 8) / width
+    name, multiples = f"vq_lookup_{width}/{dtype}", ("rows", "codes")
     return Variant(
-        name,
-        lookup_kernel,
-        signature,
-        constexprs,
-        WARPS,
-        moved,
-        moved,
-        ("rows", "codes"),
-        operations,
+        name, lookup_kernel, signature, constexprs, WARPS, moved, moved, multiples, operations
     )

@@ -163,7 +163,9 @@ def pad_to_multiple(x: Tensor, multiple: int) -> Tensor:
 def of_size(cond: Tensor, size: tuple[int, int]) -> Tensor:
     """`cond`, unless its height and width are others than z_t asks for."""
     if cond.shape[-2:] != size:
-        raise ValueError(f"the condition is {tuple(cond.shape[-2:])}; this z_t wants {tuple(size)}.")
+        raise ValueError(
+            f"the condition is {tuple(cond.shape[-2:])}; this z_t wants {tuple(size)}."
+        )
     return cond
 
 

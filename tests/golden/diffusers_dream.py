@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dream_kernels import dream_rectify_input
+from dream_kernels import dream_rectify
 from golden.closed_form import stand_in
 from ldm_dream.config.model import Dream
 from ldm_dream.denoiser import Inputs
@@ -44,6 +44,6 @@ def run(case: dict, io: dict[str, Tensor], weights: dict[str, Tensor]) -> dict[s
     for p in case["construct"]["dream_detail_preservation"]:
         denoiser, inputs = PlainDenoiser(network, process, "eps"), Inputs(z_lr, (cond,))
         eps_hat, lam = estimate(denoiser, z_t, t, inputs, Dream(strength=1.0, p=p))
-        noisy = dream_rectify_input(z_t, eps, eps_hat, process.s(t), lam)
+        noisy = dream_rectify(z_t, eps, eps_hat, process.s(t), lam)
         outputs |= {f"p{p:g}.noisy": noisy, f"p{p:g}.target": eps + lam * (eps - eps_hat)}
     return outputs

@@ -7,7 +7,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from dream_kernels import dream_l1, dream_rectify_input
+from dream_kernels import dream_loss, dream_rectify
 from ldm_dream.config.model import Dream, Sampling
 from ldm_dream.config.networks import SR3Config
 from ldm_dream.denoiser import Denoiser
@@ -124,7 +124,7 @@ def dream_loss(case: dict, io: dict[str, Tensor], weights: dict[str, Tensor]) ->
                 z_t = process.q_sample(hr, cond, eps, t)
                 output = denoiser(z_t, t, inputs)
                 total = (
-                    dream_l1(output, z0=output, prediction="z0", kind=kind).sum() * hr[0].numel()
+                    dream_loss(output, z0=output, prediction="z0", kind=kind).sum() * hr[0].numel()
                 )
                 found = torch.autograd.grad(
                     total, [model.get_parameter(SR3.ours(name)) for name in case["grads"]]
@@ -153,7 +153,7 @@ def dream_loss(case: dict, io: dict[str, Tensor], weights: dict[str, Tensor]) ->
             rectified, target = z_t, eps
             if not plain:
                 eps_hat, lam = estimate(denoiser, z_t, t, inputs, setting)
-                rectified = dream_rectify_input(z_t, eps, eps_hat, process.s(t), lam)
+                rectified = dream_rectify(z_t, eps, eps_hat, process.s(t), lam)
                 target = eps + lam * (eps - eps_hat)
             with torch.no_grad():
                 first, second = denoiser(z_t, t, inputs), denoiser(rectified, t, inputs)
