@@ -50,7 +50,7 @@ def network(kwargs: dict, weights: dict[str, Tensor]) -> nn.Module:
 def run(case: dict, io: dict[str, Tensor], weights: dict[str, Tensor]) -> dict[str, Tensor]:
     if "in.x_T" in io:
         return sampling(case, io, weights)
-    return dream_loss(case, io, weights) if "orders" in case else unet(case, io, weights)
+    return dream_losses(case, io, weights) if "orders" in case else unet(case, io, weights)
 
 
 def unet(case: dict, io: dict[str, Tensor], weights: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -102,7 +102,9 @@ def sampling(case: dict, io: dict[str, Tensor], weights: dict[str, Tensor]) -> d
     }
 
 
-def dream_loss(case: dict, io: dict[str, Tensor], weights: dict[str, Tensor]) -> dict[str, Tensor]:
+def dream_losses(
+    case: dict, io: dict[str, Tensor], weights: dict[str, Tensor]
+) -> dict[str, Tensor]:
     """DREAM's loss and gradients for each exponent p. "inf" is the official standard branch, whose
     target is its own output.
     """

@@ -14,12 +14,14 @@ import dream_kernels
 from dream_kernels import OPS, Variant, vq_lookup
 from kernel_rules import DEVICE, ROOT, without_interpreter
 from ldm_dream.config.files import load_config
-from ldm_dream.config.model import DDPMConfig, ResidualShiftConfig
+from ldm_dream.config.model import DDPMConfig, Dream, ResidualShiftConfig, Sampling
+from ldm_dream.denoiser import Inputs
 from ldm_dream.loss import diffusion_loss
 from ldm_dream.networks.layers import GroupNorm
 from ldm_dream.networks.vqgan import Codebook
 from ldm_dream.process import build_process
-from ldm_dream.sampler import KINDS, sample
+from ldm_dream.sampler import SAMPLERS, gaussian, sample
+from runs import PlainDenoiser
 
 TYPES = {
     torch.float32: "*fp32",
@@ -89,10 +91,9 @@ def test_the_table_holds_what_the_loss_launches(launches):
     def train(prediction, kind, strength, dtype):
         """dtype: of the network's output; bfloat16 is autocast's."""
         weight = torch.ones((), device=DEVICE, requires_grad=True)
-        diffusion_loss(
-            lambda z_t, t, cond: (weight * z_t).to(dtype), DDPM, z0, z_lr, z_lr, t, eps,
-            prediction=prediction, kind=kind, strength=strength,
-        ).loss.mean().backward()  # fmt: skip
+        denoiser = PlainDenoiser(lambda z_t, t, cond: (weight * z_t).to(dtype), DDPM, prediction)
+        dream = Dream(kind=kind, strength=strength)
+        diffusion_loss(denoiser, z0, Inputs(z_lr, (z_lr,)), t, eps, dream).loss.mean().backward()
 
     def train_all():
         for options in itertools.product(
@@ -104,12 +105,13 @@ def test_the_table_holds_what_the_loss_launches(launches):
 
 
 @pytest.mark.parametrize("prediction", ["eps", "z0", "v"])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", SAMPLERS)
 def test_the_table_holds_what_a_sampler_launches(launches, kind, prediction):
     z_lr = torch.randn(2, 3, 16, 16, device=DEVICE)
     process = SHIFT if kind == "resshift" else DDPM
-    options = {"prediction": prediction, "kind": kind, "steps": 2, "eta": 0.5, "clip": 1.0}
-    found = launches(lambda: sample(lambda z_t, t, cond: z_t, process, z_lr, z_lr, **options))
+    denoiser = PlainDenoiser(lambda z_t, t, cond: z_t, process, prediction)
+    inputs, sampling = Inputs(z_lr, (z_lr,)), Sampling(kind=kind, steps=2, eta=0.5)
+    found = launches(lambda: sample(denoiser, inputs, sampling, gaussian(z_lr), clip=1.0))
     assert found == variants("q_sample")
 
 
