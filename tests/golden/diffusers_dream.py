@@ -6,13 +6,14 @@ import torch
 from torch import Tensor
 
 from golden.closed_form import stand_in
+from golden.reading import Case
 from ldm_dream.loss import dream
 from ldm_dream.process import DDPM, linear_abar
 
 SCHEDULE = {"linear": "linear", "scaled_linear": "sqrt_linear"}
 
 
-def abar_of(kwargs: dict) -> Tensor:
+def abar_of(kwargs: Case) -> Tensor:
     """diffusers' scheduler arguments -> abar, float64."""
     schedule = SCHEDULE[kwargs.get("beta_schedule", "linear")]
     return linear_abar(
@@ -20,11 +21,10 @@ def abar_of(kwargs: dict) -> Tensor:
     )
 
 
-def run(case: dict, io: dict[str, Tensor], weights: dict[str, Tensor]) -> dict[str, Tensor]:
+def run(case: Case, io: dict[str, Tensor], weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    case["construct"].only(scheduler="DDPMScheduler")
     kwargs = case["construct"]["kwargs"]
-    assert kwargs.get("prediction_type", "epsilon") == "epsilon", (
-        "diffusers has DREAM for epsilon only"
-    )
+    kwargs.only(prediction_type="epsilon")  # diffusers has DREAM for no other
     abar = abar_of(kwargs)
     process, network = DDPM(abar), stand_in(case["dummy"], unit=1000)
     z0, eps, t = io["in.x0"], io["in.noise"], io["in.timesteps"]
