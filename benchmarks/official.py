@@ -8,6 +8,7 @@ divided by the number of elements; Adam; no EMA.
 from __future__ import annotations
 
 import copy
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -40,21 +41,21 @@ def plain(network: nn.Module) -> nn.Module:
     return network
 
 
+class Drawn(NamedTuple):
+    """One batch, with the steps and the noise drawn for it. z0, z_lr, eps [B,C,h,w]; t [B]."""
+
+    z0: Tensor
+    z_lr: Tensor
+    cond: Tensor
+    t: Tensor
+    eps: Tensor
+
+
 def official_loss(
-    network: nn.Module,
-    process: Process,
-    told,
-    z0: Tensor,
-    z_lr: Tensor,
-    cond: Tensor,
-    t: Tensor,
-    eps: Tensor,
-    dream: bool,
-    p: float,
+    network: nn.Module, process: Process, told, batch: Drawn, dream: bool, p: float
 ) -> Tensor:
-    """Scalar. z0, z_lr, eps [B,C,h,w]; told(t): what the network is told of t. Prediction eps only,
-    as published.
-    """
+    """Scalar. told(t): what the network is told of t. Prediction eps only, as published."""
+    z0, z_lr, cond, t, eps = batch
     a, b, s = process.a(t), process.b(t), process.s(t)
     z_t = a * z0 + b * z_lr + s * eps
     target = eps

@@ -47,7 +47,7 @@ from ldm_dream.training.heap import keep_freed_memory
 from ldm_dream.training.train import make_optimizer
 
 from .measure import peak_bytes
-from .official import official_loss, plain
+from .official import Drawn, official_loss, plain
 from .record import append
 from .step_profile import shares
 
@@ -151,9 +151,8 @@ class Step:
         def told(t: torch.Tensor) -> torch.Tensor:
             return process.model_t(t, self.network.sees_noise_level)
 
-        return official_loss(
-            self.network, process, told, z0, z_lr, cond, t, eps, self.dream, self.run.loss.p
-        )
+        batch = Drawn(z0, z_lr, cond, t, eps)
+        return official_loss(self.network, process, told, batch, self.dream, self.run.loss.p)
 
 
 def begin(*variant) -> dict:

@@ -1,5 +1,4 @@
-"""Upscale the bundled photo with the bundled model, score it against bicubic, write before and
-after.
+"""Upscale the bundled photo with the bundled model and score it against bicubic.
 
 python tools/demo.py -o demo
 """

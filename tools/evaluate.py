@@ -1,8 +1,11 @@
-"""Score results or a model against HR pictures: PSNR, SSIM, LPIPS, consistency, FID and KID or an offline stand-in.
+"""Score results or a model against HR pictures: PSNR, SSIM, LPIPS, consistency and FID.
 
 python tools/evaluate.py --hr HR_DIR -n dream-latent-x4-tiny --lr LR_DIR
 python tools/evaluate.py --hr HR_DIR --sr RESULTS_DIR --lr LR_DIR --json scores.json
 python tools/evaluate.py --hr HR_DIR --sr RESULTS_DIR --protocol dream-legacy
+
+Without the Inception weights of FID and KID, distances of other features stand in for them, under
+their own names.
 """
 
 import argparse

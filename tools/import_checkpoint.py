@@ -1,4 +1,4 @@
-"""Turn a published checkpoint (SR3, IDM, ResShift, LDM-SR, VQGAN of LDM / ResShift / taming, TAESD) into a model folder.
+"""Turn a published checkpoint of SR3, IDM, ResShift, LDM-SR, a VQGAN or TAESD into a model folder.
 
 python tools/import_checkpoint.py autoencoder_vq_f4.pth -o models/vq-f4
 python tools/import_checkpoint.py I640000_E37_gen.pth -o models/sr3-face-8x
@@ -42,6 +42,7 @@ def build_parser() -> argparse.ArgumentParser:
 def main() -> None:
     args = build_parser().parse_args()
     with user_errors():
+        # here, so that --help answers without torch
         from ldm_dream.interchange.published import (
             load_first_stage,
             load_published,
@@ -49,7 +50,7 @@ def main() -> None:
             published_card,
             published_run,
         )
-        from ldm_dream.model_folder import save_model  # here, so that --help answers without torch
+        from ldm_dream.model_folder import save_model
 
         config, state = load_published(args.published)
         autoencoder = args.autoencoder

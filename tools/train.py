@@ -1,4 +1,4 @@
-"""Train a diffusion model or an autoencoder from a config. The same command again resumes the run.
+"""Train a diffusion model or an autoencoder from a config; the same command again resumes the run.
 
 python tools/train.py CONFIG.yaml --set train.steps=1000
 """

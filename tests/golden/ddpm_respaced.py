@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from golden.closed_form import stand_in
+from golden.reading import Case
 from ldm_dream.config.model import Sampling
 from ldm_dream.denoiser import Inputs
 from ldm_dream.process import DDPM, linear_abar, respaced
@@ -20,7 +21,7 @@ SCHEDULE = {"linear": "linear", "scaled_linear": "sqrt_linear"}
 VARIANCE = {"FIXED_SMALL": "posterior", "FIXED_LARGE": "forward"}
 
 
-def run(case: dict, io: dict[str, Tensor], weights: dict[str, Tensor]) -> dict[str, Tensor]:
+def run(case: Case, io: dict[str, Tensor], weights: dict[str, Tensor]) -> dict[str, Tensor]:
     outputs = {}
     for item in case["construct"]["items"]:
         name, total, n = item["name"], item["T"], item["n"]

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from dream_kernels import dream_rectify
 from golden.closed_form import stand_in
+from golden.reading import Case
 from ldm_dream.config.model import Dream
 from ldm_dream.denoiser import Inputs
 from ldm_dream.loss import estimate
@@ -16,7 +17,7 @@ from runs import PlainDenoiser
 SCHEDULE = {"linear": "linear", "scaled_linear": "sqrt_linear"}
 
 
-def abar_of(kwargs: dict) -> Tensor:
+def abar_of(kwargs: Case) -> Tensor:
     """diffusers' scheduler arguments -> abar, float64."""
     schedule = SCHEDULE[kwargs.get("beta_schedule", "linear")]
     return linear_abar(
@@ -24,11 +25,10 @@ def abar_of(kwargs: dict) -> Tensor:
     )
 
 
-def run(case: dict, io: dict[str, Tensor], weights: dict[str, Tensor]) -> dict[str, Tensor]:
+def run(case: Case, io: dict[str, Tensor], weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    case["construct"].only(scheduler="DDPMScheduler")
     kwargs = case["construct"]["kwargs"]
-    assert kwargs.get("prediction_type", "epsilon") == "epsilon", (
-        "diffusers has DREAM for epsilon only"
-    )
+    kwargs.only(prediction_type="epsilon")  # diffusers has DREAM for no other
     abar = abar_of(kwargs)
     process, network = DDPM(abar), stand_in(case["dummy"], unit=1000)
     z0, eps, t = io["in.x0"], io["in.noise"], io["in.timesteps"]

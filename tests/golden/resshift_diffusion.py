@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from golden.closed_form import stand_in
+from golden.reading import Case
 from ldm_dream.config.model import Dream, Sampling
 from ldm_dream.denoiser import Inputs
 from ldm_dream.loss import diffusion_loss
@@ -22,7 +23,7 @@ MASTER_CAP = math.sqrt(0.001)  # of the first sqrt(eta), on the master branch on
 PREDICTION = {"xstart": "z0", "residual": "z0", "epsilon": "eps"}
 
 
-def run(case: dict, io: dict[str, Tensor], weights: dict[str, Tensor]) -> dict[str, Tensor]:
+def run(case: Case, io: dict[str, Tensor], weights: dict[str, Tensor]) -> dict[str, Tensor]:
     outputs = {}
     for item in case["construct"]["items"]:
         computed = Item(item, case["dummy"], io)
@@ -42,10 +43,10 @@ class Item:
     code's, not the library's.
     """
 
-    def __init__(self, item: dict, dummy: list[float], io: dict[str, Tensor]):
+    def __init__(self, item: Case, dummy: list[float], io: dict[str, Tensor]):
         self.kwargs = kwargs = item["kwargs"]
-        assert kwargs["schedule_name"] == "exponential", kwargs["schedule_name"]
-        assert kwargs["scale_factor"] == 1.0, kwargs["scale_factor"]
+        kwargs.only(schedule_name="exponential", scale_factor=1.0)
+        kwargs.known("latent_flag")  # read where the input is normalised
         self.master, self.kind = "master" in item["branch"], kwargs["predict_type"]
         self.prediction = PREDICTION[self.kind]
         start = min(kwargs["min_noise_level"] / kwargs["kappa"], kwargs["min_noise_level"])

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from dream_kernels import dream_loss, dream_rectify
+from golden.reading import Case, watching
 from ldm_dream.config.model import Dream, Sampling
 from ldm_dream.config.networks import SR3Config
 from ldm_dream.denoiser import Denoiser
@@ -30,15 +31,19 @@ NAMES = {  # the official constructor's -> ours
 }
 
 
-def network(kwargs: dict, weights: dict[str, Tensor]) -> nn.Module:
+def config(kwargs: Case) -> SR3Config:
+    """Constructor arguments of the official class -> our config."""
     out = kwargs["out_channel"]
-    cfg = SR3Config(
+    return SR3Config(
         **{ours: kwargs[name] for name, ours in NAMES.items()},
         in_channels=out,
         out_channels=out,
         cond_channels=kwargs["in_channel"] - out,
     )
-    model = build_network(cfg)
+
+
+def network(kwargs: Case, weights: dict[str, Tensor]) -> nn.Module:
+    model = build_network(config(kwargs))
     if not any(
         key.startswith(SR3.prefix) for key in weights
     ):  # the U-Net alone, without the diffusion around it
@@ -47,40 +52,40 @@ def network(kwargs: dict, weights: dict[str, Tensor]) -> nn.Module:
     return model
 
 
-def run(case: dict, io: dict[str, Tensor], weights: dict[str, Tensor]) -> dict[str, Tensor]:
+def run(case: Case, io: dict[str, Tensor], weights: dict[str, Tensor]) -> dict[str, Tensor]:
     if "in.x_T" in io:
         return sampling(case, io, weights)
     return dream_losses(case, io, weights) if "orders" in case else unet(case, io, weights)
 
 
-def unet(case: dict, io: dict[str, Tensor], weights: dict[str, Tensor]) -> dict[str, Tensor]:
+def unet(case: Case, io: dict[str, Tensor], weights: dict[str, Tensor]) -> dict[str, Tensor]:
     """-> eps_<i> for every item, and the intermediates of item 0."""
+    case["construct"].only(**{"class": "UNet"})
     model = network(case["construct"]["kwargs"], weights).eval()
     watched = {
         "first_conv_0": model.downs[0],
         "downs_last_0": model.downs[-1],
         "mid0_0": model.mid[0],
         "mid1_0": model.mid[1],
+        "noise_embedding_0": model.noise_level_mlp,
     }
     outputs: dict[str, Tensor] = {}
-    for name, module in watched.items():
-        module.register_forward_hook(lambda _, __, out, name=name: outputs.setdefault(name, out))
-    mlp = model.noise_level_mlp
-    mlp.register_forward_hook(lambda _, __, out: outputs.setdefault("noise_embedding_0", out))
     for i in (int(name.rsplit("_", 1)[1]) for name in io if name.startswith("in.noise_level_")):
-        with torch.no_grad():
-            level = io[f"in.noise_level_{i}"].flatten()
-            z_t, cond = io[f"in.x_noisy_{i}"], io[f"in.condition_{i}"]
+        level = io[f"in.noise_level_{i}"].flatten()
+        z_t, cond = io[f"in.x_noisy_{i}"], io[f"in.condition_{i}"]
+        with torch.no_grad(), watching(watched if i == 0 else {}) as seen:
             outputs[f"eps_{i}"] = predict(model, z_t, level, cond)
+        outputs |= seen
     wanted = io["out.noise_embedding_0"]
     outputs["noise_embedding_0"] = outputs["noise_embedding_0"].reshape(wanted.shape)
     return outputs
 
 
-def sampling(case: dict, io: dict[str, Tensor], weights: dict[str, Tensor]) -> dict[str, Tensor]:
+def sampling(case: Case, io: dict[str, Tensor], weights: dict[str, Tensor]) -> dict[str, Tensor]:
     """Algorithm 2 with clipped estimates, step by step."""
     model = network(case["construct"]["unet_kwargs"], weights).eval()
     schedule = case["construct"]["schedule"]
+    schedule.only(schedule="linear")
     process = DDPM(
         linear_abar(schedule["n_timestep"], schedule["linear_start"], schedule["linear_end"])
     )
@@ -103,7 +108,7 @@ def sampling(case: dict, io: dict[str, Tensor], weights: dict[str, Tensor]) -> d
 
 
 def dream_losses(
-    case: dict, io: dict[str, Tensor], weights: dict[str, Tensor]
+    case: Case, io: dict[str, Tensor], weights: dict[str, Tensor]
 ) -> dict[str, Tensor]:
     """DREAM's loss and gradients for each exponent p. "inf" is the official standard branch, whose
     target is its own output.
@@ -111,6 +116,9 @@ def dream_losses(
     model = network(case["construct"]["unet_kwargs"], weights).train(
         case["construct"]["train_mode"]
     )
+    case["construct"].known("schedule", "dropout")  # levels are given; dropout is the network's
+    case["construct"]["diffusion_kwargs"].only(conditional=True)
+    case["construct"]["diffusion_kwargs"].known("channels", "image_size", "loss_type")
     hr, cond, eps = io["in.y0"], io["in.x"], io["in.noise"]
     process = DDPM(io["in.continuous_sqrt_alpha_cumprod"].double() ** 2)  # one step a sample
     t = torch.arange(len(hr))

@@ -3,13 +3,16 @@
 import torch
 import torch.nn.functional as F
 
+from golden.reading import Case
 from ldm_dream.config.model import VQGANConfig
 from ldm_dream.networks.vqgan import VQGAN
 
 BETA = 0.25  # VectorQuantizer2's default, which both cases use
 
 
-def run(case: dict, io: dict, weights: dict) -> dict:
+def run(case: Case, io: dict, weights: dict) -> dict:
+    # words about the original; what it quantises where, the names of the outputs say
+    case["construct"].known("class", "quantizer", "loss")
     model = build(case["construct"]["kwargs"])
     model.load_state_dict({k: v for k, v in weights.items() if not k.startswith("loss.")})
     h = model.encode(io["in.image"])
@@ -51,8 +54,10 @@ def losses(model: VQGAN, h: torch.Tensor, io: dict) -> dict:
     return out
 
 
-def build(kwargs: dict) -> VQGAN:
+def build(kwargs: Case) -> VQGAN:
     dd = kwargs["ddconfig"]
+    dd.only(double_z=False, in_channels=3, out_ch=3, padding_mode="zeros")
+    dd.known("dropout")  # off when it is only evaluated
     blocks = dd["num_res_blocks"]
     return VQGAN(
         VQGANConfig(
