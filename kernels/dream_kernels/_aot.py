@@ -92,7 +92,8 @@ def _row(job: tuple[str, int, str]) -> Row:
     moved, least = round(float(variant.bytes_moved), 3), round(float(variant.bytes_least), 3)
     microseconds = round(predicted(variant, TARGETS[target]) * 1e6, 1)
     return Row(
-        op, variant.name, target, registers, spills, made.metadata.shared, *accesses, narrow, moved, least, microseconds
+        op, variant.name, target, registers, spills, made.metadata.shared, *accesses, narrow, moved,
+        least, microseconds,
     )  # fmt: skip
 
 

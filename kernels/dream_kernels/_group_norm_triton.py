@@ -1,4 +1,4 @@
-"""group_norm_silu's Triton kernels and how they are launched; the mathematics: `group_norm_silu.py`.
+"""group_norm_silu's Triton kernels and their launches; its mathematics: `group_norm_silu.py`.
 
 Three launches each way: sums of each channel over spans of positions, joined over spans and a
 group's channels, then applied. No atomics: two runs agree. Accesses are 128 bits wide where C
@@ -55,7 +55,8 @@ def gradient_of_z(dy, x_hat, w, b, SILU: tl.constexpr):
 
 @jit
 def statistics_kernel(
-    x, means, squares, C, HW, P: tl.constexpr, Q: tl.constexpr, TILES: tl.constexpr, LAST: tl.constexpr
+    x, means, squares, C, HW,
+    P: tl.constexpr, Q: tl.constexpr, TILES: tl.constexpr, LAST: tl.constexpr,
 ):  # fmt: skip
     """One program: mean and squared distance from it, of each of Q channels over a span of TILES *
     P positions of a sample.
@@ -84,7 +85,8 @@ def statistics_kernel(
 
 @jit
 def join_statistics_kernel(
-    means, squares, mean, rstd, eps, C, HW, D, spans, SPAN: tl.constexpr, K: tl.constexpr, Q: tl.constexpr
+    means, squares, mean, rstd, eps, C, HW, D, spans,
+    SPAN: tl.constexpr, K: tl.constexpr, Q: tl.constexpr,
 ):  # fmt: skip
     """One program: mean and rstd of a group out of its D channels' sums over `spans` spans, K of
     them at a time.
@@ -115,7 +117,8 @@ def join_statistics_kernel(
 
 @jit
 def apply_kernel(
-    x, weight, bias, mean, rstd, y, C, HW, D, P: tl.constexpr, Q: tl.constexpr, LAST: tl.constexpr, SILU: tl.constexpr
+    x, weight, bias, mean, rstd, y, C, HW, D,
+    P: tl.constexpr, Q: tl.constexpr, LAST: tl.constexpr, SILU: tl.constexpr,
 ):  # fmt: skip
     """One program: y of P positions of Q channels."""
     start, channel = tl.program_id(0) * P, tl.program_id(1) * Q
@@ -154,7 +157,8 @@ def sums_kernel(
 
 @jit
 def join_sums_kernel(
-    sums_w, sums_b, weight, dweight, dbias, c_w, c_b, C, HW, D, spans, K: tl.constexpr, Q: tl.constexpr
+    sums_w, sums_b, weight, dweight, dbias, c_w, c_b, C, HW, D, spans,
+    K: tl.constexpr, Q: tl.constexpr,
 ):  # fmt: skip
     """One program: dw and db of a group's D channels, and their means over the group, weighted by
     w.
@@ -228,8 +232,9 @@ def launch(
             x, means, squares, c, hw, p, q, TILES, last, num_warps=WARPS
         )
         width = power_of_2(d)
+        join = max(1, JOIN // width)
         join_statistics_kernel[groups, b](
-            means, squares, mean, rstd, eps, c, hw, d, spans, TILES * p, max(1, JOIN // width), width,
+            means, squares, mean, rstd, eps, c, hw, d, spans, TILES * p, join, width,
             num_warps=JOIN_WARPS,
         )  # fmt: skip
         apply_kernel[-(-hw // p), columns, b](
@@ -250,16 +255,19 @@ def launch_backward(
         spans, columns = -(-hw // (TILES * p)), -(-c // q)
         sums_w, sums_b = weight.new_empty(2, b, spans, c)
         sums_kernel[spans, columns, b](
-            dy, x, weight, bias, mean, rstd, sums_w, sums_b, c, hw, d, p, q, TILES, last, silu, num_warps=WARPS
+            dy, x, weight, bias, mean, rstd, sums_w, sums_b, c, hw, d, p, q, TILES, last, silu,
+            num_warps=WARPS,
         )  # fmt: skip
         c_w, c_b = weight.new_empty(2, b, groups)
         width = power_of_2(d)
+        join = max(1, JOIN // width)
         join_sums_kernel[groups, b](
-            sums_w, sums_b, weight, dweight, dbias, c_w, c_b, c, hw, d, spans, max(1, JOIN // width), width,
+            sums_w, sums_b, weight, dweight, dbias, c_w, c_b, c, hw, d, spans, join, width,
             num_warps=JOIN_WARPS,
         )  # fmt: skip
         dx_kernel[-(-hw // p), columns, b](
-            dy, x, weight, bias, mean, rstd, c_w, c_b, dx, c, hw, d, p, q, last, silu, num_warps=WARPS
+            dy, x, weight, bias, mean, rstd, c_w, c_b, dx, c, hw, d, p, q, last, silu,
+            num_warps=WARPS,
         )  # fmt: skip
     return dx, dweight, dbias
 

@@ -1,7 +1,7 @@
 """Which code runs an op: its Triton kernel, or its reference in plain torch. Chosen once, by
 DREAM_KERNELS, and logged once.
 
-    auto       the kernel on CUDA and ROCm devices where Triton is installed, the reference elsewhere
+    auto       the kernel on CUDA and ROCm devices where Triton is installed, else the reference
     triton     the kernel everywhere; on a CPU in Triton's interpreter, which TRITON_INTERPRET=1
                before the first import switches on
     reference  plain torch everywhere
@@ -99,8 +99,8 @@ def runs_triton(x: Tensor) -> bool:
         chosen = False
     elif _mode == "triton" and not (x.is_cuda or INTERPRETED):
         raise BackendError(
-            f"DREAM_KERNELS=triton has no kernel for {x.device.type}; set TRITON_INTERPRET=1 (slow, "
-            "for tests) or use auto."
+            f"DREAM_KERNELS=triton has no kernel for {x.device.type}; "
+            "set TRITON_INTERPRET=1 (slow, for tests) or use auto."
         )
     else:
         chosen = HAS_TRITON and (x.is_cuda or _mode == "triton")

@@ -1,7 +1,8 @@
 """q_sample: z_t = a z0 + b z_lr + s eps in one pass; also a sampler's step, which is such a sum.
 
 Bytes an element: 3 reads and 1 write; z_lr is read only in samples whose b is not 0 (a NaN there
-stays unseen). Saved for backward: the inputs, by reference. Precision and limits as dream_rectify's.
+stays unseen). Saved for backward: the inputs, by reference. Precision and limits as those of
+dream_rectify.
 """
 
 from __future__ import annotations

@@ -59,7 +59,8 @@ def check_loss(prediction, kind, eps, eps_hat, lam, z0, a, s) -> None:
     parts = {"eps": {"eps": eps}, "z0": {"z0": z0}, "v": {"eps": eps, "z0": z0, "a": a, "s": s}}
     if kind not in ("l1", "l2", "huber") or prediction not in parts:
         raise ValueError(
-            f"prediction={prediction!r}, kind={kind!r}: give one of eps, z0, v and one of l1, l2, huber."
+            f"prediction={prediction!r}, kind={kind!r}: "
+            "give one of eps, z0, v and one of l1, l2, huber."
         )
     missing = [name for name, part in parts[prediction].items() if part is None]
     if missing or (eps_hat is None) != (lam is None):

@@ -1,7 +1,7 @@
 """vq_lookup: nearest code of a codebook, without the N x K matrix of distances (VQ-VAE, arXiv
 1711.00937, Eq. 1-3).
 
-    indices[n] = argmin_k |e_k|^2 - 2 z_n.e_k;   z_q[n] = e_indices[n];   ties go to the lowest index
+    indices[n] = argmin_k |e_k|^2 - 2 z_n.e_k, ties to the lowest index;   z_q[n] = e_indices[n]
 
 A program holds ROWS latents against CODES codes at a time, in registers: the least distance that
 each lane has met and the tile where it met it; lanes meet once, at the end. Bytes an element: z

@@ -18,7 +18,7 @@ def with_ones(variant: Variant, names: list[str]) -> Variant:
 
 
 def cases() -> list[Variant]:
-    """Each kernel, for each layout that it has, with each of its whole numbers 1, and all of them."""
+    """Each kernel, in each layout that it has, with one or all of its whole numbers 1."""
     variants = [variant for op in OPS.values() for variant in op.variants()]
     once = {(variant.kernel, variant.constexprs.get("LAST")): variant for variant in variants}
     found = []

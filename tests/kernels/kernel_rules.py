@@ -72,7 +72,8 @@ def assert_as_exact_as_eager(got, exact, eager) -> None:
         allowed = 2 * (theirs.double() - truth).abs().max() + ulp(truth, ours.dtype)
         worst = (error - allowed).argmax()
         assert (error <= allowed).all(), (
-            f"error {error.flatten()[worst]:.3e} at {truth.flatten()[worst]:.6g}; allowed {allowed.flatten()[worst]:.3e}"
+            f"error {error.flatten()[worst]:.3e} at {truth.flatten()[worst]:.6g}; "
+            f"allowed {allowed.flatten()[worst]:.3e}"
         )
 
 
@@ -123,7 +124,7 @@ def without_interpreter() -> dict[str, str]:
 
 @functools.cache
 def compiled_table() -> list[_aot.Row]:
-    """Every variant of every op compiled for real GPUs by tools/compile_kernels.py, once a session."""
+    """Every variant of every op, compiled by tools/compile_kernels.py, once a session."""
     environment = without_interpreter()
     with tempfile.TemporaryDirectory() as folder:
         table = Path(folder) / "table.csv"

@@ -1,4 +1,4 @@
-"""dropout on a CPU: its masks are Philox's, its laws those of dropout, with and without a compiler."""
+"""dropout on a CPU: masks are Philox's, laws those of dropout, with and without a compiler."""
 
 import pytest
 import torch
