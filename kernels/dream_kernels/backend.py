@@ -6,8 +6,9 @@ DREAM_KERNELS, and logged once.
                before the first import switches on
     reference  plain torch everywhere
 
-On a CPU auto, the default, runs group_norm_silu and dropout in C++ of our own (`_cpp.py`). float64
-never runs a kernel: they compute in float32. `with dream_kernels.backend("reference"):` chooses for
+On a CPU auto, the default, runs group_norm_silu and dropout in C++ of our own (`_cpp.py`), all else
+as the reference; nothing is asked there, and nothing logged. float64 never runs a kernel: they
+compute in float32. `with dream_kernels.backend("reference"):` chooses for
 a block. The choice is a plain global, on which torch.compile guards: no graph break, and another
 choice compiles anew.
 """
@@ -17,9 +18,8 @@ from __future__ import annotations
 import functools
 import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Concatenate, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
@@ -28,9 +28,6 @@ from ._triton import HAS_TRITON, INTERPRETED
 
 MODES = ("auto", "triton", "reference")
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)  # what kernels load and store
-
-P, R = ParamSpec("P"), TypeVar("R")
-Way = Callable[Concatenate[Tensor, P], R]  # its first argument decides where it runs
 
 log = logging.getLogger(__name__)
 
@@ -43,67 +40,45 @@ class BackendError(RuntimeError):
     is_for_users = True
 
 
-def checked(mode: str) -> str:
-    if mode not in MODES:
-        raise BackendError(f"DREAM_KERNELS={mode} is unknown; use one of {', '.join(MODES)}.")
-    if mode == "triton" and not HAS_TRITON:
+def checked(wanted: str) -> str:
+    if wanted not in MODES:
+        raise BackendError(f"DREAM_KERNELS={wanted} is unknown; use one of {', '.join(MODES)}.")
+    if wanted == "triton" and not HAS_TRITON:
         raise BackendError(
             "DREAM_KERNELS=triton needs Triton, which is not installed; install it or use auto."
         )
-    return mode
+    return wanted
 
 
-_mode = checked(os.environ.get("DREAM_KERNELS", "auto"))
+mode = checked(os.environ.get("DREAM_KERNELS", "auto"))
 
 
 @contextmanager
-def backend(mode: str) -> Iterator[None]:
-    """`mode` inside, the earlier one after it. Raises BackendError for a mode that is not possible.
-    Not per thread.
+def backend(wanted: str) -> Iterator[None]:
+    """Mode `wanted` inside, the earlier one after it. Raises BackendError for one that is not
+    possible. Not per thread.
     """
-    global _mode
-    before, _mode = _mode, checked(mode)
+    global mode
+    before, mode = mode, checked(wanted)
     try:
         yield
     finally:
-        _mode = before
-
-
-def kernel_of(
-    reference: Way[P, R], cpu: Way[P, R] | None = None
-) -> Callable[[Way[P, R]], Way[P, R]]:
-    """Decorator of an op's way through its kernel: makes it the public function, which goes that
-    way or the reference's or, where auto meets a CPU, `cpu`'s. The first argument, a tensor, is
-    given by place.
-    """
-
-    def public(kernel: Way[P, R]) -> Way[P, R]:
-        @functools.wraps(kernel)
-        def op(x: Tensor, /, *args: P.args, **options: P.kwargs) -> R:
-            if runs_triton(x):
-                return kernel(x, *args, **options)
-            if cpu is not None and x.device.type == "cpu" and not wants_reference():
-                return cpu(x, *args, **options)
-            return reference(x, *args, **options)
-
-        return op
-
-    return public
+        mode = before
 
 
 def runs_triton(x: Tensor) -> bool:
     """Whether an op on `x` runs its kernel. Raises BackendError where DREAM_KERNELS=triton meets a
     device that has none.
     """
-    if _mode == "reference" or x.dtype not in DTYPES:
+    if mode == "reference" or x.dtype not in DTYPES:
         chosen = False
-    elif _mode == "triton" and not (x.is_cuda or INTERPRETED):
+    elif mode == "triton" and not (x.is_cuda or INTERPRETED):
         raise BackendError(
             f"DREAM_KERNELS=triton has no kernel for {x.device.type}; "
             "set TRITON_INTERPRET=1 (slow, for tests) or use auto."
         )
     else:
-        chosen = HAS_TRITON and (x.is_cuda or _mode == "triton")
+        chosen = HAS_TRITON and (x.is_cuda or mode == "triton")
     if not torch.compiler.is_compiling():
         _announce(x.device.type, chosen)
     return chosen
@@ -111,12 +86,10 @@ def runs_triton(x: Tensor) -> bool:
 
 def wants_reference() -> bool:
     """Whether DREAM_KERNELS=reference: then no op takes a way of its own on a CPU either."""
-    return _mode == "reference"
+    return mode == "reference"
 
 
 @functools.cache
 def _announce(device: str, triton: bool) -> None:
-    own = device == "cpu" and not wants_reference()
-    torchs = "C++ and plain torch" if own else "plain torch"
-    how = ("Triton's interpreter" if INTERPRETED else "Triton") if triton else torchs
+    how = ("Triton's interpreter" if INTERPRETED else "Triton") if triton else "plain torch"
     log.info("dream_kernels on %s: %s", device, how)

@@ -22,7 +22,6 @@ from . import reference
 from ._layout import BLOCK, WARPS, block_of, dense, grid, per_sample, variant
 from ._triton import jit, tl
 from ._variant import BYTES, Variant
-from .backend import kernel_of
 
 
 @jit
@@ -110,7 +109,7 @@ def _backward(ctx, grad, _):
 loss_op.register_autograd(_backward, setup_context=_save)
 
 
-@kernel_of(reference.dream_loss)
+@reference.kernel_of(reference.dream_loss)
 def dream_loss(
     pred: Tensor,
     eps: Tensor | None = None,

@@ -17,7 +17,6 @@ from . import reference
 from ._layout import BLOCK, WARPS, block_of, dense, grid, per_sample, variant
 from ._triton import jit, tl
 from ._variant import Variant
-from .backend import kernel_of
 
 
 @jit
@@ -68,7 +67,7 @@ def _backward(ctx, grad):
 rectify_op.register_autograd(_backward, setup_context=_save)
 
 
-@kernel_of(reference.dream_rectify)
+@reference.kernel_of(reference.dream_rectify)
 def dream_rectify(
     z_t: Tensor, eps: Tensor, eps_hat: Tensor, noise_std: Tensor, lam: Tensor
 ) -> Tensor:

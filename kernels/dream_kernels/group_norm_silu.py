@@ -24,7 +24,6 @@ from . import _group_norm_cpu as cpu
 from . import reference
 from ._group_norm_triton import launch, launch_backward
 from ._layout import dense
-from .backend import kernel_of
 
 
 @torch.library.custom_op("dream::group_norm_silu", mutates_args=())
@@ -67,7 +66,7 @@ def _backward(ctx, dy, *_):
 norm_op.register_autograd(_backward, setup_context=_save)
 
 
-@kernel_of(reference.group_norm_silu, cpu.group_norm_silu)
+@reference.kernel_of(reference.group_norm_silu, cpu.group_norm_silu)
 def group_norm_silu(
     x: Tensor,
     weight: Tensor,

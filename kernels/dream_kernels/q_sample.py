@@ -14,7 +14,6 @@ from . import reference
 from ._layout import BLOCK, WARPS, block_of, dense, grid, per_sample, variant
 from ._triton import jit, tl
 from ._variant import Variant
-from .backend import kernel_of
 
 
 @jit
@@ -63,7 +62,7 @@ def _backward(ctx, grad):
 q_sample_op.register_autograd(_backward, setup_context=_save)
 
 
-@kernel_of(reference.q_sample)
+@reference.kernel_of(reference.q_sample)
 def q_sample(z0: Tensor, z_lr: Tensor, eps: Tensor, a: Tensor, b: Tensor, s: Tensor) -> Tensor:
     """-> z_t, as `reference.q_sample`."""
     return q_sample_op(z0, z_lr, eps, a, b, s)

@@ -1,4 +1,5 @@
-"""Every op in plain torch: what a kernel must compute, and what runs where there is none.
+"""Every op in plain torch: what a kernel must compute, and what runs where there is none; and the
+public functions' choice between the two (`kernel_of`), so that on a CPU this file is all that runs.
 
 Half-precision inputs are computed in float32 and rounded once, at the end, as kernels do; float32
 and float64 stay what they are.
@@ -6,9 +7,15 @@ and float64 stay what they are.
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from . import backend
 
 # of distances that vq_lookup holds at once: they stay in the cache of a core; elsewhere 2**26
 CHUNK_BYTES = {"cpu": 2**20}
@@ -24,6 +31,27 @@ def layout(x: Tensor) -> torch.memory_format:
     """channels_last if x has that layout, else contiguous."""
     last = x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last)
     return torch.channels_last if last and not x.is_contiguous() else torch.contiguous_format
+
+
+def kernel_of(
+    reference: Callable[..., Any], cpu: Callable[..., Any] | None = None
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Decorator of an op's way through its kernel: makes it the public function, which goes that
+    way or the reference's or, where auto meets a CPU, `cpu`'s. The first argument, a tensor,
+    decides; it is given by place.
+    """
+
+    def public(kernel: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(kernel)
+        def op(x: Tensor, /, *args: Any, **options: Any) -> Any:
+            if x.device.type == "cpu" and backend.mode == "auto":
+                return (cpu or reference)(x, *args, **options)
+            way = kernel if backend.runs_triton(x) else reference
+            return way(x, *args, **options)
+
+        return op
+
+    return public
 
 
 def q_sample(z0: Tensor, z_lr: Tensor, eps: Tensor, a: Tensor, b: Tensor, s: Tensor) -> Tensor:

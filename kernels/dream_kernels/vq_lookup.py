@@ -10,9 +10,6 @@ arithmetic decides the time: K (2D + 8) / D operations an element. Saved for the
 indices. The gradient of z_q goes straight through to z, and to the codebook as the embedding's: a
 sum in a fixed order, no atomics. Precision: float32 sums of products in one order for every code
 (no TF32), so equal codes are equally far. Limits: K < 2^31.
-
-The op covers both backends, so that torch.compile sees one node and not the reference's loop over
-its chunks.
 """
 
 from __future__ import annotations
@@ -23,7 +20,7 @@ from torch import Tensor
 from . import reference
 from ._triton import jit, tl
 from ._variant import BYTES, Variant
-from .backend import DTYPES, runs_triton
+from .backend import DTYPES
 
 ROWS, CODES, WARPS = 16, 256, 4  # 32 pairs a thread
 
@@ -76,8 +73,8 @@ def launch(z: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:
 @torch.library.custom_op("dream::vq_lookup", mutates_args=())
 def lookup_op(z: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:
     """-> (z_q, indices): what has a gradient comes first, as torch.library.opcheck wants it."""
-    triton = runs_triton(z) and codebook.dtype in DTYPES
-    indices, z_q = (launch if triton else reference.vq_lookup)(z, codebook)
+    way = launch if codebook.dtype in DTYPES else reference.vq_lookup
+    indices, z_q = way(z, codebook)
     return z_q, indices
 
 
@@ -104,6 +101,7 @@ def _backward(ctx, grad, _):
 lookup_op.register_autograd(_backward, setup_context=_save)
 
 
+@reference.kernel_of(reference.vq_lookup)
 def vq_lookup(z: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:
     """-> (indices, z_q), as `reference.vq_lookup`."""
     z_q, indices = lookup_op(z, codebook)
