@@ -152,7 +152,7 @@ def build_parser() -> argparse.ArgumentParser:
     way = commands.add_parser(
         "way", help="source files that one DREAM step and one sampling call execute"
     )
-    way.add_argument("--config", default="configs/resshift/dream-latent-x4-tiny.yaml")
+    way.add_argument("--config", default="configs/tiny/dream-latent-x4-tiny.yaml")
     way.add_argument("--list", action="store_true", help="the functions too")
 
     plot = commands.add_parser("plot", help="curves of steps-quality and sampling rows as SVG")
