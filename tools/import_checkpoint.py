@@ -74,7 +74,7 @@ def main() -> None:
     )
     if run.task == "diffusion":
         print(f"process: {run.process.kind}, {run.process.num_timesteps} steps; x{run.scale}")
-        if not autoencoder and not first_stage:
+        if run.autoencoder.kind != "pixel" and not autoencoder and not first_stage:
             print(
                 f"next: import its autoencoder too and name it in {args.output / 'config.yaml'} (autoencoder.pretrained)"
             )
