@@ -149,6 +149,12 @@ def build_parser() -> argparse.ArgumentParser:
         "--steps", type=int, default=200, metavar="N", help="(default: %(default)s)"
     )
 
+    way = commands.add_parser(
+        "way", help="source files that one DREAM step and one sampling call execute"
+    )
+    way.add_argument("--config", default="configs/resshift/dream-latent-x4-tiny.yaml")
+    way.add_argument("--list", action="store_true", help="the functions too")
+
     plot = commands.add_parser("plot", help="curves of steps-quality and sampling rows as SVG")
     plot.add_argument("files", nargs="+", metavar="FILE.jsonl", help="what --json has written")
     plot.add_argument("-o", "--output", default=".", metavar="DIR", help="(default: here)")

@@ -10,6 +10,7 @@ from benchmarks.all import COMMANDS
 from benchmarks.all import main as everything
 from benchmarks.plot import collect
 from benchmarks.step_profile import shares
+from benchmarks.way import call_way, step_way
 from ldm_dream.config.files import load_config
 
 
@@ -74,3 +75,15 @@ def test_a_profile_gives_the_time_of_calls_inside_to_the_outermost_kind():
     found = shares(step)
     assert found["convolution"] > 0.6 and found["dropout"] == found["group norm + SiLU"] == 0
     assert sum(found.values()) == pytest.approx(1)
+
+
+def test_a_training_step_is_read_in_twelve_files():
+    way = step_way()
+    assert {"ldm_dream/process.py", "ldm_dream/data/pairs.py"} <= way.keys(), "the step was counted"
+    assert len(way) <= 12, "\n".join(way)
+
+
+def test_a_sampling_call_is_read_in_ten_files():
+    way = call_way()
+    assert {"ldm_dream/sampler.py", "ldm_dream/upscaling/upscaler.py"} <= way.keys()
+    assert len(way) <= 10, "\n".join(way)
