@@ -1,4 +1,4 @@
-"""python -m benchmarks COMMAND [--device cpu|cuda] [--json FILE]; --help lists the commands."""
+"""python -m benchmarks COMMAND [options]; --help lists the commands, COMMAND --help its options."""
 
 import argparse
 import importlib
@@ -13,7 +13,11 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True)
     shared = argparse.ArgumentParser(add_help=False)
     shared.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    shared.add_argument("--json", metavar="FILE", help="append one JSON line a row")
+    shared.add_argument(
+        "--json",
+        metavar="FILE",
+        help="append one JSON line a row; in benchmarks/results only from a clean tree",
+    )
 
     kernels = commands.add_parser(
         "kernels",
@@ -155,6 +159,13 @@ def build_parser() -> argparse.ArgumentParser:
     way.add_argument("--config", default="configs/tiny/dream-latent-x4-tiny.yaml")
     way.add_argument("--list", action="store_true", help="the functions too")
 
+    tables = commands.add_parser(
+        "table", help="write the documents' tables from the rows in benchmarks/results"
+    )
+    tables.add_argument(
+        "--check", action="store_true", help="write nothing; exit 1 if a document differs"
+    )
+
     plot = commands.add_parser("plot", help="curves of steps-quality and sampling rows as SVG")
     plot.add_argument("files", nargs="+", metavar="FILE.jsonl", help="what --json has written")
     plot.add_argument("-o", "--output", default=".", metavar="DIR", help="(default: here)")
@@ -175,6 +186,9 @@ def build_parser() -> argparse.ArgumentParser:
 def main() -> None:
     args = build_parser().parse_args()
     with user_errors():
+        if getattr(args, "json", None):
+            record = importlib.import_module(".record", __package__)
+            record.check_target(args.json)  # before the minutes of measuring
         module = importlib.import_module(
             f".{args.command.replace('-', '_')}", __package__
         )  # here: --help needs no torch

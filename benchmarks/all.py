@@ -8,16 +8,13 @@ from __future__ import annotations
 
 import argparse
 import os
-import platform
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
-import torch
-
-from .record import commit, machine
+from .record import machine, tree
 
 PHOTO = "tools/assets"
 SR3 = ["train-step", "--config", "configs/sr3/face-8x-dream.yaml"]
@@ -81,11 +78,12 @@ def main(args: argparse.Namespace) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     report, commands = folder / "report.md", COMMANDS[args.device]
     begun, failed = time.monotonic(), []
-    versions = f"torch {torch.__version__}, Python {platform.python_version()}, commit {commit()}"
+    where = machine(args.device)
     text = [
-        f"# ldm_dream on {machine(args.device)}",
+        f"# ldm_dream on {where['gpu'] or where['cpu']}",
         "",
-        f"{versions}, {torch.get_num_threads()} threads",
+        f"torch {where['torch']}, Python {where['python']}, commit {tree().commit}, "
+        f"{where['threads']} threads, vector extensions {where['vectors']}",
         "",
     ]
     for words in commands:

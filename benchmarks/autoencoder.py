@@ -6,16 +6,16 @@ from __future__ import annotations
 
 import time
 
-import numpy as np
 import torch
 
 from ldm_dream.data.images import find_images, from_tensor, read_image, to_tensor
 from ldm_dream.model_folder import find_model, load_autoencoder, read_run
 from ldm_dream.networks.vqgan import VQGAN
-from ldm_dream.scoring.evaluation import PROTOCOL, means, table
+from ldm_dream.scoring.evaluation import PROTOCOL, means
 from ldm_dream.scoring.metrics import lpips_or_reason, scores
 
-from .record import append
+from .record import Measured
+from .tables import finish
 
 BORDER = 4
 
@@ -28,7 +28,7 @@ def main(args) -> None:
     device = torch.device(args.device)
     cfg = read_run(find_model(args.model)).autoencoder.model_copy(update={"pretrained": args.model})
     autoencoder = load_autoencoder(cfg).to(device)
-    rows, used = [], set()
+    scored, used = [], set()
     for path in (p for folder in args.hr for p in find_images(folder) if args.match in p.name):
         x = to_tensor(read_image(path)).to(device)
         height, width = (side // autoencoder.factor * autoencoder.factor for side in x.shape[-2:])
@@ -43,31 +43,12 @@ def main(args) -> None:
                 autoencoder.quantize(z / autoencoder.latent_scale).indices.unique().tolist()
             )
         sr, hr = from_tensor(y.cpu()), from_tensor(x.cpu())
-        rows.append(
-            {
-                "picture": path.stem,
-                "method": args.model,
-                "seconds": seconds,
-                **scores(sr, hr, BORDER, lpips),
-            }
-        )
-    averages = means(rows)
-    codes = (
-        f"{len(used)} of {len(autoencoder.quantize.embedding.weight)} codes used"
-        if used
-        else "no codebook"
-    )
-    print(f"{len(rows)} pictures; {codes}; {args.dtype}")
-    print(PROTOCOL.format(scale=BORDER))
-    print(table(averages))
-    worst = min(rows, key=lambda row: row["psnr_y"])
-    print(
-        f"worst: {worst['picture']} {worst['psnr_y']:.2f} dB; std of psnr_y {np.std([r['psnr_y'] for r in rows]):.2f}"
-    )
-    append(
-        args.json,
-        [
-            {"benchmark": "autoencoder", "method": m, "pictures": args.hr, **row}
-            for m, row in averages.items()
-        ],
-    )
+        figures = scores(sr, hr, BORDER, lpips)
+        scored.append({"picture": path.stem, "method": args.model, "seconds": seconds, **figures})
+    worst = min(row["psnr_y"] for row in scored)
+    metrics = {**means(scored)[args.model], "pictures": len(scored), "worst_psnr_y": worst}
+    if used:
+        metrics |= {"codes_used": len(used), "codes": len(autoencoder.quantize.embedding.weight)}
+    print(f"{len(scored)} pictures; {PROTOCOL.format(scale=BORDER)}")
+    settings = {"pictures": args.hr, "match": args.match, "dtype": args.dtype}
+    finish(args, "autoencoder", [Measured(args.model, args.dtype, settings, metrics)])

@@ -21,7 +21,7 @@ from ldm_dream.errors import UserError
 
 from .kernel_cases import CASES, DTYPES, Case
 from .measure import peak_bytes, percentiles, seconds
-from .record import append
+from .record import Measured, append, complete
 
 
 def providers(name: str, case: Case, inputs: tuple, device: str) -> dict[str, Callable]:
@@ -49,7 +49,7 @@ def with_backward(call: Callable, leaves: list[Tensor]) -> Callable:
 
 def measured(
     name: str, shape: tuple[int, ...], dtype: str, trained: bool, args: argparse.Namespace
-) -> list[dict]:
+) -> list[Measured]:
     """Rows of one case, one a provider."""
     case = CASES[name]
     inputs, moved = case.make(shape, DTYPES[dtype], args.device)
@@ -61,18 +61,15 @@ def measured(
     for call in calls.values():
         call(), call()
     peaks = {provider: peak_bytes(call, args.device) for provider, call in calls.items()}
-    about = {
-        "benchmark": "kernels",
-        "op": name,
-        "mode": "forward+backward" if trained else "forward",
-        "shape": list(shape),
-    }
-    about |= {"dtype": dtype, "device": args.device}
-    return [
-        about | {"provider": provider} | (p := percentiles(times))
-        | {"gb_per_second": moved / p["p50"] / 1e9, "peak_mib": peaks[provider] / 2**20}
-        for provider, times in seconds(calls, args.repetitions, args.device).items()
-    ]  # fmt: skip
+    mode = "forward+backward" if trained else "forward"
+    settings = {"mode": mode, "shape": list(shape), "dtype": dtype}
+    rows = []
+    for provider, times in seconds(calls, args.repetitions, args.device).items():
+        metrics = percentiles(times)
+        metrics |= {"gb_per_second": moved / metrics["p50"] / 1e9}
+        metrics |= {"peak_mib": peaks[provider] / 2**20}
+        rows.append(Measured(name, provider, settings, metrics))
+    return rows
 
 
 def main(args: argparse.Namespace) -> None:
@@ -90,10 +87,9 @@ def main(args: argparse.Namespace) -> None:
             case.shapes, case.dtypes, (False, True) if case.gradients else (False,)
         ):
             rows = measured(name, shape, dtype, trained, args)
-            append(args.json, rows)
-            for row in rows:
-                times = "".join(f"{row[p] * 1e3:10.3f}" for p in ("p20", "p50", "p80"))
-                what = f"{name:20} {row['mode']:16} {'x'.join(map(str, shape)):15} {dtype:5} {row['provider']:22}"
-                print(
-                    f"{what}{times} {row['gb_per_second']:7.1f} {row['peak_mib']:.1f}", flush=True
-                )
+            append(args.json, complete(args, "kernels", rows))
+            for _, provider, settings, found in rows:
+                times = "".join(f"{found[p] * 1e3:10.3f}" for p in ("p20", "p50", "p80"))
+                what = f"{name:20} {settings['mode']:16} {'x'.join(map(str, shape)):15} {dtype:5}"
+                rest = f"{times} {found['gb_per_second']:7.1f} {found['peak_mib']:.1f}"
+                print(f"{what} {provider:22}{rest}", flush=True)

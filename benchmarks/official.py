@@ -1,13 +1,15 @@
 """The official training step, written anew in plain tensor operations: the rival of our step.
 
-What DREAM's code does on top of SR3's (arXiv 2312.00210, Algorithm 3): eager, fp32, contiguous
-tensors; the network in eval mode and without gradient, then in training mode; an L1 loss summed and
-divided by the number of elements; Adam; no EMA.
+What DREAM's code does on top of SR3's (arXiv 2312.00210, Algorithm 3): contiguous tensors; the
+network in eval mode and without gradient, then in training mode; an L1 loss summed and divided by
+the number of elements; Adam; no EMA. It is published eager and in fp32; `step_variants.py` also runs
+it under bf16 autocast and compiled, as one does today without changing it.
 """
 
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -46,27 +48,31 @@ class Drawn(NamedTuple):
 
     z0: Tensor
     z_lr: Tensor
-    cond: Tensor
     t: Tensor
     eps: Tensor
 
 
 def official_loss(
-    network: nn.Module, process: Process, told, batch: Drawn, dream: bool, p: float
+    denoise: Callable[[Tensor], Tensor],
+    network: nn.Module,
+    process: Process,
+    batch: Drawn,
+    p: float | None,
 ) -> Tensor:
-    """Scalar. told(t): what the network is told of t. Prediction eps only, as published."""
-    z0, z_lr, cond, t, eps = batch
+    """Scalar. denoise(z_t): what `network` returns at the batch's steps, a prediction of eps as
+    published. p: DREAM's power, None = without DREAM.
+    """
+    z0, z_lr, t, eps = batch
     a, b, s = process.a(t), process.b(t), process.s(t)
     z_t = a * z0 + b * z_lr + s * eps
     target = eps
-    if dream:
+    if p is not None:
         network.eval()
         with torch.no_grad():
-            eps_hat = network(z_t, told(t), cond)
+            eps_hat = denoise(z_t)
         network.train()
         z_t, target = rectified(z_t, eps, eps_hat, s, process.weight(t) ** p)
-    output = network(z_t, told(t), cond)
-    return mean_l1(output, target)
+    return mean_l1(denoise(z_t), target)
 
 
 def rectified(

@@ -14,7 +14,10 @@ import torch
 
 from ldm_dream.upscaling.upscaler import Upscaler
 
-from .record import append
+from .record import Measured
+from .tables import finish
+
+DTYPES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 
 
 def main(args: argparse.Namespace) -> None:
@@ -35,22 +38,17 @@ def main(args: argparse.Namespace) -> None:
                 seconds[setting].append(passed)
             else:
                 first[setting] = passed
-    scale = upscaler.run.scale
-    print(
-        f"{args.model}: {args.size}x{args.size} -> x{scale}, {args.device}, {torch.get_num_threads()} threads"
-    )
-    print(
-        f"median of {args.repetitions}; first pictures took {min(first.values()):.2f} to {max(first.values()):.2f} s"
-    )
-    print(f"{'steps':>8}{'tile':>8}{'batch':>8}{'seconds':>10}{'MP/s':>8}")
     rows = []
     for steps, tile, batch_size in settings:
         median = statistics.median(seconds[steps, tile, batch_size])
-        rate = (args.size * scale) ** 2 / median / 1e6
-        print(f"{steps or 'model':>8}{tile or 'auto':>8}{batch_size:8}{median:10.3f}{rate:8.3f}")
-        rows.append(
-            {"benchmark": "sampling", "model": args.model, "size": args.size, "device": args.device, "dtype": args.dtype,
-             "compiled": args.compile, "steps": steps, "tile": tile, "batch_size": batch_size, "seconds": median,
-             "megapixels_per_second": rate}
-        )  # fmt: skip
-    append(args.json, rows)
+        asked = {"size": args.size, "dtype": DTYPES[upscaler.dtype], "compile": args.compile}
+        asked |= {"steps": steps, "tile": tile, "batch_size": batch_size}
+        pixels = (args.size * upscaler.run.scale) ** 2
+        metrics = {"seconds": median, "megapixels_per_second": pixels / median / 1e6}
+        metrics["first_seconds"] = first[steps, tile, batch_size]
+        rows.append(Measured(args.model, f"{steps or 'default'} steps", asked, metrics))
+    print(
+        f"medians of {args.repetitions}; first pictures took {min(first.values()):.2f} to "
+        f"{max(first.values()):.2f} s"
+    )
+    finish(args, "sampling", rows)

@@ -11,9 +11,10 @@ from ldm_dream.scoring.evaluation import PROTOCOL, bicubic, means
 from ldm_dream.scoring.metrics import lpips_or_reason, scores
 from ldm_dream.upscaling.upscaler import Upscaler
 
-from .record import append
+from .record import Measured
+from .tables import finish
 
-COLUMNS = ("psnr_y", "ssim_y", "lpips")
+BICUBIC = ("bicubic", None)  # in place of a model and its steps
 
 
 def main(args) -> None:
@@ -24,36 +25,20 @@ def main(args) -> None:
     scale = next(iter(upscalers.values())).run.scale
     pairs = validation_pairs(DataConfig(val=tuple(args.hr)), scale, 10**6, args.crop)
     pictures = [(name, from_tensor(hr), from_tensor(lr)) for name, hr, lr in pairs]
-    rows = [
-        {"method": "bicubic", "picture": n, **scores(bicubic(lr, scale), hr, scale, lpips)}
-        for n, hr, lr in pictures
+    scored = [
+        {"method": BICUBIC, "picture": name, **scores(bicubic(lr, scale), hr, scale, lpips)}
+        for name, hr, lr in pictures
     ]
     for name, upscaler in upscalers.items():
         for steps in args.steps:
             for picture, hr, lr in pictures:
                 sr = upscaler(lr, scale=scale, steps=steps, seed=0, color_fix=args.color_fix)
-                rows.append(
-                    {
-                        "method": f"{name} {steps}",
-                        "picture": picture,
-                        **scores(sr, hr, scale, lpips),
-                    }
-                )
-    averages = means(rows)
-    print(
-        f"{len(pictures)} pictures of {', '.join(args.hr)}, centre crop {args.crop}, color fix {args.color_fix}"
-    )
-    print(PROTOCOL.format(scale=scale))
-    print(f"{'model, steps':44}" + "".join(f"{c:>10}" for c in COLUMNS))
-    for method, row in averages.items():
-        print(
-            f"{method:44}"
-            + "".join(f"{row[c]:10.4f}" if c in row else f"{'-':>10}" for c in COLUMNS)
-        )
-    append(
-        args.json,
-        [
-            {"benchmark": "steps-quality", "method": m, "pictures": args.hr, **row}
-            for m, row in averages.items()
-        ],
-    )
+                figures = scores(sr, hr, scale, lpips)
+                scored.append({"method": (name, steps), "picture": picture, **figures})
+    rows = []
+    for (name, steps), metrics in means(scored).items():
+        asked = {"pictures": args.hr, "crop": args.crop, "color_fix": args.color_fix}
+        variant = f"{steps} steps" if steps else name
+        rows.append(Measured(name, variant, {**asked, "steps": steps}, metrics))
+    print(f"{len(pictures)} pictures; {PROTOCOL.format(scale=scale)}")
+    finish(args, "steps-quality", rows)

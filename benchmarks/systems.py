@@ -22,7 +22,8 @@ from PIL import Image
 
 from ldm_dream.errors import UserError
 
-from .record import append
+from .record import Measured
+from .tables import finish
 
 SYSTEMS = {  # name -> config, scales to upscale by
     "sr3": ("configs/tiny/sr3-dream.yaml", (4,)),
@@ -41,23 +42,13 @@ def main(args) -> None:
             f"--systems {' '.join(sorted(unknown))}: not known; choose of {', '.join(SYSTEMS)}."
         )
     rows = []
-    print(
-        f"{'system':12}{'steps':>6}{'first loss':>12}{'last':>9}{'ratio':>7}  resumed at  50x70 upscaled to"
-    )
     for name in args.systems or SYSTEMS:
         config, scales = SYSTEMS[name]
         with tempfile.TemporaryDirectory() as folder:
-            row = {
-                "benchmark": "systems",
-                "system": name,
-                "config": config,
-                **measure(config, scales, args.steps, Path(folder)),
-            }
-        sizes = ", ".join(f"{w}x{h}" for w, h in row["sizes"])
-        losses = f"{row['first']:12.4f}{row['last']:9.4f}{row['last'] / row['first']:7.3f}"
-        print(f"{name:12}{args.steps:6}{losses}{row['resumed_at']:12}  {sizes}", flush=True)
-        rows.append(row)
-    append(args.json, rows)
+            metrics = measure(config, scales, args.steps, Path(folder))
+        print(f"{name}: loss {metrics['first_loss']:.4f} to {metrics['last_loss']:.4f}", flush=True)
+        rows.append(Measured(config, name, {"steps": args.steps}, metrics))
+    finish(args, "systems", rows)
 
 
 def measure(config: str, scales: tuple[float, ...], steps: int, folder: Path) -> dict:
@@ -106,12 +97,13 @@ def measure(config: str, scales: tuple[float, ...], steps: int, folder: Path) ->
         sizes.append(Image.open(target).size)
         if sizes[-1] != (round(SIZE[0] * scale), round(SIZE[1] * scale)):
             raise SystemExit(f"{config}: x{scale} made {sizes[-1]} of {SIZE}.")
+    widths, heights = zip(*sizes)
     return {
-        "steps": steps,
-        "first": first,
-        "last": last,
+        "first_loss": first,
+        "last_loss": last,
         "resumed_at": int(resumed[1]),
-        "sizes": sizes,
+        "widths": list(widths),
+        "heights": list(heights),
     }
 
 

@@ -1,0 +1,313 @@
+"""Rows of results as tables in Markdown, the ones that a benchmark prints and that documents hold.
+
+Rows are a history: of what was measured twice the later run counts. Rows of one commit and one
+machine stand in one table, under a line that names both and over the commands that measured it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
+
+from .record import Measured, Row, append, complete
+
+OFFICIAL = ("official fp32", "official bf16", "official compiled")  # recipes beside ours
+QUALITY_DIGITS = {"psnr_y": 3, "ssim_y": 4, "lpips": 4}
+
+
+class Table(NamedTuple):
+    benchmark: str
+    lines: Callable[[list[Row]], list[list[str]]]  # rows of one place -> head, then one line each
+    about: str  # what the columns say
+    wanted: Callable[[Row], bool] = lambda _: True  # of the benchmark's rows
+    runs: bool = False  # a line is made of all rows of one run, not of single rows
+    common: Callable[[Row], str] | None = None  # what only rows of one table have in common
+
+
+# ------------------------------------------------------------------------------------- any table
+
+
+def finish(args: argparse.Namespace, benchmark: str, measured: list[Measured]) -> None:
+    """What a benchmark does with what it has measured: its tables printed, its rows appended."""
+    rows = complete(args, benchmark, measured)
+    for name, table in TABLES.items():
+        if table.benchmark == benchmark and any(map(table.wanted, rows)):
+            print(f"\n{text(name, rows)}")
+    append(args.json, rows)
+
+
+def text(name: str, rows: list[Row]) -> str:
+    """The table of this name over all rows of its benchmark; of each place one, the newest first."""
+    table = TABLES[name]
+    places: dict[str, list[Row]] = {}
+    for row in newest(filter(table.wanted, rows), table.runs):
+        places.setdefault(place(row, table), []).append(row)
+    parts = [table.about]
+    for where, found in sorted(places.items(), key=lambda item: item[1][-1]["date"], reverse=True):
+        head, *lines = table.lines(found)
+        commands = dict.fromkeys(row["command"] for row in found if row["command"])
+        again = "\n".join(["```bash", *commands, "```"])
+        parts += [where, grid(head, lines), *([again] if commands else [])]
+    return "\n\n".join(parts if places else [*parts, "No rows yet."])
+
+
+def newest(rows: Iterable[Row], runs: bool) -> list[Row]:
+    """Rows that no later one replaces: one of the same subject, variant and settings, on a GPU or
+    not. With `runs` all rows of a run replace all of another: its variants differ in precision.
+    """
+
+    def key(row: Row) -> str:
+        settings, variant = row["settings"], row["variant"]
+        if runs:
+            settings, variant = {**settings, "precision": None}, None
+        return json.dumps(
+            [row["subject"], variant, settings, row["machine"]["gpu"]], sort_keys=True
+        )
+
+    rows = list(rows)
+    last = {key(row): row["date"] for row in sorted(rows, key=lambda row: row["date"])}
+    return [row for row in rows if row["date"] == last[key(row)]]
+
+
+def run_of(row: Row) -> tuple:
+    """What rows of one run have in common."""
+    return row["date"], row["commit"], row["subject"], row["command"]
+
+
+def place(row: Row, table: Table) -> str:
+    """The line over a table: what all its rows have in common."""
+    machine = row["machine"]
+    cpu = machine["cpu"] + (f" ({machine['vectors']})" if machine["vectors"] else "")
+    parts = [machine["gpu"], cpu, f"{machine['threads']} threads", f"torch {machine['torch']}"]
+    if machine["python"]:
+        parts.append(f"Python {machine['python']}")
+    changed = " with changes" if row["dirty"] else ""
+    parts.append(f"commit {row['commit']}{changed}")
+    common = f"{table.common(row)}; " if table.common else ""
+    return f"{common}{', '.join(filter(None, parts))}:"
+
+
+def grid(head: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
+    """A Markdown table whose columns are also straight in a terminal."""
+    cells = [list(head), *map(list, lines)]
+    widths = [max(3, *(len(line[i]) for line in cells)) for i in range(len(head))]
+
+    def joined(line: list[str]) -> str:
+        padded = (cell.ljust(width) for cell, width in zip(line, widths))
+        return f"| {' | '.join(padded)} |"
+
+    rule = f"|{'|'.join('-' * (width + 2) for width in widths)}|"
+    return "\n".join([joined(cells[0]), rule, *map(joined, cells[1:])])
+
+
+def number(metrics: dict[str, Any], name: str, digits: int = 3, factor: float = 1.0) -> str:
+    """Empty where a row lacks it."""
+    return f"{metrics[name] * factor:.{digits}f}" if name in metrics else ""
+
+
+def asked(row: Row) -> str:
+    """Config and what --set changed in it, as code spans."""
+    return " ".join(f"`{word}`" for word in (row["subject"], *row["settings"]["set"]))
+
+
+# ----------------------------------------------------------------------------------- train-step
+
+
+def runs(rows: list[Row]) -> list[dict[str, Row]]:
+    """Runs, each variant -> row, in the order of config and settings."""
+    found: dict[tuple, dict[str, Row]] = {}
+    for row in rows:
+        found.setdefault(run_of(row), {})[row["variant"]] = row
+    return sorted(found.values(), key=lambda run: asked(run["ours DREAM"]))
+
+
+def ratio(a: Row, b: Row) -> str:
+    """a / b: average over the repetitions, in which both took turns, then the least and the most."""
+    average = statistics.fmean if a["settings"]["average"] == "mean" else statistics.median
+    pairs = zip(a["metrics"]["repetitions"], b["metrics"]["repetitions"], strict=True)
+    found = [x / y for x, y in pairs]
+    kinds = [row["settings"]["precision"] for row in (a, b)]
+    label = "" if kinds[0] == kinds[1] else f", {kinds[0]} / {kinds[1]}"
+    return f"{average(found):.3f} ({min(found):.3f} to {max(found):.3f}){label}"
+
+
+def cost(run: dict[str, Row]) -> list[str]:
+    """DREAM / standard of ours: time, memory."""
+    dream, standard = run["ours DREAM"], run["ours standard"]
+    memory = dream["metrics"]["tensors_mib"] / standard["metrics"]["tensors_mib"]
+    return [ratio(dream, standard), f"{memory:.3f}"]
+
+
+def train_step(rows: list[Row]) -> list[list[str]]:
+    head = ["config", "network", *(f"{name}, s" for name in OFFICIAL), "ours, s"]
+    head += [f"ours / {name}" for name in OFFICIAL]
+    lines = [head + ["DREAM / standard: time", "memory"]]
+    for run in runs(rows):
+        ours, rivals = run["ours DREAM"], [run[f"{name} DREAM"] for name in OFFICIAL]
+        kind = ours["settings"]["precision"] + (", compiled" if ours["settings"]["compile"] else "")
+        line = [asked(ours), f"{ours['metrics']['parameters'] / 1e6:.1f} M"]
+        line += [number(rival["metrics"], "seconds") for rival in rivals]
+        line += [f"{number(ours['metrics'], 'seconds')} ({kind})"]
+        line += [ratio(ours, rival) for rival in rivals]
+        lines.append(line + cost(run))
+    return lines
+
+
+def dream_cost(rows: list[Row]) -> list[list[str]]:
+    lines = [["config", "ours", "standard, s", "DREAM, s", "DREAM / standard: time", "memory"]]
+    for run in runs(rows):
+        seconds = [number(run[f"ours {x}"]["metrics"], "seconds") for x in ("standard", "DREAM")]
+        dream = run["ours DREAM"]
+        lines.append([asked(dream), dream["settings"]["precision"], *seconds, *cost(run)])
+    return lines
+
+
+def is_profiled(row: Row) -> bool:
+    return any(name.startswith("share/") for name in row["metrics"])
+
+
+def step_profile(rows: list[Row]) -> list[list[str]]:
+    kinds = [name for name in rows[0]["metrics"] if name.startswith("share/")]
+    lines = [["config", "of peak", *(kind.removeprefix("share/") for kind in kinds)]]
+    for row in rows:
+        metrics = row["metrics"]
+        speed = metrics["flop"] / metrics["seconds"] / metrics["conv_flop_per_second"]
+        shares = [f"{metrics[kind]:.1%}" for kind in kinds]
+        lines.append([asked(row), f"{speed:.0%}", *shares])
+    return lines
+
+
+# -------------------------------------------------------------------------------------- the others
+
+
+def kernels(rows: list[Row]) -> list[list[str]]:
+    cases: dict[tuple, dict[str, dict[str, float]]] = {}
+    for row in rows:
+        settings = row["settings"]
+        case = (row["subject"], settings["mode"], "x".join(map(str, settings["shape"])))
+        cases.setdefault((*case, settings["dtype"]), {})[row["variant"]] = row["metrics"]
+    known = ("eager", "compiled", "ours")
+    others = sorted({name for found in cases.values() for name in found} - set(known))
+    names = [*known, *others]
+    head = ["op", "pass", "shape", "dtype", *(f"{name}, ms" for name in names)]
+    lines = [[*head, "eager / ours", "compiled / ours", "peak MiB: eager, compiled, ours"]]
+    for case, found in cases.items():
+        times = [number(found.get(name, {}), "p50", factor=1e3) for name in names]
+        faster = ["", ""]
+        if "ours" in found:
+            faster = [f"{found[name]['p50'] / found['ours']['p50']:.2f}" for name in known[:2]]
+        peaks = ", ".join(number(found.get(name, {}), "peak_mib", 1) or "-" for name in known)
+        lines.append([*case, *times, *faster, peaks])
+    return lines
+
+
+def sampling(rows: list[Row]) -> list[list[str]]:
+    head = ["model", "LR picture", "dtype", "compiled", "steps", "tile", "tiles at a time"]
+    lines = []
+    for row in rows:
+        asked_for, metrics = row["settings"], row["metrics"]
+        size, compiled = asked_for["size"], "yes" if asked_for["compile"] else "no"
+        lines.append(
+            [f"`{row['subject']}`", f"{size}x{size}", asked_for["dtype"], compiled]
+            + [str(asked_for["steps"] or "the model's"), str(asked_for["tile"] or "automatic")]
+            + [str(asked_for["batch_size"])]
+            + [number(metrics, "seconds"), number(metrics, "megapixels_per_second")]
+        )
+    return [[*head, "s a picture", "MP/s"], *lines]
+
+
+def pictures(row: Row) -> str:
+    return ", ".join(f"`{folder}`" for folder in row["settings"]["pictures"])
+
+
+def cropped(row: Row) -> str:
+    settings = row["settings"]
+    return f"{pictures(row)}, centre crop {settings['crop']}, colour fix {settings['color_fix']}"
+
+
+def steps_quality(rows: list[Row]) -> list[list[str]]:
+    lines = [["model", "steps", "PSNR-Y", "SSIM-Y", "LPIPS"]]
+    for row in rows:
+        figures = [number(row["metrics"], name, n) for name, n in QUALITY_DIGITS.items()]
+        lines.append([f"`{row['subject']}`", str(row["settings"]["steps"] or ""), *figures])
+    return lines
+
+
+def autoencoder(rows: list[Row]) -> list[list[str]]:
+    head = ["model", "pictures", "dtype", *("PSNR-Y", "SSIM-Y", "LPIPS"), "worst PSNR-Y"]
+    lines = [[*head, "codes used", "s a picture"]]
+    for row in rows:
+        asked_for, metrics = row["settings"], row["metrics"]
+        named = f", names with {asked_for['match']}" if asked_for["match"] else ""
+        codes = f"{metrics['codes_used']} of {metrics['codes']}" if "codes" in metrics else ""
+        lines.append(
+            [f"`{row['subject']}`", f"{metrics['pictures']} of {pictures(row)}{named}"]
+            + [asked_for["dtype"]]
+            + [number(metrics, name, digits) for name, digits in QUALITY_DIGITS.items()]
+            + [number(metrics, "worst_psnr_y"), codes, number(metrics, "seconds")]
+        )
+    return lines
+
+
+def systems(rows: list[Row]) -> list[list[str]]:
+    lines = [["system", "config", "steps", "first loss", "last loss", "resumed at", "upscaled to"]]
+    for row in rows:
+        metrics = row["metrics"]
+        sizes = zip(metrics["widths"], metrics["heights"])
+        lines.append(
+            [row["variant"], f"`{row['subject']}`", str(row["settings"]["steps"])]
+            + [number(metrics, "first_loss"), number(metrics, "last_loss")]
+            + [str(metrics["resumed_at"]), ", ".join(f"{w}x{h}" for w, h in sizes)]
+        )
+    return lines
+
+
+SPREAD = "average of the repetitions in which both took turns (least to most)"
+TABLES = {
+    "train-step": Table(
+        "train-step",
+        train_step,
+        "A training step with DREAM: ours beside the official recipe in fp32, under bf16 autocast, "
+        f"and that compiled by torch.compile; all in one run. Ratios of time: {SPREAD}; where the "
+        "two differ in precision it says so. Last, what DREAM costs ours: time and tensors' memory.",
+        wanted=lambda row: row["settings"]["official"] and "repetitions" in row["metrics"],
+        runs=True,
+    ),
+    "dream-cost": Table(
+        "train-step",
+        dream_cost,
+        f"Our training step without and with DREAM. Ratio of time: {SPREAD}.",
+        wanted=lambda row: not row["settings"]["official"] and "repetitions" in row["metrics"],
+        runs=True,
+    ),
+    "step-profile": Table(
+        "train-step",
+        step_profile,
+        "Where our DREAM step's wall time goes (`--profile`), and its FLOP/s against those of the "
+        "best 3x3 convolution of the same run.",
+        wanted=is_profiled,
+    ),
+    "kernels": Table(
+        "kernels",
+        kernels,
+        "Medians of alternating repetitions. Where ours has no time on a CPU, the op is there its "
+        "reference, which `eager` measures.",
+    ),
+    "sampling": Table("sampling", sampling, "A picture upscaled, end to end; medians."),
+    "steps-quality": Table(
+        "steps-quality",
+        steps_quality,
+        "Quality against sampling steps; means over the pictures.",
+        common=cropped,
+    ),
+    "autoencoder": Table("autoencoder", autoencoder, "Reconstruction by the autoencoder alone."),
+    "systems": Table(
+        "systems",
+        systems,
+        "Every system trained at CPU size, killed and resumed at the half, then asked to upscale a "
+        "picture of 50x70 pixels. Losses are means over the first and the last tenth of the steps.",
+    ),
+}
