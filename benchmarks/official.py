@@ -27,7 +27,7 @@ class PlainGroupNorm(nn.GroupNorm):
         self, x: Tensor, scale: Tensor | None = None, shift: Tensor | None = None
     ) -> Tensor:
         h = super().forward(x)
-        if scale is not None:
+        if scale is not None and shift is not None:
             h = h * (1 + scale[:, :, None, None]) + shift[:, :, None, None]
         return F.silu(h) if self.silu else h
 

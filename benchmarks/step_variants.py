@@ -82,7 +82,7 @@ class Step:
         z0, z_lr = self.objective.latents(batch)
         return Batch(batch.hr, batch.lr, z0=z0, z_lr=z_lr)
 
-    def draw(self, count: int, _: torch.Generator) -> Tensor:
+    def draw(self, count: int, generator: torch.Generator) -> Tensor:
         """In place of the process's random steps: the one at `self.place` in [0,1) of the process,
         for the whole batch.
         """
