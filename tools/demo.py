@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ldm_dream.cli import user_errors
+from ldm_dream.cli import command_line, user_errors
 
 PHOTO = (
     Path(__file__).parent / "assets" / "chelsea.png"
@@ -16,7 +16,7 @@ PHOTO = (
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="demo.py", description=__doc__.splitlines()[0])
+    parser = command_line("demo.py", __doc__)
     parser.add_argument(
         "-o", "--output", type=Path, default=Path("demo"), metavar="DIR", help="(default: demo)"
     )

@@ -129,7 +129,7 @@ class TrainConfig(Strict):
     )
     compile: bool | None = Field(
         default=None,
-        description="torch.compile of the repeated blocks; null: on CUDA, unless data.scales is set.",
+        description="torch.compile of a network's repeated blocks; null: on CUDA, unless data.scales is set.",
     )
     log_every: int = Field(
         default=50, ge=1, description="Steps between two lines of metrics.jsonl."
@@ -299,6 +299,13 @@ class AutoencoderRun(Strict):
             if getattr(data, knob) != DataConfig.model_fields[knob].default:
                 raise ValueError(f"{knob} has no effect: an autoencoder sees only HR; leave it out")
         return data
+
+    @field_validator("train")
+    @classmethod
+    def _not_compiled(cls, train: TrainConfig) -> TrainConfig:
+        if train.compile:
+            raise ValueError("compile has no effect: an autoencoder is not compiled; leave it out")
+        return train
 
 
 Run = DiffusionRun | AutoencoderRun

@@ -26,10 +26,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ldm_dream.config.networks import IDMConfig
+from ldm_dream.networks.base import Network
 from ldm_dream.networks.layers import (
     Attention,
     Downsample,
     Dropout,
+    EmbeddingMLP,
     GroupNorm,
     LastConv2d,
     noise_level_embedding,
@@ -38,7 +40,7 @@ from ldm_dream.networks.layers import (
 DECODER_WIDTH = 256  # between the two layers of an implicit decoder, at every level
 
 
-class IDM(nn.Module):
+class IDM(Network):
     """LR encoder and U-Net; at the config's defaults the published 16 -> 128 network.
 
     Raises ValueError (one sentence, with the field's name) for a config that cannot be built.
@@ -176,10 +178,8 @@ class ImplicitUNet(nn.Module):
         has_attention = [
             cfg.image_size >> level in cfg.attention_resolutions for level in range(len(widths))
         ]
-        self.model_channels, emb = cfg.model_channels, 4 * cfg.model_channels
-        self.noise_level_mlp = nn.Sequential(
-            nn.Linear(cfg.model_channels, emb), nn.SiLU(), nn.Linear(emb, cfg.model_channels)
-        )
+        self.model_channels = cfg.model_channels
+        self.noise_level_mlp = EmbeddingMLP(cfg.model_channels, cfg.model_channels)
 
         inputs = [cfg.model_channels, *widths[:-1]]  # of the LR branch at each level
         self.conv_body_first = nn.Sequential(
@@ -235,8 +235,7 @@ class ImplicitUNet(nn.Module):
         self.final_conv = _norm_act_conv(cfg, width, cfg.out_channels, conv=LastConv2d)
 
     def embed(self, t: Tensor) -> Tensor:
-        mlp = self.noise_level_mlp
-        return mlp(noise_level_embedding(t, self.model_channels).to(mlp[0].weight.dtype))
+        return self.noise_level_mlp(noise_level_embedding(t, self.model_channels))
 
     def forward(
         self,
@@ -250,7 +249,7 @@ class ImplicitUNet(nn.Module):
         ..., position [B] or [1]: where the scale lies between 1 (0) and `max_scale` (1)
         -> [B,Cout,H,W].
         """
-        position = position[:, None].to(self.noise_level_mlp[0].weight.dtype)
+        position = position[:, None].to(self.noise_level_mlp.dtype)
         x = torch.cat([picture, z_t], 1)
         skips = []
         for layer in self.downs:
@@ -337,13 +336,13 @@ class ImplicitDecoder(nn.Module):
         self, x: Tensor, lr_features: Tensor, shares: tuple[Tensor, Tensor], size: tuple[int, int]
     ) -> Tensor:
         """x and lr_features [B,C,h,w], shares 2 x [B or 1,C] -> [B,C,*size], size at least (h,w)."""
-        first, second = self.imnet
+        weight1, bias1, weight2, bias2 = self.imnet.parameters()  # of the two layers
         x = self.style(x, lr_features, shares).permute(
             0, 2, 3, 1
         )  # [B,h,w,C]: a view in channels_last
         channels = x.shape[-1]
-        x = second(F.linear(x, first.weight[:, :channels], first.bias))
-        per_row, per_column = (second.weight @ first.weight[:, channels:]).to(x.dtype).unbind(1)
+        x = F.linear(F.linear(x, weight1[:, :channels], bias1), weight2, bias2)
+        per_row, per_column = (weight2 @ weight1[:, channels:]).to(x.dtype).unbind(1)
         (rows, down), (columns, right) = (
             nearest(size[0], x.shape[1], x.device),
             nearest(size[1], x.shape[2], x.device),

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
+from collections.abc import Callable, Hashable
 from functools import lru_cache
 
 import torch
@@ -21,10 +22,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ldm_dream.config.networks import ResShiftNetConfig
+from ldm_dream.networks.base import Network
 from ldm_dream.networks.layers import (
     GROUPS,
     Downsample,
     Dropout,
+    EmbeddingMLP,
     LastConv2d,
     Upsample,
     make_norm,
@@ -40,23 +43,21 @@ from ldm_dream.networks.layers import (
 BLOCKED = -100.0
 
 
-class ResShiftNet(nn.Module):
+class ResShiftNet(Network):
     """Swin U-Net; at the config's defaults ResShift's x4 network with 118,593,583 parameters.
 
     Raises ValueError (one sentence, with the field's name) for a config that cannot be built.
     """
 
     sees_noise_level = False
+    cond_factor: int
 
     def __init__(self, cfg: ResShiftNetConfig):
         super().__init__()
         blocks = _check(cfg)
         self.repeated_blocks = (ResBlock, SwinBlock)
         self.cond_factor, self.model_channels = cfg.cond_factor, cfg.model_channels
-        emb = 4 * cfg.model_channels
-        self.time_embed = nn.Sequential(
-            nn.Linear(cfg.model_channels, emb), nn.SiLU(), nn.Linear(emb, emb)
-        )
+        self.time_embed = EmbeddingMLP(cfg.model_channels, 4 * cfg.model_channels)
         self.feature_extractor, cond_features = _feature_extractor(cfg)
 
         width = cfg.model_channels * cfg.channel_mult[0]
@@ -111,8 +112,7 @@ class ResShiftNet(nn.Module):
 
     def embed(self, t: Tensor) -> Tensor:
         """t [B], step of the original schedule -> what every block receives of it, [B,E]."""
-        mlp = self.time_embed
-        return mlp(timestep_embedding(t, self.model_channels).to(mlp[0].weight.dtype))
+        return self.time_embed(timestep_embedding(t, self.model_channels))
 
     def prepare(self, cond: Tensor, size: tuple[int, int]) -> tuple[Tensor]:
         """cond [B,Cc,h*k,w*k] (k: cond_factor) for a z_t of `size` (h, w) -> its features [B,Cf,h,w],
@@ -353,14 +353,14 @@ def shift_mask(
 
 
 @lru_cache(maxsize=32)
-def _cached(build, *key) -> Tensor:
+def _cached(build: Callable[..., Tensor], *key: Hashable) -> Tensor:
     with torch.inference_mode(
         False
     ):  # a tensor made in inference mode could never be used in training again
         return build(*key)
 
 
-def _constant(build, *key) -> Tensor:
+def _constant(build: Callable[..., Tensor], *key: Hashable) -> Tensor:
     """`build(*key)`, kept for the last 32 keys. A graph being compiled builds it itself: its
     tensors must not be cached.
     """

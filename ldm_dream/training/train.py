@@ -35,6 +35,7 @@ from ldm_dream.model_folder import (
     save_model,
 )
 from ldm_dream.networks import compile_blocks
+from ldm_dream.networks.base import Network
 from ldm_dream.scoring.metrics import load_lpips
 from ldm_dream.training import distributed
 from ldm_dream.training.autoencoder import AutoencoderObjective
@@ -104,9 +105,10 @@ class Trainer:
         model = self.objective.model
         if cfg.init_from:
             load_weights(model, find_model(cfg.init_from) / "model.safetensors")
-        self.objective.trained.to(device, memory_format=self.layout).train()
+        self.objective.trained.to(device).to(memory_format=self.layout).train()
         _freeze(model, cfg.freeze)
-        if cfg.compile or (cfg.compile is None and device.type == "cuda" and not run.data.scales):
+        by_default = device.type == "cuda" and not run.data.scales
+        if isinstance(model, Network) and (by_default if cfg.compile is None else cfg.compile):
             cache = str((run_dir / "compiled").resolve())  # a resumed run starts warm
             os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", cache)
             compile_blocks(model)
@@ -123,7 +125,7 @@ class Trainer:
         run = run.model_copy(update={"autoencoder": resolve_autoencoder(run.autoencoder)})
         data = PairDataset(run.data, run.scale, run.seed)
         autoencoder = load_autoencoder(run.autoencoder)
-        autoencoder.to(self.device, memory_format=self.layout)
+        autoencoder.to(self.device).to(memory_format=self.layout)
         objective = DiffusionObjective(run, autoencoder, self.lpips)
         if run.data.cache_latents:
             return run, objective, LatentDataset(data, autoencoder, run.data.cache_latents)
@@ -171,7 +173,7 @@ class Trainer:
             scalars[f"grad_norm/{part.name}"] = norm
         decay = min(cfg.ema, (2 + step) / (11 + step))  # short memory at the start
         weights = [p.detach() for p in self.objective.model.parameters()]
-        torch._foreach_lerp_(self.ema, weights, 1 - decay)
+        torch._foreach_lerp_(self.ema, weights, 1 - decay)  # type: ignore  # no public name
         return scalars
 
     @contextmanager
