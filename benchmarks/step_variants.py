@@ -15,17 +15,19 @@ import time
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from ldm_dream.config.files import load_config
 from ldm_dream.config.run import DiffusionRun
 from ldm_dream.data.pairs import Batch
+from ldm_dream.data.resize import size_of
 from ldm_dream.errors import UserError
 from ldm_dream.hub import HubError
 from ldm_dream.model_folder import ModelError, load_autoencoder, resolve_autoencoder
 from ldm_dream.networks import compile_blocks
 from ldm_dream.networks.autoencoders import build_autoencoder
+from ldm_dream.networks.base import Autoencoder
 from ldm_dream.training.diffusion import DiffusionObjective
 from ldm_dream.training.heap import keep_freed_memory
 from ldm_dream.training.train import make_optimizer
@@ -64,12 +66,12 @@ class Step:
         torch.manual_seed(0)
         self.variant, self.device = variant, torch.device(variant.device)
         self.run = run = load_run(variant)
-        autoencoder = autoencoder_of(run).to(self.device, memory_format=self.layout)
+        autoencoder = autoencoder_of(run).to(self.device).to(memory_format=self.layout)
         self.objective = DiffusionObjective(run, autoencoder, None)
         self.place = 0.5
         self.objective.process.draw = self.draw
         self.network = self.objective.model
-        self.network.to(self.device, memory_format=self.layout).train()
+        self.network.to(self.device).to(memory_format=self.layout).train()
         self.batch = self.make_batch()
 
     def make_batch(self) -> Batch:
@@ -171,7 +173,7 @@ class OfficialStep(Step):
     def forward(self, z_t: Tensor, t: Tensor, cond: Tensor) -> Tensor:
         network = self.network
         emb = network.embed(self.objective.process.model_t(t, network.sees_noise_level))
-        return network(z_t, emb, *network.prepare(cond, z_t.shape[-2:]))
+        return network(z_t, emb, *network.prepare(cond, size_of(z_t)))
 
     def compile(self) -> None:
         self.call = torch.compile(self.forward)
@@ -190,7 +192,7 @@ def load_run(variant: Variant) -> DiffusionRun:
     return run
 
 
-def autoencoder_of(run: DiffusionRun) -> nn.Module:
+def autoencoder_of(run: DiffusionRun) -> Autoencoder:
     try:
         return load_autoencoder(resolve_autoencoder(run.autoencoder))
     except (ModelError, HubError):
