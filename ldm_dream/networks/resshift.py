@@ -4,7 +4,7 @@ arXiv 2103.14030).
 Levels of residual blocks; after the *first* block of a level comes a Swin layer of `swin_depth`
 window-attention blocks, every second one shifted by half a window. The condition is concatenated to
 z_t; a larger one goes through strided convolutions first. Parameter names are the published ones
-(`importers.py` holds the two exceptions), so that checkpoints need no renaming.
+(`interchange/systems/resshift.py` holds the two exceptions), so that checkpoints need no renaming.
 
 Symbols: x features [B,C,H,W]; emb what blocks are told of the timestep; w window side, s shift, N =
 w*w tokens of a window.
