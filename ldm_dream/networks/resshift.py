@@ -19,6 +19,7 @@ from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 
 from ldm_dream.config.networks import ResShiftNetConfig
@@ -247,27 +248,15 @@ class WindowAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x [B,C,H,W], H and W multiples of the window."""
-        b, c, height, width = x.shape
-        w, s = self.window, self.shift
-        x = x.permute(0, 2, 3, 1)  # [B,H,W,C]: a view in channels_last
-        if s:
-            x = x.roll((-s, -s), (1, 2))
-        rows, columns, d = height // w, width // w, c // self.heads
-        windows = (
-            self.qkv(x)
-            .view(b, rows, w, columns, w, 3, self.heads, d)
-            .permute(5, 0, 1, 3, 6, 2, 4, 7)
+        (height, width), w, s = x.shape[-2:], self.window, self.shift
+        x = x.permute(0, 2, 3, 1).roll((-s, -s), (1, 2)) if s else x.permute(0, 2, 3, 1)
+        q, k, v = rearrange(
+            self.qkv(x), "b (i y) (j x) (n h d) -> n (b i j) h (y x) d", n=3, h=self.heads, y=w, x=w
         )
-        q, k, v = (part.reshape(b * rows * columns, self.heads, w * w, d) for part in windows)
         x = _attention(q, k, v, self.bias(height, width, q))
-        x = (
-            x.view(b, rows, columns, self.heads, w, w, d)
-            .permute(0, 1, 4, 2, 5, 3, 6)
-            .reshape(b, height, width, c)
-        )
-        if s:
-            x = x.roll((s, s), (1, 2))
-        return self.proj(x).permute(0, 3, 1, 2)
+        i, j = height // w, width // w
+        x = rearrange(x, "(b i j) h (y x) d -> b (i y) (j x) (h d)", i=i, j=j, y=w)
+        return self.proj(x.roll((s, s), (1, 2)) if s else x).permute(0, 3, 1, 2)
 
     def bias(self, height: int, width: int, like: Tensor) -> Tensor:
         """Additive bias of the logits in `like`'s dtype: [1,heads,N,N], with a shift [windows of a
