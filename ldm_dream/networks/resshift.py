@@ -333,11 +333,7 @@ def shift_mask(
             + (x >= width - window).int()
             + (x >= width - shift).int()
         )
-    region = (
-        region.reshape(height // window, window, width // window, window)
-        .transpose(1, 2)
-        .reshape(-1, 1, window * window)
-    )
+    region = rearrange(region, "(i y) (j x) -> (i j) 1 (y x)", y=window, x=window)
     return BLOCKED * (region[..., :, None] != region[..., None, :]).to(dtype)
 
 
