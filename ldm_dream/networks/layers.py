@@ -11,6 +11,7 @@ from typing import Literal, TypeVar
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 
 from dream_kernels import dropout, group_norm_silu
@@ -205,12 +206,6 @@ class Attention(nn.Module):
         self.out = nn.Conv2d(channels, channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        b, c, height, width = x.shape
-        q, k, v = (
-            self.qkv(self.norm(x))
-            .permute(0, 2, 3, 1)
-            .reshape(b, 1, height * width, 3 * c)
-            .chunk(3, -1)
-        )
-        h = F.scaled_dot_product_attention(q, k, v)
-        return x + self.out(h.reshape(b, height, width, c).permute(0, 3, 1, 2))
+        q, k, v = rearrange(self.qkv(self.norm(x)), "b c h w -> b 1 (h w) c").chunk(3, -1)
+        tokens = F.scaled_dot_product_attention(q, k, v)
+        return x + self.out(rearrange(tokens, "b 1 (h w) c -> b c h w", h=x.shape[2]))

@@ -15,6 +15,7 @@ import math
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 
 from ldm_dream.config.networks import LDMConfig
@@ -157,12 +158,12 @@ class Attention(nn.Module):
         self.proj_out = zeroed(nn.Conv1d(channels, channels, 1))
 
     def forward(self, x: Tensor) -> Tensor:
-        tokens = self.norm(x).flatten(2).transpose(1, 2)  # [B,N,C]
+        tokens = rearrange(self.norm(x), "b c h w -> b (h w) c")
         qkv = F.linear(tokens, self.qkv.weight.squeeze(2), self.qkv.bias)
-        q, k, v = qkv.unflatten(2, (self.heads, 3, -1)).permute(3, 0, 2, 1, 4)  # each [B,h,N,d]
-        tokens = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        q, k, v = rearrange(qkv, "b n (h part d) -> part b h n d", h=self.heads, part=3)
+        tokens = rearrange(F.scaled_dot_product_attention(q, k, v), "b h n d -> b n (h d)")
         tokens = F.linear(tokens, self.proj_out.weight.squeeze(2), self.proj_out.bias)
-        return x + tokens.transpose(1, 2).reshape(x.shape)
+        return x + rearrange(tokens, "b (h w) c -> b c h w", h=x.shape[2])
 
 
 def _blocks(cfg: LDMConfig, level: int, channels: int, out_channels: int) -> list[nn.Module]:

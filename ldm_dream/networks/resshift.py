@@ -4,7 +4,7 @@ arXiv 2103.14030).
 Levels of residual blocks; after the *first* block of a level comes a Swin layer of `swin_depth`
 window-attention blocks, every second one shifted by half a window. The condition is concatenated to
 z_t; a larger one goes through strided convolutions first. Parameter names are the published ones
-(`importers.py` holds the two exceptions), so that checkpoints need no renaming.
+(`interchange/systems/resshift.py` holds the two exceptions), so that checkpoints need no renaming.
 
 Symbols: x features [B,C,H,W]; emb what blocks are told of the timestep; w window side, s shift, N =
 w*w tokens of a window.
@@ -19,6 +19,7 @@ from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 
 from ldm_dream.config.networks import ResShiftNetConfig
@@ -247,27 +248,15 @@ class WindowAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x [B,C,H,W], H and W multiples of the window."""
-        b, c, height, width = x.shape
-        w, s = self.window, self.shift
-        x = x.permute(0, 2, 3, 1)  # [B,H,W,C]: a view in channels_last
-        if s:
-            x = x.roll((-s, -s), (1, 2))
-        rows, columns, d = height // w, width // w, c // self.heads
-        windows = (
-            self.qkv(x)
-            .view(b, rows, w, columns, w, 3, self.heads, d)
-            .permute(5, 0, 1, 3, 6, 2, 4, 7)
+        (height, width), w, s = x.shape[-2:], self.window, self.shift
+        x = x.permute(0, 2, 3, 1).roll((-s, -s), (1, 2)) if s else x.permute(0, 2, 3, 1)
+        q, k, v = rearrange(
+            self.qkv(x), "b (i y) (j x) (n h d) -> n (b i j) h (y x) d", n=3, h=self.heads, y=w, x=w
         )
-        q, k, v = (part.reshape(b * rows * columns, self.heads, w * w, d) for part in windows)
         x = _attention(q, k, v, self.bias(height, width, q))
-        x = (
-            x.view(b, rows, columns, self.heads, w, w, d)
-            .permute(0, 1, 4, 2, 5, 3, 6)
-            .reshape(b, height, width, c)
-        )
-        if s:
-            x = x.roll((s, s), (1, 2))
-        return self.proj(x).permute(0, 3, 1, 2)
+        i, j = height // w, width // w
+        x = rearrange(x, "(b i j) h (y x) d -> b (i y) (j x) (h d)", i=i, j=j, y=w)
+        return self.proj(x.roll((s, s), (1, 2)) if s else x).permute(0, 3, 1, 2)
 
     def bias(self, height: int, width: int, like: Tensor) -> Tensor:
         """Additive bias of the logits in `like`'s dtype: [1,heads,N,N], with a shift [windows of a
@@ -344,11 +333,7 @@ def shift_mask(
             + (x >= width - window).int()
             + (x >= width - shift).int()
         )
-    region = (
-        region.reshape(height // window, window, width // window, window)
-        .transpose(1, 2)
-        .reshape(-1, 1, window * window)
-    )
+    region = rearrange(region, "(i y) (j x) -> (i j) 1 (y x)", y=window, x=window)
     return BLOCKED * (region[..., :, None] != region[..., None, :]).to(dtype)
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 
 from dream_kernels import vq_lookup
@@ -139,14 +140,11 @@ class Attention(nn.Module):
         self.q, self.k, self.v, self.proj_out = (nn.Conv2d(channels, channels, 1) for _ in range(4))
 
     def forward(self, x: Tensor) -> Tensor:
-        b, c, height, width = x.shape
         h = self.norm(x)
-        q, k, v = (
-            layer(h).reshape(b, 1, c, height * width).transpose(2, 3)
-            for layer in (self.q, self.k, self.v)
-        )
-        h = F.scaled_dot_product_attention(q, k, v)
-        return x + self.proj_out(h.transpose(2, 3).reshape(b, c, height, width))
+        layers = self.q, self.k, self.v
+        q, k, v = (rearrange(layer(h), "b c h w -> b 1 (h w) c") for layer in layers)
+        tokens = F.scaled_dot_product_attention(q, k, v)
+        return x + self.proj_out(rearrange(tokens, "b 1 (h w) c -> b c h w", h=x.shape[2]))
 
 
 class Downsample(nn.Module):
