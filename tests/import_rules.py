@@ -47,7 +47,7 @@ IMPORT_RULES = {
     ),
     # a network knows no other network; the two files that say which networks there are know all
     "ldm_dream.networks": May(
-        (*CONFIG, *KERNELS, *root("networks.base", "networks.layers")), ("torch",)
+        (*CONFIG, *KERNELS, *root("networks.base", "networks.layers")), ("torch", "einops")
     ),
     "ldm_dream.networks.base": May((), ("torch",)),
     "ldm_dream.networks.__init__": May((*CONFIG, *root("networks")), ("torch",)),

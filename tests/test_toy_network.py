@@ -36,14 +36,15 @@ import torch
 from torch import Tensor, nn
 
 from ldm_dream.config.networks import ToyConfig
+from ldm_dream.networks.base import Network
 from ldm_dream.networks.layers import of_size, timestep_embedding
 
 
-class ToyNet(nn.Module):
+class ToyNet(Network):
     """Any size, without padding."""
 
     sees_noise_level = False
-    cond_factor, multiple = 1, 1
+    multiple, cond_factor = 1, 1
     repeated_blocks = (nn.Conv2d,)
 
     def __init__(self, cfg: ToyConfig):
@@ -83,7 +84,11 @@ def test_a_new_network_is_the_places_that_contributing_names(tmp_path):
     insert(tmp_path / configs, before="NetworkConfig = Annotated[\n    ", text=CONFIG_CLASS)
     insert(tmp_path / configs, after="NetworkConfig = Annotated[\n    ", text="ToyConfig | ")
     insert(tmp_path / networks, after="from ldm_dream.networks import ", text="toy, ")
-    insert(tmp_path / networks, after="NETWORKS = {", text='"toy": toy.ToyNet, ')
+    insert(
+        tmp_path / networks,
+        after="NETWORKS: dict[str, type[Network]] = {",
+        text='"toy": toy.ToyNet, ',
+    )
     (tmp_path / "ldm_dream/networks/toy.py").write_text(NETWORK)
     (tmp_path / "configs/toy").mkdir(parents=True)
     (tmp_path / "configs/toy/toy-4x.yaml").write_text(RUN)

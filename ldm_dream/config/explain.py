@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
-from pydantic_core import ErrorDetails
 
 Tasks = Mapping[str, type[BaseModel]]
 
@@ -39,7 +38,7 @@ def explain(
     return f"{source}: {sentence}" + (f" ({more} more after this one.)" if more else "")
 
 
-def _value_sentence(name: str, problem: ErrorDetails) -> str:
+def _value_sentence(name: str, problem: Mapping[str, Any]) -> str:
     kind, given, message = (
         problem["type"],
         problem["input"],

@@ -70,7 +70,12 @@ class Network(Strict):
     own size.
     """
 
-    any_scale: ClassVar[bool] = False  # trained at random scales, too, up to its knob max_scale
+    any_scale: ClassVar[bool] = False  # trained at random scales, too
+
+    @property
+    def largest_scale(self) -> float:
+        """The end of those scales."""
+        return 1.0
 
 
 class ResShiftNetConfig(Network):
@@ -181,6 +186,11 @@ class IDMConfig(Network):
     cond_channels: int = Field(default=3, ge=1, description="Channels of the LR picture.")
     cond_factor: ClassVar[None] = None  # the LR picture comes at its own size
     any_scale: ClassVar[bool] = True
+
+    @property
+    def largest_scale(self) -> float:
+        return self.max_scale
+
     model_channels: ModelChannels = Field(default=64, ge=2)
     channel_mult: ChannelMult = Field(default=(1, 2, 4, 8, 8), min_length=1)
     num_res_blocks: ResBlocks = 2

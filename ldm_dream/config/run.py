@@ -261,7 +261,7 @@ class DiffusionRun(Strict):
                 f"data.scales is for network.kind={' or '.join(KINDS_OF_ANY_SCALE)}; "
                 f"leave it out, {self.network.kind} knows one scale"
             )
-        most = min(self.scale, self.network.max_scale)
+        most = min(self.scale, self.network.largest_scale)
         if self.data.scales[1] > most:
             raise ValueError(
                 f"data.scales={list(self.data.scales)} ends above scale or network.max_scale; {most:g} is the most"

@@ -30,13 +30,18 @@ def load_published(path: str | Path) -> tuple[Config, dict[str, Tensor]]:
     return import_state(read_checkpoint(Path(path)), str(path))
 
 
-def load_first_stage(path: str | Path) -> tuple[Config, dict[str, Tensor]] | None:
+def load_first_stage(path: str | Path) -> tuple[VQGANConfig, dict[str, Tensor]] | None:
     """The autoencoder beside the network in one file (LDM), as `load_published` gives the network;
     None where there is none. Raises CheckpointImportError.
     """
     state = read_checkpoint(Path(path))
     first_stage = _system(state, str(path)).models(state, str(path)).first_stage
-    return import_state(first_stage, f"{path}, first_stage_model") if first_stage else None
+    if not first_stage:
+        return None
+    config, state = import_state(first_stage, f"{path}, first_stage_model")
+    if not isinstance(config, VQGANConfig):
+        raise CheckpointImportError(f"{path}: first_stage_model is no VQGAN.")
+    return config, state
 
 
 def load_schedule(path: str | Path) -> DDPMConfig | None:

@@ -210,7 +210,7 @@ class Upscaler:
         """
         network = self.run.network
         whole = tile is None and lr.shape[-2] * lr.shape[-1] <= AUTO_TILE**2
-        return network.cond_factor is None and whole and 1 <= scale <= network.max_scale
+        return network.cond_factor is None and whole and 1 <= scale <= network.largest_scale
 
     def _enlarge(self, lr: Tensor, how: Options, sampling: Sampling) -> tuple[Tensor, Tensor]:
         """LR [B, 3, H, W] in [-1, 1] -> result and bicubic base, [B, 3, H * scale, W * scale]."""
