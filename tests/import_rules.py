@@ -47,7 +47,7 @@ IMPORT_RULES = {
     ),
     # a network knows no other network; the two files that say which networks there are know all
     "ldm_dream.networks": May(
-        (*CONFIG, *KERNELS, *root("networks.base", "networks.layers")), ("torch",)
+        (*CONFIG, *KERNELS, *root("networks.base", "networks.layers")), ("torch", "einops")
     ),
     "ldm_dream.networks.base": May((), ("torch",)),
     "ldm_dream.networks.__init__": May((*CONFIG, *root("networks")), ("torch",)),
@@ -70,12 +70,12 @@ IMPORT_RULES = {
     # these three never import each other
     "ldm_dream.training": May(
         (*MODEL, *root("training", "scoring.metrics")),
-        ("torch", "numpy", "safetensors", "taming"),
+        ("torch", "numpy", "safetensors", "taming", "tqdm"),
     ),
     "ldm_dream.upscaling": May((*MODEL, *root("upscaling")), ("torch", "numpy", "PIL")),
     "ldm_dream.interchange": May((*MODEL, *root("interchange")), ("torch", "safetensors")),
     "dream_kernels": May(KERNELS, ("torch", "triton")),
-    "tools": May(ALL, ("torch", "numpy")),
+    "tools": May(ALL, ("torch", "numpy", "tqdm")),
     "benchmarks": May((*ALL, "benchmarks"), ("torch", "numpy", "PIL", "taming")),
 }
 

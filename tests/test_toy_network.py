@@ -17,7 +17,7 @@ from runs import pictures
 ROOT = Path(__file__).resolve().parents[1]
 COPIED = ("ldm_dream", "kernels/dream_kernels", "tools")
 
-CONFIG_CLASS = '''class ToyConfig(Network):
+CONFIG_CLASS = '''class ToyConfig(NetworkKnobs):
     """Two convolutions, for a test."""
 
     kind: Literal["toy"] = "toy"
@@ -36,10 +36,11 @@ import torch
 from torch import Tensor, nn
 
 from ldm_dream.config.networks import ToyConfig
+from ldm_dream.networks.base import Network
 from ldm_dream.networks.layers import of_size, timestep_embedding
 
 
-class ToyNet(nn.Module):
+class ToyNet(Network):
     """Any size, without padding."""
 
     sees_noise_level = False
@@ -83,7 +84,7 @@ def test_a_new_network_is_the_places_that_contributing_names(tmp_path):
     insert(tmp_path / configs, before="NetworkConfig = Annotated[\n    ", text=CONFIG_CLASS)
     insert(tmp_path / configs, after="NetworkConfig = Annotated[\n    ", text="ToyConfig | ")
     insert(tmp_path / networks, after="from ldm_dream.networks import ", text="toy, ")
-    insert(tmp_path / networks, after="NETWORKS = {", text='"toy": toy.ToyNet, ')
+    insert(tmp_path / networks, after="type[Network]] = {", text='"toy": toy.ToyNet, ')
     (tmp_path / "ldm_dream/networks/toy.py").write_text(NETWORK)
     (tmp_path / "configs/toy").mkdir(parents=True)
     (tmp_path / "configs/toy/toy-4x.yaml").write_text(RUN)
