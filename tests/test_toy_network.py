@@ -17,7 +17,7 @@ from runs import pictures
 ROOT = Path(__file__).resolve().parents[1]
 COPIED = ("ldm_dream", "kernels/dream_kernels", "tools")
 
-CONFIG_CLASS = '''class ToyConfig(Network):
+CONFIG_CLASS = '''class ToyConfig(NetworkKnobs):
     """Two convolutions, for a test."""
 
     kind: Literal["toy"] = "toy"
@@ -84,11 +84,7 @@ def test_a_new_network_is_the_places_that_contributing_names(tmp_path):
     insert(tmp_path / configs, before="NetworkConfig = Annotated[\n    ", text=CONFIG_CLASS)
     insert(tmp_path / configs, after="NetworkConfig = Annotated[\n    ", text="ToyConfig | ")
     insert(tmp_path / networks, after="from ldm_dream.networks import ", text="toy, ")
-    insert(
-        tmp_path / networks,
-        after="NETWORKS: dict[str, type[Network]] = {",
-        text='"toy": toy.ToyNet, ',
-    )
+    insert(tmp_path / networks, after="type[Network]] = {", text='"toy": toy.ToyNet, ')
     (tmp_path / "ldm_dream/networks/toy.py").write_text(NETWORK)
     (tmp_path / "configs/toy").mkdir(parents=True)
     (tmp_path / "configs/toy/toy-4x.yaml").write_text(RUN)

@@ -112,6 +112,8 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def run(args: argparse.Namespace) -> int:
+    from tqdm import tqdm
+
     from ldm_dream.data.images import Image
     from ldm_dream.upscaling.folder import (
         plan_jobs,
@@ -129,10 +131,14 @@ def run(args: argparse.Namespace) -> int:
         return upscaler(picture, **options)
 
     results = []
+    no_bar = None if len(jobs) > 1 else True  # None: only on a terminal
     try:
-        for result in upscale_all(jobs, upscale, args.skip_existing):
-            results.append(result)
-            print(result, flush=True)
+        with tqdm(total=len(jobs), unit="picture", disable=no_bar) as bar:
+            for result in upscale_all(jobs, upscale, args.skip_existing):
+                results.append(result)
+                with bar.external_write_mode():
+                    print(result, flush=True)
+                bar.update()
     finally:
         if args.json_report:
             write_report(args.json_report, vars(args), results)

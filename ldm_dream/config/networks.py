@@ -64,7 +64,7 @@ Norm = Annotated[
 # ------------------------------------------------------------------------------------- the networks
 
 
-class Network(Strict):
+class NetworkKnobs(Strict):
     """What a run asks of a network of any kind. Each kind also has `cond_factor`, the size of the
     condition over that of z_t, as a knob or fixed; None: the network takes the LR picture, at its
     own size.
@@ -78,7 +78,7 @@ class Network(Strict):
         return 1.0
 
 
-class ResShiftNetConfig(Network):
+class ResShiftNetConfig(NetworkKnobs):
     """Swin U-Net of ResShift (published x4 defaults: 118,593,583 parameters)."""
 
     kind: Literal["resshift"] = "resshift"
@@ -132,7 +132,7 @@ class ResShiftNetConfig(Network):
     )
 
 
-class SR3Config(Network):
+class SR3Config(NetworkKnobs):
     """U-Net of SR3 (published 16 -> 128 face defaults: 97,807,491 parameters)."""
 
     kind: Literal["sr3"] = "sr3"
@@ -152,7 +152,7 @@ class SR3Config(Network):
     cond_factor: ClassVar[int] = 1  # the condition is as large as z_t
 
 
-class LDMConfig(Network):
+class LDMConfig(NetworkKnobs):
     """U-Net of LDM-SR, latent-diffusion's bsr_sr (published defaults: 113,622,563 parameters)."""
 
     kind: Literal["ldm"] = "ldm"
@@ -174,7 +174,7 @@ class LDMConfig(Network):
     norm: Norm = "group"
 
 
-class IDMConfig(Network):
+class IDMConfig(NetworkKnobs):
     """IDM: SR3's U-Net with implicit decoders, for any scale (published 16 -> 128 defaults:
     99,801,670 parameters).
     """
@@ -213,5 +213,5 @@ NetworkConfig = Annotated[
     ResShiftNetConfig | SR3Config | IDMConfig | LDMConfig, Field(discriminator="kind")
 ]
 KINDS_OF_ANY_SCALE = [
-    kind.model_fields["kind"].default for kind in Network.__subclasses__() if kind.any_scale
+    kind.model_fields["kind"].default for kind in NetworkKnobs.__subclasses__() if kind.any_scale
 ]

@@ -104,11 +104,8 @@ class ResShiftNet(Network):
             *norm_silu(cfg.norm, width),
             zeroed(LastConv2d(width, cfg.out_channels * fold, 3, padding=1)),
         )
-        levels_with_windows = [
-            len(sizes) - 1,
-            *(i for i, size in enumerate(sizes) if size in cfg.attention_resolutions),
-        ]
-        windows = (min(cfg.window_size, sizes[i]) << i for i in levels_with_windows)
+        attending = [i for i, size in enumerate(sizes) if size in cfg.attention_resolutions]
+        windows = (min(cfg.window_size, sizes[i]) << i for i in (*attending, len(sizes) - 1))
         self.multiple = cfg.patch_size * math.lcm(2 ** (len(sizes) - 1), *windows)
 
     def embed(self, t: Tensor) -> Tensor:
@@ -358,11 +355,8 @@ def _constant(build: Callable[..., Tensor], *key: Hashable) -> Tensor:
 def _check(cfg: ResShiftNetConfig) -> list[int]:
     """Residual blocks of each level; ValueError for what cannot be built."""
     levels = len(cfg.channel_mult)
-    blocks = (
-        [cfg.num_res_blocks] * levels
-        if isinstance(cfg.num_res_blocks, int)
-        else list(cfg.num_res_blocks)
-    )
+    blocks = cfg.num_res_blocks
+    blocks = [blocks] * levels if isinstance(blocks, int) else list(blocks)
     if len(blocks) != levels or min(blocks, default=0) < 1:
         raise ValueError(
             f"network.num_res_blocks={cfg.num_res_blocks} does not fit network.channel_mult={cfg.channel_mult}: "
@@ -397,10 +391,7 @@ def _feature_extractor(cfg: ResShiftNetConfig) -> tuple[nn.Module, int]:
         return nn.Identity(), cfg.cond_channels
     layers, channels, width = [], cfg.cond_channels, 16
     for _ in range(cfg.cond_factor.bit_length() - 1):
-        layers += [
-            nn.Conv2d(channels, width, 3, padding=1),
-            nn.SiLU(),
-            Downsample(width, 2 * width),
-        ]
+        layers += [nn.Conv2d(channels, width, 3, padding=1), nn.SiLU()]
+        layers += [Downsample(width, 2 * width)]
         channels = width = 2 * width
     return nn.Sequential(*layers), channels

@@ -21,6 +21,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from ldm_dream import __version__
 from ldm_dream.config.files import dump_config
@@ -72,6 +73,7 @@ def train(run: Run, run_dir: Path) -> None:
         while step < cfg.steps:
             scalars = trainer.step(step)
             step += 1
+            log.bar.update()
             if step % cfg.log_every == 0 or step == cfg.steps:
                 means = {k: distributed.mean(v.detach()).item() for k, v in scalars.items()}
                 log(step, means | {"learning_rate": learning_rate(cfg, step - 1)})
@@ -86,6 +88,7 @@ def train(run: Run, run_dir: Path) -> None:
         if is_first:
             with trainer.averaged():
                 release(trainer.run, run_dir / "model", trainer.objective.model)
+        log.bar.close()
         log.line(f"done: {run_dir / 'model'}")
 
 
@@ -260,19 +263,22 @@ def _put(model: nn.Module, values: list[Tensor]) -> None:
 
 
 class Log:
-    """One call writes the numbers to `metrics.jsonl` and a line to stdout; nothing unless this is
-    the run's first process.
+    """One call writes the numbers to `metrics.jsonl` and a line to stdout, above a progress bar
+    where stderr is a terminal; nothing unless this is the run's first process.
     """
 
     def __init__(self, run_dir: Path, step: int, steps: int, active: bool):
         run_dir.mkdir(parents=True, exist_ok=True)
         self.path, self.steps, self.active = run_dir / "metrics.jsonl", steps, active
         self.since, self.at = time.monotonic(), step
+        off = None if active else True  # None: only on a terminal
+        self.bar = tqdm(initial=step, total=steps, unit="step", disable=off, dynamic_ncols=True)
 
     def __call__(self, step: int, scalars: dict[str, float]) -> None:
         if not self.active:
             return
         row = {"step": step, **scalars}
+        self.bar.set_postfix({k: v for k, v in scalars.items() if k.startswith("loss/")})
         if step > self.at:
             now = time.monotonic()
             row["steps_per_second"] = (step - self.at) / (now - self.since)
@@ -288,8 +294,9 @@ class Log:
 
     def line(self, text: str) -> None:
         if self.active:
-            sys.stdout.write(text + "\n")
-            sys.stdout.flush()
+            with self.bar.external_write_mode():
+                sys.stdout.write(text + "\n")
+                sys.stdout.flush()
 
 
 def _freeze(model: nn.Module, prefixes: tuple[str, ...]) -> None:
