@@ -1,5 +1,5 @@
-"""Laws of configs: inheritance, overrides, and one clear sentence for every mistake (DESIGN
-sections 2 and 6).
+"""Laws of configs: inheritance, overrides, and one clear sentence for every mistake
+(docs/design.md, Bad input).
 """
 
 import re
