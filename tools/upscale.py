@@ -112,14 +112,11 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def run(args: argparse.Namespace) -> int:
+    # here, so that --help answers without torch
     from tqdm import tqdm
 
     from ldm_dream.data.images import Image
-    from ldm_dream.upscaling.folder import (
-        plan_jobs,
-        upscale_all,
-        write_report,
-    )  # here, so that --help answers without torch
+    from ldm_dream.upscaling.folder import plan_jobs, upscale_all, write_report
     from ldm_dream.upscaling.upscaler import Upscaler
 
     jobs = plan_jobs(args.input, args.output, args.recursive, args.suffix, args.ext)
@@ -133,12 +130,11 @@ def run(args: argparse.Namespace) -> int:
     results = []
     no_bar = None if len(jobs) > 1 else True  # None: only on a terminal
     try:
-        with tqdm(total=len(jobs), unit="picture", disable=no_bar) as bar:
-            for result in upscale_all(jobs, upscale, args.skip_existing):
-                results.append(result)
-                with bar.external_write_mode():
-                    print(result, flush=True)
-                bar.update()
+        done = upscale_all(jobs, upscale, args.skip_existing)
+        for result in tqdm(done, total=len(jobs), unit="picture", disable=no_bar):
+            results.append(result)
+            tqdm.write(str(result))
+            sys.stdout.flush()
     finally:
         if args.json_report:
             write_report(args.json_report, vars(args), results)
