@@ -128,10 +128,10 @@ def run(args: argparse.Namespace) -> int:
         return upscaler(picture, **options)
 
     results = []
-    no_bar = None if len(jobs) > 1 else True  # None: only on a terminal
     try:
         done = upscale_all(jobs, upscale, args.skip_existing)
-        for result in tqdm(done, total=len(jobs), unit="picture", disable=no_bar):
+        # a bar for a folder, on a terminal (None)
+        for result in tqdm(done, total=len(jobs), unit="picture", disable=len(jobs) == 1 or None):
             results.append(result)
             tqdm.write(str(result))
             sys.stdout.flush()
