@@ -32,18 +32,14 @@ def explain(
             f"unknown key `{'.'.join(keys)}`; {_hint(keys, model, tasks[values['task']], values)}"
         )
     else:
-        sentence = _value_sentence(".".join(keys), first)
+        sentence = _value_sentence(".".join(keys), first["type"], first["input"], first["msg"])
     source = next((origin[keys[:n]] for n in range(len(keys), 0, -1) if keys[:n] in origin), where)
     more = len({keys for keys, _ in places}) - 1
     return f"{source}: {sentence}" + (f" ({more} more after this one.)" if more else "")
 
 
-def _value_sentence(name: str, problem: Mapping[str, Any]) -> str:
-    kind, given, message = (
-        problem["type"],
-        problem["input"],
-        problem["msg"].removeprefix("Value error, "),
-    )
+def _value_sentence(name: str, kind: str, given: Any, message: str) -> str:
+    message = message.removeprefix("Value error, ")
     if kind == "value_error":  # raised by one of our models, which names its keys itself
         return f"`{name}`: {message}." if name else f"{message}."
     if kind in ("model_type", "model_attributes_type"):
