@@ -9,8 +9,8 @@ of the finer grid. Rows and columns have coordinates of their own: any height, w
 will do, without padding.
 
 Written from the paper and from recorded outputs of the published network, of which it has the
-parameters that matter to the output; what `interchange/systems/idm.py` drops is the rest. Initial values:
-PyTorch's, for equalised layers those of StyleGAN.
+parameters that matter to the output; what `interchange/systems/idm.py` drops is the rest. Initial
+values: PyTorch's, for equalised layers those of StyleGAN.
 
 Symbols: x features [B,C,H,W]; emb what blocks are told of the noise level; level 0 is the highest
 resolution.
