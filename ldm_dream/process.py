@@ -4,6 +4,7 @@ A process is four numbers a step; all else follows here, once for every system:
     DDPM           a = sqrt(abar),  b = 0,    s = sqrt(1 - abar)     weight = sqrt(1 - abar)   (Ho 2020, Eq. 4; SR3, DREAM)
     ResidualShift  a = 1 - eta,     b = eta,  s = kappa sqrt(eta)    weight = sqrt(eta)        (ResShift, arXiv 2307.12348, Eq. 2)
     Flow           a = 1 - sigma,   b = 0,    s = sigma              weight = sigma            (rectified flow, arXiv 2209.03003)
+Regression, the baseline without diffusion, is a residual shift of one step with kappa = 0.
 Backwards, from step t to a less noisy step u (`t_prev`), every one of them takes the form of DDIM
 (arXiv 2010.02502, Eq. 12):
     z_u = a_u z0 + b_u z_lr + sqrt(s_u^2 - sigma^2) eps_hat + sigma n,     0 <= sigma^2 <= s_u^2 (1 - (carry s_u / s_t)^2)

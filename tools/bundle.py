@@ -28,7 +28,7 @@ def main() -> None:
 
         from ldm_dream.config.run import AutoencoderRun
         from ldm_dream.model_folder import BUNDLED, read_run, read_tensors, save_model
-        from ldm_dream.training.measure import latent_scale
+        from ldm_dream.training.autoencoder import latent_scale
 
         run, state = read_run(args.model), read_tensors(args.model / "model.safetensors")
         if isinstance(run, AutoencoderRun):

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from ldm_dream.config.model import VQGANConfig
 from ldm_dream.config.run import AutoencoderRun
-from ldm_dream.data.pairs import Batch
+from ldm_dream.data.pairs import Batch, PairDataset
 from ldm_dream.errors import UserError
+from ldm_dream.networks.autoencoders import build_autoencoder
 from ldm_dream.networks.vqgan import VQGAN, Quantized
 from ldm_dream.training import distributed
 from ldm_dream.training.objective import Part
@@ -181,3 +182,21 @@ def _patch_discriminator() -> nn.Module:
             "loss.adversarial needs taming-transformers; install it with: pip install 'ldm_dream[train]'."
         ) from None
     return NLayerDiscriminator(input_nc=3, n_layers=3).apply(weights_init)
+
+
+SCALE_BATCHES = 16  # over which the standard deviation of latents is taken
+
+
+@torch.no_grad()
+def latent_scale(run: AutoencoderRun, state: dict[str, Tensor]) -> float:
+    """1 / std of the unscaled latents over 16 training batches, so that a process meets about unit
+    variance.
+    """
+    unscaled = run.autoencoder.model_copy(update={"latent_scale": 1.0})
+    autoencoder = build_autoencoder(unscaled).eval()
+    autoencoder.load_state_dict(state)
+    data = PairDataset(run.data, 1, run.seed)
+    latents = [
+        autoencoder.encode(data.batch(i, run.train.batch_size).hr) for i in range(SCALE_BATCHES)
+    ]
+    return round(1 / torch.cat(latents).std().item(), 4)

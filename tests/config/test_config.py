@@ -118,9 +118,10 @@ def test_another_kind_of_loss_keeps_dream_on(write):
     assert (run.sampler.kind, run.sampler.steps) == ("ancestral", 5)
 
 
-def test_another_kind_of_degradation_replaces_the_section_and_each_order_keeps_its_own_defaults(
+def test_another_kind_of_degradation_replaces_the_section(
     write,
 ):
+    """Another kind of degradation replaces the section and each order keeps its own defaults."""
     write("a.yaml", "data: {patch: 64, degradation: {kind: blind, second: {blur_prob: 0.5}}}")
     blind = load_config(write("b.yaml", "base: a.yaml")).data.degradation
     assert blind == BlindConfig(second=SecondOrder(blur_prob=0.5)) and blind.second.sigma == (
@@ -422,9 +423,8 @@ def test_reading_a_config_imports_no_torch():
         ("residual_shift", "{steps: 16}", "more than the 15"),
     ],
 )
-def test_a_sampler_that_does_not_fit_the_process_is_refused_before_the_training(
-    load, process, sampler, message
-):
+def test_a_sampler_that_does_not_fit_the_process_is_refused(load, process, sampler, message):
+    """A sampler that does not fit the process is refused before the training."""
     with pytest.raises(ConfigError, match=message):
         load(
             f"process: {{kind: {process}}}\nsampler: {sampler}\nprediction: z0\nloss: {{strength: 0}}\n"

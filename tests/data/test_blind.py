@@ -218,7 +218,8 @@ def test_a_picture_of_two_levels_has_two_photons_for_white(random):
     }  # more than two are clipped
 
 
-def test_grey_poisson_noise_is_alike_in_all_channels_and_follows_the_luminance(random):
+def test_grey_poisson_noise_follows_the_luminance_in_all_channels(random):
+    """Grey poisson noise is alike in all channels and follows the luminance."""
     ramp = torch.arange(256.0).expand(300, 256) / 255
     image = torch.stack([ramp * 0, ramp, ramp * 0])[None]  # pure green: luminance 0.587 * ramp
     change = blind.poisson_noise(image, 0.1, True, random) - image
@@ -245,7 +246,7 @@ def test_jpeg_loses_what_libjpeg_loses(quality):
 # ------------------------------------------------------------------------------------- the pipeline
 
 
-def test_a_sample_is_a_function_of_its_picture_and_seed_and_not_of_its_batch():
+def test_a_sample_depends_on_picture_and_seed_not_on_its_batch():
     """Bit for bit: a level that JPEG sees otherwise would grow to many. The grouped convolution of
     the first blur keeps it so, since each channel's sum is formed alone and in one order; all
     behind it runs sample by sample.
@@ -310,7 +311,7 @@ PARTS = {
 
 
 @pytest.mark.parametrize("part", PARTS)
-def test_each_part_of_each_order_is_applied_and_the_second_as_often_as_it_should(part):
+def test_each_part_of_each_order_is_applied_as_often_as_it_should(part):
     """At scale 1 HARMLESS is the same for all seeds (see above), so what differs from it is the
     part that was switched on.
     """
@@ -385,7 +386,8 @@ def test_hr_patches_are_those_of_the_bicubic_run(folder):
     assert found.draws == bicubic.draws and torch.equal(found.hr, bicubic.hr)
 
 
-def test_blind_lr_lies_where_its_hr_patch_lies_in_every_symmetry_and_at_every_border(folder):
+def test_blind_lr_lies_where_its_hr_patch_lies(folder):
+    """Blind lr lies where its hr patch lies in every symmetry and at every border."""
     data = PairDataset(config(folder, HARMLESS), scale=4, seed=0)
     bicubic = PairDataset(DataConfig(train=(str(folder),), patch=32), scale=4, seed=0)
     numbers = range(60)
@@ -418,7 +420,8 @@ def test_at_scale_one_lr_is_degraded_too(folder):
     assert batch.lr.shape == batch.hr.shape and not torch.equal(batch.lr, batch.hr)
 
 
-def test_validation_pictures_keep_their_degradation_whatever_is_chosen_beside_them(folder):
+def test_validation_pictures_keep_their_degradation(folder):
+    """Validation pictures keep their degradation whatever is chosen beside them."""
     full = {name: lr for name, _, lr in validation_pairs(config(folder), 4, limit=4, crop=64)}
     few = {name: lr for name, _, lr in validation_pairs(config(folder), 4, limit=2, crop=64)}
     assert list(few) == ["0", "3"] and all(torch.equal(full[name], lr) for name, lr in few.items())

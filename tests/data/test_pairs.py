@@ -53,7 +53,8 @@ def test_a_batch_depends_on_seed_and_step_and_not_on_history(folder):
     assert not torch.equal(history[4].hr, resumed.hr)
 
 
-def test_an_epoch_shows_each_picture_once_and_the_next_one_in_another_order(folder):
+def test_an_epoch_shows_each_picture_once_in_its_own_order(folder):
+    """An epoch shows each picture once and the next one in another order."""
     data = PairDataset(config(folder), scale=4, seed=0)
     shown = [data.samples([n]).draws[0].picture for n in range(20)]
     assert sorted(shown[:10]) == sorted(shown[10:]) == list(range(10)) and shown[:10] != shown[10:]
@@ -130,7 +131,8 @@ def truncate(path):
     path.write_bytes(data[: len(data) // 2])
 
 
-def test_unreadable_files_are_named_once_and_replaced_by_the_next_readable_one(folder, caplog):
+def test_unreadable_files_are_named_once_and_replaced(folder, caplog):
+    """Unreadable files are named once and replaced by the next readable one."""
     whole = PairDataset(config(folder), scale=4, seed=0)
     planned = [whole.samples([n]).draws[0].picture for n in range(20)]
     truncate(folder / "4.png")

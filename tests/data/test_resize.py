@@ -48,9 +48,8 @@ def slow_imresize(row: list[float], scale: float) -> list[float]:
 
 @pytest.mark.parametrize("scale", [1 / 2, 1 / 3, 1 / 4, 0.7, 1.5, 2, 3, 4])
 @pytest.mark.parametrize("length", [1, 2, 5, 37])
-def test_each_row_follows_the_textbook_even_when_the_kernel_is_wider_than_the_picture(
-    length, scale
-):
+def test_each_row_follows_the_textbook_for_wide_kernels_too(length, scale):
+    """Each row follows the textbook even when the kernel is wider than the picture."""
     row = picture(length)
     expected = torch.tensor(slow_imresize(row.tolist(), scale), dtype=torch.float64)
     torch.testing.assert_close(imresize(row[None], scale)[0], expected, atol=1e-12, rtol=0)

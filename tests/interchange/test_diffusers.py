@@ -97,7 +97,8 @@ def weights(folder: Path) -> tuple[dict, dict]:
     return config, load_file(folder / "diffusion_pytorch_model.safetensors")
 
 
-def test_of_a_resshift_model_diffusers_has_the_autoencoder_and_the_network_is_ours(model, tmp_path):
+def test_of_a_resshift_model_diffusers_has_the_autoencoder(model, tmp_path):
+    """Of a resshift model diffusers has the autoencoder and the network is ours."""
     diffusers = pytest.importorskip("diffusers", reason="diffusers (extra `dev`) is not installed")
     network = ResShiftNetConfig(
         image_size=16,

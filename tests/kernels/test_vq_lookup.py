@@ -110,7 +110,8 @@ def test_the_gradient_passes_straight_through_and_sums_at_the_codes_chosen(dtype
 
 
 @both
-def test_a_detached_codebook_learns_nothing_and_neither_does_a_detached_latent(mode):
+def test_what_is_detached_learns_nothing(mode):
+    """A detached codebook learns nothing and neither does a detached latent."""
     z, codebook = (x.requires_grad_() for x in inputs(20, 5, 3))
     with backend(mode):
         vq_lookup(z, codebook.detach())[1].sum().backward()

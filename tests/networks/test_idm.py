@@ -55,7 +55,8 @@ def inputs(size=(16, 16), lr_size=(4, 4), batch: int = 2) -> tuple[Tensor, Tenso
 # -------------------------------------------------------------------------------------------- shape
 
 
-def test_published_config_has_the_published_parameters_that_reach_the_output():
+def test_the_published_config_has_the_published_parameters():
+    """Published config has the published parameters that reach the output."""
     with torch.device("meta"):
         network = build_network(IDMConfig())
     assert sum(parameter.numel() for parameter in network.parameters()) == 116_590_885 - 16_789_215

@@ -91,7 +91,8 @@ def test_fresh_network_returns_zero_and_fresh_blocks_their_skip():
         torch.testing.assert_close(got, want, rtol=0, atol=0)
 
 
-def test_attention_follows_every_block_of_the_named_sizes_and_stands_in_the_middle():
+def test_attention_stands_at_the_named_sizes_and_in_the_middle():
+    """Attention follows every block of the named sizes and stands in the middle."""
     names = [name for name, m in tiny(num_res_blocks=2).named_modules() if isinstance(m, Attention)]
     assert names == [
         "input_blocks.4.1",

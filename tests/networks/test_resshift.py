@@ -171,9 +171,8 @@ def test_window_attention_is_that_of_swin_in_timm(shift):
 @pytest.mark.parametrize(
     "height, width, window, shift", [(8, 8, 4, 2), (12, 8, 4, 2), (4, 12, 4, 2), (10, 15, 5, 2)]
 )
-def test_shift_mask_blocks_exactly_the_pairs_that_the_roll_brought_together(
-    height, width, window, shift
-):
+def test_the_shift_mask_blocks_the_pairs_that_the_roll_made(height, width, window, shift):
+    """Shift mask blocks exactly the pairs that the roll brought together."""
     mask = shift_mask(height, width, window, shift, False, torch.device("cpu"), torch.float32)
     tokens = list(product(range(window), range(window)))
     for n, (row, column) in enumerate(product(range(0, height, window), range(0, width, window))):

@@ -97,7 +97,8 @@ def test_dream_legacy_has_the_values_of_its_definition():
     assert LEGACY.lpips_net == "vgg"
 
 
-def test_the_standard_protocol_cuts_the_scale_and_feeds_lpips_its_own_range():
+def test_the_standard_protocol_cuts_borders_and_ranges_as_it_says():
+    """The standard protocol cuts the scale and feeds lpips its own range."""
     sr, hr = flat(101), flat(100)
     sr[3, 3] = 255
     evaluator = Evaluator(STANDARD, 4, Darkest())

@@ -117,7 +117,8 @@ def test_gmsd_is_larger_for_a_blurred_picture():
     assert 0 < gmsd(blurred[0], hr) < gmsd(blurred[1], hr)
 
 
-def test_consistency_is_zero_for_the_shrunk_picture_and_counts_squares_in_unit_range():
+def test_consistency_counts_squares_in_unit_range():
+    """Consistency is zero for the shrunk picture and counts squares in unit range."""
     lr = downsample(photo(), 10, 12)
     assert consistency(photo(), lr) == 0
     assert consistency(
@@ -211,7 +212,8 @@ def test_lpips_takes_torchvisions_cached_trunk(distance, alexnet):
         assert len(match) == 1 and torch.equal(match[0], value)
 
 
-def test_lpips_is_a_distance_a_sample_and_differentiable_in_its_first_argument(distance):
+def test_lpips_is_a_differentiable_distance_for_each_sample(distance):
+    """Lpips is a distance a sample and differentiable in its first argument."""
     x, y = torch.rand(2, 2, 3, 64, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
     x.requires_grad_()
     value = distance(x, y)

@@ -147,7 +147,8 @@ class Pictures(torch.utils.data.Dataset):
         return torch.from_numpy(self.pictures[i]).permute(2, 0, 1)
 
 
-def test_fid_and_kid_equal_torch_fidelitys_own_run_on_a_registered_extractor():
+def test_fid_and_kid_equal_torch_fidelitys_own_run():
+    """Fid and kid equal torch fidelitys own run on a registered extractor."""
     from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY
     from torch_fidelity.utils import create_feature_extractor
 

@@ -51,7 +51,8 @@ def test_the_demo_says_what_each_figure_means_and_which_way_is_better(demo):
     assert "lpips: not computed: " in demo[1]
 
 
-def test_the_demo_writes_the_small_picture_the_result_and_all_three_side_by_side(demo):
+def test_the_demo_writes_its_three_pictures(demo):
+    """The demo writes the small picture the result and all three side by side."""
     sizes = {path.stem: read_image(path).pixels.shape for path in demo[0].iterdir()}
     assert sizes == {
         "lr": (80, 80, 3),

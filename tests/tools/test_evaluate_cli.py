@@ -67,9 +67,8 @@ def test_dream_legacy_and_the_net_are_chosen_on_the_command_line(evaluate, folde
     assert "vgg16" not in out and "alexnet-owt-*.pth" in out
 
 
-def test_a_weights_file_brings_lpips_and_the_stand_in_which_is_not_called_fid(
-    evaluate, folders, tmp_path
-):
+def test_a_weights_file_brings_lpips_and_the_stand_in_for_fid(evaluate, folders, tmp_path):
+    """A weights file brings lpips and the stand in which is not called fid."""
     pytest.importorskip("lpips")
     pytest.importorskip("torch_fidelity")
     from torchvision.models import alexnet

@@ -39,7 +39,8 @@ def test_help_and_dry_run_answer_within_two_seconds(config):
         )
 
 
-def test_dry_run_prints_the_resolved_config_and_the_run_folder_and_writes_nothing(config):
+def test_dry_run_prints_config_and_run_folder_and_writes_nothing(config):
+    """Dry run prints the resolved config and the run folder and writes nothing."""
     done, _ = train(
         config,
         "--set",

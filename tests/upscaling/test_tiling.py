@@ -48,7 +48,8 @@ def test_tiles_of_a_pointwise_function_blend_to_the_untiled_result(tiles, batch_
 
 @settings(deadline=None, max_examples=60)
 @given(PLANS)
-def test_every_tile_starts_on_the_window_grid_has_the_same_shape_and_the_promised_overlap(tiles):
+def test_tiles_lie_on_the_window_grid_in_one_shape_with_the_overlap(tiles):
+    """Every tile starts on the window grid has the same shape and the promised overlap."""
     seen = []
     ys, xs = torch.meshgrid(torch.arange(tiles.height), torch.arange(tiles.width), indexing="ij")
     tiles.map(lambda x: seen.append(x) or x, torch.stack([ys, xs]).double()[None])
@@ -59,7 +60,8 @@ def test_every_tile_starts_on_the_window_grid_has_the_same_shape_and_the_promise
 
 
 @pytest.mark.parametrize("pad, radius", [(8, 6), (16, 12)])
-def test_a_function_that_looks_three_eighths_of_the_overlap_far_is_tiled_exactly(pad, radius):
+def test_a_look_of_three_eighths_of_the_overlap_is_tiled_exactly(pad, radius):
+    """A function that looks three eighths of the overlap far is tiled exactly."""
     tiles = Tiles.plan(96, 72, tile=48, pad=pad, align=8)
     assert tiles.overlap == 2 * pad
     x = noise(1, 1, 96, 72)
