@@ -189,9 +189,8 @@ def main() -> None:
         if getattr(args, "json", None):
             record = importlib.import_module(".record", __package__)
             record.check_target(args.json)  # before the minutes of measuring
-        module = importlib.import_module(
-            f".{args.command.replace('-', '_')}", __package__
-        )  # here: --help needs no torch
+        # here: --help needs no torch
+        module = importlib.import_module(f".{args.command.replace('-', '_')}", __package__)
         module.main(args)
 
 

@@ -115,9 +115,8 @@ def main(args: argparse.Namespace) -> None:
             text += [f"Stopped: the {args.minutes:g} minutes were over; --minutes gives more.", ""]
         elif status:
             text += [f"Failed with status {status}:", "", "```", errors.strip()[-2000:], "```", ""]
-        report.write_text(
-            "\n".join(text), encoding="utf-8"
-        )  # after each: a report that is cut off holds what was measured
+        # after each: a report that is cut off holds what was measured
+        report.write_text("\n".join(text), encoding="utf-8")
     print(
         f"{report}: {len(commands) - len(failed)} of {len(commands)} benchmarks in {time.monotonic() - begun:.0f} s"
     )

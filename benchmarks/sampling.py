@@ -30,9 +30,8 @@ def main(args: argparse.Namespace) -> None:
         for setting in settings:
             steps, tile, batch_size = setting
             start = time.perf_counter()
-            upscaler(
-                picture, steps=steps, tile=tile, batch_size=batch_size
-            )  # comes back as numpy: the device has finished
+            # comes back as numpy: the device has finished
+            upscaler(picture, steps=steps, tile=tile, batch_size=batch_size)
             passed = time.perf_counter() - start
             if repetition:
                 seconds[setting].append(passed)

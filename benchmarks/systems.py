@@ -69,9 +69,8 @@ def measure(config: str, scales: tuple[float, ...], steps: int, folder: Path) ->
     if not resumed or int(resumed[1]) != half:
         raise SystemExit(f"{config}: killed after step {half}, it did not go on from there.")
     rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
-    losses = {
-        row["step"]: row["diffusion"] for row in rows if "diffusion" in row
-    }  # by step: some came again after the kill
+    # by step: some came again after the kill
+    losses = {row["step"]: row["diffusion"] for row in rows if "diffusion" in row}
     tenth = steps // 10
     first = statistics.mean(losses[step] for step in range(1, tenth + 1))
     last = statistics.mean(losses[step] for step in range(steps - tenth + 1, steps + 1))

@@ -196,9 +196,8 @@ class Process:
         )
 
     def _abs(self, t: Tensor, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        dtype = torch.promote_types(
-            z.dtype, torch.float32
-        )  # a bfloat16 z must not round a = 0.9999 to 1
+        # a bfloat16 z must not round a = 0.9999 to 1
+        dtype = torch.promote_types(z.dtype, torch.float32)
         return self.a(t, dtype), self.b(t, dtype), self.s(t, dtype)
 
     def _table(self, name: str, device: torch.device, dtype: torch.dtype) -> Tensor:

@@ -117,9 +117,8 @@ def test_dream_is_equations_14_and_15(process, strength, p):
     got_z, got_eps = rectified(
         frozen_guess, process, z_t, z_lr, cond, t, eps, prediction="eps", strength=strength, p=p
     )
-    torch.testing.assert_close(
-        got_z, z_t + s * lam * delta, rtol=1e-5, atol=1e-6
-    )  # lam and s are float32
+    # lam and s are float32
+    torch.testing.assert_close(got_z, z_t + s * lam * delta, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(got_eps, eps + lam * delta, rtol=1e-5, atol=1e-6)
 
 
@@ -167,9 +166,8 @@ def test_a_network_that_knows_the_answer_has_no_loss(process, prediction):
         return {"eps": implied, "z0": z0, "v": a * implied - s * z0}[prediction]
 
     got = loss_of(knows, process, z0, z_lr, cond, t, eps, prediction=prediction, strength=1.0)
-    torch.testing.assert_close(
-        got.loss, torch.zeros(4, dtype=F64), rtol=0, atol=2e-4
-    )  # eps of the first step: 1 / s ~ 1e3
+    # eps of the first step: 1 / s ~ 1e3
+    torch.testing.assert_close(got.loss, torch.zeros(4, dtype=F64), rtol=0, atol=2e-4)
     torch.testing.assert_close(got.z0_hat, z0, rtol=0, atol=1e-4)
 
 

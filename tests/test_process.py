@@ -102,9 +102,8 @@ def test_ddpm_posterior_is_the_published_one():
     abar_prev = np.append(1.0, abar[:-1])
     t = torch.arange(2000)
     on_z0, on_zt = (factor.flatten().numpy() for factor in process.posterior_factors(t, t - 1))
-    np.testing.assert_allclose(
-        on_z0, betas * np.sqrt(abar_prev) / (1 - abar), rtol=1e-8
-    )  # Ho 2020, Eq. 7
+    # Ho 2020, Eq. 7
+    np.testing.assert_allclose(on_z0, betas * np.sqrt(abar_prev) / (1 - abar), rtol=1e-8)
     np.testing.assert_allclose(on_zt, (1 - abar_prev) * np.sqrt(1 - betas) / (1 - abar), rtol=1e-8)
     variance = process.posterior_variance(t, t - 1).flatten().numpy()
     np.testing.assert_allclose(

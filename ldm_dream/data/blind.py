@@ -30,11 +30,12 @@ from torchvision.transforms.functional import rgb_to_grayscale
 
 from ldm_dream.config.data import BlindConfig, FirstOrder
 
+# of resizing; the last two without antialiasing, as published
 MODES = (
     "area",
     "bilinear",
     "bicubic",
-)  # of resizing; the last two without antialiasing, as published
+)
 LARGE = 13  # pixels; sinc blurs from this size on may have a lower cutoff
 LOWEST_CUTOFF, LOWEST_CUTOFF_LARGE = math.pi / 3, math.pi / 5  # radians a pixel
 

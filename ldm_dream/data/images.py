@@ -25,13 +25,12 @@ from torch import Tensor
 from ldm_dream.errors import UserError
 
 log = logging.getLogger(__name__)
-logging.getLogger("pyvips").setLevel(
-    logging.ERROR
-)  # libvips warns line by line of what ImageError then says in one sentence
+# libvips warns line by line of what ImageError then says in one sentence
+logging.getLogger("pyvips").setLevel(logging.ERROR)
 
-MAX_PIXELS = (
-    2**28
-)  # 268 million, 0.8 GB as 8-bit RGB: larger is more often an attack or a mistake than a photo
+# 268 million, 0.8 GB as 8-bit RGB: larger is more often an attack or a mistake than a photo
+MAX_PIXELS = 2**28
+# what find_images takes and write_image offers
 SUFFIXES = (
     ".png",
     ".jpg",
@@ -39,7 +38,7 @@ SUFFIXES = (
     ".webp",
     ".tif",
     ".tiff",
-)  # what find_images takes and write_image offers
+)
 _LOADERS = ("pngload", "jpegload", "webpload", "tiffload")
 _GRAY, _RGB = ("b-w", "grey16"), ("srgb", "rgb16", "rgb")
 # libvips options; chroma at full resolution, since an upscaler's colour edges are what it is judged

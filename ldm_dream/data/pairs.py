@@ -32,21 +32,22 @@ from ldm_dream.errors import UserError
 
 log = logging.getLogger(__name__)
 
-CACHE_BYTES = (
-    4 * 2**30
-)  # decoded pictures kept in memory by one dataset; what does not fit is decoded at each visit
+# decoded pictures kept in memory by one dataset; what does not fit is decoded at each visit
+CACHE_BYTES = 4 * 2**30
+# data.augment -> how many of `symmetry`'s eight it draws from
 SYMMETRIES = {
     "none": 1,
     "hflip": 2,
     "dihedral": 8,
-}  # data.augment -> how many of `symmetry`'s eight it draws from
+}
+# streams of random numbers under one seed
 _PERMUTATION, _CROP, _DEGRADATION, _VALIDATION, _SCALE = (
     0,
     1,
     2,
     3,
     4,
-)  # streams of random numbers under one seed
+)
 # LR pixels around a patch that are degraded with it: as far as the final sinc filter reaches
 MARGIN = 10
 JPEG_BLOCK = 16  # LR pixels a side of what JPEG with 4:2:0 treats as one

@@ -24,11 +24,12 @@ UNET_RESNET = {  # our module -> theirs
     "out_layers.3": "conv2",
     "skip_connection": "conv_shortcut",
 }
+# to_qkv stands for to_q, to_k and to_v
 UNET_ATTENTION = {
     "norm": "group_norm",
     "qkv": "to_qkv",
     "proj_out": "to_out.0",
-}  # to_qkv stands for to_q, to_k and to_v
+}
 VQ_RESNET = {
     "norm1": "norm1",
     "conv1": "conv1",
@@ -60,6 +61,7 @@ def unet_arguments(cfg: LDMConfig) -> dict:
         cfg.image_size >> level in cfg.attention_resolutions
         for level in range(len(cfg.channel_mult))
     ]
+    # the rest are its defaults: cos before sin, SiLU, 32 groups, eps 1e-5, no scale-shift norm
     return {
         "sample_size": cfg.image_size,
         "in_channels": cfg.in_channels + cfg.cond_channels,
@@ -74,7 +76,7 @@ def unet_arguments(cfg: LDMConfig) -> dict:
         "layers_per_block": cfg.num_res_blocks,
         "attention_head_dim": cfg.num_head_channels,
         "dropout": cfg.dropout,
-    }  # the rest are its defaults: cos before sin, SiLU, 32 groups, eps 1e-5, no scale-shift norm
+    }
 
 
 def unet_names(cfg: LDMConfig) -> dict[str, str]:
@@ -89,9 +91,8 @@ def unet_names(cfg: LDMConfig) -> dict[str, str]:
         **_under("middle_block.1", "mid_block.attentions.0", UNET_ATTENTION),
         **_under("middle_block.2", "mid_block.resnets.1", UNET_RESNET),
     }
-    stages = (
-        cfg.num_res_blocks + 1
-    )  # a level in the encoder: residual blocks, then downsampling; in the decoder: one block more
+    # a level in the encoder: residual blocks, then downsampling; in the decoder: one block more
+    stages = cfg.num_res_blocks + 1
     for level in range(len(cfg.channel_mult)):
         for j in range(stages):
             down, up = (

@@ -29,9 +29,8 @@ def read_schedule(state: Mapping[str, Tensor], path: str) -> DDPMConfig | None:
         raise CheckpointImportError(
             f"{path}: has alphas_cumprod without a list of betas, so its noise schedule is not known."
         )
-    first, last = (
-        float(f"{beta:.6g}") for beta in (betas[0].item(), betas[-1].item())
-    )  # float32 has seven digits
+    # float32 has seven digits
+    first, last = (float(f"{beta:.6g}") for beta in (betas[0].item(), betas[-1].item()))
     told = f"{path}: its noise schedule ({len(betas)} steps, betas {first:g} to {last:g})"
     shape: Literal["linear", "sqrt_linear"] | None = None
     if 0 < min(first, last) <= max(first, last) < 1:

@@ -91,9 +91,8 @@ class LayerNorm(nn.LayerNorm):
     def forward(
         self, x: Tensor, scale: Tensor | None = None, shift: Tensor | None = None
     ) -> Tensor:
-        h = (
-            super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2).to(x.dtype)
-        )  # both permutes are views in channels_last
+        # both permutes are views in channels_last
+        h = super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2).to(x.dtype)
         if scale is not None:
             h = h * (1 + scale[:, :, None, None].to(h.dtype))
         if shift is not None:

@@ -82,9 +82,8 @@ class Codebook(nn.Module):
     def forward(self, h: Tensor) -> Quantized:
         """h [B,D,h,w], D a multiple of the code's width."""
         codes, rows = self.embedding.weight, self.rows(h)
-        indices, nearest = vq_lookup(
-            rows, codes.detach()
-        )  # what follows teaches the latent alone, the codebook's loss the codes
+        # what follows teaches the latent alone, the codebook's loss the codes
+        indices, nearest = vq_lookup(rows, codes.detach())
         chosen = F.embedding(indices, codes)
         b, d, height, width = h.shape
         nearest = nearest.reshape(b, height, width, d).permute(0, 3, 1, 2).to(h.dtype)

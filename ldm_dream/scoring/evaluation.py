@@ -325,9 +325,8 @@ def _pixels(path: Path) -> np.ndarray:
 
 
 def _by_name(folder: Path) -> dict[str, Path]:
-    return {
-        path.stem: path for path in reversed(find_images(folder))
-    }  # of two with one name the first
+    # of two with one name the first
+    return {path.stem: path for path in reversed(find_images(folder))}
 
 
 def _partner(path: Path, files: dict[str, Path], folder: Path) -> Path:

@@ -23,9 +23,8 @@ from torch import Tensor, nn
 
 from ldm_dream.errors import UserError
 
-LUMA = (
-    np.array([65.481, 128.553, 24.966]) / 255
-)  # ITU-R BT.601 for RGB in 0..255, before the offset of 16
+# ITU-R BT.601 for RGB in 0..255, before the offset of 16
+LUMA = np.array([65.481, 128.553, 24.966]) / 255
 SSIM_WINDOW, SSIM_SIGMA = 11, 1.5
 GMSD_T = 170  # for luma in 0..255
 _TRUNKS = {"alex": "alexnet-owt", "vgg": "vgg16"}  # lpips name -> start of torchvision's file name
@@ -149,9 +148,8 @@ def load_lpips(
         ) from None
     path, state = trunk_weights(net, weights)
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore", UserWarning
-        )  # lpips calls torchvision with a deprecated argument
+        # lpips calls torchvision with a deprecated argument
+        warnings.simplefilter("ignore", UserWarning)
         model = lpips.LPIPS(net=net, pnet_rand=True, verbose=False)
     own = {name: _torchvision_name(name) for name, _ in model.named_parameters()}
     wrong = [

@@ -27,10 +27,11 @@ from ldm_dream.scoring.metrics import MetricUnavailable, read_weights, trunk_wei
 # torch-fidelity's name for the network that defines FID
 INCEPTION = "weights-inception-2015-12-05-6726825d.pth"
 KID_SUBSETS, KID_SUBSET_SIZE = 100, 1000  # torch-fidelity's defaults, for sets that are larger
+# torchvision name, layers up to the last convolution's ReLU
 _TRUNKS = {
     "alex": ("alexnet", 12),
     "vgg": ("vgg16", 30),
-}  # torchvision name, layers up to the last convolution's ReLU
+}
 _TRUNK_SIDE = 224  # pixels, as both trunks were trained
 
 
@@ -186,9 +187,8 @@ class _Trunk(nn.Module):
         own = {key: state[key].float() for key in self.state_dict()}
         self.load_state_dict(own, assign=True)
         self.requires_grad_(False).eval()
-        self.mean = torch.tensor([0.485, 0.456, 0.406]).view(
-            3, 1, 1
-        )  # ImageNet's, as torchvision trained
+        # ImageNet's, as torchvision trained
+        self.mean = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)
         self.deviation = torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
 
     def forward(self, x: Tensor) -> Tensor:

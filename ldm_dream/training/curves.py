@@ -17,6 +17,7 @@ from ldm_dream.errors import UserError
 log = logging.getLogger(__name__)
 
 Curve = list[tuple[int, float]]  # (step, value), steps rising
+# Okabe and Ito: for every eye
 COLORS = (
     "#0072b2",
     "#d55e00",
@@ -26,7 +27,7 @@ COLORS = (
     "#56b4e9",
     "#000000",
     "#999999",
-)  # Okabe and Ito: for every eye
+)
 WIDTH, HEIGHT, LEFT, TOP, COLUMNS = 480, 240, 64, 28, 2  # of a panel, and its margins, in pixels
 NO_CURVE = ("step", "eta_s")
 

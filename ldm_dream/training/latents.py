@@ -40,9 +40,8 @@ class LatentDataset:
         numbers = [self._number(n) for n in range(number * batch_size, (number + 1) * batch_size)]
         kept = [self._cache.get(n) or self._make(n) for n in numbers]
         lr = to_float(torch.stack([lr for lr, _ in kept]))
-        z0, z_lr = torch.stack([latents.float() for _, latents in kept]).unbind(
-            1
-        )  # bf16 autocast stacks no float16
+        # bf16 autocast stacks no float16
+        z0, z_lr = torch.stack([latents.float() for _, latents in kept]).unbind(1)
         return replace(self.pairs.samples(numbers, lr=lr), z0=z0, z_lr=z_lr)
 
     def _number(self, n: int) -> int:

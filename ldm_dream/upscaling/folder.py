@@ -76,9 +76,8 @@ def plan_jobs(
             raise BatchError(f"{out} is a file; the output of a folder is a folder.")
         root = source if source.is_dir() else source.parent
         inside = out.resolve() != root.resolve() and out.resolve().is_relative_to(root.resolve())
-        found = [
-            p for p in found if not (inside and p.resolve().is_relative_to(out.resolve()))
-        ]  # earlier results
+        # earlier results
+        found = [p for p in found if not (inside and p.resolve().is_relative_to(out.resolve()))]
         jobs = [
             Job(p, out / p.relative_to(root).with_name(p.stem + suffix + _ext(p, ext)))
             for p in found

@@ -96,9 +96,8 @@ def _unpack_pil(image: PIL.Image.Image) -> Unpacked[PIL.Image.Image]:
             f"a PIL picture of mode {image.mode} is not supported; convert it to RGB, RGBA, L or I;16."
         )
     rgb, alpha, pack_bands = _unpack_array(bands, gray_alpha=True)
-    icc = (
-        None if image.mode == "CMYK" else image.info.get("icc_profile")
-    )  # a CMYK profile does not describe RGB
+    # a CMYK profile does not describe RGB
+    icc = None if image.mode == "CMYK" else image.info.get("icc_profile")
 
     def pack(rgb: Tensor, alpha: Tensor | None) -> PIL.Image.Image:
         result = PIL.Image.fromarray(pack_bands(rgb, alpha))
@@ -131,9 +130,8 @@ def _unpack_array(bands: np.ndarray, gray_alpha: bool = False) -> Unpacked[np.nd
     )
 
     def pack(rgb: Tensor, alpha: Tensor | None) -> np.ndarray:
-        rgb = (
-            rgb.mean(1, keepdim=True) if colours == 1 else rgb
-        )  # the mean treats a colour cast of the model as noise
+        # the mean treats a colour cast of the model as noise
+        rgb = rgb.mean(1, keepdim=True) if colours == 1 else rgb
         out = (rgb if alpha is None else torch.cat([rgb, alpha], 1))[0].permute(
             1, 2, 0
         ).cpu().numpy() * levels

@@ -139,9 +139,8 @@ class Tiles:
                 else torch.full_like(inside, math.inf)
             )
             depth = torch.minimum(before, after) / ratio
-            ramp = (depth - self.overlap * 3 / 8) / max(
-                self.overlap / 4, 1e-9
-            )  # no overlap: a hard cut
+            # no overlap: a hard cut
+            ramp = (depth - self.overlap * 3 / 8) / max(self.overlap / 4, 1e-9)
             share.copy_(torch.sin(ramp.clamp(0, 1) * (math.pi / 2)) ** 2)
             total[start * ratio : start * ratio + size] += share
         for share, start in zip(shares, starts):

@@ -77,9 +77,8 @@ def test_a_kernel_sums_to_one_and_is_its_own_point_reflection(kernel):
 @pytest.mark.parametrize("angle", [0.0, 0.6, -2.5])
 def test_gaussian_and_plateau_kernels_follow_their_density(angle, beta):
     sigma = (2.5, 0.8)
-    turn = np.array(
-        [[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]]
-    )  # of vectors (x, y)
+    # of vectors (x, y)
+    turn = np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
     precision = np.linalg.inv(turn @ np.diag(np.square(sigma)) @ turn.T)
     gaussian, plateau = np.zeros((9, 9)), np.zeros((9, 9))
     for row in range(9):
@@ -211,11 +210,12 @@ def test_poisson_noise_has_the_mean_and_variance_of_counted_photons(random, leve
 def test_a_picture_of_two_levels_has_two_photons_for_white(random):
     image = torch.tensor([0.0, 1.0]).expand(1, 3, 500, 2)
     change = image - blind.poisson_noise(image, 0.1, False, random)
+    # more than two are clipped
     assert set(change[..., 1].mul(20).round(decimals=3).unique().tolist()) == {
         0,
         1,
         2,
-    }  # more than two are clipped
+    }
 
 
 def test_grey_poisson_noise_follows_the_luminance_in_all_channels(random):
@@ -235,9 +235,10 @@ def test_grey_poisson_noise_follows_the_luminance_in_all_channels(random):
 def test_jpeg_loses_what_libjpeg_loses(quality):
     pixels = torch.from_numpy(smooth(37, 51)).permute(2, 0, 1)
     found = blind.jpeg(pixels[None] / 255, quality)[0] * 255
+    # another build of libjpeg
     data = pyvips.Image.new_from_array(smooth(37, 51)).jpegsave_buffer(
         Q=quality, subsample_mode="on"
-    )  # another build of libjpeg
+    )
     other = torch.from_numpy(pyvips.Image.new_from_buffer(data, "").numpy()).permute(2, 0, 1)
     assert (found - other).abs().max() <= 2
     assert (found - pixels).abs().mean() > 0.2

@@ -88,9 +88,8 @@ def test_exif_orientation_is_applied_to_pixels_and_size(tmp_path, orientation):
     exif = PillowImage.Exif()
     exif[0x0112] = orientation
     turned.save(tmp_path / "x.png", exif=exif)
-    upright = {2: 0, 3: 3, 4: 1, 5: 5, 6: 4, 7: 6, 8: 2}.get(
-        orientation
-    )  # Pillow's Transpose that undoes each
+    # Pillow's Transpose that undoes each
+    upright = {2: 0, 3: 3, 4: 1, 5: 5, 6: 4, 7: 6, 8: 2}.get(orientation)
     expected = turned if upright is None else turned.transpose(upright)
     assert np.array_equal(read_image(tmp_path / "x.png").pixels, np.asarray(expected))
     assert image_size(tmp_path / "x.png") == (expected.height, expected.width)
@@ -123,9 +122,8 @@ def test_one_bit_and_grey_files_are_grey(tmp_path, mode):
 
 
 def test_cmyk_becomes_srgb_without_its_old_profile(tmp_path):
-    PillowImage.new("CMYK", (32, 32), (0, 255, 255, 0)).save(
-        tmp_path / "x.jpg"
-    )  # full magenta and yellow: red
+    # full magenta and yellow: red
+    PillowImage.new("CMYK", (32, 32), (0, 255, 255, 0)).save(tmp_path / "x.jpg")
     back = read_image(tmp_path / "x.jpg")
     red, green, blue = back.pixels.reshape(-1, 3).mean(0)
     assert (
@@ -261,9 +259,8 @@ def test_writing_into_a_missing_folder_is_one_sentence(tmp_path):
 
 def test_what_an_encoder_cannot_hold_is_one_sentence(tmp_path):
     with pytest.raises(ImageError, match="cannot be encoded"):
-        write_image(
-            tmp_path / "x.webp", Image(np.zeros((1, 17000, 3), np.uint8))
-        )  # WebP ends at 16383
+        # WebP ends at 16383
+        write_image(tmp_path / "x.webp", Image(np.zeros((1, 17000, 3), np.uint8)))
     assert not list(tmp_path.iterdir())
 
 

@@ -202,9 +202,8 @@ def test_a_batch_has_one_scale_that_depends_on_seed_and_number(folder):
 
 
 def test_scales_are_uniform(folder):
-    data = PairDataset(
-        config(folder, patch=32, scales=(1.5, 3.5)), scale=4, seed=0
-    )  # lr of 8: sides 12 .. 28
+    # lr of 8: sides 12 .. 28
+    data = PairDataset(config(folder, patch=32, scales=(1.5, 3.5)), scale=4, seed=0)
     sides = np.array([data._hr_side(number) for number in range(4000)])
     counts = np.bincount(sides, minlength=29)[12:]
     assert (
@@ -270,12 +269,13 @@ def test_validation_pictures_are_spread_over_the_files(folder):
     ]
     assert [name for name, _, _ in validation_pairs(cfg, 2, limit=1, crop=None)] == ["0"]
     assert validation_pairs(cfg, 2, limit=0, crop=None) == []
+    # 41x70 in multiples of 16
     assert validation_pairs(cfg, 2, limit=1, crop=None)[0][1].shape == (
         1,
         3,
         32,
         64,
-    )  # 41x70 in multiples of 16
+    )
 
 
 def test_validation_does_not_lose_pictures_silently(folder):

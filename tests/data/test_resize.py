@@ -108,9 +108,8 @@ def test_degrade_is_imresize_within_the_two_roundings_of_matlab():
     exact = imresize(hr.double(), 1 / 4).clamp(0, 255)
     lr = degrade(hr, 4)
     assert lr.dtype == torch.uint8
-    assert (
-        (lr - exact).abs().max() <= 0.5 + 0.5 * 1.3
-    )  # the columns pass at most sum |weight| = 1.3 times the first rounding on
+    # the columns pass at most sum |weight| = 1.3 times the first rounding on
+    assert (lr - exact).abs().max() <= 0.5 + 0.5 * 1.3
 
 
 def test_degrade_clips_overshoot_and_scale_one_changes_nothing():

@@ -37,9 +37,8 @@ def run(case: Case, io: dict[str, Tensor], weights: dict[str, Tensor]) -> dict[s
         outputs[f"{i}.y_channel_hr"] = torch.from_numpy(luma(hr))
         outputs[f"{i}.sr3.psnr"] = psnr(sr, hr, channel="rgb", crop_border=0)
         outputs[f"{i}.sr3.ssim"] = ssim(sr, hr, channel="rgb", crop_border=0)
-        green = (
-            np.repeat(picture[..., 1:2], 3, axis=2) for picture in (sr, hr)
-        )  # the stored grey case is the middle channel
+        # the stored grey case is the middle channel
+        green = (np.repeat(picture[..., 1:2], 3, axis=2) for picture in (sr, hr))
         outputs[f"{i}.sr3.ssim_gray"] = ssim(*green, channel="rgb", crop_border=0)
         outputs[f"{i}.sr3.tensor2img"] = torch.from_numpy(from_tensor(io[f"in.tensor_{i}"][None]))
         outputs[f"{i}.dream.consistency_x1e5"] = 1e5 * consistency(sr, lr)

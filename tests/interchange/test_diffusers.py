@@ -61,9 +61,8 @@ def model() -> LoadedModel:
 def test_the_pipeline_of_diffusers_gives_the_same_picture(model, tmp_path):
     diffusers = pytest.importorskip("diffusers", reason="diffusers (extra `dev`) is not installed")
     export_diffusers(model, tmp_path / "pipeline")
-    folder = str(
-        tmp_path / "pipeline"
-    )  # its parts, as the pipeline runs them: the pipeline's own class wants transformers too
+    # its parts, as the pipeline runs them: the pipeline's own class wants transformers too
+    folder = str(tmp_path / "pipeline")
     unet = diffusers.UNet2DModel.from_pretrained(folder, subfolder="unet").eval()
     vqvae = diffusers.VQModel.from_pretrained(folder, subfolder="vqvae").eval()
     scheduler = diffusers.DDIMScheduler.from_pretrained(folder, subfolder="scheduler")

@@ -240,9 +240,8 @@ def test_cpp_is_exact_where_torch_is_not(dtype, mean):
     args, _ = inputs((2, 64, 40, 41, 32), dtype, "channels_last", mean, modulated=False)
     args = on_cpu(args)
     error = (group_norm_silu(*args).double() - reference.group_norm_silu(*double(args))).abs().max()
-    assert error < 16 * (
-        torch.finfo(dtype).eps + mean * torch.finfo(torch.float32).eps
-    )  # of y, and of the mean
+    # of y, and of the mean
+    assert error < 16 * (torch.finfo(dtype).eps + mean * torch.finfo(torch.float32).eps)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

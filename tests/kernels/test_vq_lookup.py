@@ -18,13 +18,14 @@ from kernel_rules import (
     ulp,
 )
 
+# N, K, D: within a tile, and over its end
 SHAPES = [
     (1, 1, 1),
     (37, 13, 3),
     (70, 200, 3),
     (500, 128, 2),
     (40, 65, 256),
-]  # N, K, D: within a tile, and over its end
+]
 both = pytest.mark.parametrize("mode", ["reference", "triton"])
 
 
@@ -152,9 +153,8 @@ def test_lookup_holds_one_percent_of_the_matrix_of_distances():
     z, codebook = inputs(4096, 8192, 3)
     vq_lookup(z, codebook)
     assert peak_bytes(lambda: vq_lookup(z, codebook), DEVICE) < 4096 * 8192 * 4 / 50  # 2.6 MiB
-    assert (
-        peak_bytes(lambda: (z @ codebook.T).argmin(1), DEVICE) >= 4096 * 8192 * 4
-    )  # the measure sees it
+    # the measure sees it
+    assert peak_bytes(lambda: (z @ codebook.T).argmin(1), DEVICE) >= 4096 * 8192 * 4
 
 
 def test_lookup_is_a_whole_citizen_of_torch():
@@ -169,6 +169,5 @@ def test_lookup_breaks_no_graph():
 
 
 def test_lookup_compiles_without_spills():
-    assert_compiled_well(
-        "vq_lookup", accesses=16
-    )  # a code of three values has no wide access; arithmetic decides its time
+    # a code of three values has no wide access; arithmetic decides its time
+    assert_compiled_well("vq_lookup", accesses=16)

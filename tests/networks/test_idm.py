@@ -150,10 +150,11 @@ def test_decoder_is_its_mlp_on_the_nearest_feature_and_the_offset_to_it(coarse, 
     assert got.shape == (2, 6, *size)
     for i in range(size[0]):
         for j in range(size[1]):
+            # in coarse cells
             position = [
                 (i + 0.5) * coarse[0] / size[0] - 0.5,
                 (j + 0.5) * coarse[1] / size[1] - 0.5,
-            ]  # in coarse cells
+            ]
             cell = [math.floor(p + 0.5) for p in position]
             offset = torch.tensor([2 * (p - c) for p, c in zip(position, cell)]).expand(2, 2)
             want = decoder.imnet(torch.cat([mixed[:, :, cell[0], cell[1]], offset], 1))

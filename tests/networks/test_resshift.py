@@ -176,9 +176,8 @@ def test_the_shift_mask_blocks_the_pairs_that_the_roll_made(height, width, windo
     mask = shift_mask(height, width, window, shift, False, torch.device("cpu"), torch.float32)
     tokens = list(product(range(window), range(window)))
     for n, (row, column) in enumerate(product(range(0, height, window), range(0, width, window))):
-        origin = [
-            ((row + y + shift) % height, (column + x + shift) % width) for y, x in tokens
-        ]  # where a token was before the roll
+        # where a token was before the roll
+        origin = [((row + y + shift) % height, (column + x + shift) % width) for y, x in tokens]
         for i, j in product(range(len(tokens)), repeat=2):
             moved_together = all(
                 origin[i][d] - origin[j][d] == tokens[i][d] - tokens[j][d] for d in (0, 1)
@@ -275,9 +274,8 @@ def test_patches_are_folded_into_channels_at_any_size():
     network = tiny(patch_size=2, image_size=16)
     z_t, t, cond = inputs(13, 16)
     folded = tiny(in_channels=12, out_channels=12, cond_channels=12)
-    folded.load_state_dict(
-        network.state_dict()
-    )  # folding changes nothing but the channels at both ends
+    # folding changes nothing but the channels at both ends
+    folded.load_state_dict(network.state_dict())
     padded_z, padded_cond = (F.pad(x, (0, 0, 0, 3), mode="reflect") for x in (z_t, cond))
     both = F.pixel_unshuffle(torch.cat([padded_z, padded_cond], 1), 2)
     want = F.pixel_shuffle(predict(folded, both[:, :12], t, both[:, 12:]), 2)[..., :13, :]

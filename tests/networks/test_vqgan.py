@@ -174,9 +174,8 @@ def test_taef2_reconstructs_photos_as_well_as_it_was_measured_to(tmp_path):
         with torch.no_grad():
             y = model.decode(model.encode(x))
         found.append(psnr(from_tensor(y), from_tensor(x), channel="y", crop_border=4))
-    assert (
-        sum(found) / 3 > 31
-    )  # 31.35 dB was measured on Set14; a wrong branch, range or clamp costs many dB
+    # 31.35 dB was measured on Set14; a wrong branch, range or clamp costs many dB
+    assert sum(found) / 3 > 31
 
 
 def test_a_taesd_is_not_trained_and_a_config_must_name_its_kind(tmp_path):

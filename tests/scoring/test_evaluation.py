@@ -148,9 +148,8 @@ def test_every_printed_number_has_its_protocol(protocol):
 
 def test_what_cannot_be_computed_is_one_line_and_the_rest_is_printed():
     evaluator = Evaluator(STANDARD, 4, sets=COLOURS)
-    evaluator.add(
-        "ours", "small", flat(101, side=16), flat(100, side=16), None
-    )  # 8x8 pixels remain, SSIM needs 11x11
+    # 8x8 pixels remain, SSIM needs 11x11
+    evaluator.add("ours", "small", flat(101, side=16), flat(100, side=16), None)
     report = evaluator.report()
     assert (
         report["means"]["ours"].keys()

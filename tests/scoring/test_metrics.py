@@ -47,9 +47,8 @@ def test_a_shift_by_one_level_has_the_closed_form_psnr():
     gap = psnr(hr + 1, hr, channel="y", crop_border=0) - psnr(
         hr + 1, hr, channel="rgb", crop_border=0
     )
-    assert gap == pytest.approx(
-        20 * math.log10(255 / 219), abs=1e-9
-    )  # the 1.32 dB between studio-range and full-range luma
+    # the 1.32 dB between studio-range and full-range luma
+    assert gap == pytest.approx(20 * math.log10(255 / 219), abs=1e-9)
 
 
 def test_luma_runs_from_16_to_235_unrounded():

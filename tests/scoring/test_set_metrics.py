@@ -76,14 +76,12 @@ def nothing_cached(monkeypatch, tmp_path):
 def test_frechet_distance_of_two_gaussians_is_the_closed_form():
     a = gaussian([0.0, 1.0, 2.0], [[1.0, 0, 0], [0, 2, 0], [0, 0, 3]])
     b = gaussian([1.0, 1.0, 4.0], [[3.0, 0, 0], [0, 2, 0], [0, 0, 1]], count=80, seed=1)
-    assert frechet(a, b) == pytest.approx(
-        (1 + 4) + (4 + 0 + 4), rel=1e-9
-    )  # |m1 - m2|^2 + sum (s1 - s2)^2
+    # |m1 - m2|^2 + sum (s1 - s2)^2
+    assert frechet(a, b) == pytest.approx((1 + 4) + (4 + 0 + 4), rel=1e-9)
 
     roots = torch.tensor([[1.0, 0.5], [0, 1]]).double(), torch.tensor([[2.0, 0], [-1, 1]]).double()
-    c1, c2 = (
-        r @ r.T for r in roots
-    )  # they do not commute; for 2x2, tr sqrt(M) = sqrt(tr M + 2 sqrt(det M))
+    # they do not commute; for 2x2, tr sqrt(M) = sqrt(tr M + 2 sqrt(det M))
+    c1, c2 = (r @ r.T for r in roots)
     cross = c1 @ c2
     expected = c1.trace() + c2.trace() - 2 * (cross.trace() + 2 * cross.det().sqrt()).sqrt()
     samples = (gaussian([5.0, 5.0], r.tolist(), seed=i) for i, r in enumerate(roots))

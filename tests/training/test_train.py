@@ -186,15 +186,13 @@ def test_cached_latents_are_those_of_the_batch_and_the_pool_repeats(tmp_path, ki
     data = LatentDataset(PairDataset(run.data, run.scale, 0), autoencoder, pool=4)
     visited = [data.batch(step, 2) for step in range(6)]
     for batch in visited:
-        torch.testing.assert_close(
-            batch.z0, autoencoder.encode(batch.hr), atol=1e-3, rtol=1e-3
-        )  # kept in half precision
+        # kept in half precision
+        torch.testing.assert_close(batch.z0, autoencoder.encode(batch.hr), atol=1e-3, rtol=1e-3)
         torch.testing.assert_close(
             batch.z_lr, autoencoder.encode(upsample(batch.lr, (32, 32))), atol=1e-3, rtol=1e-3
         )
-    assert len(degraded) == (
-        4 if kind == "blind" else 0
-    )  # once each, as they are encoded once each
+    # once each, as they are encoded once each
+    assert len(degraded) == (4 if kind == "blind" else 0)
     rounds = [{draw for batch in visited[i : i + 2] for draw in batch.draws} for i in (0, 2, 4)]
     assert len(rounds[0]) == 4 and rounds[0] == rounds[1] == rounds[2]
     resumed = LatentDataset(PairDataset(run.data, run.scale, 0), autoencoder, pool=4).batch(5, 2)

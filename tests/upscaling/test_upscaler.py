@@ -236,9 +236,8 @@ def test_tiled_agrees_with_untiled(name):
         upscaler()(image, tile=160, seed=seed, color_fix="none") for seed in (0, 1)
     )
     error = (upscaler()(image, tile=96, tile_pad=16, color_fix="none") - whole).abs()
-    assert (
-        error.mean() < 0.01 * (other_seed - whole).abs().mean()
-    )  # noise of its own for each tile would make it 1
+    # noise of its own for each tile would make it 1
+    assert error.mean() < 0.01 * (other_seed - whole).abs().mean()
     error = (upscaler()(image, tile=128, tile_pad=32, color_fix="none") - whole).abs()
     assert error.max() < 0.25 / 255, f"{error.max() * 255:.3f} levels"
 

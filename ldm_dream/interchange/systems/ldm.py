@@ -26,9 +26,8 @@ log = logging.getLogger(__name__)
 
 UNET, EMA, FIRST_STAGE = "model.diffusion_model.", "model_ema.", "first_stage_model."
 SCHEDULE = r"^(betas|(log_|sqrt_|posterior_)\w+|alphas_cumprod(_prev)?)$"
-PROCESS = DDPMConfig(
-    num_timesteps=1000, beta_start=0.0015, beta_end=0.0155, schedule="sqrt_linear"
-)  # of bsr_sr, in its config.yaml
+# of bsr_sr, in its config.yaml
+PROCESS = DDPMConfig(num_timesteps=1000, beta_start=0.0015, beta_end=0.0155, schedule="sqrt_linear")
 
 
 def split_ldm(state: State, path: str) -> Models:

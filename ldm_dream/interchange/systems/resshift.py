@@ -12,10 +12,11 @@ from ldm_dream.interchange.shapes import count, has, one_or_each, ratio
 from ldm_dream.interchange.system import Facts, PublishedSystem, State
 from ldm_dream.networks import build_network
 
+# steps -> published schedule
 PROCESSES = {
     15: ResidualShiftConfig(),
     4: ResidualShiftConfig(num_timesteps=4, min_noise_level=0.2),
-}  # steps -> published schedule
+}
 # latent channels -> the autoencoder that the published networks were trained behind
 AUTOENCODERS = {
     3: VQGANConfig(),
