@@ -2,7 +2,7 @@
 #   make demo    upscale the bundled photo with the bundled model, write before and after into demo/
 #   make test    all tests
 #   make check   lint, format, types and layout rules; changes nothing
-#   make fmt     format and mend what ruff can mend
+#   make fmt     format, and fix what ruff can fix
 # PYTHON=/path/to/python chooses another interpreter; `rm -rf .venv` starts over.
 
 PYTHON ?= $(firstword $(foreach p,python3 python3.13 python3.12 python3.11 python3.10,$(shell $(p) -c '$(SUPPORTED)' 2>/dev/null && echo $(p))))

@@ -216,7 +216,7 @@ def sampling(rows: list[Row]) -> list[list[str]]:
             + [str(asked_for["batch_size"])]
             + [number(metrics, "seconds"), number(metrics, "megapixels_per_second")]
         )
-    return [[*head, "s a picture", "MP/s"], *lines]
+    return [[*head, "s per picture", "MP/s"], *lines]
 
 
 def pictures(row: Row) -> str:
@@ -238,7 +238,7 @@ def steps_quality(rows: list[Row]) -> list[list[str]]:
 
 def autoencoder(rows: list[Row]) -> list[list[str]]:
     head = ["model", "pictures", "dtype", *("PSNR-Y", "SSIM-Y", "LPIPS"), "worst PSNR-Y"]
-    lines = [[*head, "codes used", "s a picture"]]
+    lines = [[*head, "codes used", "s per picture"]]
     for row in rows:
         asked_for, metrics = row["settings"], row["metrics"]
         named = f", names with {asked_for['match']}" if asked_for["match"] else ""

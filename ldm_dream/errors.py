@@ -8,7 +8,7 @@ every other file may import it.
 
 
 class UserError(Exception):
-    """A mistake that the user can mend: a wrong config, picture, folder or model, or a missing
+    """A mistake that the user can fix: a wrong config, picture, folder or model, or a missing
     extra.
     """
 

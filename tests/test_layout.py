@@ -51,7 +51,7 @@ def at(path: Path, line: int = 1) -> str:
 def refuse(offenders: Iterable[str]) -> None:
     found = list(offenders)
     if found:
-        pytest.fail(f"{len(found)} to mend:\n" + "\n".join(found), pytrace=False)
+        pytest.fail(f"{len(found)} to fix:\n" + "\n".join(found), pytrace=False)
 
 
 def nodes_of(kinds) -> Iterator[tuple[Path, ast.AST]]:
@@ -319,9 +319,9 @@ def faults_of_config(path: Path) -> Iterator[str]:
     network, side = run.network, run.network.image_size
     made, wanted = output_shape(network, run.scale), (1, network.out_channels, side, side)
     if made != wanted:
-        yield f"the network makes {made} instead of {wanted}; mend `network`"
+        yield f"the network makes {made} instead of {wanted}; fix `network`"
     if build_process(run.process).num_timesteps != run.process.steps:  # which bound sampler.steps
-        yield "the process has other steps than its config says; mend one of them"
+        yield "the process has other steps than its config says; fix one of them"
     if getattr(run.autoencoder, "pretrained", None) is not None:
         return  # the channels are those of its folder
     parts = {"lr": 3, "z_lr": channels}
@@ -460,12 +460,12 @@ def test_python_in_the_documents_compiles_and_imports():
         try:
             block = ast.parse(body)
         except SyntaxError as error:
-            found.append(f"{at(path, line + error.lineno)}: {error.msg}; mend the code")
+            found.append(f"{at(path, line + error.lineno)}: {error.msg}; fix the code")
             continue
         for node in ast.walk(block):
             if isinstance(node, (ast.Import, ast.ImportFrom)):
                 fault = fault_of_import(node)
-                found += [f"{at(path, line + node.lineno)}: {fault}; mend it"] if fault else []
+                found += [f"{at(path, line + node.lineno)}: {fault}; fix it"] if fault else []
     refuse(found)
 
 
@@ -509,5 +509,5 @@ def test_paths_named_in_the_documents_exist():
             links = [t for t in re.findall(r"\]\(([^)#\s]+)", line) if "://" not in t]
             gone = [span for span in spans if not is_there(span)]
             gone += [target for target in links if not (path.parent / target).exists()]
-            found += [f"{at(path, number)}: there is no {name}; mend the name" for name in gone]
+            found += [f"{at(path, number)}: there is no {name}; fix the name" for name in gone]
     refuse(found)

@@ -107,7 +107,7 @@ def dump_config(run: Run) -> str:
 
 
 def default_run_dir(config: Path) -> Path:
-    """Where a run of this config goes unless told otherwise: the config's place below the nearest
+    """The default run folder of a config: the config's place below the nearest
     folder `configs`, so that no two there share one (configs/tiny/sr3.yaml -> runs/tiny/sr3); of a
     config elsewhere, its name (my/sr3.yaml -> runs/sr3).
     """

@@ -88,9 +88,9 @@ class TrainConfig(Strict):
     """Optimizer, length, precision, and what is written when."""
 
     steps: int = Field(default=10_000, ge=1, description="Steps of the optimizer.")
-    batch_size: int = Field(default=16, ge=1, description="Samples a device and micro-batch.")
+    batch_size: int = Field(default=16, ge=1, description="Samples per device and micro-batch.")
     accumulate: int = Field(
-        default=1, ge=1, description="Micro-batches a step, whose gradients are averaged."
+        default=1, ge=1, description="Micro-batches per step, whose gradients are averaged."
     )
     optimizer: Literal["adamw", "adam"] = Field(default="adamw", description="The optimizer.")
     learning_rate: float = Field(default=5e-5, gt=0, description="Learning rate after the warm-up.")
@@ -118,7 +118,7 @@ class TrainConfig(Strict):
         default=0.999,
         ge=0,
         lt=1,
-        description="Decay a step of the averaged weights, which the model folder gets; smaller in "
+        description="Decay per step of the averaged weights, which the model folder gets; smaller in "
         "the first steps.",
     )
     precision: Literal["fp32", "bf16"] = Field(
@@ -284,7 +284,7 @@ class AutoencoderRun(Strict):
     seed: Seed = 0
     autoencoder: Annotated[VQGANConfig | TAESDConfig, Field(discriminator="kind")] = Field(
         default=VQGANConfig(),
-        description="The autoencoder that is trained; its kind is vqgan unless told.",
+        description="The autoencoder that is trained; its kind is vqgan unless given.",
     )
     loss: AutoencoderLossConfig = Field(
         default=AutoencoderLossConfig(), description="What is minimised."

@@ -31,7 +31,7 @@ def read_schedule(state: Mapping[str, Tensor], path: str) -> DDPMConfig | None:
         )
     # float32 has seven digits
     first, last = (float(f"{beta:.6g}") for beta in (betas[0].item(), betas[-1].item()))
-    told = f"{path}: its noise schedule ({len(betas)} steps, betas {first:g} to {last:g})"
+    about = f"{path}: its noise schedule ({len(betas)} steps, betas {first:g} to {last:g})"
     shape: Literal["linear", "sqrt_linear"] | None = None
     if 0 < min(first, last) <= max(first, last) < 1:
         if _is(betas, linear_betas(len(betas), first, last, "linear")):
@@ -40,12 +40,12 @@ def read_schedule(state: Mapping[str, Tensor], path: str) -> DDPMConfig | None:
             shape = "sqrt_linear"
     if shape is None:
         raise CheckpointImportError(
-            f"{told} is linear neither in beta nor in its square root, from 0 to 1 without the ends; only those can be imported."
+            f"{about} is linear neither in beta nor in its square root, from 0 to 1 without the ends; only those can be imported."
         )
     abar = torch.cumprod(1 - betas, 0)
     if not _is(state.get("alphas_cumprod", abar).double(), abar):
         raise CheckpointImportError(
-            f"{told} is not that of its alphas_cumprod; the file is damaged, download it again."
+            f"{about} is not that of its alphas_cumprod; the file is damaged, download it again."
         )
     return DDPMConfig(num_timesteps=len(betas), beta_start=first, beta_end=last, schedule=shape)
 

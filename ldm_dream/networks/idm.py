@@ -12,7 +12,7 @@ Written from the paper and from recorded outputs of the published network, of wh
 parameters that matter to the output; what `interchange/systems/idm.py` drops is the rest. Initial
 values: PyTorch's, for equalised layers those of StyleGAN.
 
-Symbols: x features [B,C,H,W]; emb what blocks are told of the noise level; level 0 is the highest
+Symbols: x features [B,C,H,W]; emb what blocks receive of the noise level; level 0 is the highest
 resolution.
 """
 

@@ -5,7 +5,7 @@ Levels of residual blocks, each of them followed by global attention at the size
 the middle always attends. The condition, as large as z_t, is concatenated after it. Parameter names
 and shapes are the published ones.
 
-Symbols: x features [B,C,H,W]; emb what blocks are told of the timestep; N = H*W tokens; h heads of
+Symbols: x features [B,C,H,W]; emb what blocks receive of the timestep; N = H*W tokens; h heads of
 d channels.
 """
 

@@ -6,7 +6,7 @@ window-attention blocks, every second one shifted by half a window. The conditio
 z_t; a larger one goes through strided convolutions first. Parameter names are the published ones
 (`interchange/systems/resshift.py` holds the two exceptions), so that checkpoints need no renaming.
 
-Symbols: x features [B,C,H,W]; emb what blocks are told of the timestep; w window side, s shift, N =
+Symbols: x features [B,C,H,W]; emb what blocks receive of the timestep; w window side, s shift, N =
 w*w tokens of a window.
 """
 

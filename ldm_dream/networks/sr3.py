@@ -2,7 +2,7 @@
 use, complete in this file.
 
 Architecture as in the public re-implementation that DREAM builds on (github.com/jinxinzhou/DREAM
-@27a2f7f, sr3/): the network is told the noise level a = sqrt(abar) itself, not a timestep, and the
+@27a2f7f, sr3/): the network receives the noise level a = sqrt(abar) itself, not a timestep, and the
 condition is concatenated BEFORE z_t.
 
     cond, z_t -> conv -> levels of residual blocks, with attention at some sizes, halved between

@@ -109,7 +109,7 @@ class Critic:
         self.call = distributed.share_gradients(self.discriminator)
 
     def adversarial(self, real: Tensor, fake: Tensor) -> Tensor:
-        """The autoencoder's loss, which spares the discriminator's weights; keeps the pair."""
+        """The autoencoder's loss; gives the discriminator's weights no gradient, and keeps the pair."""
         self._made.append((real, fake.detach()))
         return -self.discriminator.requires_grad_(False)(fake).float().mean()
 

@@ -46,7 +46,7 @@ class Tiles:
 
     @classmethod
     def plan(cls, height: int, width: int, tile: float, pad: float, align: int) -> Tiles:
-        """Tiles of about `tile` pixels with `pad` to spare on each side; both are rounded up to
+        """Tiles of about `tile` pixels with a margin of `pad` on each side; both are rounded up to
         whole multiples of `align`.
         """
         overlap = align * math.ceil(2 * pad / align)
