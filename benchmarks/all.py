@@ -17,9 +17,9 @@ from pathlib import Path
 from .record import machine, tree
 
 PHOTO = "tools/assets"
-SR3 = ["train-step", "--config", "configs/sr3/face-8x_dream.yaml"]
-IDM = ["train-step", "--config", "configs/idm/face-8x_dream.yaml", "--set", "data.scales=null"]
-RESSHIFT = ["train-step", "--config", "configs/resshift/ddpm-x4_dream.yaml"]
+SR3 = ["train-step", "--config", "configs/sr3/face-8x-dream.yaml"]
+IDM = ["train-step", "--config", "configs/idm/face-8x-dream.yaml", "--set", "data.scales=null"]
+RESSHIFT = ["train-step", "--config", "configs/resshift/ddpm-4x-dream.yaml"]
 QUALITY = [
     ["steps-quality", "-n", "dream-latent-x4-tiny", "--hr", PHOTO, "--steps", "1", "2", "4"],
     ["autoencoder", "--hr", PHOTO, "--match", "chelsea"],

@@ -1,8 +1,8 @@
 """What the kernel benchmark runs: for every row of dream_kernels.OPS its arguments at the networks'
 shapes, and its rivals.
 
-`rectify_and_loss` is what DREAM adds to a training step around its extra pass: z_t moved, the loss
-and its gradient in pred.
+`rectify_and_loss` is what DREAM adds to a training step around its extra pass, as the step runs it:
+z_t moved, the loss and its gradient in pred.
 
 A maker turns (shape, dtype, device) into arguments and the least possible traffic: bytes of every
 input read once, every result written once. SHAPES are pixels of SR3 and IDM, latents of ResShift,
@@ -19,13 +19,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-import dream_kernels
-from dream_kernels import reference
+from dream_kernels import dream_loss, dream_rectify
 
 from .official import mean_l1, rectified
 
-SMALL = ((4, 3, 128, 128), (16, 3, 64, 64))
-SHAPES = (*SMALL, (16, 3, 256, 256))
+SHAPES = ((4, 3, 128, 128), (16, 3, 64, 64), (16, 3, 256, 256))
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -33,16 +31,12 @@ class Case(NamedTuple):
     make: Callable  # (shape, dtype, device) -> arguments, bytes
     shapes: tuple[tuple[int, ...], ...] = SHAPES
     dtypes: tuple[str, ...] = tuple(DTYPES)
-    eager: Callable | None = (
-        None  # what one writes in plain torch, also given to torch.compile; None: the reference
-    )
-    fused: dream_kernels.Op | None = (
-        None  # where it is more than the op of this name; its reference is what is compiled
-    )
-    others: Callable[..., dict[str, Callable]] = (
-        lambda *_: {}
-    )  # arguments -> further providers, where they are installed
-    own_on_cpu: bool = False  # on a CPU the op is something else than its reference in place
+    # what one writes in plain torch, also given to torch.compile; None: the reference
+    eager: Callable | None = None
+    ours: Callable | None = None  # where it is more than the op of this name
+    # arguments -> further providers, where they are installed
+    others: Callable[..., dict[str, Callable]] = lambda *_: {}
+    own_on_cpu: bool = False  # on a CPU ours is something else than `eager`
     gradients: int = 0  # of so many first arguments: also timed with the backward
     backward_passes: int = 0  # tensors like the first that it must read or write
 
@@ -55,19 +49,13 @@ def factors(count: int, shape: tuple[int, ...], device: str) -> list[Tensor]:
     return list(torch.rand(count, shape[0], 1, 1, 1, device=device))
 
 
-def elementwise(
-    reads: int, writes: int, scalars: int, key: bool = False, extra: tuple = ()
-) -> Callable:
-    """Maker of an op on `reads` tensors of one shape and `scalars` factors a sample; key: the third
-    tensor is made, not read.
-    """
+def elementwise(reads: int, writes: int, scalars: int) -> Callable:
+    """Maker of an op on `reads` tensors of one shape and `scalars` factors a sample."""
 
     def make(shape: tuple[int, ...], dtype: torch.dtype, device: str) -> tuple[tuple, int]:
         tensors = fields(reads, shape, dtype, device)
         size = (reads + writes) * tensors[0].numel() * tensors[0].element_size()
-        if key:
-            tensors.insert(2, dream_kernels.noise_key(torch.arange(shape[0], device=device)))
-        return (*tensors, *factors(scalars, shape, device), *extra), size
+        return (*tensors, *factors(scalars, shape, device)), size
 
     return make
 
@@ -91,17 +79,10 @@ def plain_rectify_and_loss(
 def rectify_and_loss(
     z_t: Tensor, eps: Tensor, eps_hat: Tensor, pred: Tensor, s: Tensor, lam: Tensor
 ) -> tuple[Tensor, ...]:
-    return dream_kernels.dream_rectify_input(
-        z_t, eps, eps_hat, s, lam
-    ), *dream_kernels.dream_l1_grad(pred, eps, eps_hat, lam)
-
-
-def reference_of_both(
-    z_t: Tensor, eps: Tensor, eps_hat: Tensor, pred: Tensor, s: Tensor, lam: Tensor
-) -> tuple[Tensor, ...]:
-    return reference.dream_rectify_input(z_t, eps, eps_hat, s, lam), *reference.dream_l1_grad(
-        pred, eps, eps_hat, lam
-    )
+    z_t = dream_rectify(z_t, eps, eps_hat, s, lam)
+    pred = pred.detach().requires_grad_()
+    loss = dream_loss(pred, eps, eps_hat, lam).mean()
+    return z_t, loss.detach(), *torch.autograd.grad(loss, pred)
 
 
 def torch_group_norm_silu(
@@ -150,26 +131,19 @@ def taming_quantizer(z: Tensor, codebook: Tensor) -> dict[str, Callable]:
 
 
 CASES: dict[str, Case] = {
-    "dream_rectify": Case(elementwise(3, 2, scalars=2)),
-    "dream_rectify_input": Case(elementwise(3, 1, scalars=2)),
-    "dream_l1": Case(elementwise(3, 0, scalars=1), gradients=1, backward_passes=1),
-    "dream_l1_grad": Case(elementwise(3, 1, scalars=1)),
+    "q_sample": Case(elementwise(3, 1, scalars=3)),
+    "dream_rectify": Case(elementwise(3, 1, scalars=2)),
+    "dream_loss": Case(elementwise(3, 0, scalars=1), gradients=1, backward_passes=1),
     "rectify_and_loss": Case(
         elementwise(4, 2, scalars=2),
         eager=plain_rectify_and_loss,
-        fused=dream_kernels.Op(rectify_and_loss, reference_of_both),
+        ours=rectify_and_loss,
+        own_on_cpu=True,
     ),
-    "q_sample": Case(elementwise(3, 1, scalars=3)),
-    "q_sample_eps": Case(elementwise(2, 2, scalars=3, key=True), SMALL),
-    "sampler_step": Case(elementwise(2, 1, scalars=3, key=True, extra=(1.0,)), SMALL),
     "group_norm_silu": Case(
         group_norm_silu,
-        shapes=(
-            (4, 32, 128, 128),
-            (4, 64, 64, 64),
-            (4, 128, 32, 32),
-            (4, 512, 8, 8),
-        ),  # SR3, inner 32
+        # SR3, inner 32
+        shapes=((4, 32, 128, 128), (4, 64, 64, 64), (4, 128, 32, 32), (4, 512, 8, 8)),
         eager=torch_group_norm_silu,
         own_on_cpu=True,
         gradients=3,

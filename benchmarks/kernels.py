@@ -25,24 +25,17 @@ from .record import Measured, append, complete
 
 
 def providers(name: str, case: Case, inputs: tuple, device: str) -> dict[str, Callable]:
-    op = case.fused or dream_kernels.OPS[name]
-    eager = case.eager or op.reference
+    ours = case.ours or dream_kernels.OPS[name].function
+    eager = case.eager or dream_kernels.OPS[name].reference
     torch.compiler.reset()  # each case is compiled for its own sizes
-    # ours on a CPU: for these arguments alone, so that a call need not look for the graph that fits
-    if case.fused:
-        with torch._dynamo.config.patch(enable_aot_compile=True):  # torch 2.9 has it switched off
-            compiled = torch.compile(op.reference, fullgraph=True, dynamic=False).aot_compile(
-                (inputs, {})
-            )
-    else:
-        compiled = torch.compile(eager, dynamic=False)
+    compiled = torch.compile(eager, dynamic=False)
     calls = {
         "eager": lambda: eager(*inputs),
         "compiled": lambda: compiled(*inputs),
         **case.others(*inputs),
     }
     if device != "cpu" or case.own_on_cpu:
-        calls["ours"] = lambda: op.function(*inputs)
+        calls["ours"] = lambda: ours(*inputs)
     return calls
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -42,19 +43,26 @@ def plain(network: nn.Module) -> nn.Module:
     return network
 
 
+class Drawn(NamedTuple):
+    """One batch, with the steps and the noise drawn for it. z0, z_lr, eps [B,C,h,w]; t [B]."""
+
+    z0: Tensor
+    z_lr: Tensor
+    t: Tensor
+    eps: Tensor
+
+
 def official_loss(
     denoise: Callable[[Tensor], Tensor],
     network: nn.Module,
     process: Process,
-    z0: Tensor,
-    z_lr: Tensor,
-    t: Tensor,
-    eps: Tensor,
+    batch: Drawn,
     p: float | None,
 ) -> Tensor:
-    """Scalar. z0, z_lr, eps [B,C,h,w]; denoise(z_t): what `network` returns at steps t [B], a
-    prediction of eps as published. p: DREAM's power, None = without DREAM.
+    """Scalar. denoise(z_t): what `network` returns at the batch's steps, a prediction of eps as
+    published. p: DREAM's power, None = without DREAM.
     """
+    z0, z_lr, t, eps = batch
     a, b, s = process.a(t), process.b(t), process.s(t)
     z_t = a * z0 + b * z_lr + s * eps
     target = eps

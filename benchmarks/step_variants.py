@@ -21,7 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from ldm_dream.config.files import load_config
 from ldm_dream.config.run import DiffusionRun
 from ldm_dream.data.pairs import Batch
-from ldm_dream.denoiser import build_cond
+from ldm_dream.denoiser import Denoiser
 from ldm_dream.errors import UserError
 from ldm_dream.hub import HubError
 from ldm_dream.model_folder import ModelError, load_autoencoder, resolve_autoencoder
@@ -31,7 +31,7 @@ from ldm_dream.training.diffusion import DiffusionObjective
 from ldm_dream.training.heap import keep_freed_memory
 from ldm_dream.training.train import make_optimizer
 
-from .official import official_loss, plain
+from .official import Drawn, official_loss, plain
 
 OFFICIAL = ("official fp32", "official bf16", "official compiled")
 
@@ -149,29 +149,33 @@ class OfficialStep(Step):
             )
         self.precision = "fp32" if variant.recipe == "official fp32" else "bf16"
         self.compiled = variant.recipe == "official compiled"
-        self.network = plain(self.network)
+        run, self.network = self.run, plain(self.network)
+        process = self.objective.process
+        self.denoiser = Denoiser(self.network, process, run.condition, run.prediction)
         self.optimizer = torch.optim.Adam(self.network.parameters(), lr=1e-5)
         self.call = self.forward
 
     def loss(self) -> Tensor:
-        objective, process = self.objective, self.objective.process
         generator = torch.Generator(self.device).manual_seed(0)
         with self.autocast():
-            z0, z_lr = objective.latents(self.batch)
-        t = process.draw(len(z0), generator)
+            z0, z_lr = self.objective.latents(self.batch)
+        t = self.objective.process.draw(len(z0), generator)
         eps = torch.randn(z0.shape, generator=generator, device=z0.device)
-        cond = build_cond(self.run, self.batch.lr, z_lr)
+        cond = self.denoiser.cond(self.batch.lr, z_lr)
 
         def denoise(z_t: Tensor) -> Tensor:
             with self.autocast():  # one for each pass, which both cast the weights
                 return self.call(z_t, t, cond).float()
 
         p = self.run.loss.p if self.variant.dream else None
-        return official_loss(denoise, self.network, process, z0, z_lr, t, eps, p)
+        drawn = Drawn(z0, z_lr, t, eps)
+        return official_loss(denoise, self.network, self.objective.process, drawn, p)
 
     def forward(self, z_t: Tensor, t: Tensor, cond: Tensor) -> Tensor:
-        told = self.objective.process.model_t(t, self.network.sees_noise_level)
-        return self.network(z_t, told, cond)
+        """All of a pass: the published code shares nothing between the two of DREAM."""
+        features = self.network.prepare(cond, z_t.shape[-2:])
+        z_in = self.objective.process.model_input(z_t, t)
+        return self.network(z_in, self.denoiser.embed(t), *features)
 
     def compile(self) -> None:
         self.call = torch.compile(self.forward)

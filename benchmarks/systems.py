@@ -26,12 +26,12 @@ from .record import Measured
 from .tables import finish
 
 SYSTEMS = {  # name -> config, scales to upscale by
-    "sr3": ("configs/sr3/tiny_dream.yaml", (4,)),
-    "regression": ("configs/sr3/regression-tiny.yaml", (4,)),
-    "idm": ("configs/idm/tiny.yaml", (4, 2.5)),
-    "ldm": ("configs/ldm/tiny.yaml", (4,)),
-    "resshift": ("configs/resshift/dream-latent-x4-tiny.yaml", (4,)),
-    "flow": ("configs/resshift/flow-latent-x4-tiny.yaml", (4,)),
+    "sr3": ("configs/tiny/sr3-dream.yaml", (4,)),
+    "regression": ("configs/tiny/regression.yaml", (4,)),
+    "idm": ("configs/tiny/idm-dream.yaml", (4, 2.5)),
+    "ldm": ("configs/tiny/ldm-dream.yaml", (4,)),
+    "resshift": ("configs/tiny/dream-latent-x4-tiny.yaml", (4,)),
+    "flow": ("configs/tiny/flow-dream.yaml", (4,)),
 }
 SIZE = (50, 70)  # of the picture to upscale, width and height
 

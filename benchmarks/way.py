@@ -35,7 +35,7 @@ PACKAGES = {
     "ldm_dream": Path(ldm_dream.__file__).parent,
     "kernels/dream_kernels": Path(dream_kernels.__file__).parent,
 }
-CONFIG = "configs/resshift/dream-latent-x4-tiny.yaml"
+CONFIG = "configs/tiny/dream-latent-x4-tiny.yaml"
 STEPS = 4  # of the run, one picture each; the third is counted
 SIDE = 32  # pixels a side of the picture that the sampling call enlarges
 Way = dict[str, list[str]]  # source file -> its functions that ran, as name:line

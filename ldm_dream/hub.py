@@ -1,5 +1,7 @@
-"""Model folders on the Hugging Face hub, through huggingface_hub (extra `hub`): an id is
-`owner/name`.
+"""Model folders on the Hugging Face hub, through huggingface_hub (extra `hub`).
+
+Where a local folder may be named too, a model of the hub is written `hf:owner/name`: a folder that
+is missing must not become a question to strangers.
 """
 
 from __future__ import annotations
@@ -14,12 +16,27 @@ class HubError(UserError, RuntimeError):
     """A model that cannot be fetched or sent; its text is complete for the user."""
 
 
-def is_hub_id(name: str) -> bool:
+PREFIX = "hf:"
+
+
+def repo_id_of(name: str) -> str | None:
+    """`hf:owner/name` -> `owner/name`; None for a name without `hf:`. Raises HubError."""
+    if not name.startswith(PREFIX):
+        return None
+    if not is_repo_id(repo_id := name.removeprefix(PREFIX)):
+        raise HubError(f"{name}: a model of the hub is written hf:owner/name.")
+    return repo_id
+
+
+def is_repo_id(name: str) -> bool:
+    """Whether it has the form `owner/name`, as many a folder has too."""
     return re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name) is not None
 
 
 def download(repo_id: str) -> Path:
-    """Folder with the files of a model, from the cache if the hub is out of reach. Raises HubError."""
+    """owner/name -> folder with the files of the model, from the cache if the hub is out of reach.
+    Raises HubError.
+    """
     hub = _hub()
     wanted = ["config.yaml", "*.safetensors", "README.md"]
     try:
@@ -29,13 +46,13 @@ def download(repo_id: str) -> Path:
         ValueError,
     ) as error:  # hub errors are OSErrors; a malformed id is a ValueError
         raise HubError(
-            f"{repo_id}: no such folder here, and not to be had from the hub ({_reason(error)})."
+            f"{PREFIX}{repo_id}: not to be had from the hub ({_reason(error)})."
         ) from None
 
 
 def upload(folder: Path, repo_id: str, private: bool = False) -> str:
-    """Send a model folder, making the repository if it is not there; -> its address. Raises
-    HubError.
+    """Send a model folder to owner/name, making the repository if it is not there; -> its address.
+    Raises HubError.
     """
     hub = _hub()
     try:

@@ -2,12 +2,14 @@
 prediction type.
 
 DREAM first asks the network what it would say (no gradient, no dropout), then trains it on a z_t
-moved towards that answer, so that training meets the inputs of sampling. Algorithm 3, with Eq.
-14-15 written for every process z_t = a z0 + b z_lr + s eps:
-    eps_hat = to_eps(denoise(z_t, t, cond))
-    lam     = strength * weight(t) ** p                       p = 1 DREAM, p = 0 DRM, strength = 0 plain diffusion
-    z_t'    = z_t + s lam (eps - eps_hat)
-    target  = eps + lam (eps - eps_hat)                       of eps; z0 stays z0; v = a target - s z0
+moved towards that answer, so that training meets the inputs of sampling: Algorithm 3, with Eq. 14
+and 15 written for every process z_t = a z0 + b z_lr + s eps:
+
+    eps_hat = to_eps(denoiser(z_t, t, inputs))
+    lam     = strength * weight(t) ** p                p = 1 DREAM, p = 0 DRM, strength = 0 plain
+    z_t'    = z_t + s lam (eps - eps_hat)                                                    Eq. 15
+    target  = eps + lam (eps - eps_hat)                of eps; z0 stays z0; v = a target - s z0  14
+
 The z0 that (z_t', target) imply is still z0: the three prediction types train on one and the same
 rectified pair. The target is never stored: dream_kernels makes it where the loss needs it.
 """
@@ -15,17 +17,17 @@ rectified pair. The target is never stored: dream_kernels makes it where the los
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dream_kernels import dream_l1, dream_rectify, dream_rectify_input, q_sample
-from ldm_dream.process import Denoise, Process, check_prediction
+from dream_kernels import dream_loss, dream_rectify, q_sample
+from ldm_dream.config.model import Dream
+from ldm_dream.denoiser import Denoiser, Inputs
 
 
 class DiffusionLoss(NamedTuple):
@@ -34,140 +36,77 @@ class DiffusionLoss(NamedTuple):
 
 
 def diffusion_loss(
-    denoise: Denoise,
-    process: Process,
-    z0: Tensor,
-    z_lr: Tensor,
-    cond: Tensor,
-    t: Tensor,
-    eps: Tensor,
-    *,
-    prediction: str,
-    kind: str = "l1",
-    strength: float = 0.0,
-    p: float = 1.0,
-    network: nn.Module | None = None,
-    estimator: Denoise | None = None,
-    fraction: float = 1.0,
-    min_lam: float = 0.0,
+    denoiser: Denoiser, z0: Tensor, inputs: Inputs, t: Tensor, eps: Tensor, dream: Dream
 ) -> DiffusionLoss:
-    """One batch. z0, z_lr, eps: [B,C,h,w]; t: int64 [B] of indices; prediction: "eps", "z0" or "v";
-    kind: "l1", "l2" or "huber" (square up to 1, straight beyond).
-
-    strength, p, network: see `dream`. estimator: makes the estimate in place of denoise, such as
-    the same network in bfloat16. fraction in (0,1]: share of the batch that is rectified, rounded
-    up: the samples with the largest lam, which DREAM moves most. min_lam in [0,1]: samples of a
-    lower lam are not rectified; where none is left, the extra pass is spared.
-
-    Raises ValueError for an unknown kind or prediction, or an output of another shape.
+    """One batch. z0, eps: [B,C,h,w]; t: [B] of indices. Raises ValueError for an output of another
+    shape, and ProcessError for a prediction that the process cannot turn into z0.
     """
-    check_prediction(prediction)
+    process, prediction = denoiser.process, denoiser.prediction
     wide = torch.promote_types(z0.dtype, torch.float32)
-    a, b, s = (factor(t, wide) for factor in (process.a, process.b, process.s))
-    z_t = q_sample(z0.to(wide), z_lr, eps, a, b, s)
-    eps_hat, lam = estimate(
-        estimator or denoise, process, z_t, z_lr, cond, t,
-        prediction=prediction, strength=strength, p=p, network=network, fraction=fraction, min_lam=min_lam,
-    )  # fmt: skip
+    a, b, s = process.a(t, wide), process.b(t, wide), process.s(t, wide)
+    inputs = denoiser.at(t, inputs)
+    z_t = q_sample(z0.to(wide), inputs.z_lr, eps, a, b, s)
+    eps_hat, lam = estimate(denoiser, z_t, t, inputs, dream)
     if eps_hat is not None:
-        z_t = dream_rectify_input(z_t, eps, eps_hat, s, lam)
-    output = _of_shape(z0, denoise(z_t, t, cond))
-    loss = dream_l1(output, eps, eps_hat, lam, z0, a, s, prediction=prediction, kind=kind)
-    return DiffusionLoss(loss, process.to_z0(output, z_t, z_lr, t, prediction))
-
-
-def dream(
-    denoise: Denoise,
-    process: Process,
-    z_t: Tensor,
-    z_lr: Tensor,
-    cond: Tensor,
-    t: Tensor,
-    eps: Tensor,
-    *,
-    prediction: str,
-    strength: float,
-    p: float,
-    network: nn.Module | None = None,
-) -> tuple[Tensor, Tensor]:
-    """-> (z_t', eps target), Eq. 14-15. strength in [0,1]: 0 returns the inputs and calls nothing.
-    p >= 0.
-
-    network: the module behind `denoise`, put into eval mode for the extra pass; None if it has no
-    mode to switch.
-    """
-    eps_hat, lam = estimate(
-        denoise,
-        process,
-        z_t,
-        z_lr,
-        cond,
-        t,
-        prediction=prediction,
-        strength=strength,
-        p=p,
-        network=network,
+        z_t = dream_rectify(z_t, eps, eps_hat, s, lam)  # Eq. 15
+    output = _of_shape(z0, denoiser(z_t, t, inputs))
+    loss = dream_loss(  # Eq. 14
+        output, eps, eps_hat, lam, z0, a, s, prediction=prediction, kind=dream.kind
     )
-    return (z_t, eps) if eps_hat is None else dream_rectify(z_t, eps, eps_hat, process.s(t), lam)
+    return DiffusionLoss(loss, process.to_z0(output, z_t, inputs.z_lr, t, prediction))
 
 
+@torch.no_grad()
 def estimate(
-    denoise: Denoise,
-    process: Process,
-    z_t: Tensor,
-    z_lr: Tensor,
-    cond: Tensor,
-    t: Tensor,
-    *,
-    prediction: str,
-    strength: float,
-    p: float,
-    network: nn.Module | None,
-    fraction: float = 1.0,
-    min_lam: float = 0.0,
+    denoiser: Denoiser, z_t: Tensor, t: Tensor, inputs: Inputs, dream: Dream
 ) -> tuple[Tensor, Tensor] | tuple[None, None]:
-    """The extra pass -> (eps_hat [B,C,h,w], lam [B,1,1,1]) without gradient; (None, None) where
-    nothing is to be rectified.
+    """DREAM's extra pass -> (eps_hat [B,C,h,w], lam [B,1,1,1]), without gradient.
 
-    Options: see `dream`; fraction, min_lam: see `diffusion_loss`. Of samples left out lam is 0, and
-    eps_hat counts for nothing.
+    (None, None) where nothing is to be rectified. Samples whose lam is below `dream.min_lam` are
+    left out: their lam is 0, and their eps_hat counts for nothing.
     """
-    if not 0 <= strength <= 1:
-        raise ValueError(
-            f"strength={strength} is not possible; choose 0 (plain diffusion) to 1 (DREAM)."
-        )
-    if not 0 <= p < math.inf:
-        raise ValueError(
-            f"p={p} is not possible; choose a finite number from 0 up, and strength=0 for plain diffusion."
-        )
-    if not 0 < fraction <= 1:
-        raise ValueError(
-            f"fraction={fraction} is not possible; choose above 0, at most 1; strength=0 is plain diffusion."
-        )
-    if not 0 <= min_lam <= 1:
-        raise ValueError(
-            f"min_lam={min_lam} is not possible; choose 0 (all samples) to 1 (those of lam = 1)."
-        )
-    if strength == 0:
+    if dream.strength == 0:
         return None, None
-    lam = strength * process.weight(t) ** p
-    eps_hat = torch.zeros_like(
-        z_t
-    )  # made before the pass: among what the pass leaves free it would break up that memory
-    moved = slice(None)
-    if fraction < 1 or min_lam > 0:
-        moved = lam.flatten().argsort(descending=True, stable=True)[: math.ceil(fraction * len(t))]
-        moved = moved[lam.flatten()[moved] >= min_lam]
+    process, prediction = denoiser.process, denoiser.prediction
+    lam = dream.strength * process.weight(t) ** dream.p
+    # made before the pass: among what the pass leaves free it would break up that memory
+    eps_hat, moved = torch.zeros_like(z_t), slice(None)
+    if dream.min_lam > 0:
+        moved = (lam.flatten() >= dream.min_lam).nonzero().flatten()
         if len(moved) == 0:
             return None, None
-        z_t, z_lr, cond, t = (x[moved] for x in (z_t, z_lr, cond, t))
+        z_t, t, inputs = z_t[moved], t[moved], inputs[moved]
         lam = torch.zeros_like(lam).index_copy(0, moved, lam[moved])
-    with torch.no_grad(), evaluating(network):
-        output = _of_shape(z_t, denoise(z_t, t, cond))
-        eps_hat[moved] = process.to_eps(output, z_t, z_lr, t, prediction).to(eps_hat.dtype)
+    with as_in_sampling(denoiser.network, z_t.device.type, dream.estimate_precision):
+        output = _of_shape(z_t, denoiser(z_t, t, inputs))
+        found = process.to_eps(output, z_t, inputs.z_lr, t, prediction)
+    eps_hat[moved] = found.to(eps_hat.dtype)
     if not _casts_keep_gradients():
         torch.clear_autocast_cache()
     return eps_hat, lam
+
+
+@contextmanager
+def as_in_sampling(network: nn.Module, device: str, precision: str) -> Iterator[None]:
+    """eval mode inside; after it every module has its own flag back, even after an exception.
+
+    precision: "bf16" rounds the pass of a run that trains in fp32, "same" leaves it. On a CPU the
+    pass is never compiled: that makes inference no faster, only its start slower.
+    """
+    # autocast already on: one cast of the weights serves both passes; else they are freed at once
+    same = torch.is_autocast_enabled(device)
+    cast = torch.autocast(
+        device, torch.bfloat16, enabled=same or precision == "bf16", cache_enabled=same
+    )
+    eager = torch.compiler.set_stance("force_eager") if device == "cpu" else nullcontext()
+    flags = {module: module.training for module in network.modules()}
+    network.eval()
+    try:
+        with cast, eager:
+            yield
+    finally:
+        for module, training in flags.items():
+            module.training = training
 
 
 def _of_shape(target: Tensor, output: Tensor) -> Tensor:
@@ -175,7 +114,7 @@ def _of_shape(target: Tensor, output: Tensor) -> Tensor:
     got, wanted = tuple(output.shape), tuple(target.shape)
     if got != wanted:
         raise ValueError(
-            f"denoise returned {got}, the target is {wanted}; set network.out_channels."
+            f"the network returned {got}, the target is {wanted}; set network.out_channels."
         )
     return output
 
@@ -191,19 +130,3 @@ def _casts_keep_gradients() -> bool:
             F.linear(x, weight)
         with torch.enable_grad():
             return F.linear(x, weight).requires_grad
-
-
-@contextmanager
-def evaluating(network: nn.Module | None) -> Iterator[None]:
-    """eval mode inside; after it every module has its own flag back, whatever the mix was and even
-    after an exception.
-    """
-    modules = [] if network is None else list(network.modules())
-    flags = [module.training for module in modules]
-    if network is not None:
-        network.eval()
-    try:
-        yield
-    finally:
-        for module, training in zip(modules, flags):
-            module.training = training

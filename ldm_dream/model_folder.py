@@ -12,6 +12,7 @@ import shutil
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
 import yaml
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -21,7 +22,7 @@ from ldm_dream.config.files import dump_config, validate
 from ldm_dream.config.model import AutoencoderConfig, PixelConfig, VQGANConfig
 from ldm_dream.config.run import DiffusionRun, Run
 from ldm_dream.errors import UserError
-from ldm_dream.hub import download, is_hub_id
+from ldm_dream.hub import PREFIX, download, is_repo_id, repo_id_of
 from ldm_dream.networks import build_network
 from ldm_dream.networks.autoencoders import build_autoencoder
 from ldm_dream.process import Process, build_process
@@ -42,7 +43,7 @@ class LoadedModel(NamedTuple):
     network: nn.Module
     autoencoder: nn.Module
     process: Process
-    folder: Path
+    folder: Path | None = None
 
 
 # ------------------------------------------------------------------------------------ model folders
@@ -67,7 +68,7 @@ def save_model(
 
 
 def load_model(name_or_dir: str | Path) -> LoadedModel:
-    """A bundled name or a model folder -> LoadedModel. Raises ModelError."""
+    """What `find_model` takes -> LoadedModel. Raises ModelError, HubError."""
     folder = find_model(name_or_dir)
     run = read_run(folder)
     if not isinstance(run, DiffusionRun):
@@ -75,7 +76,8 @@ def load_model(name_or_dir: str | Path) -> LoadedModel:
             f"{folder}: this is an autoencoder, not a super-resolution model; name a folder with task: diffusion."
         )
     autoencoder = load_autoencoder(run.autoencoder, folder)
-    network = build_network(run.network)
+    with torch.device("meta"):  # first weights would be made for nothing
+        network = build_network(run.network)
     load_weights(network, folder / "model.safetensors")
     return LoadedModel(run, network.eval(), autoencoder, build_process(run.process), folder)
 
@@ -96,7 +98,7 @@ def load_autoencoder(cfg: AutoencoderConfig, folder: Path | None = None) -> nn.M
         load_weights(autoencoder, source / "model.safetensors")
     else:
         raise ModelError(
-            "autoencoder.pretrained is not set: name a bundled autoencoder or the folder of one."
+            "autoencoder.pretrained is not set: name a bundled autoencoder, the folder of one, or hf:owner/name."
         )
     return autoencoder.requires_grad_(False).eval()
 
@@ -118,14 +120,18 @@ def resolve_autoencoder(cfg: AutoencoderConfig) -> AutoencoderConfig:
 
 
 def find_model(name_or_dir: str | Path) -> Path:
-    """Folder of a model: an existing folder, a bundled name, or an id of the hub (owner/name).
-    Raises ModelError, HubError.
+    """Folder of a model: an existing folder, a bundled name, or a model of the hub
+    (`hf:owner/name`), fetched. Raises ModelError, HubError.
     """
+    if repo_id := repo_id_of(str(name_or_dir)):
+        return download(repo_id)
     for folder in (Path(name_or_dir), BUNDLED / str(name_or_dir)):
         if (folder / "config.yaml").is_file():
             return folder
-    if is_hub_id(str(name_or_dir)) and not Path(name_or_dir).exists():
-        return download(str(name_or_dir))
+    if is_repo_id(str(name_or_dir)) and not Path(name_or_dir).exists():
+        raise ModelError(
+            f"{name_or_dir}: no such folder; for a model of the hub write {PREFIX}{name_or_dir}."
+        )
     names = ", ".join(sorted(path.parent.name for path in BUNDLED.glob("*/config.yaml"))) or "none"
     raise ModelError(
         f"{name_or_dir}: neither a model folder (with a config.yaml) nor a bundled model; bundled are: {names}."
@@ -152,7 +158,9 @@ def load_weights(module: nn.Module, path: Path) -> None:
         raise ModelError(
             f"{path}: {len(wrong)} weights do not fit config.yaml beside it, the first is {wrong[0]!r}."
         )
-    module.load_state_dict(state)
+    # copies: a file's tensors lie unaligned in memory, where sums round otherwise
+    state = {key: value.to(own[key].dtype, copy=True) for key, value in state.items()}
+    module.load_state_dict(state, assign=any(x.is_meta for x in own.values()))
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:

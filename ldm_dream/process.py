@@ -4,7 +4,6 @@ A process is four numbers a step; all else follows here, once for every system:
     DDPM           a = sqrt(abar),  b = 0,    s = sqrt(1 - abar)     weight = sqrt(1 - abar)   (Ho 2020, Eq. 4; SR3, DREAM)
     ResidualShift  a = 1 - eta,     b = eta,  s = kappa sqrt(eta)    weight = sqrt(eta)        (ResShift, arXiv 2307.12348, Eq. 2)
     Flow           a = 1 - sigma,   b = 0,    s = sigma              weight = sigma            (rectified flow, arXiv 2209.03003)
-    Regression     a = 0,           b = 1,    s = 0                  weight = 0                (no diffusion: the baseline)
 Backwards, from step t to a less noisy step u (`t_prev`), every one of them takes the form of DDIM
 (arXiv 2010.02502, Eq. 12):
     z_u = a_u z0 + b_u z_lr + sqrt(s_u^2 - sigma^2) eps_hat + sigma n,     0 <= sigma^2 <= s_u^2 (1 - (carry s_u / s_t)^2)
@@ -19,8 +18,6 @@ coefficients: [B,1,1,1].
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
@@ -34,9 +31,6 @@ from ldm_dream.config.model import (
 from ldm_dream.errors import UserError
 
 PREDICTIONS = ("eps", "z0", "v")
-Denoise = Callable[
-    [Tensor, Tensor, Tensor], Tensor
-]  # (z_t [B,C,h,w], t int64 [B], cond) -> output [B,C,h,w], one of PREDICTIONS
 
 
 class ProcessError(UserError, ValueError):
@@ -51,6 +45,8 @@ class Process:
     default 0 .. T-1. Tables stay float64 on the CPU; a coefficient comes out on t's device, rounded
     once, at its use.
     """
+
+    samplers: tuple[str, ...] = ()  # that fit it: keys of `sampler.SAMPLERS`
 
     def __init__(
         self, a: Tensor, b: Tensor, s: Tensor, weight: Tensor, timesteps: Tensor | None = None
@@ -180,13 +176,14 @@ class Process:
 
     def posterior_factors(self, t: Tensor, t_prev: Tensor) -> tuple[Tensor, Tensor]:
         """Factors of z0 and z_t in the posterior mean, float64."""
-        ct = self.carry(t, t_prev) * (self.s(t_prev, torch.float64) / self.s(t, torch.float64)) ** 2
+        s_u, s_t = self.s(t_prev, torch.float64), self.s(t, torch.float64)
+        ct = self.carry(t, t_prev) * over(s_u, s_t) ** 2
         return self.a(t_prev, torch.float64) - ct * self.a(t, torch.float64), ct
 
     def posterior_variance(self, t: Tensor, t_prev: Tensor) -> Tensor:
         """s_u^2 (1 - (carry s_u / s_t)^2), float64; 0 at the last step ("fixed small")."""
-        s = self.s(t_prev, torch.float64)
-        return s**2 * (1 - (self.carry(t, t_prev) * s / self.s(t, torch.float64)) ** 2)
+        s_u, s_t = self.s(t_prev, torch.float64), self.s(t, torch.float64)
+        return s_u**2 * (1 - over(self.carry(t, t_prev) * s_u, s_t) ** 2)
 
     def forward_variance(self, t: Tensor, t_prev: Tensor) -> Tensor:
         """Variance that the forward step t_prev -> t adds, float64: beta of the (respaced) schedule
@@ -196,8 +193,6 @@ class Process:
             self.s(t, torch.float64) ** 2
             - (self.carry(t, t_prev) * self.s(t_prev, torch.float64)) ** 2
         )
-
-    # --------------------------------------------------------------------------------
 
     def _abs(self, t: Tensor, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         dtype = torch.promote_types(
@@ -224,6 +219,8 @@ class DDPM(Process):
     SR3 does; such a step is a real t in [-1, T-1], at which a = sqrt(abar) lies on the straight
     line between its neighbours and s = sqrt(1 - a^2).
     """
+
+    samplers = DDPMConfig.samplers
 
     def __init__(
         self, alphas_cumprod: Tensor, timesteps: Tensor | None = None, continuous: bool = False
@@ -269,6 +266,8 @@ class DDPM(Process):
 class ResidualShift(Process):
     """ResShift's process from a table of sqrt(eta) (float64 [T]), which grows within (0, 1)."""
 
+    samplers = ResidualShiftConfig.samplers
+
     def __init__(
         self,
         sqrt_eta: Tensor,
@@ -303,39 +302,11 @@ class ResidualShift(Process):
 class Flow(Process):
     """Straight line from z0 to noise; sigma = (t + 1) / T, so the last step is pure noise."""
 
+    samplers = FlowConfig.samplers
+
     def __init__(self, num_timesteps: int):
         sigma = torch.arange(1, num_timesteps + 1, dtype=torch.float64) / num_timesteps
         super().__init__(1 - sigma, torch.zeros_like(sigma), sigma, sigma)
-
-
-class Regression(Process):
-    """No noise: z_t = z_lr at the one step there is, from which a network predicts z0 directly.
-    Prediction "z0" only.
-    """
-
-    def __init__(self):
-        zero, one = torch.zeros(1, dtype=torch.float64), torch.ones(1, dtype=torch.float64)
-        super().__init__(zero, one, zero, zero)
-
-    def prior(self, z_lr: Tensor, eps: Tensor) -> Tensor:
-        return z_lr
-
-    def posterior_factors(self, t: Tensor, t_prev: Tensor) -> tuple[Tensor, Tensor]:
-        return torch.ones_like(self.a(t_prev, torch.float64)), torch.zeros_like(
-            self.a(t_prev, torch.float64)
-        )
-
-    def posterior_variance(self, t: Tensor, t_prev: Tensor) -> Tensor:
-        return torch.zeros_like(self.a(t_prev, torch.float64))
-
-    def to_eps(
-        self, output: Tensor, z_t: Tensor, z_lr: Tensor, t: Tensor, prediction: str
-    ) -> Tensor:
-        if prediction != "z0":
-            raise ProcessError(
-                f"prediction {prediction!r} has no meaning without noise; set prediction: z0."
-            )
-        return torch.zeros_like(z_t)
 
 
 def linear_betas(
@@ -388,10 +359,17 @@ def build_process(cfg: ProcessConfig) -> Process:
         start = min(cfg.min_noise_level / cfg.kappa, cfg.min_noise_level)
         sqrt_eta = exponential_sqrt_eta(cfg.num_timesteps, start, cfg.sqrt_eta_end, cfg.power)
         return ResidualShift(sqrt_eta, cfg.kappa, cfg.normalize_input)
-    if isinstance(cfg, RegressionConfig):
-        return Regression()
+    if isinstance(cfg, RegressionConfig):  # no noise (kappa = 0), no z0: one step from z_lr alone
+        process = ResidualShift(torch.ones(1), kappa=0.0)
+        process.samplers = cfg.samplers
+        return process
     assert isinstance(cfg, FlowConfig), f"no process for {type(cfg).__name__}"
     return Flow(cfg.num_timesteps)
+
+
+def over(x: Tensor, s: Tensor) -> Tensor:
+    """x / s; 0 where x is 0: at the clean end, also of a process without noise (s = 0)."""
+    return torch.where(x == 0, x, x / s)
 
 
 def like(coefficient: Tensor, z: Tensor) -> Tensor:

@@ -1,164 +1,175 @@
-"""Samplers: from the prior's noise down to z0, as functions of a `denoise` callable over any
-process.
+"""Samplers: from the prior's noise down to z0, over any process.
 
-Every step has z0_hat and eps_hat from one network call and goes from t to u = t_prev (at the end
--1, the clean end):
-    ancestral     z_u = posterior mean(z0_hat, z_t) + sigma n                       DDPM Algorithm 2; SR3, guided-diffusion
-    resshift      the same on ResidualShift                                         ResShift, Eq. 7
-    ddim          z_u = a_u z0_hat + b_u z_lr + sqrt(s_u^2 - sigma^2) eps_hat + sigma n, sigma = eta times the ancestral one
-                                                                                    arXiv
-                                                                                    2010.02502, Eq.
-                                                                                    12
-    dpm-solver++  z_u = (s_u/s_t) z_t + (a_u - a_t s_u/s_t) D                       arXiv 2211.01095, Alg. 2 (2M, midpoint)
-                  D = z0_hat + h / (2 h_before) (z0_hat - z0_hat_before), h = step in log(a/s)
-                  D = z0_hat at the first and the last step
-With `clip` the ancestral mean and D use the clipped z0_hat; ddim clips z0_hat and keeps the
-network's own eps_hat (as diffusers). Symbols as in process.py.
+`sample_steps` walks; each sampler is one step, from z_t to z at a less noisy index u, written side
+by side. What they know at a step (`Now`): z0_hat and eps_hat, from one network call.
+
+Symbols as in process.py; u = -1 is the clean end; n = fresh noise of unit variance.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from dream_kernels import q_sample, sampler_step
+from dream_kernels import q_sample
+from ldm_dream.config.model import Sampling
+from ldm_dream.denoiser import Denoiser, Inputs
 from ldm_dream.errors import UserError
-from ldm_dream.process import Denoise, Process, Regression, ResidualShift, like
+from ldm_dream.process import Process, like
 
-KINDS = ("ancestral", "ddim", "dpm-solver++", "resshift")
-VARIANCES = ("posterior", "forward")
-
-Noise = Callable[
-    [int], Tensor
-]  # k = 0: the prior's noise, k = 1 ..: that of the k-th step; unit variance, shaped as z_lr
+# k = 0: the prior's noise, k = 1 ..: that of the k-th step; unit variance, shaped as z_lr
+Noise = Callable[[int], Tensor]
 
 
 class SamplerError(UserError, ValueError):
-    """A sampler, a number of steps or a source of noise that does not fit."""
+    """A sampler or a number of steps that does not fit the process."""
 
 
 class Step(NamedTuple):
-    t: int  # the step done
+    """A step that was done."""
+
+    t: int
     z0_hat: Tensor  # its estimate of z0 [B,C,h,w], clipped if asked
-    z_t: Tensor  # where it led: z at the next step of the list; at the end z0
+    z_t: Tensor  # where it led: z at the next index; at the end z0
 
 
-def sample(
-    denoise: Denoise,
-    process: Process,
-    z_lr: Tensor,
-    cond: Tensor,
-    *,
-    prediction: str,
-    kind: str,
-    steps: int | Sequence[int] | None = None,
-    eta: float = 0.0,
-    noise: Noise | None = None,
-    generator: torch.Generator | None = None,
-    clip: float | None = None,
-    variance: str = "posterior",
-) -> Tensor:
-    """-> z0 [B,C,h,w] on z_lr's device. z_lr also gives shape, dtype and device of the noise.
-
-    prediction: what denoise returns, "eps", "z0" or "v". kind: see KINDS. steps: see `timesteps`.
-    eta: in [0,1], used by ddim: 0 deterministic, 1 ancestral variance.
-    noise: a field by number (tiles share one) | generator: seeds it | neither: torch's global
-    generator. Both: SamplerError. clip: bound of |z0_hat|; pixel systems clip to 1, latents are not
-    clipped. variance: of the ancestral kinds, "posterior" ("fixed small") or "forward" (beta,
-    "fixed large").
+class Now(NamedTuple):
+    """What a sampler has to step from. t, u: int64 [1] on the CPU, so coefficients are float64 and
+    nobody waits for the device.
     """
-    for step in sample_steps(
-        denoise,
-        process,
-        z_lr,
-        cond,
-        prediction=prediction,
-        kind=kind,
-        steps=steps,
-        eta=eta,
-        noise=noise,
-        generator=generator,
-        clip=clip,
-        variance=variance,
-    ):
-        z0 = step.z_t
-    return z0
+
+    t: Tensor
+    u: Tensor
+    z_t: Tensor
+    z_lr: Tensor
+    z0_hat: Tensor  # clipped if asked
+    eps_hat: Callable[[], Tensor]  # the network's own
+    noise: Callable[[], Tensor]  # called only where noise is added
+
+    @property
+    def is_last(self) -> bool:
+        return int(self.u) == -1
 
 
 @torch.no_grad()
 def sample_steps(
-    denoise: Denoise,
-    process: Process,
-    z_lr: Tensor,
-    cond: Tensor,
-    *,
-    prediction: str,
-    kind: str,
-    steps: int | Sequence[int] | None = None,
-    eta: float = 0.0,
-    noise: Noise | None = None,
-    generator: torch.Generator | None = None,
-    clip: float | None = None,
-    variance: str = "posterior",
+    denoiser: Denoiser, inputs: Inputs, sampling: Sampling, noise: Noise, clip: float | None = None
 ) -> Iterator[Step]:
-    """The trajectory of `sample`, a Step after each network call."""
-    _check(process, kind, eta, variance)
-    noise = _noise(noise, generator, z_lr)
-    path = timesteps(process, steps)
-    z_t, before = process.prior(z_lr, noise(0)), None
-    for k, (t, t_prev) in enumerate(zip(path, [*path[1:], -1])):
+    """A Step after each network call; the last one's z_t is z0. `inputs.z_lr` gives the shape.
+
+    clip: bound of |z0_hat|; pixel systems clip to 1, latents are not clipped. With it the ancestral
+    mean and the solver use the clipped z0_hat; ddim keeps the network's own eps_hat (as diffusers).
+    Raises SamplerError.
+    """
+    process, prediction, z_lr = denoiser.process, denoiser.prediction, inputs.z_lr
+    path = plan(process, sampling)
+    step, before = SAMPLERS[sampling.kind], None
+    z_t = process.prior(z_lr, noise(0))
+    for k, (t, u) in enumerate(zip(path, [*path[1:], -1])):
         at = torch.full((len(z_t),), t, device=z_t.device)
-        output = denoise(z_t, at, cond)
+        output = denoiser(z_t, at, inputs)
         z0_hat = process.to_z0(output, z_t, z_lr, at, prediction)
-        eps_hat = process.to_eps(output, z_t, z_lr, at, prediction)
+        eps_hat = partial(process.to_eps, output, z_t, z_lr, at, prediction)
         if clip is not None:
             z0_hat = z0_hat.clamp(-clip, clip)
-
-        here, there = (
-            torch.tensor([t]),
-            torch.tensor([t_prev]),
-        )  # on the CPU: coefficients in float64, no wait for the device
-        sigma2 = torch.zeros(1, 1, 1, 1, dtype=torch.float64)
-        if kind == "ddim":
-            sigma2 = eta**2 * process.posterior_variance(here, there)
-            mean = q_sample(
-                z0_hat,
-                z_lr,
-                eps_hat,
-                *(like(f, z_t) for f in _ddim_factors(process, there, sigma2)),
-            )
-            z_t = mean + like(sigma2.sqrt(), mean) * noise(k + 1) if sigma2.item() > 0 else mean
-        else:
-            estimate = z0_hat
-            if kind == "dpm-solver++":
-                z0_factor, z_factor = _solver_factors(process, here, there)
-                if before is not None and t_prev != -1:
-                    estimate = _extrapolate(process, z0_hat, *before, here, there)
-                before = z0_hat, here
-            else:
-                z0_factor, z_factor = process.posterior_factors(here, there)
-                if (
-                    t_prev != -1
-                ):  # the forward variance is not 0 at the clean end, where nothing is added
-                    sigma2 = (
-                        process.posterior_variance
-                        if variance == "posterior"
-                        else process.forward_variance
-                    )(here, there)
-            added = noise(k + 1) if sigma2.item() > 0 else z_t  # whose factor is 0
-            z_t = sampler_step(
-                z_t, estimate, added, *(like(f, z_t) for f in (z_factor, z0_factor, sigma2.sqrt()))
-            )
+        here, there = torch.tensor([t]), torch.tensor([u])
+        now = Now(here, there, z_t, z_lr, z0_hat, eps_hat, partial(noise, k + 1))
+        z_t = step(process, now, before, sampling)
+        before = now
         yield Step(t, z0_hat, z_t)
+
+
+def sample(
+    denoiser: Denoiser, inputs: Inputs, sampling: Sampling, noise: Noise, clip: float | None = None
+) -> Tensor:
+    """-> z0 [B,C,h,w] on z_lr's device; arguments as of `sample_steps`."""
+    *_, last = sample_steps(denoiser, inputs, sampling, noise, clip)
+    return last.z_t
+
+
+# -------------------------------------------------------------------------- one step of each sampler
+
+
+def ancestral(process: Process, now: Now, before: Now | None, sampling: Sampling) -> Tensor:
+    """z_u = posterior mean(z0_hat, z_t) + sigma n.
+
+    DDPM, Algorithm 2 (SR3, guided-diffusion); on ResidualShift it is ResShift's Eq. 7.
+    """
+    z0_factor, z_factor = process.posterior_factors(now.t, now.u)
+    # the forward variance is not 0 at the clean end, where nothing is added
+    forward = sampling.variance == "forward" and not now.is_last
+    sigma2 = (process.forward_variance if forward else process.posterior_variance)(now.t, now.u)
+    return _step(now, now.z0_hat, z_factor, z0_factor, sigma2.sqrt())
+
+
+def ddim(process: Process, now: Now, before: Now | None, sampling: Sampling) -> Tensor:
+    """z_u = a_u z0_hat + b_u z_lr + sqrt(s_u^2 - sigma^2) eps_hat + sigma n.
+
+    sigma = eta times the ancestral one (DDIM, arXiv 2010.02502, Eq. 12).
+    """
+    a, b, s = (f(now.u, torch.float64) for f in (process.a, process.b, process.s))
+    sigma2 = sampling.eta**2 * process.posterior_variance(now.t, now.u)
+    factors = (like(f, now.z_t) for f in (a, b, (s**2 - sigma2).sqrt()))
+    mean = q_sample(now.z0_hat, now.z_lr, now.eps_hat(), *factors)
+    return mean + like(sigma2.sqrt(), mean) * now.noise() if sigma2.item() > 0 else mean
+
+
+def dpm_solver(process: Process, now: Now, before: Now | None, sampling: Sampling) -> Tensor:
+    """z_u = (s_u/s_t) z_t + (a_u - a_t s_u/s_t) D        DPM-Solver++ 2M (arXiv 2211.01095, Alg. 2)
+
+    D = z0_hat + h / (2 h_before) (z0_hat - z0_hat_before), h = step in log(a/s); D = z0_hat at the
+    first and the last step.
+    """
+    # e^-h of the paper is (a_t s_u) / (a_u s_t): as ratios it holds at a_t = 0 (Flow) and at
+    # s_u = 0 (the clean end) too
+    a, s = (lambda t: process.a(t, torch.float64)), (lambda t: process.s(t, torch.float64))
+    ratio = s(now.u) / s(now.t)
+    estimate = now.z0_hat
+    if before is not None and not now.is_last:
+        earlier, here, there = ((a(t) / s(t)).log() for t in (before.t, now.t, now.u))
+        # h_before is infinite after pure noise: first order
+        slope = like((there - here) / (2 * (here - earlier)), estimate)
+        estimate = estimate + slope * (now.z0_hat - before.z0_hat)
+    return _step(now, estimate, ratio, a(now.u) - a(now.t) * ratio, torch.zeros_like(ratio))
+
+
+SAMPLERS = {
+    "ancestral": ancestral,
+    "resshift": ancestral,  # its published name
+    "ddim": ddim,
+    "dpm-solver++": dpm_solver,
+}
+
+
+def _step(now: Now, z0_hat: Tensor, z_factor: Tensor, z0_factor: Tensor, sigma: Tensor) -> Tensor:
+    """z_factor z_t + z0_factor z0_hat + sigma n."""
+    noise = now.noise() if sigma.item() > 0 else now.z_t  # whose factor is 0
+    factors = (like(f, now.z_t) for f in (z_factor, z0_factor, sigma))
+    return q_sample(now.z_t, z0_hat, noise, *factors)
+
+
+# --------------------------------------------------------------------------------------- which steps
+
+
+def plan(process: Process, sampling: Sampling) -> list[int]:
+    """`timesteps` of `sampling`; raises SamplerError also for a sampler that the process lacks."""
+    if sampling.kind not in process.samplers:
+        raise SamplerError(
+            f"sampler {sampling.kind!r} does not fit {type(process).__name__}; "
+            f"use one of {', '.join(process.samplers)}."
+        )
+    return timesteps(process, sampling.steps)
 
 
 def timesteps(process: Process, steps: int | Sequence[int] | None) -> list[int]:
     """Indices to visit, descending. None: all. n: T - 1 down to 0, evenly spaced and rounded half
-    up (n = 1: T - 1 alone). A sequence: these. Raises SamplerError for a number outside 1 .. T or a
-    sequence that does not descend within 0 .. T-1.
+    up (n = 1: T - 1 alone). A sequence: these. Raises SamplerError for a number outside 1 .. T or
+    a sequence that does not descend within 0 .. T-1.
     """
     last = process.num_timesteps - 1
     if steps is None:
@@ -166,7 +177,8 @@ def timesteps(process: Process, steps: int | Sequence[int] | None) -> list[int]:
     if isinstance(steps, int):
         if not 1 <= steps <= last + 1:
             raise SamplerError(
-                f"steps={steps} is not possible; this process has {last + 1} steps, choose 1 to {last + 1}."
+                f"steps={steps} is not possible; this process has {last + 1} steps, "
+                f"choose 1 to {last + 1}."
             )
         gaps = max(steps - 1, 1)
         return [last - (2 * i * last + gaps) // (2 * gaps) for i in range(steps)]
@@ -178,59 +190,28 @@ def timesteps(process: Process, steps: int | Sequence[int] | None) -> list[int]:
     return path
 
 
-def _ddim_factors(process: Process, u: Tensor, sigma2: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    a, b, s = (f(u, torch.float64) for f in (process.a, process.b, process.s))
-    return a, b, (s**2 - sigma2).sqrt()
+# -------------------------------------------------------------------------------------------- noise
 
 
-def _solver_factors(process: Process, t: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
-    """Of z0 and z_t."""
-    # e^-h of the paper is (a_t s_u) / (a_u s_t): written as ratios it holds at a_t = 0 (Flow) and
-    # at s_u = 0 (the clean end) too
-    ratio = process.s(u, torch.float64) / process.s(t, torch.float64)
-    return process.a(u, torch.float64) - process.a(t, torch.float64) * ratio, ratio
-
-
-def _extrapolate(
-    process: Process, z0: Tensor, z0_before: Tensor, t_before: Tensor, t: Tensor, u: Tensor
-) -> Tensor:
-    before, here, there = (
-        (process.a(x, torch.float64) / process.s(x, torch.float64)).log() for x in (t_before, t, u)
-    )
-    return z0 + like((there - here) / (2 * (here - before)), z0) * (
-        z0 - z0_before
-    )  # h_before = inf after pure noise: first order
-
-
-def _noise(noise: Noise | None, generator: torch.Generator | None, z_lr: Tensor) -> Noise:
-    if noise is not None and generator is not None:
-        raise SamplerError(
-            "noise and generator are both given; give one of them, or neither for torch's global generator."
-        )
-    if noise is not None:
-        return noise
+def gaussian(z_lr: Tensor, generator: torch.Generator | None = None) -> Noise:
+    """Noise shaped as z_lr, in its dtype and on its device; None: torch's global generator."""
     device = z_lr.device if generator is None else generator.device
     return lambda k: torch.randn(
         z_lr.shape, generator=generator, device=device, dtype=z_lr.dtype
     ).to(z_lr.device)
 
 
-def _check(process: Process, kind: str, eta: float, variance: str) -> None:
-    if kind not in KINDS:
-        raise SamplerError(f"sampler {kind!r} is not known; choose one of {', '.join(KINDS)}.")
-    if kind == "resshift" and not isinstance(process, ResidualShift):
-        raise SamplerError(
-            f"sampler 'resshift' needs the process residual_shift, this is {type(process).__name__}; use 'ancestral' or 'ddim'."
-        )
-    if kind == "dpm-solver++" and isinstance(process, (ResidualShift, Regression)):
-        raise SamplerError(
-            "sampler 'dpm-solver++' needs a process without z_lr in its mean; use 'ancestral' or 'ddim' here."
-        )
-    if not 0 <= eta <= 1:
-        raise SamplerError(
-            f"eta={eta} is not possible; choose 0 (deterministic) to 1 (ancestral variance)."
-        )
-    if variance not in VARIANCES:
-        raise SamplerError(
-            f"variance {variance!r} is not known; choose one of {', '.join(VARIANCES)}."
-        )
+def seeded(seed: int, z_lr: Tensor) -> Noise:
+    """Noise shaped as z_lr, a function of (seed, k, channel, y, x) and h x w.
+
+    Drawn on the CPU for the whole picture, hence the same numbers on every device, for every tile
+    and batch size, and for each picture of a batch. Memory: 4 bytes a value, one step at a time.
+    """
+
+    def noise(k: int) -> Tensor:
+        # mixes, so that (0, 1) and (1, 0) have nothing in common
+        state = np.random.SeedSequence((seed, k)).generate_state(1, np.uint64)
+        generator = torch.Generator().manual_seed(int(state[0]))
+        return torch.randn(z_lr.shape[1:], generator=generator).to(z_lr).expand_as(z_lr)
+
+    return noise

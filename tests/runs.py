@@ -1,13 +1,16 @@
 """Runs small enough for a test: pictures, an autoencoder folder, configs."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor, nn
 
 from ldm_dream.config.model import VQGANConfig
 from ldm_dream.config.run import AutoencoderRun, DiffusionRun
 from ldm_dream.data.images import Image, write_image
+from ldm_dream.denoiser import Denoiser, Inputs
 from ldm_dream.model_folder import save_model
 from ldm_dream.networks.vqgan import VQGAN
 
@@ -72,3 +75,24 @@ def diffusion_run(tmp: Path, **train) -> DiffusionRun:
         }
         | train,
     )
+
+
+class PlainDenoiser(Denoiser):
+    """A function of (z_t, t, cond) as the loss and the samplers meet it: t is the index in the
+    process, z_t is not scaled, cond is the one feature of its inputs.
+    """
+
+    def __init__(self, function: Callable[..., Tensor], process, prediction: str):
+        network = function if isinstance(function, nn.Module) else nn.Identity()
+        super().__init__(network, process, (), prediction, call=function)
+
+    def at(self, t: Tensor, inputs: Inputs) -> Inputs:
+        return inputs
+
+    def __call__(self, z_t: Tensor, t: Tensor, inputs: Inputs) -> Tensor:
+        return self.call(z_t, t, *inputs.features)
+
+
+def predict(network: nn.Module, z_t: Tensor, t: Tensor, cond: Tensor) -> Tensor:
+    """A network's output at t as it is told (timestep or noise level), from its condition."""
+    return network(z_t, network.embed(t), *network.prepare(cond, z_t.shape[-2:]))

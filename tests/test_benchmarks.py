@@ -235,7 +235,7 @@ def test_the_table_of_steps_has_ratios_with_spread_and_labels_precisions():
 def tiny(recipe: str, dream: bool = True, *more: str):
     overrides = ("network.model_channels=16", "network.channel_mult=[1]", "network.image_size=32")
     overrides += ("data.patch=32", "train.batch_size=2", "train.precision=fp32", *more)
-    return make_step(Variant(recipe, dream, "configs/sr3/tiny_dream.yaml", overrides, "cpu", False))
+    return make_step(Variant(recipe, dream, "configs/tiny/sr3-dream.yaml", overrides, "cpu", False))
 
 
 @pytest.mark.parametrize("dream", [True, False])

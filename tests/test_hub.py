@@ -1,4 +1,4 @@
-"""Models of the hub by their id; what fails is one sentence. The hub itself is a stand-in here."""
+"""Models of the hub are written hf:owner/name; what fails is one sentence. The hub itself is a stand-in here."""
 
 import sys
 import types
@@ -6,8 +6,16 @@ import types
 import pytest
 
 from ldm_dream import hub
-from ldm_dream.hub import HubError, is_hub_id, upload
-from ldm_dream.model_folder import ModelError, find_model
+from ldm_dream.config.files import load_config
+from ldm_dream.config.model import VQGANConfig
+from ldm_dream.hub import HubError, repo_id_of, upload
+from ldm_dream.model_folder import (
+    ModelError,
+    find_model,
+    load_autoencoder,
+    load_model,
+    resolve_autoencoder,
+)
 from runs import autoencoder_folder
 
 
@@ -19,20 +27,59 @@ def fake(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("name", "is_id"),
-    [("me/model", True), ("dream-latent-x4-tiny", False), ("a/b/c", False), ("./x", False)],
+    ("name", "repo_id"),
+    [
+        ("hf:me/model", "me/model"),
+        ("hf:me/model-1.5_x", "me/model-1.5_x"),
+        ("me/model", None),
+        ("dream-latent-x4-tiny", None),
+        ("./hf:me/model", None),
+    ],
 )
-def test_an_id_has_one_slash(name, is_id):
-    assert is_hub_id(name) == is_id
+def test_only_hf_names_a_model_of_the_hub(name, repo_id):
+    assert repo_id_of(name) == repo_id
 
 
-def test_an_id_is_fetched_and_a_folder_of_that_name_goes_first(fake, tmp_path, monkeypatch):
+@pytest.mark.parametrize("name", ["hf:", "hf:model", "hf:a/b/c", "hf:/model", "hf:me/ model"])
+def test_hf_wants_owner_and_name(fake, name):
+    with pytest.raises(HubError, match=r"a model of the hub is written hf:owner/name\.$"):
+        find_model(name)
+
+
+def test_a_model_of_the_hub_is_fetched_though_a_folder_has_its_name(fake, tmp_path, monkeypatch):
+    cached, asked = autoencoder_folder(tmp_path / "cache"), []
+    fake.snapshot_download = lambda repo_id, allow_patterns: asked.append(repo_id) or str(cached)
+    monkeypatch.chdir(tmp_path)
+    here = autoencoder_folder(tmp_path / "me" / "model")
+    assert find_model("hf:me/model") == cached and asked == ["me/model"]
+    assert find_model("me/model").resolve() == here.resolve() and asked == ["me/model"]
+
+
+def test_a_missing_folder_is_never_asked_of_the_hub(fake, tmp_path, monkeypatch):
+    """The stand-in has no snapshot_download: to ask it would be an AttributeError."""
+    monkeypatch.chdir(tmp_path)
+    wanted = r"^weights/vq-f4: no such folder; for a model of the hub write hf:weights/vq-f4\.$"
+    for ask in (find_model, load_model):
+        with pytest.raises(ModelError, match=wanted):
+            ask("weights/vq-f4")
+    with pytest.raises(ModelError, match=wanted):
+        load_autoencoder(VQGANConfig(pretrained="weights/vq-f4"))
+    (tmp_path / "weights/vq-f4").mkdir(parents=True)
+    with pytest.raises(ModelError, match=r"neither a model folder \(with a config.yaml\)"):
+        find_model("weights/vq-f4")
+
+
+def test_a_config_may_name_a_model_of_the_hub(fake, tmp_path):
     cached = autoencoder_folder(tmp_path / "cache")
     fake.snapshot_download = lambda repo_id, allow_patterns: str(cached)
-    assert find_model("me/model") == cached
-    monkeypatch.chdir(tmp_path)
-    autoencoder_folder(tmp_path / "me" / "model")
-    assert find_model("me/model").resolve() == (tmp_path / "me" / "model").resolve()
+    path = tmp_path / "run.yaml"
+    path.write_text(
+        "autoencoder: {kind: vqgan, pretrained: hf:me/vq}\ntrain: {init_from: hf:me/vq}"
+    )
+    run = load_config(path)
+    assert run.train.init_from == "hf:me/vq"
+    assert resolve_autoencoder(run.autoencoder).n_embed == 16
+    assert load_autoencoder(run.autoencoder).channels == 4
 
 
 def test_out_of_reach_is_one_sentence(fake):
@@ -41,9 +88,9 @@ def test_out_of_reach_is_one_sentence(fake):
 
     fake.snapshot_download = fake.create_repo = fails
     with pytest.raises(
-        HubError, match=r"me/model: no such folder here.*\(Cannot reach the hub\)\.$"
+        HubError, match=r"^hf:me/model: not to be had from the hub \(Cannot reach the hub\)\.$"
     ):
-        find_model("me/model")
+        find_model("hf:me/model")
     with pytest.raises(HubError, match=r"could not be sent to the hub \(Cannot reach the hub\)"):
         upload(None, "me/model")
 

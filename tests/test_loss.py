@@ -8,9 +8,12 @@ import pytest
 import torch
 from torch import nn
 
-from ldm_dream.config.model import ResidualShiftConfig
-from ldm_dream.loss import diffusion_loss, dream, evaluating
+from dream_kernels import reference
+from ldm_dream.config.model import Dream, ResidualShiftConfig
+from ldm_dream.denoiser import Inputs
+from ldm_dream.loss import DiffusionLoss, as_in_sampling, diffusion_loss, estimate
 from ldm_dream.process import PREDICTIONS, build_process
+from runs import PlainDenoiser
 
 F64 = torch.float64
 
@@ -37,6 +40,19 @@ def batch(process, dtype=torch.float32, prediction="z0"):
     z0, z_lr, cond, eps = torch.randn(4, 4, 2, 5, 5, dtype=dtype, generator=generator)
     last = process.num_timesteps - 1 - (prediction == "eps")
     return z0, z_lr, cond, torch.tensor([0, last // 3, last // 2, last]), eps
+
+
+def loss_of(denoise, process, z0, z_lr, cond, t, eps, prediction="z0", **dream) -> DiffusionLoss:
+    denoiser, inputs = PlainDenoiser(denoise, process, prediction), Inputs(z_lr, (cond,))
+    return diffusion_loss(denoiser, z0, inputs, t, eps, Dream(**dream))
+
+
+def rectified(denoise, process, z_t, z_lr, cond, t, eps, prediction, **dream):
+    """-> (z_t', eps target) from the estimate that the loss makes."""
+    denoiser, inputs = PlainDenoiser(denoise, process, prediction), Inputs(z_lr, (cond,))
+    eps_hat, lam = estimate(denoiser, z_t, t, inputs, Dream(**dream))
+    z = reference.dream_rectify(z_t, eps, eps_hat, process.s(t), lam)
+    return z, eps + lam * (eps - eps_hat)
 
 
 def numbers(process, t, dtype=F64):
@@ -68,7 +84,7 @@ def test_dream_with_strength_zero_is_plain_loss(process, prediction, kind):
     wanted = (error.abs() if kind == "l1" else error**2).mean((1, 2, 3))
     wanted.sum().backward()
     torch.manual_seed(7)
-    got = diffusion_loss(
+    got = loss_of(
         net,
         process,
         z0,
@@ -80,7 +96,6 @@ def test_dream_with_strength_zero_is_plain_loss(process, prediction, kind):
         kind=kind,
         strength=0.0,
         p=0.7,
-        network=net,
     )
     got.loss.sum().backward()
     assert torch.equal(got.loss, wanted)
@@ -99,7 +114,7 @@ def test_dream_is_equations_14_and_15(process, strength, p):
     z_t = a * z0 + b * z_lr + s * eps
     lam = strength * weight**p
     delta = eps - frozen_guess(z_t, t, cond)
-    got_z, got_eps = dream(
+    got_z, got_eps = rectified(
         frozen_guess, process, z_t, z_lr, cond, t, eps, prediction="eps", strength=strength, p=p
     )
     torch.testing.assert_close(
@@ -112,7 +127,7 @@ def test_prediction_types_that_say_the_same_give_the_same_rectified_pair(process
     z0, z_lr, cond, t, eps = batch(process, F64, "eps")
     z_t = process.q_sample(z0, z_lr, eps, t)
     pairs = [
-        dream(
+        rectified(
             saying_the_same(process, z_lr, kind),
             process,
             z_t,
@@ -135,7 +150,7 @@ def test_prediction_types_that_say_the_same_give_the_same_rectified_pair(process
 def test_rectified_pair_still_implies_z0(process, p):
     z0, z_lr, cond, t, eps = batch(process, F64, "eps")
     z_t = process.q_sample(z0, z_lr, eps, t)
-    z, target = dream(
+    z, target = rectified(
         frozen_guess, process, z_t, z_lr, cond, t, eps, prediction="eps", strength=0.8, p=p
     )
     a, b, s, _ = numbers(process, t)
@@ -151,9 +166,7 @@ def test_a_network_that_knows_the_answer_has_no_loss(process, prediction):
         implied = (z_t - a * z0 - b * z_lr) / s
         return {"eps": implied, "z0": z0, "v": a * implied - s * z0}[prediction]
 
-    got = diffusion_loss(
-        knows, process, z0, z_lr, cond, t, eps, prediction=prediction, strength=1.0
-    )
+    got = loss_of(knows, process, z0, z_lr, cond, t, eps, prediction=prediction, strength=1.0)
     torch.testing.assert_close(
         got.loss, torch.zeros(4, dtype=F64), rtol=0, atol=2e-4
     )  # eps of the first step: 1 / s ~ 1e3
@@ -167,7 +180,7 @@ def test_dream_on_residual_shift_blends_the_estimate_of_z0():
     process = build_process(ResidualShiftConfig())
     z0, z_lr, cond, t, eps = batch(process, F64)
     z_t, guess = process.q_sample(z0, z_lr, eps, t), lambda z_t, t, cond: 0.9 * cond
-    z, _ = dream(guess, process, z_t, z_lr, cond, t, eps, prediction="z0", strength=1.0, p=2.0)
+    z, _ = rectified(guess, process, z_t, z_lr, cond, t, eps, prediction="z0", strength=1.0, p=2.0)
     eta = process.b(t, F64)
     torch.testing.assert_close(z, z_t + (1 - eta) * eta * (0.9 * cond - z0), rtol=1e-5, atol=1e-6)
 
@@ -192,7 +205,7 @@ def test_gradient_is_that_of_the_loss_written_out(process, prediction, kind):
     error = 0.6 * z - {"eps": rectified, "z0": z0, "v": a * rectified - s * z0}[prediction]
     wanted = ((error.sign() if kind == "l1" else 2 * error) * z).mean((1, 2, 3)).sum()
 
-    got = diffusion_loss(
+    got = loss_of(
         lambda z_t, t, cond: w * z_t,
         process,
         z0,
@@ -211,7 +224,7 @@ def test_gradient_is_that_of_the_loss_written_out(process, prediction, kind):
 def test_z0_hat_is_implied_by_the_output_and_carries_gradient(process):
     z0, z_lr, cond, t, eps = batch(process)
     net = Net().eval()
-    got = diffusion_loss(net, process, z0, z_lr, cond, t, eps, prediction="v")
+    got = loss_of(net, process, z0, z_lr, cond, t, eps, prediction="v")
     z_t = process.q_sample(z0, z_lr, eps, t)
     torch.testing.assert_close(got.z0_hat, process.to_z0(net(z_t, t, cond), z_t, z_lr, t, "v"))
     (gradient,) = torch.autograd.grad(got.z0_hat.square().sum(), [net.inner[2].bias])
@@ -227,9 +240,7 @@ def test_extra_pass_has_dropout_off_and_leaves_the_random_state(process):
     for strength in (0.0, 1.0):
         net = Net()
         torch.manual_seed(5)
-        diffusion_loss(
-            net, process, z0, z_lr, cond, t, eps, prediction="z0", strength=strength, network=net
-        )
+        loss_of(net, process, z0, z_lr, cond, t, eps, prediction="z0", strength=strength)
         states.append(torch.get_rng_state())
     assert net.modes == [False, True]
     assert torch.equal(*states)
@@ -239,7 +250,7 @@ def test_mixed_training_flags_come_back_one_by_one():
     net = Net()
     net.inner[0].eval()
     flags = [module.training for module in net.modules()]
-    with evaluating(net):
+    with as_in_sampling(net, "cpu", "same"):
         assert not any(module.training for module in net.modules())
     assert [module.training for module in net.modules()] == flags
     assert len(set(flags)) == 2
@@ -253,9 +264,7 @@ def test_training_flags_come_back_after_a_failed_pass():
         raise RuntimeError("out of memory")
 
     with pytest.raises(RuntimeError, match="out of memory"):
-        diffusion_loss(
-            fails, process, z0, z_lr, cond, t, eps, prediction="z0", strength=1.0, network=net
-        )
+        loss_of(fails, process, z0, z_lr, cond, t, eps, prediction="z0", strength=1.0)
     assert all(module.training for module in net.modules())
 
 
@@ -266,9 +275,7 @@ def test_gradients_under_autocast_survive_the_extra_pass():
     process, net = build_process(ResidualShiftConfig()), Net()
     z0, z_lr, cond, t, eps = batch(process)
     with torch.autocast("cpu", torch.bfloat16):
-        got = diffusion_loss(
-            net, process, z0, z_lr, cond, t, eps, prediction="z0", strength=1.0, network=net
-        )
+        got = loss_of(net, process, z0, z_lr, cond, t, eps, prediction="z0", strength=1.0)
     assert got.loss.dtype == torch.float32
     got.loss.sum().backward()
     assert all(
@@ -280,41 +287,28 @@ def test_gradients_under_autocast_survive_the_extra_pass():
 
 
 @pytest.mark.parametrize(
-    ("wrong", "says"),
-    [
-        ({"strength": 1.5}, "strength=1.5"),
-        ({"strength": -0.1}, "strength=-0.1"),
-        ({"p": -1.0}, "p=-1.0"),
-        ({"p": math.inf}, "strength=0 for plain"),
-        ({"kind": "l3"}, "one of l1, l2, huber"),
-        ({"prediction": "noise"}, "one of eps, z0, v"),
-    ],
+    "wrong",
+    [{"strength": 1.5}, {"strength": -0.1}, {"p": -1.0}, {"p": math.inf}, {"min_lam": 1.5}]
+    + [{"kind": "l3"}, {"estimate_precision": "fp8"}],
 )
-def test_wrong_arguments_are_named(wrong, says):
+def test_values_outside_their_range_are_refused(wrong):
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        Dream(**wrong)
+
+
+def test_an_unknown_prediction_is_named():
     process = build_process(ResidualShiftConfig())
-    z0, z_lr, cond, t, eps = batch(process)
-    with pytest.raises(ValueError, match=says):
-        diffusion_loss(
-            frozen_guess,
-            process,
-            z0,
-            z_lr,
-            cond,
-            t,
-            eps,
-            **({"prediction": "z0", "strength": 0.5} | wrong),
-        )
+    with pytest.raises(ValueError, match="one of eps, z0, v"):
+        loss_of(frozen_guess, process, *batch(process), prediction="noise", strength=0.5)
 
 
 def test_output_of_another_shape_does_not_broadcast():
     process = build_process(ResidualShiftConfig())
     z0, z_lr, cond, t, eps = batch(process)
     with pytest.raises(ValueError, match=r"\(4, 1, 5, 5\).*\(4, 2, 5, 5\)"):
-        diffusion_loss(
-            lambda z_t, t, cond: z_t[:, :1], process, z0, z_lr, cond, t, eps, prediction="z0"
-        )
+        loss_of(lambda z_t, t, cond: z_t[:, :1], process, z0, z_lr, cond, t, eps, prediction="z0")
     with pytest.raises(ValueError, match=r"\(4, 1, 5, 5\).*\(4, 2, 5, 5\)"):
-        dream(
+        rectified(
             lambda z_t, t, cond: z_t[:, :1],
             process,
             z0,
@@ -328,60 +322,25 @@ def test_output_of_another_shape_does_not_broadcast():
         )
 
 
-@pytest.mark.parametrize("prediction", PREDICTIONS)
-def test_a_fraction_rectifies_the_samples_of_the_largest_lam_and_leaves_the_rest_plain(
-    process, prediction
-):
-    z0, z_lr, cond, t, eps = batch(process, prediction="eps")
-    denoise, estimated = saying_the_same(process, z_lr, prediction), []
-    moved = process.weight(t).flatten().topk(2).indices
-
-    def loss(**options):
-        return diffusion_loss(
-            denoise, process, z0, z_lr, cond, t, eps, prediction=prediction, **options
-        ).loss
-
-    def estimator(z_t, t, cond):
-        estimated.append(t.tolist())
-        return saying_the_same(process, z_lr[moved], prediction)(z_t, t, cond)
-
-    got = loss(strength=1.0, estimator=estimator, fraction=0.3)
-    assert estimated == [t[moved].tolist()] and sorted(moved.tolist()) != [0, 1]
-    whole = torch.zeros(len(t), dtype=torch.bool).index_fill(0, moved, True)
-    torch.testing.assert_close(got, torch.where(whole, loss(strength=1.0), loss()))
-    with pytest.raises(ValueError, match="fraction=0 is not possible"):
-        loss(strength=1.0, fraction=0)
-
-
-def test_samples_below_min_lam_stay_plain_and_the_extra_pass_is_spared_where_none_is_left(process):
+def test_samples_below_min_lam_stay_plain(process):
+    """And where none is left, the extra pass is skipped."""
     z0, z_lr, cond, t, eps = batch(process)
-    seen = []
+    passes = []
 
-    def loss(**options):
-        def estimator(z_t, t, cond):
-            seen.append(t.tolist())
+    def loss(**dream):
+        def denoise(z_t, t, cond):
+            passes.append(t.tolist())
             return frozen_guess(z_t, t, cond)
 
-        return diffusion_loss(
-            frozen_guess,
-            process,
-            z0,
-            z_lr,
-            cond,
-            t,
-            eps,
-            prediction="z0",
-            estimator=estimator,
-            **options,
-        ).loss
+        passes.clear()
+        return loss_of(denoise, process, z0, z_lr, cond, t, eps, **dream).loss
 
     lam = process.weight(t).flatten()
     least = lam.mean().item()
-    got, above = loss(strength=1.0, min_lam=least), lam >= least
-    assert sorted(seen.pop()) == sorted(t[above].tolist()) and 0 < above.sum() < 4
+    above, all_of_them = lam >= least, t.tolist()
+    got = loss(strength=1.0, min_lam=least)
+    assert passes == [t[above].tolist(), all_of_them] and 0 < above.sum() < 4
     torch.testing.assert_close(got, torch.where(above, loss(strength=1.0), loss()))
-    seen.clear()
     torch.testing.assert_close(loss(strength=0.5, min_lam=0.6), loss())
-    assert not seen
-    with pytest.raises(ValueError, match="min_lam=1.5 is not possible"):
-        loss(strength=1.0, min_lam=1.5)
+    loss(strength=0.5, min_lam=0.6)
+    assert passes == [all_of_them]

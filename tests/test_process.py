@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ldm_dream.config.model import DDPMConfig, FlowConfig, RegressionConfig, ResidualShiftConfig
+from ldm_dream.config.model import DDPMConfig, FlowConfig, ResidualShiftConfig
 from ldm_dream.process import (
     DDPM,
     PREDICTIONS,
@@ -16,7 +16,6 @@ from ldm_dream.process import (
     exponential_sqrt_eta,
     linear_abar,
 )
-from ldm_dream.sampler import sample
 
 F64 = torch.float64
 
@@ -288,23 +287,3 @@ def test_continuous_training_shares_one_step_and_places_each_sample_in_it():
     assert draws.min() >= -1 and draws.max() <= 49 and draws.ceil().unique().numel() == 50
     assert draws[0].unique().numel() == 8
     assert DDPM(linear_abar(50, 1e-3, 0.2)).draw(8, generator).dtype == torch.int64
-
-
-@pytest.mark.parametrize("kind", ["ancestral", "ddim"])
-def test_regression_starts_from_the_picture_and_ends_at_the_prediction(kind):
-    process = build_process(RegressionConfig())
-    z_lr, output = torch.randn(2, 1, 3, 4, 4)
-    z0 = sample(
-        lambda z_t, t, cond: output + 0 * z_t,
-        process,
-        z_lr,
-        z_lr,
-        prediction="z0",
-        kind=kind,
-        noise=lambda k: torch.ones_like(z_lr),
-    )
-    assert torch.equal(z0, output)
-    assert torch.equal(process.prior(z_lr, output), z_lr)
-    assert torch.equal(process.q_sample(output, z_lr, output, torch.tensor([0])), z_lr)
-    with pytest.raises(ProcessError, match="set prediction: z0"):
-        process.to_eps(output, z_lr, z_lr, torch.tensor([0]), "eps")

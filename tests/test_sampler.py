@@ -7,9 +7,17 @@ import math
 import pytest
 import torch
 
-from ldm_dream.config.model import DDPMConfig, FlowConfig, ResidualShiftConfig
-from ldm_dream.process import ResidualShift, build_process
-from ldm_dream.sampler import KINDS, SamplerError, sample, sample_steps, timesteps
+from ldm_dream.config.model import (
+    DDPMConfig,
+    FlowConfig,
+    RegressionConfig,
+    ResidualShiftConfig,
+    Sampling,
+)
+from ldm_dream.denoiser import Inputs
+from ldm_dream.process import build_process
+from ldm_dream.sampler import SamplerError, gaussian, sample, sample_steps, timesteps
+from runs import PlainDenoiser
 
 F64 = torch.float64
 SHAPE = (2, 3, 4, 4)
@@ -25,10 +33,15 @@ def guess(z_t, t, cond):
     return torch.tanh(0.4 * z_t + 0.01 * t[:, None, None, None] + 0.3 * cond)
 
 
-def kinds_of(process):
-    return (
-        KINDS[:3] if not isinstance(process, ResidualShift) else ("ancestral", "ddim", "resshift")
-    )
+def walk(denoise, process, z_lr, cond, *, prediction="z0", noise=field, clip=None, **sampling):
+    """The trajectory of a function as denoiser."""
+    denoiser, inputs = PlainDenoiser(denoise, process, prediction), Inputs(z_lr, (cond,))
+    return sample_steps(denoiser, inputs, Sampling(**sampling), noise, clip)
+
+
+def end(denoise, process, z_lr, cond, *, prediction="z0", noise=field, clip=None, **sampling):
+    denoiser, inputs = PlainDenoiser(denoise, process, prediction), Inputs(z_lr, (cond,))
+    return sample(denoiser, inputs, Sampling(**sampling), noise, clip)
 
 
 @pytest.fixture
@@ -49,7 +62,7 @@ def test_ddim_with_eta_one_is_ancestral(process, z_lr, cond, steps):
     steps = min(process.num_timesteps, 20) if steps is None else steps
     runs = [
         list(
-            sample_steps(
+            walk(
                 guess,
                 process,
                 z_lr,
@@ -75,7 +88,7 @@ def test_ddim_adds_noise_of_eta_times_the_posterior_deviation(process, z_lr, con
     path = timesteps(process, 3)
 
     def first(other):
-        run = sample_steps(
+        run = walk(
             guess,
             process,
             z_lr,
@@ -98,7 +111,7 @@ def test_resshift_kind_is_the_published_step(z_lr, cond):
     process = build_process(ResidualShiftConfig())
     z = z_lr + 2 * 0.99 * field(0)
     for k, step in enumerate(
-        sample_steps(guess, process, z_lr, cond, prediction="z0", kind="resshift", noise=field)
+        walk(guess, process, z_lr, cond, prediction="z0", kind="resshift", noise=field)
     ):
         eta, eta_prev = (process.b(torch.tensor([t]), F64) for t in (step.t, step.t - 1))
         z0 = guess(z, torch.full((2,), step.t), cond)
@@ -117,7 +130,7 @@ def test_solver_in_its_first_order_steps_is_ddim(z_lr, cond):
     for cfg in (DDPMConfig(num_timesteps=1000), FlowConfig(num_timesteps=100)):
         process = build_process(cfg)
         runs = [
-            sample(guess, process, z_lr, cond, prediction="z0", kind=kind, steps=2, noise=field)
+            end(guess, process, z_lr, cond, prediction="z0", kind=kind, steps=2, noise=field)
             for kind in ("ddim", "dpm-solver++")
         ]
         torch.testing.assert_close(*runs, rtol=1e-9, atol=1e-9)
@@ -149,9 +162,7 @@ def test_order_of_convergence_on_gaussian_data(kind, order):
         wanted = [ends[0] + (ends[1] - ends[0]) * i / n for i in range(n + 1)]
         path = [min(range(4000), key=lambda t: abs(grid[t] - w)) for w in wanted]
         run = list(
-            sample_steps(
-                best, process, 0 * z_T, z_T, prediction="z0", kind=kind, steps=path, noise=field
-            )
+            walk(best, process, 0 * z_T, z_T, prediction="z0", kind=kind, steps=path, noise=field)
         )
         z = run[-2].z_t  # at step 40: the clean end is reached by a jump of its own
         errors.append((z - scale_at(path[-1]) / scale_at(3999) * z_T).abs().max().item())
@@ -164,8 +175,8 @@ def test_order_of_convergence_on_gaussian_data(kind, order):
 @pytest.mark.parametrize("steps", [1, 2, 4])
 def test_a_network_that_knows_z0_is_believed(process, z_lr, cond, steps):
     z0 = field(7)
-    for kind in kinds_of(process):
-        got = sample(
+    for kind in process.samplers:
+        got = end(
             lambda z_t, t, cond: z0,
             process,
             z_lr,
@@ -187,8 +198,8 @@ def test_prediction_types_that_say_the_same_give_the_same_sample(process, z_lr, 
             else process.to_v(guess(z_t, t, cond), z_t, z_lr, t, "z0")
         )
 
-    for kind in kinds_of(process):
-        got = sample(
+    for kind in process.samplers:
+        got = end(
             says,
             process,
             z_lr,
@@ -199,7 +210,7 @@ def test_prediction_types_that_say_the_same_give_the_same_sample(process, z_lr, 
             noise=field,
             eta=0.5,
         )
-        wanted = sample(
+        wanted = end(
             guess, process, z_lr, cond, prediction="z0", kind=kind, steps=4, noise=field, eta=0.5
         )
         torch.testing.assert_close(got, wanted, rtol=1e-8, atol=1e-8)
@@ -213,24 +224,25 @@ def test_denoise_sees_indices_and_sample_returns_the_last_step(z_lr, cond):
         return guess(z_t, t, cond)
 
     options = {"prediction": "z0", "kind": "ancestral", "noise": field}
-    steps = list(sample_steps(denoise, process, z_lr, cond, **options))
+    steps = list(walk(denoise, process, z_lr, cond, **options))
     assert seen == [[3, 3], [2, 2], [1, 1], [0, 0]]
     assert [step.t for step in steps] == [3, 2, 1, 0]
     assert torch.equal(steps[-1].z_t, steps[-1].z0_hat)
-    assert torch.equal(sample(guess, process, z_lr, cond, **options), steps[-1].z_t)
+    assert torch.equal(end(guess, process, z_lr, cond, **options), steps[-1].z_t)
 
 
 def test_sampling_keeps_dtype_and_makes_no_graph(process):
     z_lr = torch.zeros(1, 3, 4, 4)
     weight = torch.ones((), requires_grad=True)
-    for kind in kinds_of(process):
-        got = sample(
+    for kind in process.samplers:
+        got = end(
             lambda z, t, c: weight * guess(z, t, c),
             process,
             z_lr,
             z_lr,
             prediction="z0",
             kind=kind,
+            noise=gaussian(z_lr),
             steps=3,
         )
         assert got.dtype == torch.float32
@@ -244,7 +256,7 @@ def test_sampling_keeps_dtype_and_makes_no_graph(process):
 def test_same_generator_same_result_and_another_differs(process):
     z_lr = torch.zeros(1, 3, 4, 4)
     first, again, other = (
-        sample(
+        end(
             guess,
             process,
             z_lr,
@@ -252,7 +264,7 @@ def test_same_generator_same_result_and_another_differs(process):
             prediction="z0",
             kind="ancestral",
             steps=4,
-            generator=torch.Generator().manual_seed(seed),
+            noise=gaussian(z_lr, torch.Generator().manual_seed(seed)),
         )
         for seed in (5, 5, 6)
     )
@@ -273,16 +285,14 @@ def test_noise_is_asked_by_number_and_only_where_it_is_added(z_lr, cond):
         ("ddim", 0.5, [0, 1, 2, 3]),
     ):
         asked.clear()
-        sample(
-            guess, process, z_lr, cond, prediction="z0", kind=kind, steps=4, eta=eta, noise=noise
-        )
+        end(guess, process, z_lr, cond, prediction="z0", kind=kind, steps=4, eta=eta, noise=noise)
         assert asked == wanted, kind
 
 
 def test_forward_variance_replaces_the_noise_and_leaves_the_mean(process, z_lr, cond):
     first = {}
     for variance in ("posterior", "forward"):
-        run = sample_steps(
+        run = walk(
             guess,
             process,
             z_lr,
@@ -302,8 +312,8 @@ def test_forward_variance_replaces_the_noise_and_leaves_the_mean(process, z_lr, 
 
 
 def test_clip_bounds_every_estimate(process, z_lr, cond):
-    for kind in kinds_of(process):
-        run = sample_steps(
+    for kind in process.samplers:
+        run = walk(
             lambda z_t, t, cond: 3 * guess(z_t, t, cond), process, z_lr, cond,
             prediction="z0", kind=kind, steps=4, noise=field, clip=0.7,
         )  # fmt: skip
@@ -344,20 +354,36 @@ def test_impossible_numbers_of_steps_are_refused(steps):
 @pytest.mark.parametrize(
     ("cfg", "wrong", "says"),
     [
-        (DDPMConfig(), {"kind": "resshift"}, "needs the process residual_shift"),
-        (FlowConfig(), {"kind": "resshift"}, "needs the process residual_shift"),
-        (ResidualShiftConfig(), {"kind": "dpm-solver++"}, "without z_lr"),
-        (ResidualShiftConfig(), {"kind": "euler"}, "choose one of ancestral, ddim, dpm-solver"),
-        (ResidualShiftConfig(), {"kind": "ddim", "eta": 1.5}, "eta=1.5"),
-        (ResidualShiftConfig(), {"variance": "learned"}, "choose one of posterior, forward"),
-        (ResidualShiftConfig(), {"noise": field, "generator": torch.Generator()}, "both given"),
+        (DDPMConfig(), {"kind": "resshift"}, "use one of ancestral, ddim, dpm-solver"),
+        (FlowConfig(), {"kind": "resshift"}, "does not fit Flow"),
+        (ResidualShiftConfig(), {"kind": "dpm-solver++"}, "one of ancestral, ddim, resshift"),
+        (RegressionConfig(), {"kind": "ddim"}, "use one of ancestral"),
         (FlowConfig(), {"prediction": "eps"}, "use prediction 'v' or 'z0'"),
     ],
 )
 def test_what_does_not_fit_is_refused_in_one_sentence(cfg, wrong, says):
     z = torch.zeros(1, 3, 4, 4)
     with pytest.raises(ValueError, match=says) as caught:
-        sample(
-            guess, build_process(cfg), z, z, **({"prediction": "z0", "kind": "ancestral"} | wrong)
-        )
+        end(guess, build_process(cfg), z, z, **wrong)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"kind": "euler"}, {"eta": 1.5}, {"variance": "learned"}, {"steps": (3, 3)}]
+)
+def test_values_outside_their_range_are_refused(wrong):
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        Sampling(**wrong)
+
+
+def test_regression_is_one_call_from_z_lr(z_lr, cond):
+    """A residual shift without noise: z_t is z_lr, and the network's z0 is the result."""
+    process, seen = build_process(RegressionConfig()), []
+
+    def denoise(z_t, t, cond):
+        seen.append(z_t)
+        return guess(z_t, t, cond)
+
+    got = end(denoise, process, z_lr, cond, kind="ancestral")
+    assert torch.equal(seen[0], z_lr) and len(seen) == 1
+    assert torch.equal(got, guess(z_lr, torch.zeros(2), cond))

@@ -1,7 +1,8 @@
-"""Put a trained model folder among the bundled ones: half precision, the autoencoder's latent scale
-measured, its card added.
+"""Put a trained model folder among the bundled ones, in half precision and with its card.
 
-python tools/bundle.py runs/vq-f4-tiny/model vq-f4-tiny --card card.md
+python tools/bundle.py runs/tiny/vq-f4-tiny/model vq-f4-tiny --card card.md
+
+Of an autoencoder, the scale of its latents is measured on the way.
 """
 
 import argparse

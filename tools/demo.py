@@ -1,5 +1,4 @@
-"""Upscale the bundled photo with the bundled model, score it against bicubic, write before and
-after.
+"""Upscale the bundled photo with the bundled model and score it against bicubic.
 
 python tools/demo.py -o demo
 """
@@ -22,7 +21,10 @@ def build_parser() -> argparse.ArgumentParser:
         "-o", "--output", type=Path, default=Path("demo"), metavar="DIR", help="(default: demo)"
     )
     parser.add_argument(
-        "-n", "--model", default="dream-latent-x4-tiny", help="bundled model or model folder"
+        "-n",
+        "--model",
+        default="dream-latent-x4-tiny",
+        help="bundled model, model folder or hf:owner/name",
     )
     parser.add_argument(
         "--lpips-weights",

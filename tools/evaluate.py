@@ -1,8 +1,11 @@
-"""Score results or a model against HR pictures: PSNR, SSIM, LPIPS, consistency, FID and KID or an offline stand-in.
+"""Score results or a model against HR pictures: PSNR, SSIM, LPIPS, consistency and FID.
 
 python tools/evaluate.py --hr HR_DIR -n dream-latent-x4-tiny --lr LR_DIR
 python tools/evaluate.py --hr HR_DIR --sr RESULTS_DIR --lr LR_DIR --json scores.json
 python tools/evaluate.py --hr HR_DIR --sr RESULTS_DIR --protocol dream-legacy
+
+Without the Inception weights of FID and KID, distances of other features stand in for them, under
+their own names.
 """
 
 import argparse
@@ -20,7 +23,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--match", default="", metavar="TEXT", help="only pictures whose name holds this")
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--sr", type=Path, metavar="DIR", help="results with the same names")
-    what.add_argument("-n", "--model", help="bundled model or model folder to run")
+    what.add_argument("-n", "--model", help="bundled model, model folder or hf:owner/name to run")
     add(
         "--lr",
         type=Path,

@@ -1,8 +1,9 @@
-"""Write a model folder as parts for diffusers (U-Net, VQGAN, scheduler); what it has no class for:
-safetensors and config.json.
+"""Write a model folder as parts for diffusers: U-Net, VQGAN and scheduler.
 
 python tools/export_diffusers.py models/ldm-sr -o models/ldm-sr-diffusers
 python tools/export_diffusers.py models/resshift-x4 -o models/resshift-x4-diffusers
+
+A part that diffusers has no class for is written as safetensors and config.json.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""Turn a published checkpoint (SR3, IDM, ResShift, LDM-SR, VQGAN of LDM / ResShift / taming, TAESD) into a model folder.
+"""Turn a published checkpoint of SR3, IDM, ResShift, LDM-SR, a VQGAN or TAESD into a model folder.
 
 python tools/import_checkpoint.py autoencoder_vq_f4.pth -o models/vq-f4
 python tools/import_checkpoint.py I640000_E37_gen.pth -o models/sr3-face-8x
@@ -34,7 +34,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--autoencoder",
         metavar="MODEL",
-        help="imported VQGAN that belongs to the network: model folder or bundled name",
+        help="imported VQGAN that belongs to the network: model folder, bundled name or hf:owner/name",
     )
     return parser
 
@@ -42,7 +42,7 @@ def build_parser() -> argparse.ArgumentParser:
 def main() -> None:
     args = build_parser().parse_args()
     with user_errors():
-        from ldm_dream.model_folder import save_model  # here, so that --help answers without torch
+        # here, so that --help answers without torch
         from ldm_dream.interchange.published import (
             load_first_stage,
             load_published,
@@ -50,6 +50,7 @@ def main() -> None:
             published_card,
             published_run,
         )
+        from ldm_dream.model_folder import save_model
 
         config, state = load_published(args.published)
         autoencoder = args.autoencoder
@@ -73,7 +74,7 @@ def main() -> None:
     )
     if run.task == "diffusion":
         print(f"process: {run.process.kind}, {run.process.num_timesteps} steps; x{run.scale}")
-        if not autoencoder and not first_stage:
+        if run.autoencoder.kind != "pixel" and not autoencoder and not first_stage:
             print(
                 f"next: import its autoencoder too and name it in {args.output / 'config.yaml'} (autoencoder.pretrained)"
             )

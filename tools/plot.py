@@ -1,7 +1,7 @@
 """Draw the curves of training runs from their metrics.jsonl: one SVG, or TensorBoard's event files.
 
-python tools/plot.py runs/ldm-x4 runs/ldm-x4_dream -o curves.svg
-python tools/plot.py runs/ldm-x4 runs/ldm-x4_dream --tensorboard runs/events
+python tools/plot.py runs/ldm/ldm-4x runs/ldm/ldm-4x-dream -o curves.svg
+python tools/plot.py runs/ldm/ldm-4x runs/ldm/ldm-4x-dream --tensorboard runs/events
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""Train a diffusion model or an autoencoder from a config. The same command again resumes the run.
+"""Train a diffusion model or an autoencoder from a config; the same command again resumes the run.
 
 python tools/train.py CONFIG.yaml --set train.steps=1000
 """
@@ -7,7 +7,7 @@ import argparse
 from pathlib import Path
 
 from ldm_dream.cli import user_errors
-from ldm_dream.config.files import dump_config, load_config
+from ldm_dream.config.files import default_run_dir, dump_config, load_config
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -25,7 +25,7 @@ def build_parser() -> argparse.ArgumentParser:
     add(
         "--run-dir",
         type=Path,
-        help="checkpoints and metrics.jsonl go here (default: runs/<name of the config>)",
+        help="checkpoints and metrics.jsonl go here (default: configs/A/B.yaml goes to runs/A/B)",
     )
     add(
         "--dry-run",
@@ -37,7 +37,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main() -> None:
     args = build_parser().parse_args()
-    run_dir = args.run_dir or Path("runs") / args.config.stem
+    run_dir = args.run_dir or default_run_dir(args.config)
     with user_errors():
         run = load_config(args.config, args.set)
         if args.dry_run:

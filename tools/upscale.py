@@ -37,7 +37,7 @@ def build_parser() -> argparse.ArgumentParser:
         "-n",
         "--model",
         default="dream-latent-x4-tiny",
-        help="bundled model or model folder (default: %(default)s)",
+        help="bundled model, model folder or hf:owner/name (default: %(default)s)",
     )
     parser.add_argument(
         "-s",

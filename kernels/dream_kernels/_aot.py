@@ -20,7 +20,7 @@ from typing import NamedTuple, get_type_hints
 
 import triton
 from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
+from triton.compiler import ASTSource, CompiledKernel
 
 from . import OPS, Variant
 from .backend import BackendError
@@ -69,29 +69,31 @@ def report(ops: Iterable[str] = tuple(OPS), workers: int = 2) -> list[Row]:
     jobs = [
         (op, i, target) for op in ops for i in range(len(OPS[op].variants())) for target in TARGETS
     ]
-    with ProcessPoolExecutor(
-        workers, multiprocessing.get_context("fork")
-    ) as pool:  # fork: nobody imports torch again
-        return list(pool.map(_compiled, jobs))
+    fork = multiprocessing.get_context("fork")  # nobody imports torch again
+    with ProcessPoolExecutor(workers, fork) as pool:
+        return list(pool.map(_row, jobs))
 
 
-def _compiled(job: tuple[str, int, str]) -> Row:
+def compiled(variant: Variant, target: str) -> CompiledKernel:
+    """By Triton, for a card that need not be there."""
+    source = ASTSource(variant.kernel, variant.signature, variant.constexprs, variant.attrs)
+    nvidia = target.startswith("sm_")
+    card = GPUTarget("cuda", int(target[3:]), 32) if nvidia else GPUTarget("hip", target, 64)
+    return triton.compile(source, card, {"num_warps": variant.num_warps})
+
+
+def _row(job: tuple[str, int, str]) -> Row:
     op, i, target = job
     variant = OPS[op].variants()[i]
-    source = ASTSource(variant.kernel, variant.signature, variant.constexprs, variant.attrs)
-    where = (
-        GPUTarget("cuda", int(target[3:]), 32)
-        if target.startswith("sm_")
-        else GPUTarget("hip", target, 64)
-    )
-    made = triton.compile(source, where, {"num_warps": variant.num_warps})
+    made = compiled(variant, target)
     registers, spills, loads, stores = (_nvidia if "cubin" in made.asm else _amd)(made.asm)
     narrow = len(re.findall(r"tt\.addptr .*tensor<[\dx]*xi32>", made.asm["ttir"]))
     accesses = max(loads, default=0), max(stores, default=0)
     moved, least = round(float(variant.bytes_moved), 3), round(float(variant.bytes_least), 3)
     microseconds = round(predicted(variant, TARGETS[target]) * 1e6, 1)
     return Row(
-        op, variant.name, target, registers, spills, made.metadata.shared, *accesses, narrow, moved, least, microseconds
+        op, variant.name, target, registers, spills, made.metadata.shared, *accesses, narrow, moved,
+        least, microseconds,
     )  # fmt: skip
 
 
@@ -129,6 +131,10 @@ def _amd(asm: dict) -> tuple[int, int, list[int], list[int]]:
     return int(registers), spills, found["load"], found["store"]
 
 
+# column of a row -> 1 if more of it is worse, -1 if less
+SIGNS = {"spills": 1, "load_bits": -1, "store_bits": -1, "narrow_offsets": 1, "bytes_moved": 1}
+
+
 def worse(rows: list[Row], kept: list[Row]) -> list[str]:
     """What `rows` lose against the kept rows of the same ops, one sentence each. More registers are
     no loss while none spills.
@@ -140,13 +146,7 @@ def worse(rows: list[Row], kept: list[Row]) -> list[str]:
     found = [f"{' on '.join(key)}: not in the table" for key in now.keys() - before.keys()]
     found += [f"{' on '.join(key)}: only in the table" for key in before.keys() - now.keys()]
     for key in now.keys() & before.keys():
-        for column, sign in {
-            "spills": 1,
-            "load_bits": -1,
-            "store_bits": -1,
-            "narrow_offsets": 1,
-            "bytes_moved": 1,
-        }.items():
+        for column, sign in SIGNS.items():
             new, old = getattr(now[key], column), getattr(before[key], column)
             if sign * new > sign * old:
                 found.append(f"{' on '.join(key)}: {column} {new}, was {old}")

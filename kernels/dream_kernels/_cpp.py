@@ -26,10 +26,8 @@ from torch import Tensor
 
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-fopenmp", "-fPIC")
 
-NAMES = {
-    torch.float32: "float32",
-    torch.bfloat16: "bfloat16",
-}  # types that the functions take, as they end in their names
+# types that the functions take, as they end in their names
+NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 
 log = logging.getLogger(__name__)
 
@@ -43,18 +41,13 @@ def library(name: str) -> ctypes.CDLL | None:
     compiler = shlex.split(os.environ.get("CXX", "g++"))
     try:
         version = _run(*compiler, "--version")
-        key = hashlib.sha256(
-            "\n".join((source.read_text(), *FLAGS, version, _processor())).encode()
-        ).hexdigest()[:20]
-        kept = _cache() / f"{name}-{key}.so"
+        about = "\n".join((source.read_text(), *FLAGS, version, _processor()))
+        kept = _cache() / f"{name}-{hashlib.sha256(about.encode()).hexdigest()[:20]}.so"
         if not kept.exists():
             _compile(compiler, source, kept)
         return ctypes.CDLL(str(kept))
-    except (
-        OSError,
-        RuntimeError,
-        subprocess.CalledProcessError,
-    ) as error:  # RuntimeError: there is no home
+    # RuntimeError: there is no home
+    except (OSError, RuntimeError, subprocess.CalledProcessError) as error:
         reason = error.stderr.strip() if isinstance(error, subprocess.CalledProcessError) else error
         log.warning(
             "%s runs in torch's own, slower operations; it could not be compiled: %s", name, reason
@@ -77,9 +70,8 @@ def _compile(compiler: list[str], source: Path, kept: Path) -> None:
     with tempfile.TemporaryDirectory(dir=kept.parent) as folder:
         compiled, linked = Path(folder, "compiled.o"), Path(folder, "linked.so")
         _run(*compiler, *FLAGS, "-c", str(source), "-o", str(compiled))
-        _run(
-            *compiler, "-shared", str(compiled), "-o", str(linked)
-        )  # without -fopenmp: torch's OpenMP, see above
+        # without -fopenmp: torch's OpenMP, see above
+        _run(*compiler, "-shared", str(compiled), "-o", str(linked))
         linked.replace(kept)  # whole or not at all, also where two processes do this at once
 
 
@@ -99,12 +91,5 @@ def _processor() -> str:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
         return f"{platform.machine()} {platform.processor()}"
-    return "\n".join(
-        sorted(
-            {
-                line
-                for line in lines
-                if line.startswith(("model name", "flags", "Features", "CPU part"))
-            }
-        )
-    )
+    names = ("model name", "flags", "Features", "CPU part")
+    return "\n".join(sorted({line for line in lines if line.startswith(names)}))

@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ._cpp import NAMES, call, library
-from ._layout import layout
 from .backend import wants_reference
+from .reference import layout
 
 
 def dropout(x: Tensor, p: float) -> Tensor:
@@ -57,15 +57,8 @@ def drop(x: Tensor, p: float, seed: Tensor, memory_format: torch.memory_format) 
         kept = y.bernoulli_(1 - p, generator=torch.Generator().manual_seed(seed.item()))
         return kept.mul_(x).div_(1 - p)
     threshold = min(round(p * 2**16), 2**16 - 1)
-    call(
-        getattr(cpp, f"dropout_{NAMES[x.dtype]}"),
-        x,
-        y,
-        x.numel(),
-        seed.item(),
-        threshold,
-        torch.get_num_threads(),
-    )
+    function = getattr(cpp, f"dropout_{NAMES[x.dtype]}")
+    call(function, x, y, x.numel(), seed.item(), threshold, torch.get_num_threads())
     return y
 
 
@@ -76,9 +69,8 @@ def _(x, p):
 
 @dropout_backward.register_fake
 def _(dy, p, seed, channels_last):
-    return torch.empty_like(
-        dy, memory_format=torch.channels_last if channels_last else torch.contiguous_format
-    )
+    like = torch.channels_last if channels_last else torch.contiguous_format
+    return torch.empty_like(dy, memory_format=like)
 
 
 def _save(ctx, inputs, output):

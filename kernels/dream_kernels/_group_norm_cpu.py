@@ -17,16 +17,24 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ._cpp import NAMES, call, library
-from ._layout import layout
+from .reference import folded, layout
 
 BLOCK = 32  # channels, as in the C++
 aten = torch.ops.aten
 
 
 def group_norm_silu(
-    x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float, silu: bool
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    groups: int,
+    eps: float,
+    scale: Tensor | None = None,
+    shift: Tensor | None = None,
+    silu: bool = True,
 ) -> Tensor:
-    """x [B,C,H,W], weight and bias [B,C] in float32 or wider -> like x in type and layout."""
+    """-> y, as `reference.group_norm_silu`."""
+    weight, bias = folded(x, weight, bias, scale, shift)
     if layout(x) is torch.channels_last:
         return channels_last_op(x, weight, bias, groups, eps, silu)[0]
     z = F.group_norm(as_one(x), len(x) * groups, weight.flatten(), bias.flatten(), eps)
@@ -42,30 +50,21 @@ def as_one(x: Tensor) -> Tensor:
 def channels_last_op(
     x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float, silu: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """-> y, mean and rstd [B,G]. For the backward it saves these two, x, weight and bias, and
-    computes z again.
+    """weight and bias [B,C], float32 or wider -> y, mean and rstd [B,G]. For the backward it saves
+    these two, x, weight and bias, and computes z again.
     """
     if cpp := function("forward", x, weight):
-        x, weight, bias = (
-            x.contiguous(memory_format=torch.channels_last),
-            weight.contiguous(),
-            bias.contiguous(),
-        )
-        y, mean, rstd = (
-            torch.empty_like(x),
-            weight.new_empty(len(x), groups),
-            weight.new_empty(len(x), groups),
-        )
+        x = x.contiguous(memory_format=torch.channels_last)
+        weight, bias = weight.contiguous(), bias.contiguous()
+        y = torch.empty_like(x)
+        mean, rstd = (weight.new_empty(len(x), groups) for _ in range(2))
         call(cpp, x, weight, bias, y, mean, rstd, *scratch_and_sizes(x, groups), eps, silu)
         return y, mean, rstd
     one = as_one(x)
     sizes = 1, one.shape[1], one[0, 0].numel(), len(x) * groups
     z, *statistics = aten.native_group_norm(one, weight.flatten(), bias.flatten(), *sizes, eps)
-    y = (
-        (F.silu(z, inplace=True) if silu else z)
-        .view(x.shape)
-        .contiguous(memory_format=torch.channels_last)
-    )
+    y = (F.silu(z, inplace=True) if silu else z).view(x.shape)
+    y = y.contiguous(memory_format=torch.channels_last)
     return y, *(s.view(len(x), groups) for s in statistics)
 
 
@@ -78,37 +77,22 @@ def channels_last_backward(
         dy, x = (v.contiguous(memory_format=torch.channels_last) for v in (dy, x))
         weight, bias = weight.contiguous(), bias.contiguous()
         dx, dweight, dbias = torch.empty_like(x), torch.empty_like(weight), torch.empty_like(bias)
-        call(
-            cpp,
-            dy,
-            x,
-            weight,
-            bias,
-            mean,
-            rstd,
-            dx,
-            dweight,
-            dbias,
-            *scratch_and_sizes(x, mean.shape[1]),
-            silu,
-        )
-        return dx, dweight, dbias
+        results, sizes = (dx, dweight, dbias), scratch_and_sizes(x, mean.shape[1])
+        call(cpp, dy, x, weight, bias, mean, rstd, *results, *sizes, silu)
+        return results
     one, dz = as_one(x), as_one(dy)
     if silu:
         a = (weight.view(*mean.shape, -1) * rstd[..., None]).view(weight.shape)
         k = bias - (mean[..., None] * a.view(*mean.shape, -1)).view(bias.shape)
-        wide = one.to(weight.dtype)
-        dz = aten.silu_backward(
-            dz, torch.addcmul(k.view(1, -1, 1, 1), wide, a.view(1, -1, 1, 1)).to(dz.dtype)
-        )
+        z = torch.addcmul(k.view(1, -1, 1, 1), one.to(weight.dtype), a.view(1, -1, 1, 1))
+        dz = aten.silu_backward(dz, z.to(dz.dtype))
     sizes = 1, one.shape[1], one[0, 0].numel(), mean.numel()
     statistics = mean.view(1, -1), rstd.view(1, -1)
     dx, *rest = aten.native_group_norm_backward(
         dz, one, *statistics, weight.flatten(), *sizes, [True] * 3
     )
-    return dx.view(x.shape).contiguous(memory_format=torch.channels_last), *(
-        v.view(weight.shape) for v in rest
-    )
+    dx = dx.view(x.shape).contiguous(memory_format=torch.channels_last)
+    return dx, *(v.view(weight.shape) for v in rest)
 
 
 def function(name: str, x: Tensor, weight: Tensor) -> Callable | None:
@@ -123,31 +107,21 @@ def scratch_and_sizes(x: Tensor, groups: int) -> tuple[Tensor, int, int, int, in
     """-> scratch, samples, positions, channels, groups, threads: as all C++ functions here take
     them.
     """
-    (samples, channels), positions, threads = (
-        x.shape[:2],
-        x.shape[2] * x.shape[3],
-        torch.get_num_threads(),
-    )
+    (samples, channels), positions = x.shape[:2], x.shape[2] * x.shape[3]
+    threads = torch.get_num_threads()
     return torch.empty((2 * threads + 6) * channels), samples, positions, channels, groups, threads
 
 
 @channels_last_op.register_fake
 def _(x, weight, bias, groups, eps, silu):
-    statistics = weight.new_empty(len(x), groups)
-    return (
-        torch.empty_like(x, memory_format=torch.channels_last),
-        statistics,
-        torch.empty_like(statistics),
-    )
+    mean, rstd = (weight.new_empty(len(x), groups) for _ in range(2))
+    return torch.empty_like(x, memory_format=torch.channels_last), mean, rstd
 
 
 @channels_last_backward.register_fake
 def _(dy, x, weight, bias, mean, rstd, silu):
-    return (
-        torch.empty_like(x, memory_format=torch.channels_last),
-        weight.new_empty(weight.shape),
-        bias.new_empty(bias.shape),
-    )
+    dx = torch.empty_like(x, memory_format=torch.channels_last)
+    return dx, weight.new_empty(weight.shape), bias.new_empty(bias.shape)
 
 
 def _save(ctx, inputs, output):

@@ -15,9 +15,8 @@ except ImportError:
     triton = tl = None
 
 HAS_TRITON = triton is not None
-INTERPRETED = (
-    HAS_TRITON and triton.knobs.runtime.interpret
-)  # TRITON_INTERPRET=1 when this was imported: kernels run in numpy
+# TRITON_INTERPRET=1 when this was imported: kernels run in numpy
+INTERPRETED = HAS_TRITON and triton.knobs.runtime.interpret
 
 
 def jit(fn):

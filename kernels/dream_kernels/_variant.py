@@ -1,12 +1,12 @@
-"""What of a kernel is compiled ahead of time, as data: each op file has `variants()`, and OPS leads
-to them all.
+"""What of a kernel is compiled ahead of time, as data: each op has `variants()`, and OPS leads to
+them all.
 """
 
 from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-NAMES = {"fp32": 4, "fp16": 2, "bf16": 2}  # Triton's name of a dtype -> bytes a value
+BYTES = {"fp32": 4, "fp16": 2, "bf16": 2, "i8": 1}  # Triton's name of a dtype -> bytes a value
 
 
 class Variant(NamedTuple):
@@ -15,16 +15,14 @@ class Variant(NamedTuple):
     Bytes count what a launch moves for one element of the tensor it works on.
     """
 
-    name: str  # "dream_rectify/bf16"
+    name: str  # "dream_rectify/fp32"
     kernel: Any  # triton JITFunction
     signature: dict[str, str]  # every argument in order -> "*bf16", "i32", ..., "constexpr"
     constexprs: dict[str, Any]
     num_warps: int
     bytes_moved: float  # an element, by this kernel
     bytes_least: float  # an element: every input read once, every result written once
-    multiples: tuple[
-        str, ...
-    ] = ()  # whole-number arguments that are multiples of 16; pointers always are
+    multiples: tuple[str, ...] = ()  # whole numbers that are multiples of 16; pointers always are
     # an element, float32, where they and not the bytes decide the time; a comparison or choice is
     # two
     operations: float = 0

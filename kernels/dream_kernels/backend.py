@@ -1,14 +1,16 @@
 """Which code runs an op: its Triton kernel, or its reference in plain torch. Chosen once, by
 DREAM_KERNELS, and logged once.
 
-    auto (default)  the kernel on CUDA and ROCm devices where Triton is installed, the reference elsewhere
-    triton          the kernel everywhere; on the CPU that needs Triton's interpreter (TRITON_INTERPRET=1 before the first import)
-    reference       plain torch everywhere
+    auto       the kernel on CUDA and ROCm devices where Triton is installed, else the reference
+    triton     the kernel everywhere; on a CPU in Triton's interpreter, which TRITON_INTERPRET=1
+               before the first import switches on
+    reference  plain torch everywhere
 
-On a CPU auto runs group_norm_silu and dropout in C++ of our own (`_cpp.py`). float64 never runs a
-kernel: they compute in float32. `with dream_kernels.backend("reference"):` chooses for a block.
-The choice is a plain global, on which torch.compile guards: no graph break, and another choice
-compiles anew.
+On a CPU auto, the default, runs group_norm_silu and dropout in C++ of our own (`_cpp.py`), all else
+as the reference; nothing is asked there, and nothing logged. float64 never runs a kernel: they
+compute in float32. `with dream_kernels.backend("reference"):` chooses for
+a block. The choice is a plain global, on which torch.compile guards: no graph break, and another
+choice compiles anew.
 """
 
 from __future__ import annotations
@@ -38,44 +40,45 @@ class BackendError(RuntimeError):
     is_for_users = True
 
 
-def checked(mode: str) -> str:
-    if mode not in MODES:
-        raise BackendError(f"DREAM_KERNELS={mode} is unknown; use one of {', '.join(MODES)}.")
-    if mode == "triton" and not HAS_TRITON:
+def checked(wanted: str) -> str:
+    if wanted not in MODES:
+        raise BackendError(f"DREAM_KERNELS={wanted} is unknown; use one of {', '.join(MODES)}.")
+    if wanted == "triton" and not HAS_TRITON:
         raise BackendError(
             "DREAM_KERNELS=triton needs Triton, which is not installed; install it or use auto."
         )
-    return mode
+    return wanted
 
 
-_mode = checked(os.environ.get("DREAM_KERNELS", "auto"))
+mode = checked(os.environ.get("DREAM_KERNELS", "auto"))
 
 
 @contextmanager
-def backend(mode: str) -> Iterator[None]:
-    """`mode` inside, the earlier one after it. Raises BackendError for a mode that is not possible.
-    Not per thread.
+def backend(wanted: str) -> Iterator[None]:
+    """Mode `wanted` inside, the earlier one after it. Raises BackendError for one that is not
+    possible. Not per thread.
     """
-    global _mode
-    before, _mode = _mode, checked(mode)
+    global mode
+    before, mode = mode, checked(wanted)
     try:
         yield
     finally:
-        _mode = before
+        mode = before
 
 
 def runs_triton(x: Tensor) -> bool:
     """Whether an op on `x` runs its kernel. Raises BackendError where DREAM_KERNELS=triton meets a
     device that has none.
     """
-    if _mode == "reference" or x.dtype not in DTYPES:
+    if mode == "reference" or x.dtype not in DTYPES:
         chosen = False
-    elif _mode == "triton" and not (x.is_cuda or INTERPRETED):
+    elif mode == "triton" and not (x.is_cuda or INTERPRETED):
         raise BackendError(
-            f"DREAM_KERNELS=triton has no kernel for {x.device.type}; set TRITON_INTERPRET=1 (slow, for tests) or use auto."
+            f"DREAM_KERNELS=triton has no kernel for {x.device.type}; "
+            "set TRITON_INTERPRET=1 (slow, for tests) or use auto."
         )
     else:
-        chosen = HAS_TRITON and (x.is_cuda or _mode == "triton")
+        chosen = HAS_TRITON and (x.is_cuda or mode == "triton")
     if not torch.compiler.is_compiling():
         _announce(x.device.type, chosen)
     return chosen
@@ -83,13 +86,10 @@ def runs_triton(x: Tensor) -> bool:
 
 def wants_reference() -> bool:
     """Whether DREAM_KERNELS=reference: then no op takes a way of its own on a CPU either."""
-    return _mode == "reference"
+    return mode == "reference"
 
 
 @functools.cache
 def _announce(device: str, triton: bool) -> None:
-    elsewhere = (
-        "C++ and plain torch" if device == "cpu" and not wants_reference() else "plain torch"
-    )
-    how = ("Triton's interpreter" if INTERPRETED else "Triton") if triton else elsewhere
+    how = ("Triton's interpreter" if INTERPRETED else "Triton") if triton else "plain torch"
     log.info("dream_kernels on %s: %s", device, how)

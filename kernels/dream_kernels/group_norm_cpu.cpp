@@ -1,11 +1,14 @@
-// group_norm_silu of channels_last features on a CPU, forward and backward; the mathematics stand in group_norm_silu.py.
+// group_norm_silu of channels_last features on a CPU, forward and backward; the mathematics stand
+// in group_norm_silu.py.
 //
-// x is [B,P,C] in memory: samples, positions, channels. Threads share the positions of one sample after the other, so that what a
-// thread read for its sums is in its cache when it comes to apply them. Within its share it goes by tiles of a few KB, and in
-// those by blocks of 32 channels, whose coefficients stay in registers. Sums are those of tiles, joined in one order: two runs
-// with as many threads agree.
+// x is [B,P,C] in memory: samples, positions, channels. Threads share the positions of one sample
+// after the other, so that what a thread read for its sums is in its cache when it comes to apply
+// them. Within its share it goes by tiles of a few KB, and in those by blocks of 32 channels, whose
+// coefficients stay in registers. Sums are those of tiles, joined in one order: two runs with as
+// many threads agree.
 //
-// Vectors are GCC's vector extension (also Clang's), no instruction set is named. C is a multiple of BLOCK; bytes little-endian.
+// Vectors are GCC's vector extension (also Clang's), no instruction set is named. C is a multiple
+// of BLOCK; bytes little-endian.
 
 #include <cmath>
 #include <cstdint>
@@ -20,14 +23,20 @@ using Ints = int32_t __attribute__((vector_size(4 * LANES)));
 using Words = uint32_t __attribute__((vector_size(4 * LANES)));
 using Bfloat16 = uint16_t;
 
-// A block of channels as two vectors: of floats the first and the last 16, of bfloat16 the even and the odd ones, which need no
-// shuffle to become floats. Arrays of coefficients and sums are kept in that order: channel c of the block stands at place(c).
+// A block of channels as two vectors: of floats the first and the last 16, of bfloat16 the even and
+// the odd ones, which need no shuffle to become floats. Arrays of coefficients and sums are kept in
+// that order: channel c of the block stands at place(c).
 struct Block { Floats first, second; };
 template <class T> long place(long c);
 template <> long place<float>(long c) { return c; }
-template <> long place<Bfloat16>(long c) { return (c & -BLOCK) + (c & 1) * LANES + (c & (BLOCK - 1)) / 2; }
+template <> long place<Bfloat16>(long c) {
+    return (c & -BLOCK) + (c & 1) * LANES + (c & (BLOCK - 1)) / 2;
+}
 
-#define ELEMENTWISE(OP) static Block operator OP(Block x, Block y) { return {x.first OP y.first, x.second OP y.second}; }
+#define ELEMENTWISE(OP)                                    \
+    static Block operator OP(Block x, Block y) {           \
+        return {x.first OP y.first, x.second OP y.second}; \
+    }
 ELEMENTWISE(+)
 ELEMENTWISE(-)
 ELEMENTWISE(*)
@@ -43,18 +52,22 @@ static Block load(const Bfloat16 *p) {
 }
 
 // to the nearest bfloat16, ties to even; its 16 bits are the upper ones
-static Words rounded(Floats x) { const Words bits = (Words)x; return bits + 0x7fff + (bits >> 16 & 1); }
+static Words rounded(Floats x) {
+    const Words bits = (Words)x;
+    return bits + 0x7fff + (bits >> 16 & 1);
+}
 static void store(Bfloat16 *p, Block x) {
     Words pairs = rounded(x.first) >> 16 | (rounded(x.second) & 0xffff0000);
     memcpy(p, &pairs, sizeof pairs);
 }
 
-// 1 / (1 + exp(-z)): exp(r + n ln 2) = 2^n exp(r), with the minimax polynomial of Cephes' expf for |r| <= ln 2 / 2
+// 1 / (1 + exp(-z)): exp(r + n ln 2) = 2^n exp(r), with the minimax polynomial of Cephes' expf for
+// |r| <= ln 2 / 2
 static Floats sigmoid(Floats z) {
     const Floats most = Floats{} + 87.0f;
     Floats x = -z;
     x = x > most ? most : x < -most ? -most : x;
-    Floats n = x * 1.44269504f + 12582912.0f;  // 1.5 * 2^23: the sum has no bits left for a fraction
+    Floats n = x * 1.44269504f + 12582912.0f;  // 1.5 * 2^23: no bits are left for a fraction
     const Ints exponent = (Ints)n << 23;
     n -= 12582912.0f;
     const Floats r = x - n * 0.693359375f + n * 2.12194440e-4f;
@@ -68,8 +81,12 @@ static Floats sigmoid(Floats z) {
 }
 
 static Floats slope(Floats z) { const Floats s = sigmoid(z); return s * (1.0f + z * (1.0f - s)); }
-static Block activate(Block z, bool silu) { return silu ? z * Block{sigmoid(z.first), sigmoid(z.second)} : z; }
-static Block gradient_of_z(Block dy, Block z, bool silu) { return silu ? dy * Block{slope(z.first), slope(z.second)} : dy; }
+static Block activate(Block z, bool silu) {
+    return silu ? z * Block{sigmoid(z.first), sigmoid(z.second)} : z;
+}
+static Block gradient_of_z(Block dy, Block z, bool silu) {
+    return silu ? dy * Block{slope(z.first), slope(z.second)} : dy;
+}
 
 struct Shape {
     long samples, positions, channels, groups, threads;
@@ -88,9 +105,10 @@ template <class T, class Body> static void tiles(const Shape &shape, long thread
     }
 }
 
-// mean of each channel over a thread's share, and the sum of squared distances from it: in two passes over a tile, tiles joined
-// by Chan's formula
-template <class T> static void statistics(const T *x, const Shape &shape, long thread, float *mean, float *square) {
+// mean of each channel over a thread's share, and the sum of squared distances from it: in two
+// passes over a tile, tiles joined by Chan's formula
+template <class T>
+static void statistics(const T *x, const Shape &shape, long thread, float *mean, float *square) {
     const long C = shape.channels, begin = shape.first(thread);
     memset(mean, 0, C * sizeof *mean);
     memset(square, 0, C * sizeof *square);
@@ -112,8 +130,8 @@ template <class T> static void statistics(const T *x, const Shape &shape, long t
 
 // weight, bias [B,C] -> y, mean and rstd [B,G]. scratch: 2 C floats a thread and 3 C
 template <class T>
-static void forward(const T *x, const float *weight, const float *bias, T *y, float *mean, float *rstd, float *scratch,
-                    Shape shape, double eps, bool silu) {
+static void forward(const T *x, const float *weight, const float *bias, T *y, float *mean,
+                    float *rstd, float *scratch, Shape shape, double eps, bool silu) {
     const long C = shape.channels, D = shape.of_group(), size = shape.positions * C;
     float *a = scratch, *k = a + C, *m = k + C, *sums = m + C;
 #pragma omp parallel num_threads(shape.threads) firstprivate(shape)
@@ -121,18 +139,21 @@ static void forward(const T *x, const float *weight, const float *bias, T *y, fl
         const long thread = omp_get_thread_num();
         shape.threads = omp_get_num_threads();
         for (long b = 0; b < shape.samples; b++) {
-            statistics(x + b * size, shape, thread, sums + 2 * thread * C, sums + (2 * thread + 1) * C);
+            float *own = sums + 2 * thread * C;
+            statistics(x + b * size, shape, thread, own, own + C);
 #pragma omp barrier
 #pragma omp for
             for (long g = 0; g < shape.groups; g++) {
                 double joined = 0, square = 0;
                 for (long t = 0; t < shape.threads; t++)
-                    for (long c = g * D; c < g * D + D; c++) joined += shape.share(t) * sums[2 * t * C + place<T>(c)];
+                    for (long c = g * D; c < g * D + D; c++)
+                        joined += shape.share(t) * sums[2 * t * C + place<T>(c)];
                 joined /= shape.positions * D;
                 for (long t = 0; t < shape.threads; t++)
                     for (long c = g * D; c < g * D + D; c++) {
                         const double step = sums[2 * t * C + place<T>(c)] - joined;
-                        square += sums[(2 * t + 1) * C + place<T>(c)] + step * step * shape.share(t);
+                        square +=
+                            sums[(2 * t + 1) * C + place<T>(c)] + step * step * shape.share(t);
                     }
                 const float r = 1 / std::sqrt(square / (shape.positions * D) + eps);
                 for (long c = g * D; c < g * D + D; c++) {
@@ -145,7 +166,8 @@ static void forward(const T *x, const float *weight, const float *bias, T *y, fl
                 const T *from = x + b * size + c;
                 T *to = y + b * size + c;
                 const Block ac = load(a + c), kc = load(k + c), mc = load(m + c);
-                for (long p = first; p < end; p++) store(to + p * C, activate((load(from + p * C) - mc) * ac + kc, silu));
+                for (long p = first; p < end; p++)
+                    store(to + p * C, activate((load(from + p * C) - mc) * ac + kc, silu));
             });
         }
     }
@@ -153,10 +175,12 @@ static void forward(const T *x, const float *weight, const float *bias, T *y, fl
 
 // -> dx, dweight and dbias [B,C]. scratch: 2 C floats a thread and 6 C
 template <class T>
-static void backward(const T *dy, const T *x, const float *weight, const float *bias, const float *mean, const float *rstd, T *dx,
-                     float *dweight, float *dbias, float *scratch, Shape shape, bool silu) {
+static void backward(const T *dy, const T *x, const float *weight, const float *bias,
+                     const float *mean, const float *rstd, T *dx, float *dweight, float *dbias,
+                     float *scratch, Shape shape, bool silu) {
     const long C = shape.channels, D = shape.of_group(), size = shape.positions * C;
-    float *w = scratch, *k = w + C, *m = k + C, *r = m + C, *mean_w = r + C, *mean_b = mean_w + C, *sums = mean_b + C;
+    float *w = scratch, *k = w + C, *m = k + C, *r = m + C;
+    float *mean_w = r + C, *mean_b = mean_w + C, *sums = mean_b + C;
 #pragma omp parallel num_threads(shape.threads) firstprivate(shape)
     {
         const long thread = omp_get_thread_num();
@@ -190,8 +214,10 @@ static void backward(const T *dy, const T *x, const float *weight, const float *
                 double group_w = 0, group_b = 0;
                 for (long c = g * D; c < g * D + D; c++) {
                     double all_w = 0, all_b = 0;
-                    for (long t = 0; t < shape.threads; t++)
-                        all_w += sums[2 * t * C + place<T>(c)], all_b += sums[(2 * t + 1) * C + place<T>(c)];
+                    for (long t = 0; t < shape.threads; t++) {
+                        all_w += sums[2 * t * C + place<T>(c)];
+                        all_b += sums[(2 * t + 1) * C + place<T>(c)];
+                    }
                     dweight[b * C + c] = all_w, dbias[b * C + c] = all_b;
                     group_w += weight[b * C + c] * all_w, group_b += weight[b * C + c] * all_b;
                 }
@@ -216,17 +242,20 @@ static void backward(const T *dy, const T *x, const float *weight, const float *
     }
 }
 
-#define EXPORT(NAME, T)                                                                                                         \
-    extern "C" void forward_##NAME(const T *x, const float *weight, const float *bias, T *y, float *mean, float *rstd,          \
-                                   float *scratch, long samples, long positions, long channels, long groups, long threads,      \
-                                   double eps, long silu) {                                                                     \
-        forward(x, weight, bias, y, mean, rstd, scratch, {samples, positions, channels, groups, threads}, eps, silu);           \
-    }                                                                                                                           \
-    extern "C" void backward_##NAME(const T *dy, const T *x, const float *weight, const float *bias, const float *mean,         \
-                                    const float *rstd, T *dx, float *dweight, float *dbias, float *scratch, long samples,       \
-                                    long positions, long channels, long groups, long threads, long silu) {                      \
-        backward(dy, x, weight, bias, mean, rstd, dx, dweight, dbias, scratch,                                                  \
-                 {samples, positions, channels, groups, threads}, silu);                                                        \
+#define EXPORT(NAME, T)                                                                           \
+    extern "C" void forward_##NAME(                                                               \
+        const T *x, const float *weight, const float *bias, T *y, float *mean, float *rstd,       \
+        float *scratch, long samples, long positions, long channels, long groups, long threads,   \
+        double eps, long silu) {                                                                  \
+        const Shape shape = {samples, positions, channels, groups, threads};                      \
+        forward(x, weight, bias, y, mean, rstd, scratch, shape, eps, silu);                       \
+    }                                                                                             \
+    extern "C" void backward_##NAME(                                                              \
+        const T *dy, const T *x, const float *weight, const float *bias, const float *mean,       \
+        const float *rstd, T *dx, float *dweight, float *dbias, float *scratch, long samples,     \
+        long positions, long channels, long groups, long threads, long silu) {                    \
+        const Shape shape = {samples, positions, channels, groups, threads};                      \
+        backward(dy, x, weight, bias, mean, rstd, dx, dweight, dbias, scratch, shape, silu);      \
     }
 
 EXPORT(float32, float)

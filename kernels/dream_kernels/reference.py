@@ -1,4 +1,5 @@
-"""Every op in plain torch: what a kernel must compute, and what runs where there is none.
+"""Every op in plain torch: what a kernel must compute, and what runs where there is none; and the
+public functions' choice between the two (`kernel_of`), so that on a CPU this file is all that runs.
 
 Half-precision inputs are computed in float32 and rounded once, at the end, as kernels do; float32
 and float64 stay what they are.
@@ -6,15 +7,18 @@ and float64 stay what they are.
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ._layout import layout
+from . import backend
 
-CHUNK_BYTES = {
-    "cpu": 2**20
-}  # of distances that vq_lookup holds at once: they stay in the cache of a core; elsewhere 2**26
+# of distances that vq_lookup holds at once: they stay in the cache of a core; elsewhere 2**26
+CHUNK_BYTES = {"cpu": 2**20}
 CODES = 64  # in a block of vq_lookup's search
 
 
@@ -23,67 +27,59 @@ def wide(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
-def philox(counter: list[Tensor], key: list[Tensor]) -> list[Tensor]:
-    """Philox-4x32-10 (Salmon et al., SC 2011): four counter words, two key words -> four random
-    words; uint32 held in int64.
+def layout(x: Tensor) -> torch.memory_format:
+    """channels_last if x has that layout, else contiguous."""
+    last = x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last)
+    return torch.channels_last if last and not x.is_contiguous() else torch.contiguous_format
+
+
+def kernel_of(
+    reference: Callable[..., Any], cpu: Callable[..., Any] | None = None
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Decorator of an op's way through its kernel: makes it the public function, which goes that
+    way or the reference's or, where auto meets a CPU, `cpu`'s. The first argument, a tensor,
+    decides; it is given by place.
     """
-    low = 0xFFFFFFFF
 
-    def product(
-        x: Tensor, factor: int
-    ) -> tuple[Tensor, Tensor]:  # upper and lower word, without a step over 63 bits
-        above, below = (x >> 16) * factor, (x & 0xFFFF) * factor
-        return (above + (below >> 16)) >> 16, (((above & 0xFFFF) << 16) + below) & low
+    def public(kernel: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(kernel)
+        def op(x: Tensor, /, *args: Any, **options: Any) -> Any:
+            if x.device.type == "cpu" and backend.mode == "auto":
+                return (cpu or reference)(x, *args, **options)
+            way = kernel if backend.runs_triton(x) else reference
+            return way(x, *args, **options)
 
-    for _ in range(10):
-        (high2, low2), (high0, low0) = (
-            product(counter[2], 0xCD9E8D57),
-            product(counter[0], 0xD2511F53),
-        )
-        counter = [high2 ^ counter[1] ^ key[0], low2, high0 ^ counter[3] ^ key[1], low0]
-        key = [(key[0] + 0x9E3779B9) & low, (key[1] + 0xBB67AE85) & low]
-    return counter
+        return op
+
+    return public
 
 
-def normal(key: Tensor, like: Tensor) -> Tensor:
-    """Standard normal field shaped as `like` [B,C,h,w], float32 (float64 if like is), from a
-    `noise_key`; see _noise.py.
-    """
-    axes = [torch.arange(n, device=key.device) for n in like.shape[1:]]
-    seed, draw, row, column = (part[:, None, None, None] for part in key.unbind(1))
-    counter = [axes[2] + column, axes[1][:, None] + row, axes[0][:, None, None], draw]
-    words = philox(
-        [word & 0xFFFFFFFF for word in counter], [seed & 0xFFFFFFFF, (seed >> 32) & 0xFFFFFFFF]
-    )
-    u, v = (words[0] >> 9).to(wide(like).dtype) + 0.5, (words[1] >> 8).to(wide(like).dtype)
-    return (-2 * (u * 2**-23).log()).sqrt() * (2 * torch.pi * (v * 2**-24)).cos()
-
-
-def field(eps: Tensor, like: Tensor) -> Tensor:
-    """eps in float32 or wider: itself, or made from its key."""
-    return normal(eps, like) if eps.dtype == torch.int64 else wide(eps)
+def q_sample(z0: Tensor, z_lr: Tensor, eps: Tensor, a: Tensor, b: Tensor, s: Tensor) -> Tensor:
+    """z_t = a z0 + b z_lr + s eps. z0, z_lr, eps: [B,C,h,w]; a, b, s: [B,1,1,1]. In z0's dtype."""
+    return (a * wide(z0) + b * wide(z_lr) + s * wide(eps)).to(z0.dtype)
 
 
 def dream_rectify(
     z_t: Tensor, eps: Tensor, eps_hat: Tensor, noise_std: Tensor, lam: Tensor
-) -> tuple[Tensor, Tensor]:
-    """DREAM, Eq. 14-15: (z_t + noise_std lam (eps - eps_hat), eps + lam (eps - eps_hat)).
-
-    z_t, eps, eps_hat: [B,C,h,w], eps may be a noise_key; noise_std (s of the process), lam:
-    [B,1,1,1]. Results in the dtypes of z_t and eps (z_t if eps is a key).
-    """
-    noise = field(eps, z_t)
-    shift = lam * (noise - wide(eps_hat))
-    return (wide(z_t) + noise_std * shift).to(z_t.dtype), (noise + shift).to(
-        z_t.dtype if eps.dtype == torch.int64 else eps.dtype
-    )
-
-
-def dream_rectify_input(
-    z_t: Tensor, eps: Tensor, eps_hat: Tensor, noise_std: Tensor, lam: Tensor
 ) -> Tensor:
-    """The first result of dream_rectify."""
-    return (wide(z_t) + noise_std * (lam * (field(eps, z_t) - wide(eps_hat)))).to(z_t.dtype)
+    """z_t' = z_t + noise_std lam (eps - eps_hat): DREAM's input (arXiv 2312.00210, Eq. 15).
+
+    z_t, eps, eps_hat: [B,C,h,w]; noise_std (s of the process), lam: [B,1,1,1]. In z_t's dtype.
+    """
+    return (wide(z_t) + noise_std * (lam * (wide(eps) - wide(eps_hat)))).to(z_t.dtype)
+
+
+def dream_loss(
+    pred, eps=None, eps_hat=None, lam=None, z0=None, a=None, s=None, *, prediction="eps", kind="l1"
+) -> Tensor:
+    """mean rho(pred - target) of each sample -> [B] float32 or wider; only pred gets a gradient.
+
+    pred, eps, eps_hat, z0: [B,C,h,w]; lam, a, s: [B,1,1,1]. kind: `rho`. Needed for prediction
+    "eps": eps (eps_hat, lam); "z0": z0; "v": eps (eps_hat, lam), z0, a, s.
+    """
+    check_loss(prediction, kind, eps, eps_hat, lam, z0, a, s)
+    target = dream_target(prediction, eps, eps_hat, lam, z0, a, s)
+    return rho(wide(pred) - target.detach(), kind).flatten(1).mean(1)
 
 
 def check_loss(prediction, kind, eps, eps_hat, lam, z0, a, s) -> None:
@@ -91,7 +87,8 @@ def check_loss(prediction, kind, eps, eps_hat, lam, z0, a, s) -> None:
     parts = {"eps": {"eps": eps}, "z0": {"z0": z0}, "v": {"eps": eps, "z0": z0, "a": a, "s": s}}
     if kind not in ("l1", "l2", "huber") or prediction not in parts:
         raise ValueError(
-            f"prediction={prediction!r}, kind={kind!r}: give one of eps, z0, v and one of l1, l2, huber."
+            f"prediction={prediction!r}, kind={kind!r}: "
+            "give one of eps, z0, v and one of l1, l2, huber."
         )
     missing = [name for name, part in parts[prediction].items() if part is None]
     if missing or (eps_hat is None) != (lam is None):
@@ -99,113 +96,26 @@ def check_loss(prediction, kind, eps, eps_hat, lam, z0, a, s) -> None:
         raise ValueError(f"the target of prediction={prediction!r} needs {', '.join(missing)}.")
 
 
-def dream_target(prediction: str, eps, eps_hat, lam, z0, a, s, pred: Tensor) -> Tensor:
-    """What pred is compared with, float32 or wider: rectified eps, z0, or v = a rectified - s z0.
-    eps_hat None: lam = 0.
+def dream_target(prediction: str, eps, eps_hat, lam, z0, a, s) -> Tensor:
+    """What pred is compared with, float32 or wider: rectified = eps + lam (eps - eps_hat) (Eq. 14),
+    z0, or v = a rectified - s z0. eps_hat None: lam = 0.
     """
     if prediction == "z0":
         return wide(z0)
-    noise = field(eps, pred)
+    noise = wide(eps)
     rectified = noise if eps_hat is None else noise + lam * (noise - wide(eps_hat))
     return rectified if prediction == "eps" else a * rectified - s * wide(z0)
 
 
-def rho(r: Tensor, kind: str, delta: float) -> Tensor:
-    """|r| ("l1"), r^2 ("l2"), or Huber's: r^2 / 2 up to |r| = delta, delta (|r| - delta / 2)
-    beyond.
-    """
+def rho(r: Tensor, kind: str) -> Tensor:
+    """|r| ("l1"), r^2 ("l2"), or Huber's: r^2 / 2 up to |r| = 1, |r| - 1/2 beyond."""
     if kind == "huber":
-        return torch.where(r.abs() <= delta, 0.5 * r * r, delta * (r.abs() - 0.5 * delta))
+        return torch.where(r.abs() <= 1, 0.5 * r * r, r.abs() - 0.5)
     return r.abs() if kind == "l1" else r.square()
 
 
-def dream_l1(
-    pred,
-    eps=None,
-    eps_hat=None,
-    lam=None,
-    z0=None,
-    a=None,
-    s=None,
-    *,
-    weight=None,
-    prediction="eps",
-    kind="l1",
-    delta=1.0,
-) -> Tensor:
-    """weight[b] mean rho(pred - target) -> [B] float32 or wider; the target carries no gradient.
-
-    pred, eps, eps_hat, z0: [B,C,h,w], eps may be a noise_key; lam, a, s: [B,1,1,1]; weight: [B] or
-    None for 1. Needed: "eps" eps (eps_hat, lam), "z0" z0, "v" eps (eps_hat, lam), z0, a, s. kind,
-    delta: "l1", "l2", or "huber" turning at delta.
-    """
-    check_loss(prediction, kind, eps, eps_hat, lam, z0, a, s)
-    r = wide(pred) - dream_target(prediction, eps, eps_hat, lam, z0, a, s, pred).detach()
-    loss = rho(r, kind, delta).flatten(1).mean(1)
-    return loss if weight is None else weight * loss
-
-
-def dream_l1_grad(
-    pred,
-    eps=None,
-    eps_hat=None,
-    lam=None,
-    z0=None,
-    a=None,
-    s=None,
-    *,
-    weight=None,
-    prediction="eps",
-    kind="l1",
-    delta=1.0,
-) -> tuple[Tensor, Tensor]:
-    """dream_l1, and the gradient of its sum in pred, in pred's dtype: weight[b] rho'(pred - target)
-    / (C h w).
-    """
-    check_loss(prediction, kind, eps, eps_hat, lam, z0, a, s)
-    r = (wide(pred) - dream_target(prediction, eps, eps_hat, lam, z0, a, s, pred)).detach()
-    slope = {"l1": torch.sign, "l2": lambda r: 2 * r, "huber": lambda r: r.clamp(-delta, delta)}[
-        kind
-    ](r)
-    weight = torch.ones(len(pred), device=pred.device) if weight is None else weight
-    share = weight.reshape(-1, 1, 1, 1) / pred.shape[1:].numel()
-    return weight * rho(r, kind, delta).flatten(1).mean(1), (share * slope).to(pred.dtype)
-
-
-def q_sample(z0: Tensor, z_lr: Tensor, eps: Tensor, a: Tensor, b: Tensor, s: Tensor) -> Tensor:
-    """z_t = a z0 + b z_lr + s eps. z0, z_lr, eps: [B,C,h,w], eps may be a noise_key; a, b, s:
-    [B,1,1,1]. In z0's dtype.
-    """
-    return (a * wide(z0) + b * wide(z_lr) + s * field(eps, z0)).to(z0.dtype)
-
-
-def q_sample_eps(
-    z0: Tensor, z_lr: Tensor, eps: Tensor, a: Tensor, b: Tensor, s: Tensor
-) -> tuple[Tensor, Tensor]:
-    """q_sample's z_t, and its eps in z0's dtype."""
-    noise = field(eps, z0)
-    return q_sample(z0, z_lr, noise, a, b, s), noise.to(z0.dtype, copy=True)
-
-
-def sampler_step(
-    z_t: Tensor,
-    z0_hat: Tensor,
-    eps: Tensor,
-    z_factor: Tensor,
-    z0_factor: Tensor,
-    sigma: Tensor,
-    clip: float | None = None,
-) -> Tensor:
-    """z_factor z_t + z0_factor clamp(z0_hat, -clip, clip) + sigma eps. Tensors: [B,C,h,w], eps may
-    be a noise_key; factors: [B,1,1,1]; clip=None: no clamp. In z_t's dtype.
-    """
-    z0 = wide(z0_hat) if clip is None else wide(z0_hat).clamp(-clip, clip)
-    return (z_factor * wide(z_t) + z0_factor * z0 + sigma * field(eps, z_t)).to(z_t.dtype)
-
-
 def vq_lookup(z: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:
-    """Nearest code by squared distance: z [N,D], codebook [K,D] -> indices int64 [N], z_q =
-    codebook[indices] [N,D].
+    """Nearest code: z [N,D], codebook [K,D] -> indices int64 [N], z_q = codebook[indices] [N,D].
 
     argmin of |e|^2 - 2 z.e in float32 or wider (also under autocast), ties to the lowest index;
     CHUNK_BYTES of distances at a time, never N x K. On a GPU float32 means float32: TF32 off. The
@@ -213,13 +123,10 @@ def vq_lookup(z: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:
     rows of the codebook; detach what shall not learn. z_q is not finite where z is not.
     """
     with torch.no_grad(), torch.autocast(z.device.type, enabled=False):
-        rows = wide(z)
-        fill = torch.arange(-(-len(codebook) // CODES) * CODES, device=z.device).clamp(
-            max=len(codebook) - 1
-        )
-        codes = codebook[fill].to(
-            rows.dtype
-        )  # the last code fills the last block: among equals the first wins
+        rows, last = wide(z), len(codebook) - 1
+        fill = torch.arange(-(-len(codebook) // CODES) * CODES, device=z.device).clamp(max=last)
+        # the last code fills the last block: among equals the first wins
+        codes = codebook[fill].to(rows.dtype)
         norms = codes.square().sum(1, keepdim=True)
         size = max(1, CHUNK_BYTES.get(z.device.type, 2**26) // (len(codes) * codes.element_size()))
         indices = torch.cat([_nearest(part, codes, norms) for part in rows.split(size)])
@@ -237,9 +144,15 @@ def _nearest(z: Tensor, codes: Tensor, norms: Tensor) -> Tensor:
 
 
 def group_norm_silu(
-    x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float, scale: Tensor | None = None, shift: Tensor | None = None,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    groups: int,
+    eps: float,
+    scale: Tensor | None = None,
+    shift: Tensor | None = None,
     silu: bool = True,
-) -> Tensor:  # fmt: skip
+) -> Tensor:
     """silu(norm(x) (1 + scale) + shift): x [B,C,H,W], weight, bias [C], scale, shift [B,C] -> like
     x in type and layout.
 
@@ -256,3 +169,16 @@ def group_norm_silu(
     if shift is not None:
         h = h + wide(shift)[:, :, None, None]
     return (F.silu(h) if silu else h).to(x.dtype, memory_format=layout(x))
+
+
+def folded(
+    x: Tensor, weight: Tensor, bias: Tensor, scale: Tensor | None, shift: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """One weight and one bias [B,C] with the effect of group_norm_silu's four, float32 or wider:
+    what its kernels and its C++ take. A few kilobytes, with torch's own gradients.
+    """
+    w, b = (wide(v).expand(x.shape[:2]) for v in (weight, bias))
+    if scale is not None:
+        factor = 1 + wide(scale)
+        w, b = w * factor, b * factor
+    return w, b if shift is None else b + wide(shift)

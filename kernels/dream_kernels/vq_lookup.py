@@ -1,7 +1,7 @@
 """vq_lookup: nearest code of a codebook, without the N x K matrix of distances (VQ-VAE, arXiv
 1711.00937, Eq. 1-3).
 
-    indices[n] = argmin_k |e_k|^2 - 2 z_n.e_k;   z_q[n] = e_indices[n];   ties go to the lowest index
+    indices[n] = argmin_k |e_k|^2 - 2 z_n.e_k, ties to the lowest index;   z_q[n] = e_indices[n]
 
 A program holds ROWS latents against CODES codes at a time, in registers: the least distance that
 each lane has met and the tile where it met it; lanes meet once, at the end. Bytes an element: z
@@ -10,9 +10,6 @@ arithmetic decides the time: K (2D + 8) / D operations an element. Saved for the
 indices. The gradient of z_q goes straight through to z, and to the codebook as the embedding's: a
 sum in a fixed order, no atomics. Precision: float32 sums of products in one order for every code
 (no TF32), so equal codes are equally far. Limits: K < 2^31.
-
-The op covers both backends, so that torch.compile sees one node and not the reference's loop over
-its chunks.
 """
 
 from __future__ import annotations
@@ -22,25 +19,25 @@ from torch import Tensor
 
 from . import reference
 from ._triton import jit, tl
-from ._variant import NAMES, Variant
-from .backend import DTYPES, runs_triton
+from ._variant import BYTES, Variant
+from .backend import DTYPES
 
 ROWS, CODES, WARPS = 16, 256, 4  # 32 pairs a thread
 
 
 @jit
 def lookup_kernel(
-    z, codebook, indices, z_q, rows, codes, D: tl.constexpr, ROWS: tl.constexpr, CODES: tl.constexpr
-):
+    z, codebook, indices, z_q, rows, codes,
+    D: tl.constexpr, ROWS: tl.constexpr, CODES: tl.constexpr,
+):  # fmt: skip
     """One program: ROWS latents against every code."""
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     inside, lanes = row < rows, tl.arange(0, CODES)
     nearest = tl.full([ROWS, CODES], float("inf"), tl.float32)
     found = tl.zeros([ROWS, CODES], tl.int32)
     for first in range(0, codes, CODES):
-        code = tl.minimum(first + lanes, codes - 1).to(
-            tl.int64
-        )  # the last code fills the last tile: among equals the first wins
+        # the last code fills the last tile: among equals the first wins
+        code = tl.minimum(first + lanes, codes - 1).to(tl.int64)
         norm, product = tl.zeros([CODES], tl.float32), tl.zeros([ROWS, CODES], tl.float32)
         for d in range(D):
             e = tl.load(codebook + (code * D + d)).to(tl.float32)
@@ -52,15 +49,13 @@ def lookup_kernel(
         nearest = tl.where(nearer, distance, nearest)
         found = tl.where(nearer, first, found)
     least = tl.min(nearest, 1)
-    index = tl.min(tl.where(nearest == least[:, None], found + lanes[None, :], codes - 1), 1).to(
-        tl.int64
-    )
+    index = tl.min(tl.where(nearest == least[:, None], found + lanes[None, :], codes - 1), 1)
+    index = index.to(tl.int64)
     tl.store(indices + row, index, inside)
     for d in range(D):
         x = tl.load(z + (row * D + d), inside, 0).to(tl.float32)
-        e = tl.load(codebook + (index * D + d)).to(tl.float32) + (
-            x - x
-        )  # as the reference: what is not finite stays seen
+        e = tl.load(codebook + (index * D + d)).to(tl.float32)
+        e += x - x  # as the reference: what is not finite stays seen
         tl.store(z_q + (row * D + d), e.to(z_q.dtype.element_ty), inside)
 
 
@@ -71,15 +66,15 @@ def launch(z: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:
     if z.numel():
         lookup_kernel[(-(-rows // ROWS),)](
             z, codebook, indices, z_q, rows, codes, width, ROWS, CODES, num_warps=WARPS
-        )
+        )  # fmt: skip
     return indices, z_q
 
 
 @torch.library.custom_op("dream::vq_lookup", mutates_args=())
 def lookup_op(z: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:
     """-> (z_q, indices): what has a gradient comes first, as torch.library.opcheck wants it."""
-    triton = runs_triton(z) and codebook.dtype in DTYPES
-    indices, z_q = (launch if triton else reference.vq_lookup)(z, codebook)
+    way = launch if codebook.dtype in DTYPES else reference.vq_lookup
+    indices, z_q = way(z, codebook)
     return z_q, indices
 
 
@@ -98,16 +93,15 @@ def _backward(ctx, grad, _):
     (indices,) = ctx.saved_tensors
     to_codes = None
     if ctx.needs_input_grad[1]:
-        wide = reference.wide(grad)
-        to_codes = torch.ops.aten.embedding_dense_backward(wide, indices, ctx.codes, -1, False).to(
-            ctx.codebook_dtype
-        )
+        sums = torch.ops.aten.embedding_dense_backward
+        to_codes = sums(reference.wide(grad), indices, ctx.codes, -1, False).to(ctx.codebook_dtype)
     return grad.to(ctx.z_dtype), to_codes
 
 
 lookup_op.register_autograd(_backward, setup_context=_save)
 
 
+@reference.kernel_of(reference.vq_lookup)
 def vq_lookup(z: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:
     """-> (indices, z_q), as `reference.vq_lookup`."""
     z_q, indices = lookup_op(z, codebook)
@@ -115,28 +109,20 @@ def vq_lookup(z: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def variants() -> list[Variant]:
-    """Codes of vq-f4 in each dtype, and wide ones; operations are those of its 8192 codes."""
-    return [_variant(dtype, 3) for dtype in NAMES] + [_variant("fp32", 256)]
+    """Codes of two values (vq-f4-tiny) and three (vq-f4) in float32, in which the autoencoder looks
+    up whatever its precision.
+    """
+    return [_variant(width, "fp32") for width in (2, 3)]
 
 
-def _variant(dtype: str, width: int) -> Variant:
-    kinds = dict.fromkeys(("z", "codebook", "z_q"), f"*{dtype}") | {
-        "indices": "*i64",
-        "rows": "i32",
-        "codes": "i32",
-    }
+def _variant(width: int, dtype: str) -> Variant:
+    """Operations are those of vq-f4's 8192 codes."""
+    kinds = {"indices": "*i64", "rows": "i32", "codes": "i32"}
     constexprs = {"D": width, "ROWS": ROWS, "CODES": CODES}
-    signature = {name: kinds.get(name, "constexpr") for name in lookup_kernel.arg_names}
-    moved = 2 * NAMES[dtype] + 8 / width
-    name, operations = f"vq_lookup_{width}/{dtype}", 8192 * (2 * width + 8) / width
+    kinds |= dict.fromkeys(constexprs, "constexpr")
+    signature = {name: kinds.get(name, f"*{dtype}") for name in lookup_kernel.arg_names}
+    moved, operations = 2 * BYTES[dtype] + 8 / width, 8192 * (2 * width + 8) / width
+    name, multiples = f"vq_lookup_{width}/{dtype}", ("rows", "codes")
     return Variant(
-        name,
-        lookup_kernel,
-        signature,
-        constexprs,
-        WARPS,
-        moved,
-        moved,
-        ("rows", "codes"),
-        operations,
+        name, lookup_kernel, signature, constexprs, WARPS, moved, moved, multiples, operations
     )

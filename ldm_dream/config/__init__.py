@@ -1,3 +1,3 @@
-"""Every knob of a run. `files.py` reads a config, `run.py`, `model.py` and `data.py` are its knobs;
-none imports torch.
+"""Every knob of a run. `files.py` reads a config; `run.py`, `model.py`, `networks.py` and `data.py`
+are its knobs, of which `reference.py` makes docs/config.md. None imports torch.
 """

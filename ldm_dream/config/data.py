@@ -4,7 +4,7 @@ Imports no torch.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field
 
@@ -91,54 +91,83 @@ class BicubicConfig(Strict):
 
 
 class FirstOrder(Strict):
-    """Blur, resize, noise and JPEG with the ranges of Real-ESRGAN's first order. Draws are uniform
-    within [least, most].
+    """Blur, resize, noise and JPEG with the ranges of Real-ESRGAN's first order. A value is drawn
+    uniformly from [least, most].
     """
 
-    blur_prob: Probability = 1.0
-    kernel_size: Sizes = (7, 21)  # side of the blur kernel in pixels, odd
-    kernel_weights: Weights6 = (
-        0.45,
-        0.25,
-        0.12,
-        0.03,
-        0.12,
-        0.03,
-    )  # Gaussian, generalised, plateau: each isotropic, anisotropic
-    sinc_prob: Probability = 0.1  # share of blurs by a sinc filter (ringing) instead of these
-    sigma: Range = (
-        0.2,
-        3.0,
-    )  # spread along each axis of the kernel (Gaussian: its standard deviation), pixels
-    beta_generalized: RangeAroundOne = (
-        0.5,
-        4.0,
-    )  # shape exponent, 1 = Gaussian; half of the draws below 1, half above
-    beta_plateau: RangeAroundOne = (1.0, 2.0)  # likewise for the plateau kernel
-    resize_weights: Weights3 = (0.2, 0.7, 0.1)  # up, down, keep
-    resize: RangeAroundOne = (0.15, 1.5)  # factor: down within [first, 1], up within [1, second]
-    gaussian_noise_prob: Probability = 0.5  # the rest gets Poisson noise
-    gaussian_sigma: RangeFromZero = (1.0, 30.0)  # standard deviation, in grey levels of 255
-    poisson_scale: RangeFromZero = (
-        0.05,
-        3.0,
-    )  # factor on the shot noise of as many photons as there are grey levels
-    gray_noise_prob: Probability = 0.4  # noise alike in the three channels
-    jpeg_quality: Qualities = (30, 95)  # libjpeg's quality, 4:2:0
+    blur_prob: Probability = Field(default=1.0, description="Probability of a blur.")
+    kernel_size: Sizes = Field(
+        default=(7, 21),
+        description="Side of the blur kernel in pixels, an odd number from [least, most].",
+    )
+    kernel_weights: Weights6 = Field(
+        default=(0.45, 0.25, 0.12, 0.03, 0.12, 0.03),
+        description="Relative frequency of six kernels: Gaussian, generalised Gaussian and plateau, "
+        "each isotropic and then anisotropic.",
+    )
+    sinc_prob: Probability = Field(
+        default=0.1,
+        description="Share of the blurs that use a sinc filter, which rings, in their place.",
+    )
+    sigma: Range = Field(
+        default=(0.2, 3.0),
+        description="Spread along each axis of the kernel in pixels; of a Gaussian its standard "
+        "deviation.",
+    )
+    beta_generalized: RangeAroundOne = Field(
+        default=(0.5, 4.0),
+        description="Shape exponent of the generalised Gaussian, where 1 is the Gaussian; half of "
+        "the draws lie in [first, 1], half in [1, second].",
+    )
+    beta_plateau: RangeAroundOne = Field(
+        default=(1.0, 2.0), description="Shape exponent of the plateau kernel, drawn likewise."
+    )
+    resize_weights: Weights3 = Field(
+        default=(0.2, 0.7, 0.1), description="Relative frequency of: larger, smaller, same size."
+    )
+    resize: RangeAroundOne = Field(
+        default=(0.15, 1.5),
+        description="Factor on the HR size: smaller draws from [first, 1], larger from [1, second].",
+    )
+    gaussian_noise_prob: Probability = Field(
+        default=0.5,
+        description="Share of the samples with Gaussian noise; the others get Poisson noise.",
+    )
+    gaussian_sigma: RangeFromZero = Field(
+        default=(1.0, 30.0),
+        description="Standard deviation of the Gaussian noise, in grey levels of 255.",
+    )
+    poisson_scale: RangeFromZero = Field(
+        default=(0.05, 3.0),
+        description="Factor on the shot noise of as many photons as there are grey levels.",
+    )
+    gray_noise_prob: Probability = Field(
+        default=0.4, description="Probability that the noise is the same in the three channels."
+    )
+    jpeg_quality: Qualities = Field(
+        default=(30, 95),
+        description="Quality of libjpeg, from 1 (worst) to 100, with 4:2:0 colour.",
+    )
+
+
+def _again(knob: str, default: Any) -> Any:
+    """A knob of FirstOrder with another default."""
+    return Field(default=default, description=FirstOrder.model_fields[knob].description)
 
 
 class SecondOrder(FirstOrder):
-    """Likewise for the second order, as in ResShift (Real-ESRGAN: kernel_size up to 21). `resize`
-    is a factor on the LR size.
-    """
+    """The same steps a second time, with ResShift's ranges (Real-ESRGAN: kernel_size up to 21)."""
 
-    blur_prob: Probability = 0.8
-    kernel_size: Sizes = (7, 15)
-    sigma: Range = (0.2, 1.5)
-    resize_weights: Weights3 = (0.3, 0.4, 0.3)
-    resize: RangeAroundOne = (0.3, 1.2)
-    gaussian_sigma: RangeFromZero = (1.0, 25.0)
-    poisson_scale: RangeFromZero = (0.05, 2.5)
+    blur_prob: Probability = _again("blur_prob", 0.8)
+    kernel_size: Sizes = _again("kernel_size", (7, 15))
+    sigma: Range = _again("sigma", (0.2, 1.5))
+    resize_weights: Weights3 = _again("resize_weights", (0.3, 0.4, 0.3))
+    resize: RangeAroundOne = Field(
+        default=(0.3, 1.2),
+        description="Factor on the LR size: smaller draws from [first, 1], larger from [1, second].",
+    )
+    gaussian_sigma: RangeFromZero = _again("gaussian_sigma", (1.0, 25.0))
+    poisson_scale: RangeFromZero = _again("poisson_scale", (0.05, 2.5))
 
 
 class BlindConfig(Strict):
@@ -147,34 +176,66 @@ class BlindConfig(Strict):
     """
 
     kind: Literal["blind"] = "blind"
-    first: FirstOrder = FirstOrder()
-    second: SecondOrder = SecondOrder()
-    # of blur, resize and noise a second time; the second JPEG is always there (Real-ESRGAN: 1)
-    second_order_prob: Probability = 0.5
-    final_sinc_prob: Probability = 0.8  # a sinc filter before or behind the last JPEG
-    final_sinc_size: Sizes = (7, 21)  # its side in LR pixels, odd
+    first: FirstOrder = Field(default=FirstOrder(), description="Ranges of the first time.")
+    second: SecondOrder = Field(default=SecondOrder(), description="Ranges of the second time.")
+    second_order_prob: Probability = Field(
+        default=0.5,
+        description="Probability of blur, resize and noise a second time (Real-ESRGAN: 1); the "
+        "second JPEG is always there.",
+    )
+    final_sinc_prob: Probability = Field(
+        default=0.8, description="Probability of a sinc filter before or behind the last JPEG."
+    )
+    final_sinc_size: Sizes = Field(
+        default=(7, 21),
+        description="Side of that filter in LR pixels, an odd number from [least, most].",
+    )
 
 
 DegradationConfig = Annotated[BicubicConfig | BlindConfig, Field(discriminator="kind")]
 
 
 class DataConfig(Strict):
-    train: tuple[
-        str, ...
-    ] = ()  # folders of HR pictures, searched recursively; relative to the working folder
-    val: tuple[str, ...] = ()
-    exclude: tuple[str, ...] = ()  # parts of a path that leave a picture out
-    patch: int = Field(128, ge=8)  # HR pixels a side
-    scales: Scales | None = (
-        # IDM: a micro-batch has HR at a scale drawn from [least, most], at most `scale`; None =
-        # `scale`
-        None
+    """Pictures, and the pairs of patches that are made of them."""
+
+    train: tuple[str, ...] = Field(
+        default=(),
+        description="Folders of HR pictures for training, searched recursively; relative to the "
+        "working folder.",
     )
-    augment: Literal["none", "hflip", "dihedral"] = (
-        "dihedral"  # hflip: left and right swapped; dihedral: all 8 flips and turns
+    val: tuple[str, ...] = Field(
+        default=(), description="Folders of HR pictures for validation, searched likewise."
     )
-    degradation: DegradationConfig = BicubicConfig()  # how LR pictures are made of HR ones
-    max_bad_fraction: float = Field(0.1, ge=0, le=1)  # more unreadable files than this stop the run
+    exclude: tuple[str, ...] = Field(
+        default=(), description="A picture is left out if its path contains one of these texts."
+    )
+    patch: int = Field(
+        default=128,
+        ge=8,
+        description="Side of a training patch in HR pixels, a multiple of `scale`.",
+    )
+    scales: Scales | None = Field(
+        default=None,
+        description="For IDM: each micro-batch has HR at a scale drawn from [least, most], at most "
+        "`scale`; null: always `scale`.",
+    )
+    augment: Literal["none", "hflip", "dihedral"] = Field(
+        default="dihedral",
+        description="How patches are turned at random: hflip swaps left and right, dihedral takes "
+        "all 8 flips and turns.",
+    )
+    degradation: DegradationConfig = Field(
+        default=BicubicConfig(), description="How LR pictures are made of HR ones."
+    )
+    max_bad_fraction: float = Field(
+        default=0.1,
+        ge=0,
+        le=1,
+        description="A larger share of unreadable files than this stops the run.",
+    )
     cache_latents: int = Field(
-        0, ge=0
-    )  # train on so many fixed patches, each encoded once and kept in memory; 0 = off
+        default=0,
+        ge=0,
+        description="Train on so many fixed patches, each encoded once and kept in memory; 0: new "
+        "patches all the time.",
+    )

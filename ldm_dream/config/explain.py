@@ -6,11 +6,12 @@ field that holds a model, or one of several models told apart by their `kind`. I
 """
 
 import difflib
+from collections.abc import Mapping
 from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
-Tasks = dict[str, type[BaseModel]]
+Tasks = Mapping[str, type[BaseModel]]
 
 
 def explain(
@@ -23,7 +24,7 @@ def explain(
     places = [_place(problem["loc"], tasks) for problem in problems]
     first, (keys, model) = problems[0], places[0]
     if first["type"].startswith("union_tag"):
-        choices = list(_kinds(model, keys[-1])) if keys else list(tasks)
+        choices = list(kinds(model, keys[-1])) if keys else list(tasks)
         keys = (*keys, first["ctx"]["discriminator"].strip("'"))
         sentence = _choice_sentence(".".join(keys), first["ctx"].get("tag"), choices)
     elif first["type"] == "extra_forbidden":
@@ -71,14 +72,14 @@ def _place(loc: tuple, tasks: Tasks) -> tuple[tuple[str, ...], type[BaseModel] |
     model = tasks[loc[0]] if loc else None
     for part in parts:
         keys, holder = (*keys, str(part)), model
-        kinds = _kinds(model, str(part))
-        if not kinds:
+        models = kinds(model, str(part))
+        if not models:
             break
-        model = kinds.get(next(parts, None)) if len(kinds) > 1 else next(iter(kinds.values()))
+        model = models.get(next(parts, None)) if len(models) > 1 else next(iter(models.values()))
     return keys, holder
 
 
-def _kinds(model: type[BaseModel], key: str) -> dict[str, type[BaseModel]]:
+def kinds(model: type[BaseModel], key: str) -> dict[str, type[BaseModel]]:
     """Models that the section `key` of `model` may hold, by their `kind`; empty for a plain value
     or an unknown key.
     """
@@ -116,6 +117,6 @@ def _hint(keys: tuple[str, ...], model: type[BaseModel], run: type[BaseModel], v
 
 def _names(run: type[BaseModel], section: str, given: Any) -> list[str]:
     """Keys of a section, of the kind that the config chose there."""
-    kinds = _kinds(run, section)
-    chosen = kinds.get(given.get("kind") if isinstance(given, dict) else None)
-    return list((chosen or next(iter(kinds.values()))).model_fields) if kinds else []
+    models = kinds(run, section)
+    chosen = models.get(given.get("kind") if isinstance(given, dict) else None)
+    return list((chosen or next(iter(models.values()))).model_fields) if models else []

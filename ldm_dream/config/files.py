@@ -7,6 +7,7 @@ The sentence names the file, the key and the nearest name that exists.
 from __future__ import annotations
 
 import difflib
+import os
 import re
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,7 +16,7 @@ import yaml
 from pydantic import Field, TypeAdapter, ValidationError
 
 from ldm_dream.config.explain import explain
-from ldm_dream.config.run import AutoencoderRun, DiffusionRun, Run
+from ldm_dream.config.run import TASKS, Run
 from ldm_dream.errors import UserError
 
 
@@ -24,7 +25,6 @@ class ConfigError(UserError, ValueError):
 
 
 _RUN = TypeAdapter(Annotated[Run, Field(discriminator="task")])
-_TASKS = {"diffusion": DiffusionRun, "autoencoder": AutoencoderRun}
 # sections whose keys depend on their `kind`; loss and sampler have a `kind` too, but one set of
 # keys
 _KEYS_BY_KIND = {("autoencoder",), ("network",), ("process",), ("data", "degradation")}
@@ -98,12 +98,23 @@ def validate(values: dict, origin: dict[tuple, str], where: str) -> Run:
     try:
         return _RUN.validate_python(values)
     except ValidationError as error:
-        raise ConfigError(explain(error, _TASKS, values, origin, where)) from None
+        raise ConfigError(explain(error, TASKS, values, origin, where)) from None
 
 
 def dump_config(run: Run) -> str:
     """The resolved config as YAML text; `load_config` reads it back to an equal object."""
     return yaml.dump(run.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False, width=120)
+
+
+def default_run_dir(config: Path) -> Path:
+    """Where a run of this config goes unless told otherwise: the config's place below the nearest
+    folder `configs`, so that no two there share one (configs/tiny/sr3.yaml -> runs/tiny/sr3); of a
+    config elsewhere, its name (my/sr3.yaml -> runs/sr3).
+    """
+    path = Path(os.path.abspath(config)).with_suffix("")
+    folders = path.parent.parts
+    below = len(folders) - folders[::-1].index("configs") if "configs" in folders else len(folders)
+    return Path("runs", *path.parts[below:])
 
 
 def _read(path: Path, chain: tuple[Path, ...]) -> tuple[dict, dict[tuple, str]]:

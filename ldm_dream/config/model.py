@@ -1,24 +1,39 @@
-"""What a run builds: autoencoder, network, process, sampler. The knobs of `config.py` that a model
-folder needs to be loaded.
-
-Adding a network = its class here, with the paper's values as defaults, and its row in
-NetworkConfig. Imports no torch.
+"""What a run builds beside its network (`networks.py`): autoencoder and process; how it samples, and
+what DREAM does. Imports no torch.
 """
 
 from __future__ import annotations
 
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 
 class Strict(BaseModel):
+    """A section: unknown keys are refused, values are finite and never change."""
+
     model_config = ConfigDict(
         extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False
     )
 
 
-# ------------------------------------------------------------------------------------ what is built
+# -------------------------------------------------------------------------------------- autoencoder
+
+Pretrained = Annotated[
+    str | None,
+    Field(
+        description="A bundled name, a model folder or `hf:owner/name`: its architecture replaces "
+        "the knobs below; null: those count."
+    ),
+]
+LatentScale = Annotated[
+    float,
+    Field(
+        gt=0,
+        description="`encode` multiplies the latent by it and `decode` divides; about 1 over the "
+        "standard deviation of the latents.",
+    ),
+]
 
 
 class PixelConfig(Strict):
@@ -28,43 +43,58 @@ class PixelConfig(Strict):
 
 
 class VQGANConfig(Strict):
-    """VQGAN in the layout of LDM's vq-f4 (published defaults: 55,322,782 parameters). Field names
-    are those of its `ddconfig`.
+    """VQGAN in the layout of LDM's vq-f4 (published defaults: 55,322,782 parameters). The names
+    down to embed_dim are those of its `ddconfig`.
     """
 
     kind: Literal["vqgan"] = "vqgan"
-    pretrained: str | None = (
-        None  # bundled name or model folder: its architecture replaces the fields below
+    pretrained: Pretrained = None
+    ch: int = Field(
+        default=128, ge=1, description="Channels of the level with the full resolution."
     )
-    ch: int = Field(128, ge=1)  # width of the full-resolution level
-    ch_mult: tuple[int, ...] = (
-        1,
-        2,
-        4,
-    )  # one entry a level, highest resolution first; factor = 2 ** (levels - 1)
-    num_res_blocks: int | tuple[int, ...] = (
-        2  # residual blocks a level in the encoder; the decoder has one more
+    ch_mult: tuple[int, ...] = Field(
+        default=(1, 2, 4),
+        description="Channels of each level as multiples of `ch`, highest resolution first; the "
+        "latent is smaller by 2 ** (levels - 1).",
     )
-    attn_resolutions: tuple[
-        int, ...
-    ] = ()  # attention after each block where the feature size is one of these ...
-    resolution: int = Field(256, ge=1)  # ... when the input has this size
-    mid_attention: bool = (
-        True  # global attention at the lowest resolution; off = purely convolutional (local)
+    num_res_blocks: int | tuple[int, ...] = Field(
+        default=2,
+        description="Residual blocks a level, one number or one for each level; the decoder has "
+        "one more.",
     )
-    norm: Literal["group", "none"] = (
-        "group"  # group = 32 groups as published; none = local, tiled equals untiled
+    attn_resolutions: tuple[int, ...] = Field(
+        default=(),
+        description="Sizes of features that have attention after each block, for an input of "
+        "`resolution` pixels.",
     )
-    z_channels: int = Field(3, ge=1)
-    embed_dim: int = Field(3, ge=1)  # latent channels
-    n_embed: int = Field(8192, ge=2)  # codes in the codebook
+    resolution: int = Field(default=256, ge=1, description="Side of that input in pixels.")
+    mid_attention: bool = Field(
+        default=True,
+        description="Global attention at the lowest resolution; false: only convolutions, which "
+        "see a bounded neighbourhood.",
+    )
+    norm: Literal["group", "none"] = Field(
+        default="group",
+        description="group: 32 groups over the whole picture, as published; none: no norm, so that "
+        "tiles agree with the whole picture.",
+    )
+    z_channels: int = Field(
+        default=3,
+        ge=1,
+        description="Channels of the encoder's output, which a 1x1 convolution brings to embed_dim.",
+    )
+    embed_dim: int = Field(default=3, ge=1, description="Channels of the latent.")
+    n_embed: int = Field(default=8192, ge=2, description="Codes in the codebook.")
     codebook_groups: int = Field(
-        1, ge=1
-    )  # channels are looked up in this many groups in one shared codebook (product quantisation)
-    quantize: bool = True  # decode() looks the latent up in the codebook first
-    latent_scale: float = Field(
-        1.0, gt=0
-    )  # encode() multiplies by it, decode() divides: about 1 / std of the latents
+        default=1,
+        ge=1,
+        description="Groups of channels that are looked up separately in the one codebook (product "
+        "quantisation); divides embed_dim.",
+    )
+    quantize: bool = Field(
+        default=True, description="`decode` looks the latent up in the codebook first."
+    )
+    latent_scale: LatentScale = 1.0
 
     @model_validator(mode="after")
     def _groups_divide(self):
@@ -85,147 +115,55 @@ class TAESDConfig(Strict):
     """
 
     kind: Literal["taesd"] = "taesd"
-    pretrained: str | None = None  # model folder: its architecture replaces the fields below
-    latent_channels: int = Field(32, ge=1)  # TAESD 4, TAEF1 and TAESD3 16, TAEF2 32
-    group_norm_branch: bool = (
-        True  # TAEF2: a branch with a group norm in the blocks of the lowest resolution
+    pretrained: Pretrained = None
+    latent_channels: int = Field(
+        default=32,
+        ge=1,
+        description="Channels of the latent: TAESD 4, TAEF1 and TAESD3 16, TAEF2 32.",
     )
-    latent_scale: float = Field(1.0, gt=0)  # as VQGANConfig.latent_scale
+    group_norm_branch: bool = Field(
+        default=True,
+        description="A branch with a group norm in the blocks of the lowest resolution, as in TAEF2.",
+    )
+    latent_scale: LatentScale = 1.0
 
 
 AutoencoderConfig = Annotated[PixelConfig | VQGANConfig | TAESDConfig, Field(discriminator="kind")]
 
 
-class ResShiftNetConfig(Strict):
-    """Swin U-Net of ResShift (published x4 defaults: 118,593,583 parameters)."""
-
-    kind: Literal["resshift"] = "resshift"
-    image_size: int = Field(
-        64, ge=1
-    )  # training size of z_t: decides which levels have attention and which windows shift
-    in_channels: int = Field(3, ge=1)  # channels of z_t
-    out_channels: int = Field(3, ge=1)
-    cond_channels: int = Field(3, ge=0)  # channels of the condition, concatenated after z_t
-    cond_factor: Literal[1, 2, 4, 8] = 1  # size of the condition over size of z_t (published x2: 2)
-    patch_size: int = Field(
-        1, ge=1
-    )  # latents are folded by this much into channels before the first convolution (published: 1)
-    model_channels: int = Field(160, ge=1)
-    channel_mult: tuple[int, ...] = (1, 2, 2, 4)
-    num_res_blocks: int | tuple[int, ...] = 2
-    attention_resolutions: tuple[int, ...] = (
-        64,
-        32,
-        16,
-        8,
-    )  # feature sizes (at image_size) with a Swin layer
-    swin_depth: int = Field(2, ge=1)
-    swin_embed_dim: int = Field(192, ge=1)
-    num_head_channels: int = Field(32, ge=1)
-    window_size: int = Field(8, ge=1)
-    mlp_ratio: float = Field(4, gt=0)
-    dropout: float = Field(0.0, ge=0, lt=1)
-    norm: Literal["group", "layer"] = (
-        "group"  # group = 32 groups over space; layer = over channels at each position (local)
-    )
-    legacy_mask: bool = (
-        False  # the published weights were trained with a wrong shift mask: they need True
-    )
-
-
-class SR3Config(Strict):
-    """U-Net of SR3 (published 16 -> 128 face defaults: 97,807,491 parameters)."""
-
-    kind: Literal["sr3"] = "sr3"
-    image_size: int = Field(128, ge=1)  # training size of z_t: decides which levels have attention
-    in_channels: int = Field(3, ge=1)  # channels of z_t
-    out_channels: int = Field(3, ge=1)
-    cond_channels: int = Field(3, ge=0)  # channels of the condition, concatenated before z_t
-    model_channels: int = Field(64, ge=2, multiple_of=2)
-    channel_mult: tuple[int, ...] = (1, 2, 4, 8, 8)
-    num_res_blocks: int = Field(2, ge=1)
-    attention_resolutions: tuple[int, ...] = (
-        16,
-    )  # feature sizes (at image_size) with attention after each block; the middle always has it
-    norm_groups: int = Field(32, ge=1)
-    dropout: float = Field(0.2, ge=0, lt=1)
-
-    cond_factor: ClassVar[int] = 1  # size of the condition over size of z_t
-
-
-class LDMConfig(Strict):
-    """U-Net of LDM-SR, latent-diffusion's bsr_sr (published defaults: 113,622,563 parameters)."""
-
-    kind: Literal["ldm"] = "ldm"
-    cond_factor: ClassVar[int] = 1  # the condition is as large as z_t
-    image_size: int = Field(64, ge=1)  # training size of z_t: decides which levels have attention
-    in_channels: int = Field(3, ge=1)  # channels of z_t
-    out_channels: int = Field(3, ge=1)
-    cond_channels: int = Field(3, ge=0)  # channels of the condition, concatenated after z_t
-    model_channels: int = Field(160, ge=1)
-    channel_mult: tuple[int, ...] = (1, 2, 2, 4)
-    num_res_blocks: int = Field(2, ge=1)
-    attention_resolutions: tuple[int, ...] = (
-        8,
-    )  # feature sizes (at image_size) with attention; LDM lists image_size / size
-    num_head_channels: int = Field(32, ge=1)
-    dropout: float = Field(0.0, ge=0, lt=1)
-    norm: Literal["group", "layer"] = (
-        "group"  # group = 32 groups over space; layer = over channels at each position
-    )
-
-
-class IDMConfig(Strict):
-    """IDM: SR3's U-Net with implicit decoders, for any scale (published 16 -> 128 defaults:
-    99,801,670 parameters).
-    """
-
-    kind: Literal["idm"] = "idm"
-    image_size: int = Field(128, ge=1)  # training size of z_t: decides which levels have attention
-    in_channels: int = Field(3, ge=1)  # channels of z_t
-    out_channels: int = Field(3, ge=1)
-    cond_channels: int = Field(3, ge=1)  # channels of the LR picture
-    cond_factor: ClassVar[None] = None  # the LR picture comes at its own size
-    model_channels: int = Field(64, ge=2)
-    channel_mult: tuple[int, ...] = Field(
-        (1, 2, 4, 8, 8), min_length=1
-    )  # one entry a level, highest resolution first
-    num_res_blocks: int = Field(
-        2, ge=1
-    )  # residual blocks a level on the way down; one more on the way up
-    attention_resolutions: tuple[int, ...] = (
-        16,
-    )  # feature sizes (at image_size) with attention after each block
-    norm_groups: int = Field(32, ge=1)
-    dropout: float = Field(0.2, ge=0, lt=1)
-    encoder_blocks: int = Field(16, ge=1)  # residual blocks of the LR encoder, an EDSR
-    encoder_channels: int = Field(64, ge=1)
-    max_scale: float = Field(
-        8.0, gt=1
-    )  # scale at position 1; scale 1 is position 0. Training draws scales between them
-
-
-NetworkConfig = Annotated[
-    ResShiftNetConfig | SR3Config | IDMConfig | LDMConfig, Field(discriminator="kind")
-]
+# ------------------------------------------------------------------------------------------ process
 
 
 class DDPMConfig(Strict):
-    """Variance-preserving process; betas linear in t. `respace: n` keeps steps int(i *
-    num_timesteps / n) of the schedule.
-    """
+    """Variance-preserving process on a fixed schedule of betas (Ho et al., arXiv 2006.11239)."""
 
     kind: Literal["ddpm"] = "ddpm"
+    predictions: ClassVar[tuple[str, ...]] = ("eps", "z0", "v")
     samplers: ClassVar[tuple[str, ...]] = ("ancestral", "ddim", "dpm-solver++")
-    num_timesteps: int = Field(2000, ge=1)
-    beta_start: float = Field(1e-6, gt=0, lt=1)
-    beta_end: float = Field(1e-2, gt=0, lt=1)
-    schedule: Literal["linear", "sqrt_linear"] = (
-        "linear"  # sqrt_linear: linear in sqrt(beta), what LDM calls "linear"
+    has_noise: ClassVar[bool] = True
+    num_timesteps: int = Field(default=2000, ge=1, description="Steps of the schedule (SR3: 2000).")
+    beta_start: float = Field(
+        default=1e-6, gt=0, lt=1, description="beta of the first step (SR3: 1e-6)."
     )
-    respace: int | None = Field(None, ge=1)  # paper's latent SR: 50 of 2000
-    # training draws sqrt(abar) between two neighbouring steps, which one batch shares, as SR3 does
-    continuous: bool = False
+    beta_end: float = Field(
+        default=1e-2, gt=0, lt=1, description="beta of the last step (SR3: 1e-2)."
+    )
+    schedule: Literal["linear", "sqrt_linear"] = Field(
+        default="linear",
+        description="linear: beta is linear in t; sqrt_linear: its square root is, which LDM calls "
+        '"linear".',
+    )
+    respace: int | None = Field(
+        default=None,
+        ge=1,
+        description="Keep so many steps n of the schedule, int(i * num_timesteps / n); null: all. "
+        "The paper's latent system keeps 50 of 2000.",
+    )
+    continuous: bool = Field(
+        default=False,
+        description="Training draws noise levels between two neighbouring steps, which one batch "
+        "shares, as SR3 does.",
+    )
 
     @property
     def steps(self) -> int:
@@ -233,18 +171,33 @@ class DDPMConfig(Strict):
 
 
 class ResidualShiftConfig(Strict):
-    """ResShift's process. sqrt_eta runs from min(min_noise_level / kappa, min_noise_level) to
-    sqrt_eta_end.
+    """ResShift's process (arXiv 2307.12348), which shifts HR to LR. sqrt(eta) grows from
+    min(min_noise_level / kappa, min_noise_level) to sqrt_eta_end.
     """
 
     kind: Literal["residual_shift"] = "residual_shift"
+    predictions: ClassVar[tuple[str, ...]] = ("eps", "z0", "v")
     samplers: ClassVar[tuple[str, ...]] = ("ancestral", "ddim", "resshift")
-    num_timesteps: int = Field(15, ge=2)
-    kappa: float = Field(2.0, gt=0)
-    min_noise_level: float = Field(0.04, gt=0, lt=1)
-    sqrt_eta_end: float = Field(0.99, gt=0, lt=1)
-    power: float = Field(0.3, gt=0)
-    normalize_input: bool = True  # the network sees z_t / sqrt(1 + kappa^2 eta_t)
+    has_noise: ClassVar[bool] = True
+    num_timesteps: int = Field(default=15, ge=2, description="Steps (ResShift: 15, v3: 4).")
+    kappa: float = Field(
+        default=2.0, gt=0, description="Standard deviation of the noise in z_t over sqrt(eta)."
+    )
+    min_noise_level: float = Field(
+        default=0.04,
+        gt=0,
+        lt=1,
+        description="Standard deviation of the noise at the first step, for kappa >= 1 (ResShift: 0.04, v3: 0.2).",
+    )
+    sqrt_eta_end: float = Field(default=0.99, gt=0, lt=1, description="sqrt(eta) of the last step.")
+    power: float = Field(
+        default=0.3,
+        gt=0,
+        description="Exponent p of the schedule (Eq. 9); a smaller one is noisier early.",
+    )
+    normalize_input: bool = Field(
+        default=True, description="The network sees z_t / sqrt(1 + kappa^2 eta), as published."
+    )
 
     @property
     def steps(self) -> int:
@@ -255,8 +208,10 @@ class FlowConfig(Strict):
     """Linear interpolation z_t = (1 - sigma) z0 + sigma eps with sigma = (t + 1) / num_timesteps."""
 
     kind: Literal["flow"] = "flow"
+    predictions: ClassVar[tuple[str, ...]] = ("eps", "z0", "v")
     samplers: ClassVar[tuple[str, ...]] = ("ancestral", "ddim", "dpm-solver++")
-    num_timesteps: int = Field(1000, ge=2)
+    has_noise: ClassVar[bool] = True
+    num_timesteps: int = Field(default=1000, ge=2, description="Steps between picture and noise.")
 
     @property
     def steps(self) -> int:
@@ -269,7 +224,9 @@ class RegressionConfig(Strict):
     """
 
     kind: Literal["regression"] = "regression"
-    samplers: ClassVar[tuple[str, ...]] = ("ancestral", "ddim")
+    predictions: ClassVar[tuple[str, ...]] = ("z0",)
+    samplers: ClassVar[tuple[str, ...]] = ("ancestral",)
+    has_noise: ClassVar[bool] = False
     steps: ClassVar[int] = 1
 
 
@@ -278,7 +235,73 @@ ProcessConfig = Annotated[
 ]
 
 
-class SamplerConfig(Strict):
-    kind: Literal["ancestral", "ddim", "dpm-solver++", "resshift"] = "ancestral"
-    steps: int | None = Field(None, ge=1)  # None = every step of the process
-    eta: float = Field(0.0, ge=0, le=1)  # ddim only: 0 deterministic, 1 ancestral variance
+# ------------------------------------------------------------------------------- sampling and DREAM
+
+
+class Sampling(Strict):
+    """How the reverse process is walked."""
+
+    kind: Literal["ancestral", "ddim", "dpm-solver++", "resshift"] = Field(
+        default="ancestral", description="The sampler; which of them fit is said at each process."
+    )
+    steps: Annotated[int, Field(ge=1)] | tuple[Annotated[int, Field(ge=0)], ...] | None = Field(
+        default=None,
+        description="Calls of the network, evenly spaced; null: every step of the process; a list: "
+        "these steps, descending, counted from 0.",
+    )
+    eta: float = Field(
+        default=0.0,
+        ge=0,
+        le=1,
+        description="Noise of ddim: 0 is deterministic, 1 has the variance of ancestral; the "
+        "other samplers do not read it.",
+    )
+    variance: Literal["posterior", "forward"] = Field(
+        default="posterior",
+        description='Of the noise that ancestral and resshift add: the posterior\'s ("fixed small") '
+        'or the forward step\'s ("fixed large").',
+    )
+
+    @field_validator("steps")
+    @classmethod
+    def _descends(cls, steps: int | tuple[int, ...] | None):
+        if isinstance(steps, tuple) and any(t <= u for t, u in zip(steps, steps[1:])):
+            raise ValueError(f"{list(steps)} does not descend; give steps from noisy to clean")
+        return steps
+
+    @property
+    def needs(self) -> int:
+        """Steps that a process must have at least."""
+        if isinstance(self.steps, tuple):
+            return max(self.steps, default=0) + 1
+        return self.steps or 1
+
+
+class Dream(Strict):
+    """The loss in the space of the prediction, and DREAM (CVPR 2024, Algorithm 3) on top of it."""
+
+    kind: Literal["l1", "l2", "huber"] = Field(
+        default="l1", description="huber: square up to an error of 1, straight beyond."
+    )
+    strength: float = Field(
+        default=0.0,
+        ge=0,
+        le=1,
+        description="Factor on DREAM's rectification: 0 is the plain loss, 1 DREAM.",
+    )
+    p: float = Field(
+        default=1.0,
+        ge=0,
+        description="Exponent of the adaptive strength: 1 is DREAM (its latent system: 3), 0 DRM.",
+    )
+    min_lam: float = Field(
+        default=0.0,
+        ge=0,
+        le=1,
+        description="Samples whose lam = strength * weight(t) ** p is lower stay plain and "
+        "skip the extra pass.",
+    )
+    estimate_precision: Literal["same", "bf16"] = Field(
+        default="same",
+        description="Precision of DREAM's extra pass; same: that of train.precision.",
+    )

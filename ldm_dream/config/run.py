@@ -1,5 +1,5 @@
-"""Every knob of a run: what it builds (`model.py`), what it sees (`data.py`), and here its loss,
-its training and itself.
+"""Every knob of a run: what it builds (`model.py`, `networks.py`), what it sees (`data.py`), and here
+its loss, its training and itself.
 
 Imports no torch, so `--help` and `--dry-run` answer at once.
 """
@@ -13,135 +13,224 @@ from pydantic import Field, field_validator, model_validator
 from ldm_dream.config.data import DataConfig
 from ldm_dream.config.model import (
     AutoencoderConfig,
-    NetworkConfig,
+    Dream,
     PixelConfig,
     ProcessConfig,
     ResidualShiftConfig,
-    ResShiftNetConfig,
-    SamplerConfig,
+    Sampling,
     Strict,
     TAESDConfig,
     VQGANConfig,
 )
+from ldm_dream.config.networks import NetworkConfig, ResShiftNetConfig
 
 # -------------------------------------------------------------------------------- how it is trained
 
 
-class DiffusionLossConfig(Strict):
-    kind: Literal["l1", "l2", "huber"] = "l1"  # huber: square up to an error of 1, straight beyond
-    strength: float = Field(0.0, ge=0, le=1)  # 0 = plain diffusion loss, 1 = DREAM
-    p: float = Field(1.0, ge=0)  # exponent of the adaptive strength; 1 DREAM, 0 DRM
-    min_lam: float = Field(
-        0.0, ge=0, le=1
-    )  # samples whose lam is below are left as they are; the extra pass is spared for them
-    fraction: float = Field(
-        1.0, gt=0, le=1
-    )  # share of each batch that DREAM rectifies, largest lam first; less costs less time
-    estimate_precision: Literal["same", "bf16"] = (
-        "same"  # of DREAM's extra pass; same = train.precision
+class DiffusionLossConfig(Dream):
+    """DREAM's loss (arXiv 2312.00210), and two terms on the decoded picture."""
+
+    pixel: float = Field(
+        default=0.0, ge=0, description="Weight of L1 between the decoded estimate of z0 and HR."
     )
-    pixel: float = Field(0.0, ge=0)  # weight of L1 between decoded z0 estimate and hr
     lpips: float = Field(
-        0.0, ge=0
-    )  # weight of LPIPS between decoded z0 estimate and hr (needs lpips_weights)
+        default=0.0,
+        ge=0,
+        description="Weight of LPIPS between the decoded estimate of z0 and HR; needs "
+        "lpips_weights.",
+    )
     decode_samples: int = Field(
-        4, ge=1
-    )  # samples of the batch that are decoded for the two terms above
+        default=4, ge=1, description="Samples of a batch that are decoded for `pixel` and `lpips`."
+    )
 
 
 class AutoencoderLossConfig(Strict):
-    l1: float = Field(1.0, ge=0)
-    lpips: float = Field(1.0, ge=0)
-    codebook: float = Field(1.0, ge=0)
+    """Loss of a VQGAN (arXiv 2012.09841, Sec. 3.1): L1, LPIPS, codebook, and a hinge PatchGAN."""
+
+    l1: float = Field(
+        default=1.0, ge=0, description="Weight of L1 between the reconstruction and HR."
+    )
+    lpips: float = Field(
+        default=1.0, ge=0, description="Weight of LPIPS likewise; above 0 it needs lpips_weights."
+    )
+    codebook: float = Field(
+        default=1.0, ge=0, description="Weight of the term that moves codes towards latents."
+    )
     codebook_start: int = Field(
-        0, ge=0
-    )  # until this step latents go unquantised; then the codebook begins as random latents
+        default=0,
+        ge=0,
+        description="Step until which latents go unquantised; then the codebook begins as random "
+        "latents.",
+    )
     commitment: float = Field(
-        0.25, ge=0
-    )  # beta, on the commitment term as in the paper (taming's legacy puts it on the other)
+        default=0.25,
+        ge=0,
+        description="Weight of the term that moves latents towards codes, beta in the paper "
+        "(taming's legacy puts it on the other term).",
+    )
     adversarial: float = Field(
-        0.0, ge=0
-    )  # factor on the adaptive weight of the hinge PatchGAN; 0 = no discriminator
-    adversarial_start: int = Field(0, ge=0)  # step from which the discriminator counts
+        default=0.0,
+        ge=0,
+        description="Factor on the adaptive weight of the hinge PatchGAN; 0: no discriminator.",
+    )
+    adversarial_start: int = Field(
+        default=0, ge=0, description="Step from which the discriminator is trained and counts."
+    )
     revive_after: int = Field(
-        200, ge=1
-    )  # a code unused for so many steps is moved onto a random latent of the batch
+        default=200,
+        ge=1,
+        description="Steps without use after which a code is moved onto a random latent of the "
+        "batch.",
+    )
 
 
 class TrainConfig(Strict):
-    steps: int = Field(10_000, ge=1)
-    batch_size: int = Field(16, ge=1)  # samples a device and step, before accumulation
-    accumulate: int = Field(1, ge=1)
-    optimizer: Literal["adamw", "adam"] = "adamw"
-    learning_rate: float = Field(5e-5, gt=0)
-    betas: tuple[float, float] = (0.9, 0.999)
-    weight_decay: float = Field(0.0, ge=0)
-    warmup_steps: int = Field(0, ge=0)
-    decay: Literal["none", "cosine"] = "cosine"
-    learning_rate_end: float = Field(0.0, ge=0)
-    clip_grad: float | None = Field(1.0, gt=0)
-    ema: float = Field(0.999, ge=0, lt=1)
-    precision: Literal["fp32", "bf16"] = "bf16"  # bf16 = autocast; weights stay fp32
-    channels_last: bool = True
-    compile: bool | None = (
-        None  # torch.compile of the repeated blocks; None = on CUDA, where sizes are fixed
+    """Optimizer, length, precision, and what is written when."""
+
+    steps: int = Field(default=10_000, ge=1, description="Steps of the optimizer.")
+    batch_size: int = Field(default=16, ge=1, description="Samples a device and micro-batch.")
+    accumulate: int = Field(
+        default=1, ge=1, description="Micro-batches a step, whose gradients are averaged."
     )
-    log_every: int = Field(50, ge=1)
-    val_every: int = Field(1000, ge=1)
-    val_images: int = Field(8, ge=0)
+    optimizer: Literal["adamw", "adam"] = Field(default="adamw", description="The optimizer.")
+    learning_rate: float = Field(default=5e-5, gt=0, description="Learning rate after the warm-up.")
+    betas: tuple[float, float] = Field(default=(0.9, 0.999), description="Adam's two decay rates.")
+    weight_decay: float = Field(default=0.0, ge=0, description="Weight decay of the optimizer.")
+    warmup_steps: int = Field(
+        default=0,
+        ge=0,
+        description="Steps over which the learning rate rises from 0 in a straight line.",
+    )
+    decay: Literal["none", "cosine"] = Field(
+        default="cosine",
+        description="Learning rate after the warm-up: constant, or a half cosine down to "
+        "learning_rate_end.",
+    )
+    learning_rate_end: float = Field(
+        default=0.0, ge=0, description="Learning rate at the last step of a cosine."
+    )
+    clip_grad: float | None = Field(
+        default=1.0,
+        gt=0,
+        description="Largest norm of the gradient, to which longer ones are cut; null: any.",
+    )
+    ema: float = Field(
+        default=0.999,
+        ge=0,
+        lt=1,
+        description="Decay a step of the averaged weights, which the model folder gets; smaller in "
+        "the first steps.",
+    )
+    precision: Literal["fp32", "bf16"] = Field(
+        default="bf16", description="bf16 is autocast; the weights stay in fp32."
+    )
+    channels_last: bool = Field(
+        default=True, description="Memory format of tensors, which makes convolutions faster."
+    )
+    compile: bool | None = Field(
+        default=None,
+        description="torch.compile of the repeated blocks; null: on CUDA, unless data.scales is set.",
+    )
+    log_every: int = Field(
+        default=50, ge=1, description="Steps between two lines of metrics.jsonl."
+    )
+    val_every: int = Field(default=1000, ge=1, description="Steps between two validations.")
+    val_images: int = Field(
+        default=8, ge=0, description="Validation pictures, spread evenly over data.val."
+    )
     val_crop: int | None = Field(
-        256, ge=16
-    )  # centre crop of validation pictures, HR pixels; None = whole
-    save_every: int = Field(500, ge=1)
-    keep_checkpoints: int = Field(2, ge=1)
-    init_from: str | None = None  # model folder whose weights start the run (fine-tuning)
-    freeze: tuple[str, ...] = ()  # parameters whose names begin so stay as they are
+        default=256,
+        ge=16,
+        description="Largest side of their centre crop in HR pixels; null: whole pictures.",
+    )
+    save_every: int = Field(default=500, ge=1, description="Steps between two checkpoints.")
+    keep_checkpoints: int = Field(default=2, ge=1, description="Newest checkpoints that are kept.")
+    init_from: str | None = Field(
+        default=None,
+        description="A bundled name, a model folder or `hf:owner/name`, whose weights start the run "
+        "(fine-tuning).",
+    )
+    freeze: tuple[str, ...] = Field(
+        default=(),
+        description="Parameters whose names begin with one of these texts stay as they are.",
+    )
+
+
+Description = Annotated[str, Field(description="What the run is, for its model card.")]
+Expected = Annotated[
+    str, Field(description="Figures of the finished run and the command that prints them.")
+]
+Seed = Annotated[int, Field(ge=0, description="Seed of all random numbers of the run.")]
+LpipsWeights = Annotated[
+    str | None,
+    Field(
+        description="File with AlexNet and the heads of LPIPS as one state dict, for losses and "
+        "validation; null: no LPIPS."
+    ),
+]
+Data = Annotated[DataConfig, Field(description="Pictures and how pairs are made of them.")]
+Train = Annotated[TrainConfig, Field(description="How it is trained.")]
 
 
 class DiffusionRun(Strict):
-    """`task: diffusion`: super-resolution by a conditional diffusion model in the autoencoder's
-    latent space.
-    """
+    """Super-resolution by a conditional diffusion model in the autoencoder's latent space."""
 
     task: Literal["diffusion"] = "diffusion"
-    description: str = ""
-    expected: str = "not run"
-    seed: int = Field(0, ge=0)
-    scale: int = Field(4, ge=1)
-    autoencoder: AutoencoderConfig = PixelConfig()
-    network: NetworkConfig = ResShiftNetConfig()
-    process: ProcessConfig = ResidualShiftConfig()
-    prediction: Literal["eps", "z0", "v"] = "z0"
-    condition: tuple[Literal["lr", "z_lr"], ...] = (
-        "lr",
-    )  # lr: LR pixels; z_lr: latent of the upsampled LR picture
-    sampler: SamplerConfig = SamplerConfig()
-    loss: DiffusionLossConfig = DiffusionLossConfig()
-    data: DataConfig = DataConfig()
-    train: TrainConfig = TrainConfig()
-    lpips_weights: str | None = (
-        None  # AlexNet + LPIPS heads as one state dict, for losses and validation
+    description: Description = ""
+    expected: Expected = "not run"
+    seed: Seed = 0
+    scale: int = Field(default=4, ge=1, description="Side of HR over side of LR.")
+    autoencoder: AutoencoderConfig = Field(
+        default=PixelConfig(), description="Between pictures and latents."
     )
+    network: NetworkConfig = Field(default=ResShiftNetConfig(), description="The denoiser.")
+    process: ProcessConfig = Field(
+        default=ResidualShiftConfig(), description="The way between picture and noise."
+    )
+    prediction: Literal["eps", "z0", "v"] = Field(
+        default="z0",
+        description="What the network predicts: the noise, the clean latent, or v = a eps - s z0 "
+        "(arXiv 2202.00512); which of them fit is said at each process.",
+    )
+    condition: tuple[Literal["lr", "z_lr"], ...] = Field(
+        default=("lr",),
+        description="What the network sees beside z_t, in this order: lr, the LR pixels; z_lr, the "
+        "latent of the enlarged LR picture.",
+    )
+    sampler: Sampling = Field(default=Sampling(), description="How results are sampled.")
+    loss: DiffusionLossConfig = Field(
+        default=DiffusionLossConfig(), description="What is minimised."
+    )
+    data: Data = DataConfig()
+    train: Train = TrainConfig()
+    lpips_weights: LpipsWeights = None
 
     @model_validator(mode="after")
-    def _regression_has_nothing_to_rectify(self):
-        if self.process.kind == "regression" and (self.prediction != "z0" or self.loss.strength):
+    def _process_allows_prediction_and_dream(self):
+        process = self.process
+        if self.prediction not in process.predictions:
+            options = " or ".join(process.predictions)
             raise ValueError(
-                "process.kind=regression has no noise; set prediction: z0 and loss.strength: 0"
+                f"prediction={self.prediction} does not fit process.kind={process.kind}; set it to {options}"
+            )
+        if self.loss.strength and not process.has_noise:
+            raise ValueError(
+                f"process.kind={process.kind} has no noise for DREAM to rectify; set loss.strength: 0"
             )
         return self
 
     @model_validator(mode="after")
-    def _sampler_fits_the_process(self):
-        process, sampler, steps = self.process.kind, self.sampler.kind, self.process.steps
-        if sampler not in self.process.samplers:
-            options = " or ".join(self.process.samplers)
+    def _process_allows_sampler_and_steps(self):
+        process, sampler = self.process, self.sampler
+        if sampler.kind not in process.samplers:
+            options = " or ".join(process.samplers)
             raise ValueError(
-                f"sampler.kind={sampler} does not fit process.kind={process}; set it to {options}"
+                f"sampler.kind={sampler.kind} does not fit process.kind={process.kind}; set it to {options}"
             )
-        if (self.sampler.steps or 1) > steps:
+        if sampler.needs > process.steps:
             raise ValueError(
-                f"sampler.steps={self.sampler.steps} is more than the {steps} of the process; set at most {steps}"
+                f"sampler.steps={sampler.steps} is more than the {process.steps} of the process; "
+                f"set at most {process.steps}"
             )
         return self
 
@@ -184,19 +273,24 @@ class DiffusionRun(Strict):
 
 
 class AutoencoderRun(Strict):
-    """`task: autoencoder`: a VQGAN trained with L1 + LPIPS + hinge PatchGAN. A `taesd` is imported,
-    never trained.
+    """A VQGAN trained with L1, LPIPS and a hinge PatchGAN; a `taesd` is imported, never trained. It
+    sees only HR, so data.degradation, data.scales and data.cache_latents stay at their defaults.
     """
 
     task: Literal["autoencoder"] = "autoencoder"
-    description: str = ""
-    expected: str = "not run"
-    seed: int = Field(0, ge=0)
-    autoencoder: Annotated[VQGANConfig | TAESDConfig, Field(discriminator="kind")] = VQGANConfig()
-    loss: AutoencoderLossConfig = AutoencoderLossConfig()
-    data: DataConfig = DataConfig()
-    train: TrainConfig = TrainConfig()
-    lpips_weights: str | None = None
+    description: Description = ""
+    expected: Expected = "not run"
+    seed: Seed = 0
+    autoencoder: Annotated[VQGANConfig | TAESDConfig, Field(discriminator="kind")] = Field(
+        default=VQGANConfig(),
+        description="The autoencoder that is trained; its kind is vqgan unless told.",
+    )
+    loss: AutoencoderLossConfig = Field(
+        default=AutoencoderLossConfig(), description="What is minimised."
+    )
+    data: Data = DataConfig()
+    train: Train = TrainConfig()
+    lpips_weights: LpipsWeights = None
 
     @field_validator("data")
     @classmethod
@@ -208,3 +302,4 @@ class AutoencoderRun(Strict):
 
 
 Run = DiffusionRun | AutoencoderRun
+TASKS: dict[str, type[Strict]] = {"diffusion": DiffusionRun, "autoencoder": AutoencoderRun}

@@ -12,7 +12,8 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from ldm_dream.config.model import LDMConfig, VQGANConfig
+from ldm_dream.config.model import VQGANConfig
+from ldm_dream.config.networks import LDMConfig
 from ldm_dream.errors import UserError
 
 UNET_RESNET = {  # our module -> theirs

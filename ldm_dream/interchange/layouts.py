@@ -12,14 +12,8 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from ldm_dream.config.model import (
-    IDMConfig,
-    LDMConfig,
-    ResShiftNetConfig,
-    SR3Config,
-    TAESDConfig,
-    VQGANConfig,
-)
+from ldm_dream.config.model import TAESDConfig, VQGANConfig
+from ldm_dream.config.networks import IDMConfig, LDMConfig, ResShiftNetConfig, SR3Config
 from ldm_dream.interchange.ldm import ldm_config
 from ldm_dream.networks import build_network
 from ldm_dream.networks.autoencoders import build_autoencoder

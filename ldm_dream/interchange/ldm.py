@@ -16,7 +16,8 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from ldm_dream.config.model import DDPMConfig, LDMConfig, SamplerConfig, VQGANConfig
+from ldm_dream.config.model import DDPMConfig, Sampling, VQGANConfig
+from ldm_dream.config.networks import LDMConfig
 from ldm_dream.config.run import DiffusionLossConfig, DiffusionRun
 from ldm_dream.errors import CheckpointImportError
 
@@ -143,6 +144,6 @@ def ldm_run(
         process=process,
         prediction="eps",
         condition=("lr",),
-        sampler=SamplerConfig(kind="ddim", steps=100, eta=1.0),
+        sampler=Sampling(kind="ddim", steps=100, eta=1.0),
         loss=DiffusionLossConfig(kind="l2"),
     )

@@ -21,14 +21,12 @@ from torch import Tensor
 
 from ldm_dream.config.model import (
     DDPMConfig,
-    IDMConfig,
-    LDMConfig,
     ResidualShiftConfig,
-    SamplerConfig,
-    SR3Config,
+    Sampling,
     TAESDConfig,
     VQGANConfig,
 )
+from ldm_dream.config.networks import IDMConfig, LDMConfig, SR3Config
 from ldm_dream.config.run import AutoencoderRun, DiffusionRun, Run
 from ldm_dream.errors import CheckpointImportError
 from ldm_dream.interchange.layouts import LAYOUTS, Config, Layout
@@ -246,7 +244,7 @@ def published_run(
             process=(schedule or DDPMConfig()).model_copy(update={"continuous": True}),
             prediction="eps",
             condition=("z_lr",),
-            sampler=SamplerConfig(kind="ancestral"),
+            sampler=Sampling(kind="ancestral"),
         )
     if isinstance(config, LDMConfig):
         vqgan = VQGANConfig(pretrained=autoencoder) if autoencoder else first_stage or VQGANConfig()
@@ -258,7 +256,7 @@ def published_run(
             network=config,
             process=schedule or DDPMConfig(),
             prediction="eps",
-            sampler=SamplerConfig(kind="ancestral"),
+            sampler=Sampling(kind="ancestral"),
         )
     if config.cond_channels != 3 or config.in_channels not in AUTOENCODERS:
         raise CheckpointImportError(

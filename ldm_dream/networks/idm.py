@@ -19,13 +19,13 @@ resolution.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ldm_dream.config.model import IDMConfig
+from ldm_dream.config.networks import IDMConfig
 from ldm_dream.networks.layers import (
     Attention,
     Downsample,
@@ -38,23 +38,6 @@ from ldm_dream.networks.layers import (
 DECODER_WIDTH = 256  # between the two layers of an implicit decoder, at every level
 
 
-@dataclass(frozen=True)
-class LRFeatures:
-    """What the network sees of the LR picture; `[samples]` is that of these samples."""
-
-    picture: Tensor  # enlarged, [B,Cc,H,W]
-    levels: list[Tensor]  # of levels 1, 2, ..., sized like the U-Net's features there
-    position: Tensor  # [1], between no enlargement (0) and max_scale (1)
-
-    def __getitem__(self, samples: slice | Tensor) -> LRFeatures:
-        return LRFeatures(
-            self.picture[samples], [level[samples] for level in self.levels], self.position
-        )
-
-
-torch.export.register_dataclass(LRFeatures)  # a pytree of tensors, as `graphs.py` wants it
-
-
 class IDM(nn.Module):
     """LR encoder and U-Net; at the config's defaults the published 16 -> 128 network.
 
@@ -62,10 +45,12 @@ class IDM(nn.Module):
     """
 
     sees_noise_level = True
+    cond_factor = None  # the LR picture comes at its own size
 
     def __init__(self, cfg: IDMConfig):
         super().__init__()
         _check(cfg)
+        self.repeated_blocks = (ResAttnBlock, ImplicitDecoder)
         self.encoder = LREncoder(cfg.cond_channels, cfg.encoder_channels, cfg.encoder_blocks)
         self.unet = ImplicitUNet(cfg)
         self.max_scale = cfg.max_scale
@@ -73,43 +58,32 @@ class IDM(nn.Module):
             len(cfg.channel_mult) - 1
         )  # grids of a tile and of the whole agree at these; any size works
 
-    def embed(self, t: Tensor) -> list[Tensor]:
-        """t [B], noise level sqrt(abar) in [0,1] -> shift of each residual block, [B,C]."""
+    def embed(self, t: Tensor) -> Tensor:
+        """t [B], noise level sqrt(abar) in [0,1] -> what every block receives of it, [B,E]."""
         return self.unet.embed(t)
 
-    def forward(
-        self,
-        z_t: Tensor,
-        t: Tensor | list[Tensor],
-        cond: Tensor | LRFeatures,
-        position: Tensor | None = None,
-    ) -> Tensor:
-        """z_t [B,C,H,W], t [B] or `embed(t)` -> eps [B,Cout,H,W].
-
-        cond [B,Cc,h,w]: LR picture in [-1,1], or what `prepare` made of it. position [B] or [1]:
-        where the size lies between LR (0) and `max_scale` times LR (1); None = follows from the
-        sizes.
+    def prepare(self, cond: Tensor, size: tuple[int, int]) -> tuple[Tensor, ...]:
+        """LR picture [B,Cc,h,w] in [-1,1] for a z_t of `size` -> what `forward` takes of it, the
+        same at every t: the picture, the enlarged one and the features of levels 1, 2, ...
         """
-        lr = (
-            cond
-            if isinstance(cond, LRFeatures)
-            else self.prepare(cond.to(z_t.dtype), z_t.shape[-2:])
-        )
-        return self.unet(z_t, t, lr, lr.position if position is None else position).to(z_t.dtype)
-
-    def prepare(self, cond: Tensor, size: tuple[int, int]) -> LRFeatures:
-        """LR picture [B,Cc,h,w] -> all that the network makes of it for pictures of `size`: the
-        same at every t.
-        """
-        lr_size = cond.shape[-2:]
-        if size[0] < lr_size[0] or size[1] < lr_size[1]:
+        if size[0] < cond.shape[-2] or size[1] < cond.shape[-1]:
             raise ValueError(
-                f"z_t is {tuple(size)}, smaller than its LR picture {tuple(lr_size)}; IDM enlarges by 1 or more."
+                f"z_t is {tuple(size)}, smaller than its LR picture {tuple(cond.shape[-2:])}; "
+                "IDM enlarges by 1 or more."
             )
-        scale = (size[0] / lr_size[0] + size[1] / lr_size[1]) / 2
-        position = cond.new_full((1,), (scale - 1) / (self.max_scale - 1), dtype=torch.float32)
         picture = self.encoder(cond, size)
-        return LRFeatures(picture, self.unet.lr_branch(picture), position)
+        return cond, picture, *self.unet.lr_branch(picture)
+
+    def forward(
+        self, z_t: Tensor, emb: Tensor, lr: Tensor, picture: Tensor, *levels: Tensor
+    ) -> Tensor:
+        """z_t [B,C,H,W], emb [B,E] and what `prepare` made of the LR picture -> eps [B,Cout,H,W].
+
+        Of `lr` only the size counts: it says where the scale lies between 1 and `max_scale`.
+        """
+        scale = (z_t.shape[-2] / lr.shape[-2] + z_t.shape[-1] / lr.shape[-1]) / 2
+        position = z_t.new_full((1,), (scale - 1) / (self.max_scale - 1), dtype=torch.float32)
+        return self.unet(z_t, emb, picture, levels, position).to(z_t.dtype)
 
 
 # --------------------------------------------------------------------------------------- LR picture
@@ -260,35 +234,40 @@ class ImplicitUNet(nn.Module):
                 self.ups.append(ImplicitDecoder(width))
         self.final_conv = _norm_act_conv(cfg, width, cfg.out_channels, conv=LastConv2d)
 
-    def embed(self, t: Tensor) -> list[Tensor]:
-        emb = self.noise_level_mlp(
-            noise_level_embedding(t, self.model_channels).to(self.noise_level_mlp[0].weight.dtype)
-        )
-        return [block.noise_func(emb) for block in self.modules() if isinstance(block, ResBlock)]
+    def embed(self, t: Tensor) -> Tensor:
+        mlp = self.noise_level_mlp
+        return mlp(noise_level_embedding(t, self.model_channels).to(mlp[0].weight.dtype))
 
     def forward(
-        self, z_t: Tensor, t: Tensor | list[Tensor], lr: LRFeatures, position: Tensor
+        self,
+        z_t: Tensor,
+        emb: Tensor,
+        picture: Tensor,
+        levels: Sequence[Tensor],
+        position: Tensor,
     ) -> Tensor:
-        """z_t [B,C,H,W], t [B] or `embed(t)`, position [B] or [1] -> [B,Cout,H,W]."""
-        emb = iter(t if isinstance(t, list) else self.embed(t))
+        """z_t [B,C,H,W], emb [B,E], the enlarged LR picture [B,Cc,H,W], its features at levels 1, 2,
+        ..., position [B] or [1]: where the scale lies between 1 (0) and `max_scale` (1)
+        -> [B,Cout,H,W].
+        """
         position = position[:, None].to(self.noise_level_mlp[0].weight.dtype)
-        x = torch.cat([lr.picture, z_t], 1)
+        x = torch.cat([picture, z_t], 1)
         skips = []
         for layer in self.downs:
-            x = layer(x, next(emb)) if isinstance(layer, ResAttnBlock) else layer(x)
+            x = layer(x, emb) if isinstance(layer, ResAttnBlock) else layer(x)
             skips.append(x)
         for layer in self.mid:
-            x = layer(x, next(emb))
-        level = len(lr.levels)
+            x = layer(x, emb)
+        level = len(levels)
         for layer in self.ups:
             if isinstance(layer, ResAttnBlock):
-                x = layer(torch.cat([x, skips.pop()], 1), next(emb))
+                x = layer(torch.cat([x, skips.pop()], 1), emb)
             else:
                 shares = (
                     self.condition_scale1[str(level)](position),
                     self.condition_scale2[str(level)](position),
                 )
-                x = layer(x, lr.levels[level - 1], shares, skips[-1].shape[-2:])
+                x = layer(x, levels[level - 1], shares, skips[-1].shape[-2:])
                 level -= 1
         return self.final_conv(x)
 
@@ -329,9 +308,9 @@ class ResBlock(nn.Module):
         )
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
-        """emb [B,C]: what `noise_func` makes of the noise level."""
+        shift = self.noise_func(emb)
         h = self.block1(x)
-        h = h + emb[:, :, None, None].to(h.dtype)
+        h = h + shift[:, :, None, None].to(h.dtype)
         return self.res_conv(x) + self.block2(h)
 
 

@@ -99,7 +99,7 @@ class Dropout(nn.Dropout):
     """nn.Dropout, on a CPU at a fifth of its time."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return dropout(x, self.p) if self.training else x
+        return dropout(x, self.p) if self.training and self.p else x
 
 
 class Downsample(nn.Module):
@@ -158,6 +158,15 @@ def pad_to_multiple(x: Tensor, multiple: int) -> Tensor:
     replicated where too small for that.
     """
     return pad(x, -x.shape[-2] % multiple, -x.shape[-1] % multiple)
+
+
+def of_size(cond: Tensor, size: tuple[int, int]) -> Tensor:
+    """`cond`, unless its height and width are others than z_t asks for."""
+    if cond.shape[-2:] != size:
+        raise ValueError(
+            f"the condition is {tuple(cond.shape[-2:])}; this z_t wants {tuple(size)}."
+        )
+    return cond
 
 
 def zeroed(layer: nn.Module) -> nn.Module:

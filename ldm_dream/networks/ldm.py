@@ -12,13 +12,12 @@ d channels.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ldm_dream.config.model import LDMConfig
+from ldm_dream.config.networks import LDMConfig
 from ldm_dream.networks.layers import (
     GROUPS,
     Downsample,
@@ -27,6 +26,7 @@ from ldm_dream.networks.layers import (
     Upsample,
     make_norm,
     norm_silu,
+    of_size,
     pad_to_multiple,
     timestep_embedding,
     zeroed,
@@ -39,11 +39,13 @@ class LDMNet(nn.Module):
     Raises ValueError (one sentence, with the field's name) for a config that cannot be built.
     """
 
-    sees_noise_level = False  # it is told the timestep
+    sees_noise_level = False
+    cond_factor = 1
 
     def __init__(self, cfg: LDMConfig):
         super().__init__()
         _check(cfg)
+        self.repeated_blocks = (ResBlock, Attention)
         self.model_channels, self.multiple = cfg.model_channels, 2 ** (len(cfg.channel_mult) - 1)
         emb = 4 * cfg.model_channels
         self.time_embed = nn.Sequential(
@@ -82,26 +84,23 @@ class LDMNet(nn.Module):
             *norm_silu(cfg.norm, width), zeroed(LastConv2d(width, cfg.out_channels, 3, padding=1))
         )
 
-    def embed(self, t: Tensor) -> list[Tensor]:
-        """t [B], step of the original schedule -> shift of each residual block, [B,C]."""
-        emb = self.time_embed(
-            timestep_embedding(t, self.model_channels).to(self.time_embed[0].weight.dtype)
-        )
-        return [block.emb_layers(emb) for block in self.modules() if isinstance(block, ResBlock)]
+    def embed(self, t: Tensor) -> Tensor:
+        """t [B], step of the original schedule -> what every block receives of it, [B,E]."""
+        mlp = self.time_embed
+        return mlp(timestep_embedding(t, self.model_channels).to(mlp[0].weight.dtype))
 
-    def forward(self, z_t: Tensor, t: Tensor | list[Tensor], cond: Tensor) -> Tensor:
-        """z_t [B,C,h,w], t [B] or `embed(t)`, cond [B,Cc,h,w] -> [B,Cout,h,w] like z_t.
+    def prepare(self, cond: Tensor, size: tuple[int, int]) -> tuple[Tensor]:
+        """cond [B,Cc,h,w] for a z_t of `size` (h, w) -> what `forward` takes of it."""
+        return (of_size(cond, size),)
+
+    def forward(self, z_t: Tensor, emb: Tensor, cond: Tensor) -> Tensor:
+        """z_t [B,C,h,w], emb [B,E], cond [B,Cc,h,w] -> [B,Cout,h,w] like z_t.
 
         Any h and w: they are padded to a multiple of `self.multiple` (reflected; replicated where
         too small) and cropped again.
         """
         height, width = z_t.shape[-2:]
-        if cond.shape[-2:] != (height, width):
-            raise ValueError(
-                f"the condition is {tuple(cond.shape[-2:])}, z_t {(height, width)}; this network wants them alike."
-            )
         x = pad_to_multiple(torch.cat([z_t, cond.to(z_t.dtype)], 1), self.multiple)
-        emb = iter(t if isinstance(t, list) else self.embed(t))
         skips = []
         for stage in self.input_blocks:
             x = stage(x, emb)
@@ -115,9 +114,9 @@ class LDMNet(nn.Module):
 class Stage(nn.ModuleList):
     """Layers in a row, of which only the residual blocks see the timestep."""
 
-    def forward(self, x: Tensor, emb: Iterator[Tensor]) -> Tensor:
+    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
         for layer in self:
-            x = layer(x, next(emb)) if isinstance(layer, ResBlock) else layer(x)
+            x = layer(x, emb) if isinstance(layer, ResBlock) else layer(x)
         return x
 
 
@@ -140,9 +139,9 @@ class ResBlock(nn.Module):
         )
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
-        """emb: what `emb_layers` make of the timestep."""
+        shift = self.emb_layers(emb)
         h = self.in_layers(x)
-        h = h + emb[:, :, None, None].to(h.dtype)
+        h = h + shift[:, :, None, None].to(h.dtype)
         return self.skip_connection(x) + self.out_layers(h)
 
 

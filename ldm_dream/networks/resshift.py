@@ -14,14 +14,13 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from collections.abc import Iterator
 from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ldm_dream.config.model import ResShiftNetConfig
+from ldm_dream.config.networks import ResShiftNetConfig
 from ldm_dream.networks.layers import (
     GROUPS,
     Downsample,
@@ -30,6 +29,7 @@ from ldm_dream.networks.layers import (
     Upsample,
     make_norm,
     norm_silu,
+    of_size,
     pad,
     timestep_embedding,
     zeroed,
@@ -46,11 +46,12 @@ class ResShiftNet(nn.Module):
     Raises ValueError (one sentence, with the field's name) for a config that cannot be built.
     """
 
-    sees_noise_level = False  # it is told the timestep
+    sees_noise_level = False
 
     def __init__(self, cfg: ResShiftNetConfig):
         super().__init__()
         blocks = _check(cfg)
+        self.repeated_blocks = (ResBlock, SwinBlock)
         self.cond_factor, self.model_channels = cfg.cond_factor, cfg.model_channels
         emb = 4 * cfg.model_channels
         self.time_embed = nn.Sequential(
@@ -108,32 +109,29 @@ class ResShiftNet(nn.Module):
         windows = (min(cfg.window_size, sizes[i]) << i for i in levels_with_windows)
         self.multiple = cfg.patch_size * math.lcm(2 ** (len(sizes) - 1), *windows)
 
-    def embed(self, t: Tensor) -> list[Tensor]:
-        """t [B], step of the original schedule -> scale and shift of each residual block, [B,2C]
-        side by side.
-        """
-        emb = self.time_embed(
-            timestep_embedding(t, self.model_channels).to(self.time_embed[0].weight.dtype)
-        )
-        return [block.emb_layers(emb) for block in self.modules() if isinstance(block, ResBlock)]
+    def embed(self, t: Tensor) -> Tensor:
+        """t [B], step of the original schedule -> what every block receives of it, [B,E]."""
+        mlp = self.time_embed
+        return mlp(timestep_embedding(t, self.model_channels).to(mlp[0].weight.dtype))
 
-    def forward(self, z_t: Tensor, t: Tensor | list[Tensor], cond: Tensor) -> Tensor:
-        """z_t [B,C,h,w], t [B] or `embed(t)`, cond [B,Cc,h*k,w*k] (k: cond_factor) -> [B,Cout,h,w]
-        like z_t.
+    def prepare(self, cond: Tensor, size: tuple[int, int]) -> tuple[Tensor]:
+        """cond [B,Cc,h*k,w*k] (k: cond_factor) for a z_t of `size` (h, w) -> its features [B,Cf,h,w],
+        padded like z_t in `forward`.
+        """
+        k, (height, width) = self.cond_factor, size
+        cond = of_size(cond, (height * k, width * k))
+        down, right = -height % self.multiple, -width % self.multiple
+        return (self.feature_extractor(pad(cond, down * k, right * k)),)
+
+    def forward(self, z_t: Tensor, emb: Tensor, features: Tensor) -> Tensor:
+        """z_t [B,C,h,w], emb [B,E], features [B,Cf,h,w] -> [B,Cout,h,w] like z_t.
 
         Any h and w: they are padded to a multiple of `self.multiple` (reflected; replicated where
         too small) and cropped again.
         """
         height, width = z_t.shape[-2:]
-        k = self.cond_factor
-        if cond.shape[-2:] != (height * k, width * k):
-            raise ValueError(
-                f"the condition is {tuple(cond.shape[-2:])}, z_t {(height, width)}; cond_factor={k} wants it {k} times as large."
-            )
-        down, right = -height % self.multiple, -width % self.multiple
-        features = self.feature_extractor(pad(cond, down * k, right * k).to(z_t.dtype))
-        x = F.pixel_unshuffle(torch.cat([pad(z_t, down, right), features], 1), self.patch)
-        emb = iter(t if isinstance(t, list) else self.embed(t))
+        z_t = pad(z_t, -height % self.multiple, -width % self.multiple)
+        x = F.pixel_unshuffle(torch.cat([z_t, features.to(z_t.dtype)], 1), self.patch)
         skips = []
         for stage in self.input_blocks:
             x = stage(x, emb)
@@ -147,9 +145,9 @@ class ResShiftNet(nn.Module):
 class Stage(nn.ModuleList):
     """Layers in a row, of which only the residual blocks see the timestep."""
 
-    def forward(self, x: Tensor, emb: Iterator[Tensor]) -> Tensor:
+    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
         for layer in self:
-            x = layer(x, next(emb)) if isinstance(layer, ResBlock) else layer(x)
+            x = layer(x, emb) if isinstance(layer, ResBlock) else layer(x)
         return x
 
 
@@ -176,9 +174,8 @@ class ResBlock(nn.Module):
         )
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
-        """emb: what `emb_layers` make of the timestep."""
+        scale, shift = self.emb_layers(emb).chunk(2, 1)
         h = self.in_layers(x)
-        scale, shift = emb.chunk(2, 1)
         norm, _, dropout, conv = self.out_layers
         return self.skip_connection(x) + conv(dropout(norm(h, scale, shift)))
 

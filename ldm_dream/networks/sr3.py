@@ -19,7 +19,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from ldm_dream.config.model import SR3Config
+from ldm_dream.config.networks import SR3Config
 from ldm_dream.networks.layers import (
     Attention,
     Dropout,
@@ -27,6 +27,7 @@ from ldm_dream.networks.layers import (
     LastConv2d,
     Upsample,
     noise_level_embedding,
+    of_size,
     pad_to_multiple,
 )
 
@@ -35,10 +36,12 @@ class SR3Net(nn.Module):
     """At the config's defaults the published 16 -> 128 face network with 97,807,491 parameters."""
 
     sees_noise_level = True
+    cond_factor = 1
 
     def __init__(self, cfg: SR3Config):
         super().__init__()
         _check(cfg)
+        self.repeated_blocks = (Block,)
         self.multiple = 2 ** (len(cfg.channel_mult) - 1)
         self.inner = cfg.model_channels
         self.noise_level_mlp = nn.Sequential(
@@ -79,48 +82,30 @@ class SR3Net(nn.Module):
                 self.ups.append(Upsample(width))
         self.norm_out = GroupNorm(width, cfg.norm_groups, silu=True)
         self.conv_out = LastConv2d(width, cfg.out_channels, 3, padding=1)
+        orthogonal(self)
 
-    def embed(self, noise_level: Tensor) -> list[Tensor]:
-        """noise_level [B] in [0,1] -> shift of each residual block, [B,C]."""
-        emb = self.noise_level_mlp(
-            noise_level_embedding(noise_level, self.inner).to(self.noise_level_mlp[0].weight.dtype)
-        )
-        return [block.noise(emb) for block in self.modules() if isinstance(block, Block)]
+    def embed(self, noise_level: Tensor) -> Tensor:
+        """noise_level [B] in [0,1] -> what every block receives of it, [B,E]."""
+        mlp = self.noise_level_mlp
+        return mlp(noise_level_embedding(noise_level, self.inner).to(mlp[0].weight.dtype))
 
-    def forward(self, z_t: Tensor, noise_level: Tensor | list[Tensor], cond: Tensor) -> Tensor:
-        """z_t [B,C,h,w], noise_level [B] or `embed(noise_level)`, cond [B,Cc,h,w] -> [B,Cout,h,w];
-        any h and w.
-        """
+    def prepare(self, cond: Tensor, size: tuple[int, int]) -> tuple[Tensor]:
+        """cond [B,Cc,h,w] for a z_t of `size` (h, w) -> what `forward` takes of it."""
+        return (of_size(cond, size),)
+
+    def forward(self, z_t: Tensor, emb: Tensor, cond: Tensor) -> Tensor:
+        """z_t [B,C,h,w], emb [B,E], cond [B,Cc,h,w] -> [B,Cout,h,w]; any h and w."""
         height, width = z_t.shape[-2:]
-        if cond.shape[-2:] != (height, width):
-            raise ValueError(
-                f"the condition is {tuple(cond.shape[-2:])}, z_t {(height, width)}; SR3 wants both of one size."
-            )
         x = pad_to_multiple(torch.cat([cond.to(z_t.dtype), z_t], 1), self.multiple)
-        emb = iter(noise_level if isinstance(noise_level, list) else self.embed(noise_level))
         skips = []
         for layer in self.downs:
-            x = layer(x, next(emb)) if isinstance(layer, Block) else layer(x)
+            x = layer(x, emb) if isinstance(layer, Block) else layer(x)
             skips.append(x)
         for layer in self.mid:
-            x = layer(x, next(emb))
+            x = layer(x, emb)
         for layer in self.ups:
-            x = (
-                layer(torch.cat([x, skips.pop()], 1), next(emb))
-                if isinstance(layer, Block)
-                else layer(x)
-            )
+            x = layer(torch.cat([x, skips.pop()], 1), emb) if isinstance(layer, Block) else layer(x)
         return self.conv_out(self.norm_out(x))[..., :height, :width].to(z_t.dtype)
-
-    def reset_parameters(self) -> None:
-        """Orthogonal weights and zero biases, with which the published networks begin their
-        training.
-        """
-        for module in self.modules():
-            if isinstance(module, (nn.Conv2d, nn.Linear)):
-                nn.init.orthogonal_(module.weight)
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
 
 
 class Block(nn.Module):
@@ -142,9 +127,9 @@ class Block(nn.Module):
         self.attn = Attention(out_channels, cfg.norm_groups) if attention else nn.Identity()
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
-        """emb [B,C]: what `noise` makes of the noise level."""
+        shift = self.noise(emb)
         h = self.conv1(self.norm1(x))
-        h = h + emb[:, :, None, None].to(h.dtype)
+        h = h + shift[:, :, None, None].to(h.dtype)
         h = self.conv2(self.dropout(self.norm2(h)))
         return self.attn(h + self.res_conv(x))
 
@@ -158,6 +143,15 @@ class Downsample(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.conv(x)
+
+
+def orthogonal(network: nn.Module) -> None:
+    """Orthogonal weights and zero biases, with which the published networks begin their training."""
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            nn.init.orthogonal_(module.weight)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
 
 
 def _check(cfg: SR3Config) -> None:

@@ -14,7 +14,7 @@ from ldm_dream.data.pairs import Batch
 from ldm_dream.errors import UserError
 from ldm_dream.networks.vqgan import VQGAN
 from ldm_dream.training import distributed
-from ldm_dream.training.diffusion import Part
+from ldm_dream.training.objective import Part
 
 
 class AutoencoderObjective:

@@ -1,5 +1,5 @@
-"""The training loop, the file to read first: data -> objective -> optimizer -> EMA -> log,
-validation, checkpoint.
+"""Training, the file to read first: data -> objective -> optimizer -> EMA -> log, validation,
+checkpoint.
 
 Every random choice is a function of the seed and of a micro-batch's number in the run, so there is
 no random state to keep: a run that was killed and started again by the same command ends with the
@@ -15,6 +15,8 @@ import os
 import platform
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -22,7 +24,7 @@ from torch import Tensor, nn
 
 from ldm_dream import __version__
 from ldm_dream.config.files import dump_config
-from ldm_dream.config.run import AutoencoderRun, DiffusionRun, Run, TrainConfig
+from ldm_dream.config.run import DiffusionRun, Run, TrainConfig
 from ldm_dream.data.pairs import PairDataset, validation_pairs
 from ldm_dream.errors import UserError
 from ldm_dream.model_folder import (
@@ -37,7 +39,6 @@ from ldm_dream.scoring.metrics import load_lpips
 from ldm_dream.training import distributed
 from ldm_dream.training.autoencoder import AutoencoderObjective
 from ldm_dream.training.checkpoint import (
-    Checkpoint,
     flatten_optimizer,
     latest_checkpoint,
     restore_optimizer,
@@ -46,6 +47,7 @@ from ldm_dream.training.checkpoint import (
 from ldm_dream.training.diffusion import DiffusionObjective
 from ldm_dream.training.heap import keep_freed_memory
 from ldm_dream.training.latents import LatentDataset
+from ldm_dream.training.objective import Data, Objective
 from ldm_dream.training.validation import validate
 
 
@@ -60,107 +62,166 @@ def train(run: Run, run_dir: Path) -> None:
     Writes `run_dir/model`.
     """
     with distributed.start() as rank:
-        _train(run, run_dir, rank)
+        trainer, is_first = Trainer(run, rank, run_dir), rank.is_first
+        cfg, scale = trainer.run.train, run.scale if isinstance(run, DiffusionRun) else 1
+        val = validation_pairs(run.data, scale, cfg.val_images, cfg.val_crop) if is_first else []
+        step = trainer.resume(run_dir)
+        log = Log(run_dir, step, cfg.steps, is_first)
+        log.line(f"{trainer.describe()}, from step {step}")
+        while step < cfg.steps:
+            scalars = trainer.step(step)
+            step += 1
+            if step % cfg.log_every == 0 or step == cfg.steps:
+                means = {k: distributed.mean(v.detach()).item() for k, v in scalars.items()}
+                log(step, means | {"learning_rate": learning_rate(cfg, step - 1)})
+            if not is_first:
+                continue
+            if val and (step % cfg.val_every == 0 or step == cfg.steps):
+                grid = run_dir / "samples" / f"step-{step:08d}.png"
+                with trainer.averaged():
+                    log(step, validate(trainer.objective, val, trainer.lpips, grid, run.seed))
+            if step % cfg.save_every == 0 or step == cfg.steps:
+                trainer.save(run_dir, step)
+        if is_first:
+            with trainer.averaged():
+                release(trainer.run, run_dir / "model", trainer.objective.model)
+        log.line(f"done: {run_dir / 'model'}")
 
 
-def _train(run: Run, run_dir: Path, rank: distributed.Rank) -> None:
-    cfg, device = run.train, rank.device
-    layout = torch.channels_last if cfg.channels_last else torch.contiguous_format
-    torch.manual_seed(run.seed)
-    if device.type == "cpu":
-        keep_freed_memory()
-    if isinstance(run, DiffusionRun):
+class Trainer:
+    """A run in memory: its data, its objective, one optimizer a part, the EMA of the model."""
+
+    def __init__(self, run: Run, rank: distributed.Rank, run_dir: Path):
+        cfg, device = run.train, rank.device
+        self.rank, self.device = rank, device
+        self.layout = torch.channels_last if cfg.channels_last else torch.contiguous_format
+        torch.manual_seed(run.seed)
+        if device.type == "cpu":
+            keep_freed_memory()
+        self.lpips = load_lpips(run.lpips_weights).to(device) if run.lpips_weights else None
+        self.run, self.objective, self.data = self._build(run)
+
+        model = self.objective.model
+        if cfg.init_from:
+            load_weights(model, find_model(cfg.init_from) / "model.safetensors")
+        self.objective.trained.to(device, memory_format=self.layout).train()
+        _freeze(model, cfg.freeze)
+        if cfg.compile or (cfg.compile is None and device.type == "cuda" and not run.data.scales):
+            cache = str((run_dir / "compiled").resolve())  # a resumed run starts warm
+            os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", cache)
+            compile_blocks(model)
+        self.objective.share_gradients()
+        self.optimizers = [
+            make_optimizer(cfg, [p for p in part.parameters if p.requires_grad])
+            for part in self.objective.parts
+        ]
+        self.ema = [p.detach().clone() for p in model.parameters()]
+
+    def _build(self, run: Run) -> tuple[Run, Objective, Data]:
+        if not isinstance(run, DiffusionRun):
+            return run, AutoencoderObjective(run, self.lpips), PairDataset(run.data, 1, run.seed)
         run = run.model_copy(update={"autoencoder": resolve_autoencoder(run.autoencoder)})
-    lpips = load_lpips(run.lpips_weights).to(device) if run.lpips_weights else None
-    scale = run.scale if isinstance(run, DiffusionRun) else 1
-    data = PairDataset(run.data, scale, run.seed)
-    if isinstance(run, AutoencoderRun):
-        objective = AutoencoderObjective(run, lpips)
-    else:
-        autoencoder = load_autoencoder(run.autoencoder).to(device, memory_format=layout)
-        objective = DiffusionObjective(run, autoencoder, lpips)
+        data = PairDataset(run.data, run.scale, run.seed)
+        autoencoder = load_autoencoder(run.autoencoder)
+        autoencoder.to(self.device, memory_format=self.layout)
+        objective = DiffusionObjective(run, autoencoder, self.lpips)
         if run.data.cache_latents:
-            data = LatentDataset(data, autoencoder, run.data.cache_latents)
-    val = validation_pairs(run.data, scale, cfg.val_images, cfg.val_crop) if rank.is_first else []
+            return run, objective, LatentDataset(data, autoencoder, run.data.cache_latents)
+        return run, objective, data
 
-    if cfg.init_from:
-        load_weights(objective.model, find_model(cfg.init_from) / "model.safetensors")
-    objective.trained.to(device, memory_format=layout).train()
-    _freeze(objective.model, cfg.freeze)
-    if cfg.compile or (cfg.compile is None and device.type == "cuda" and not run.data.scales):
-        os.environ.setdefault(
-            "TORCHINDUCTOR_CACHE_DIR", str((run_dir / "compiled").resolve())
-        )  # a resumed run starts warm
-        compile_blocks(objective.model)
-    objective.share_gradients()
-    optimizers = [
-        make_optimizer(cfg, [p for p in part.parameters if p.requires_grad])
-        for part in objective.parts
-    ]
-    ema = [p.detach().clone() for p in objective.model.parameters()]
-    step = _resume(run, run_dir, objective, optimizers, ema)
-    log = Log(run_dir, step, cfg.steps, rank.is_first)
-    parameters = sum(p.numel() for p in objective.model.parameters())
-    log.line(
-        f"{parameters:,} parameters, {len(data)} pictures, {rank.world} x {device.type}, from step {step}"
-    )
+    def describe(self) -> str:
+        parameters = sum(p.numel() for p in self.objective.model.parameters())
+        world = f"{self.rank.world} x {self.device.type}"
+        return f"{parameters:,} parameters, {len(self.data)} pictures, {world}"
 
-    while step < cfg.steps:
-        scalars: dict[str, Tensor] = {}
-        numbers = [
-            (step * cfg.accumulate + i) * rank.world + rank.number for i in range(cfg.accumulate)
-        ]  # of the micro-batches
-        with _autocast(cfg, device):
-            batches = [data.batch(number, cfg.batch_size).to(device, layout) for number in numbers]
-        for part, optimizer in zip(objective.parts, optimizers):
+    def step(self, step: int) -> dict[str, Tensor]:
+        """Optimizer step number `step`, 0, 1, ..: every part once, then the EMA. -> what to log."""
+        cfg, scalars = self.run.train, {}
+        first = step * cfg.accumulate
+        numbers = [  # of this process's micro-batches in the run
+            (first + i) * self.rank.world + self.rank.number for i in range(cfg.accumulate)
+        ]
+        with self._autocast():
+            batches = [
+                self.data.batch(number, cfg.batch_size).to(self.device, self.layout)
+                for number in numbers
+            ]
+        for part, optimizer in zip(self.objective.parts, self.optimizers):
             if step < part.start:
                 continue
             for number, batch in zip(numbers, batches):
-                torch.manual_seed(_seed(run.seed, number, 0))  # dropout
-                generator = torch.Generator(device).manual_seed(_seed(run.seed, number, 1))
-                with _autocast(cfg, device):
+                torch.manual_seed(_seed(self.run.seed, number, 0))  # dropout
+                generator = torch.Generator(self.device)
+                generator.manual_seed(_seed(self.run.seed, number, 1))
+                with self._autocast():
                     loss, logged = part.loss(batch, step, generator)
                 (loss / cfg.accumulate).backward()
                 scalars |= {f"loss/{part.name}": loss.detach(), **logged}
-            norm = torch.nn.utils.clip_grad_norm_(part.parameters, cfg.clip_grad or math.inf)
-            if not (torch.isfinite(loss) and torch.isfinite(norm)):
+            norm = nn.utils.clip_grad_norm_(part.parameters, cfg.clip_grad or math.inf)
+            if not (torch.isfinite(scalars[f"loss/{part.name}"]) and torch.isfinite(norm)):
                 raise TrainingError(
-                    f"step {step}: loss {loss.item()}, gradient norm {norm.item()} of part {part.name} is not finite; the last "
-                    "checkpoint is kept. Lower train.learning_rate or set train.precision=fp32."
+                    f"step {step}: loss {scalars[f'loss/{part.name}'].item()}, gradient norm "
+                    f"{norm.item()} of part {part.name} is not finite; the last checkpoint is kept. "
+                    "Lower train.learning_rate or set train.precision=fp32."
                 )
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(cfg, step)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             scalars[f"grad_norm/{part.name}"] = norm
-        step += 1
-        decay = min(cfg.ema, (1 + step) / (10 + step))  # short memory at the start
-        torch._foreach_lerp_(ema, [p.detach() for p in objective.model.parameters()], 1 - decay)
+        decay = min(cfg.ema, (2 + step) / (11 + step))  # short memory at the start
+        weights = [p.detach() for p in self.objective.model.parameters()]
+        torch._foreach_lerp_(self.ema, weights, 1 - decay)
+        return scalars
 
-        if step % cfg.log_every == 0 or step == cfg.steps:
-            means = {
-                name: distributed.mean(value.detach()).item() for name, value in scalars.items()
-            }
-            log(step, means | {"learning_rate": learning_rate(cfg, step - 1)})
-        if val and (step % cfg.val_every == 0 or step == cfg.steps):
-            with _averaged(objective.model, ema), _autocast(cfg, device):
-                log(
-                    step,
-                    validate(
-                        objective,
-                        val,
-                        lpips,
-                        device,
-                        run_dir / "samples" / f"step-{step:08d}.png",
-                        run.seed,
-                    ),
-                )
-        if rank.is_first and (step % cfg.save_every == 0 or step == cfg.steps):
-            _save(run, run_dir, step, objective, optimizers, ema)
-    if rank.is_first:
-        with _averaged(objective.model, ema):
-            release(run, run_dir / "model", objective)
-    log.line(f"done: {run_dir / 'model'}")
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """The model carries its EMA weights in eval mode, and gets its own weights and mode back."""
+        model = self.objective.model
+        kept = [p.detach().clone() for p in model.parameters()]
+        _put(model, self.ema)
+        model.eval()
+        try:
+            with self._autocast():
+                yield
+        finally:
+            _put(model, kept)
+            model.train()
+
+    def save(self, run_dir: Path, step: int) -> None:
+        tensors = {f"trained.{k}": v for k, v in self.objective.trained.state_dict().items()}
+        tensors |= {f"ema.{i}": v for i, v in enumerate(self.ema)}
+        for part, optimizer in zip(self.objective.parts, self.optimizers):
+            tensors |= flatten_optimizer(part.name, optimizer)
+        versions = {"torch": torch.__version__, "python": platform.python_version()}
+        versions = {"ldm_dream": __version__, **versions}
+        meta = {"config": dump_config(self.run), "versions": versions}
+        meta["command"] = " ".join(sys.argv)
+        save_checkpoint(run_dir, step, tensors, meta, self.run.train.keep_checkpoints)
+
+    def resume(self, run_dir: Path) -> int:
+        """The newest whole checkpoint of `run_dir` -> its step; 0 where there is none."""
+        found = latest_checkpoint(run_dir)
+        if found is None:
+            return 0
+        mark, trained = "trained.", self.objective.trained
+        state = {k.removeprefix(mark): v for k, v in found.tensors.items() if k.startswith(mark)}
+        own = trained.state_dict()
+        if state.keys() != own.keys() or any(state[k].shape != own[k].shape for k in own):
+            raise TrainingError(
+                f"{run_dir} holds a run of another model; "
+                "give another --run-dir or the config it was started with."
+            )
+        trained.load_state_dict(state)
+        for i, average in enumerate(self.ema):
+            average.copy_(found.tensors[f"ema.{i}"])
+        for part, optimizer in zip(self.objective.parts, self.optimizers):
+            restore_optimizer(part.name, optimizer, found.tensors)
+        return found.step
+
+    def _autocast(self) -> torch.autocast:
+        lower = self.run.train.precision == "bf16"
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=lower)
 
 
 def make_optimizer(cfg: TrainConfig, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
@@ -183,75 +244,17 @@ def learning_rate(cfg: TrainConfig, step: int) -> float:
     )
 
 
-def release(run: Run, folder: Path, objective) -> None:
-    """Write the model folder with the module's present weights."""
-    card = f"# {folder.parent.name}\n\n{run.description or 'Trained with ldm_dream.'}\n\nExpected: {run.expected}\n"
-    save_model(folder, run, objective.model.state_dict(), card)
+def release(run: Run, folder: Path, model: nn.Module) -> None:
+    """Write the model folder with the model's present weights."""
+    text = run.description or "Trained with ldm_dream."
+    card = f"# {folder.parent.name}\n\n{text}\n\nExpected: {run.expected}\n"
+    save_model(folder, run, model.state_dict(), card)
 
 
-# -------------------------------------------------------------------------------------- checkpoints
-
-
-def _save(
-    run: Run, run_dir: Path, step: int, objective, optimizers: list, ema: list[Tensor]
-) -> None:
-    tensors = {f"trained.{k}": v for k, v in objective.trained.state_dict().items()}
-    tensors |= {f"ema.{i}": v for i, v in enumerate(ema)}
-    for part, optimizer in zip(objective.parts, optimizers):
-        tensors |= flatten_optimizer(part.name, optimizer)
-    versions = {
-        "ldm_dream": __version__,
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-    }
-    meta = {"config": dump_config(run), "versions": versions, "command": " ".join(sys.argv)}
-    save_checkpoint(run_dir, step, tensors, meta, run.train.keep_checkpoints)
-
-
-def _resume(run: Run, run_dir: Path, objective, optimizers: list, ema: list[Tensor]) -> int:
-    found: Checkpoint | None = latest_checkpoint(run_dir)
-    if found is None:
-        return 0
-    state = {
-        k.removeprefix("trained."): v for k, v in found.tensors.items() if k.startswith("trained.")
-    }
-    own = objective.trained.state_dict()
-    if state.keys() != own.keys() or any(state[k].shape != own[k].shape for k in own):
-        raise TrainingError(
-            f"{run_dir} holds a run of another model; give another --run-dir or the config it was started with."
-        )
-    objective.trained.load_state_dict(state)
-    for i, average in enumerate(ema):
-        average.copy_(found.tensors[f"ema.{i}"])
-    for part, optimizer in zip(objective.parts, optimizers):
-        restore_optimizer(part.name, optimizer, found.tensors)
-    return found.step
-
-
-class _averaged:  # noqa: N801
-    """Context: the module carries its EMA weights in eval mode, and gets its own weights and mode
-    back.
-    """
-
-    def __init__(self, module: nn.Module, ema: list[Tensor]):
-        self.module, self.ema = module, ema
-
-    def __enter__(self) -> None:
-        self.kept = [p.detach().clone() for p in self.module.parameters()]
-        self._put(self.ema)
-        self.module.eval()
-
-    def __exit__(self, *_) -> None:
-        self._put(self.kept)
-        self.module.train()
-
-    @torch.no_grad()
-    def _put(self, values: list[Tensor]) -> None:
-        for p, value in zip(self.module.parameters(), values):
-            p.copy_(value)
-
-
-# -------------------------------------------------------------------------------------- small parts
+@torch.no_grad()
+def _put(model: nn.Module, values: list[Tensor]) -> None:
+    for p, value in zip(model.parameters(), values):
+        p.copy_(value)
 
 
 class Log:
@@ -297,10 +300,6 @@ def _freeze(model: nn.Module, prefixes: tuple[str, ...]) -> None:
             )
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(not name.startswith(prefixes))
-
-
-def _autocast(cfg: TrainConfig, device: torch.device) -> torch.autocast:
-    return torch.autocast(device.type, torch.bfloat16, enabled=cfg.precision == "bf16")
 
 
 def _seed(*numbers: int) -> int:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ldm_dream.data.images import Image, from_tensor, write_image
 from ldm_dream.scoring.metrics import scores
+from ldm_dream.training.objective import Objective
 
 GRID_ROWS = 4
 BORDER = 4  # pixels cut before PSNR and SSIM
@@ -20,19 +21,19 @@ BORDER = 4  # pixels cut before PSNR and SSIM
 
 @torch.no_grad()
 def validate(
-    objective,
+    objective: Objective,
     pairs: list[tuple[str, Tensor, Tensor]],
     lpips: nn.Module | None,
-    device,
     grid: Path,
     seed: int,
-) -> dict:
+) -> dict[str, float]:
     """Means over `pairs` in the protocol of tools/evaluate.py: `val/psnr_y` (dB), `val/ssim_y`,
     `val/lpips`.
 
     A grid LR | result | HR goes to `grid`.
     """
     shown, found = [], []
+    device = next(objective.model.parameters()).device
     for i, (_, hr, lr) in enumerate(pairs):
         generator = torch.Generator(device).manual_seed(seed + i)
         sr = objective.evaluate(hr.to(device), lr.to(device), generator).float().clamp(-1, 1).cpu()

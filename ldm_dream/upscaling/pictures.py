@@ -1,8 +1,13 @@
-"""Pictures of every type -> tensors for the model, and back to the same type and bit depth.
+"""Pictures at the border of the model: of every type in, the same type and bit depth out, and the
+colours that they came with.
 
 `unpack` returns rgb [B, 3, H, W] and alpha [B, 1, H, W] or None, both float32 in [0, 1], and a
 function that packs such a pair again. Grey becomes three equal channels and comes back as one.
 Alpha is straight, as in PNG.
+
+Colour fixes give the result the colours of the picture it was made from, since diffusion models
+drift in the mean and the low frequencies. Symbols there: sr = the result, base = the enlarged LR
+picture; both [B, 3, H, W] in [-1, 1].
 """
 
 from __future__ import annotations
@@ -13,6 +18,7 @@ from typing import TypeAlias
 import numpy as np
 import PIL.Image
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ldm_dream.data.images import Image, ImageError
@@ -155,3 +161,46 @@ def _check_range(values: Tensor) -> None:
         raise ImageError(
             f"float pictures have values in [0, 1], this one reaches from {low:g} to {high:g}; scale it first."
         )
+
+
+# ----------------------------------------------------------------------------------- colour fixes
+
+WAVELET_LEVELS = 5  # the coarse band holds what is wider than about 2 ** 5 HR pixels
+
+
+def keep(sr: Tensor, base: Tensor) -> Tensor:
+    """No fix."""
+    return sr
+
+
+def wavelet(sr: Tensor, base: Tensor) -> Tensor:
+    """high(sr) + low(base) = sr + low(base - sr), since the a-trous low pass is linear.
+
+    Idea: StableSR (arXiv 2305.07015), which keeps the detail of the result and takes the coarse
+    band from the LR picture.
+    """
+    low = base - sr
+    for level in range(WAVELET_LEVELS):
+        low = _smooth_rows(_smooth_rows(low, 2**level).mT, 2**level).mT
+    return sr + low
+
+
+def adain(sr: Tensor, base: Tensor) -> Tensor:
+    """Mean and standard deviation of every channel over the picture become those of `base` (arXiv
+    1703.06868, Eq. 8).
+    """
+    (std, mean), (base_std, base_mean) = (
+        torch.std_mean(x, (2, 3), correction=0, keepdim=True) for x in (sr, base)
+    )
+    contrast = base_std / std.clamp_min(1e-4)  # a flat picture has none to scale
+    return (sr - mean) * contrast + base_mean
+
+
+COLOR_FIXES = {"none": keep, "wavelet": wavelet, "adain": adain}
+
+
+def _smooth_rows(x: Tensor, step: int) -> Tensor:
+    """Taps 1/4, 1/2, 1/4 at distance `step` along height; the border row goes on outside."""
+    height = x.shape[-2]
+    padded = F.pad(x, (0, 0, step, step), mode="replicate")
+    return 0.25 * padded[..., :height, :] + 0.5 * x + 0.25 * padded[..., 2 * step :, :]

@@ -1,4 +1,4 @@
-"""Overlapped tiles with feathered blending, and one noise field that all tiles share.
+"""Overlapped tiles with feathered blending.
 
 Where to blend? Whole pipelines a tile (encode, sample, decode, blend pixels) let neighbours drift
 apart: after K steps a pixel depends on what lies K receptive fields away, so the overlap would have
@@ -24,7 +24,6 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -149,33 +148,3 @@ class Tiles:
         for share, start in zip(shares, starts):
             share /= total[start * ratio : start * ratio + size]
         return shares
-
-
-def shared_noise(seed: int, like: Tensor) -> Callable[[int], Tensor]:
-    """noise(k) -> standard normal field like `like` [B, C, h, w] for step k: a function of (seed,
-    k, channel, y, x) and h x w.
-
-    Drawn on the CPU for the whole picture, hence the same numbers on every device, for every tile
-    size and batch size, and for each picture of a batch. Memory: 4 bytes a latent value, one step
-    at a time.
-    """
-
-    def noise(k: int) -> Tensor:
-        state = np.random.SeedSequence((seed, k)).generate_state(
-            1, np.uint64
-        )  # mixes, so (0, 1) and (1, 0) have nothing in common
-        generator = torch.Generator().manual_seed(int(state[0]))
-        return torch.randn(like.shape[1:], generator=generator).to(like).expand_as(like)
-
-    return noise
-
-
-def pad_to_multiple(x: Tensor, multiple: int) -> Tensor:
-    """[..., H, W] -> both sides up to the next multiple, mirrored at the bottom and right border;
-    works from 1x1 on.
-    """
-    for axis in (-2, -1):
-        length = x.shape[axis]
-        index = torch.arange(-(-length // multiple) * multiple, device=x.device) % (2 * length)
-        x = x.index_select(axis, torch.minimum(index, 2 * length - 1 - index))
-    return x

@@ -1,6 +1,7 @@
 """Upscaler: a picture in, the same kind of picture out, larger.
 
-    lr -> bicubic x scale -> encode -> z_lr;  cond from lr, z_lr -> sample z0 -> decode -> colour fix -> crop -> wanted size
+    lr -> bicubic x scale -> encode -> z_lr;  inputs from lr, z_lr -> sample z0 -> decode
+       -> colour fix -> crop -> wanted size
 
 The picture is mirrored up to whole attention windows first and cropped afterwards, so every size
 works. Encoder, network and decoder run in overlapped tiles (`tiling.py`); z_t, noise and blends
@@ -16,25 +17,23 @@ import logging
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from ldm_dream.config.run import DiffusionRun
+from ldm_dream.config.model import Sampling
 from ldm_dream.data.images import MAX_PIXELS, ImageError
 from ldm_dream.data.resize import imresize_to, upsample
-from ldm_dream.denoiser import build_cond
+from ldm_dream.denoiser import Denoiser, Inputs
 from ldm_dream.errors import UserError
 from ldm_dream.hub import upload
-from ldm_dream.model_folder import load_model
+from ldm_dream.model_folder import LoadedModel, load_model
 from ldm_dream.networks import compile_blocks
-from ldm_dream.networks.idm import LRFeatures
-from ldm_dream.process import Denoise, Process
-from ldm_dream.sampler import sample, timesteps
-from ldm_dream.upscaling.colors import COLOR_FIXES
+from ldm_dream.sampler import plan, sample, seeded
 from ldm_dream.upscaling.cuda_graphs import GraphedCall
-from ldm_dream.upscaling.pictures import Picture, unpack
-from ldm_dream.upscaling.tiling import Tiles, pad_to_multiple, shared_noise
+from ldm_dream.upscaling.pictures import COLOR_FIXES, Picture, unpack
+from ldm_dream.upscaling.tiling import Tiles
 
 log = logging.getLogger(__name__)
 
@@ -50,42 +49,85 @@ class UpscaleError(UserError, ValueError):
 
 
 @dataclass(frozen=True)
-class _Sampling:
-    kind: str
-    steps: int | None
-    seed: int
-    batch_size: int
+class Options:
+    """How one picture is upscaled. Raises UpscaleError.
+
+    steps, sampler: None = the model's. seed: same seed, same picture, for every batch size up to
+    float rounding. tile, tile_pad: LR pixels, rounded up to whole attention windows; tile=None is
+    automatic. batch_size: tiles at a time. color_fix: none, wavelet, adain.
+    """
+
+    steps: int | None = None
+    sampler: str | None = None
+    seed: int = 0
+    tile: int | None = None
+    tile_pad: int = 16
+    batch_size: int = 1
+    color_fix: str = "wavelet"
+
+    def __post_init__(self) -> None:
+        for name, least in (("seed", 0), ("tile", 1), ("tile_pad", 0), ("batch_size", 1)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise UpscaleError(
+                    f"{name}={value} is not possible; give a whole number from {least}."
+                )
+        if self.color_fix not in COLOR_FIXES:
+            raise UpscaleError(
+                f"color_fix={self.color_fix!r} is unknown; use one of {', '.join(COLOR_FIXES)}."
+            )
+
+
+class TiledDenoiser(Denoiser):
+    """A denoiser whose network calls run in tiles on `device`; z_t and the condition span the whole
+    picture and stay where they are.
+    """
+
+    def __init__(self, whole: Denoiser, tiles: Tiles, batch_size: int, device: torch.device):
+        super().__init__(
+            whole.network, whole.process, whole.condition, whole.prediction, whole.call
+        )
+        self.tiles, self.batch_size, self.device = tiles, batch_size, device
+
+    def prepare(self, lr: Tensor, z_lr: Tensor) -> Inputs:
+        """The condition itself: its features are made tile by tile."""
+        return Inputs(z_lr, (self.cond(lr, z_lr),))
+
+    def __call__(self, z_t: Tensor, t: Tensor, inputs: Inputs) -> Tensor:
+        emb = self.embed(t[:1].to(self.device))  # one step for all tiles
+
+        def call(z: Tensor, cond: Tensor) -> Tensor:
+            z, cond = on_device(z, self.device), on_device(cond, self.device)
+            features = self.network.prepare(cond, z.shape[-2:])
+            return self.call(z, emb.expand(len(z), -1), *features).float()
+
+        z_in = self.process.model_input(z_t, t)
+        return self.tiles.map(call, z_in, *inputs.features, batch_size=self.batch_size)
 
 
 class Upscaler:
     """Callable on pictures. `Upscaler.from_pretrained("dream-latent-x4-tiny")(image, scale=4)`.
 
-    run: the model's config. network: weights to sample with (EMA). process:
-    `build_process(run.process)`. The modules are moved to `device` and left in eval mode. dtype
-    other than fp32 = autocast.
+    model: its modules are moved to `device` and left in eval mode. dtype other than fp32 =
+    autocast.
     """
 
     def __init__(
-        self,
-        run: DiffusionRun,
-        network: nn.Module,
-        autoencoder: nn.Module,
-        process: Process,
-        device: str = "auto",
-        dtype: str = "auto",
-        compile: bool = False,
+        self, model: LoadedModel, device: str = "auto", dtype: str = "auto", compile: bool = False
     ):
-        self.run, self.process = run, process
-        self.folder: Path | None = None
+        self.model, self.run = model, model.run
         self.device = _device(device)
         self.dtype = _dtype(dtype, self.device)
-        self.network = network.eval().to(self.device, memory_format=torch.channels_last)
-        self.autoencoder = autoencoder.eval().to(self.device, memory_format=torch.channels_last)
-        self._call = self.network
+        network = model.network.eval().to(self.device, memory_format=torch.channels_last)
+        self.autoencoder = model.autoencoder.eval()
+        self.autoencoder.to(self.device, memory_format=torch.channels_last)
+        call = network
         if compile:
-            compile_blocks(self.network, dynamic=True)
+            compile_blocks(network, dynamic=True)
             if self.device.type == "cuda":
-                self._call = GraphedCall(self.network)
+                call = GraphedCall(network)
+        run = model.run
+        self.denoiser = Denoiser(network, model.process, run.condition, run.prediction, call)
 
     @classmethod
     def from_pretrained(
@@ -95,72 +137,57 @@ class Upscaler:
         dtype: str = "auto",
         compile: bool = False,
     ) -> Upscaler:
-        """A bundled model by name, a model folder, or an id of the Hugging Face hub (owner/name).
+        """A bundled model by name, a model folder, or one of the Hugging Face hub (`hf:owner/name`).
 
         device: auto, cpu, cuda, cuda:N. dtype: auto, fp32, bf16, fp16 (auto: fp32 on the CPU, else
         bf16 where the device has it, else fp16). Raises ModelError, HubError, UpscaleError.
         """
-        model = load_model(name_or_dir)
-        upscaler = cls(
-            model.run, model.network, model.autoencoder, model.process, device, dtype, compile
-        )
-        upscaler.folder = model.folder
-        return upscaler
+        return cls(load_model(name_or_dir), device, dtype, compile)
 
     def push_to_hub(self, repo_id: str, private: bool = False) -> str:
-        """Send the model folder this came from to the Hugging Face hub; -> its address. Raises
-        HubError, UpscaleError.
+        """Send the model folder this came from to owner/name of the Hugging Face hub; -> its
+        address. Raises HubError, UpscaleError.
         """
-        if self.folder is None:
+        if self.model.folder is None:
             raise UpscaleError(
-                "this upscaler was not loaded from a folder; save the model with model_folder.save_model first."
+                "this upscaler was not loaded from a folder; "
+                "save the model with model_folder.save_model first."
             )
-        return upload(self.folder, repo_id, private)
+        return upload(self.model.folder, repo_id, private)
 
     @torch.no_grad()
-    def __call__(
-        self,
-        image: Picture,
-        scale: float | None = None,
-        steps: int | None = None,
-        sampler: str | None = None,
-        seed: int = 0,
-        tile: int | None = None,
-        tile_pad: int = 16,
-        batch_size: int = 1,
-        color_fix: str = "wavelet",
-    ) -> Picture:
+    def __call__(self, image: Picture, scale: float | None = None, **options: Any) -> Picture:
         """A picture -> the same type and bit depth (see `pictures.unpack`), round(H * scale) x
         round(W * scale).
 
         scale: any number above 0; None = the model's own. The model enlarges by its own scale;
         another size is made from that by bicubic, so a scale above the model's adds no further
         detail. IDM enlarges by any scale from 1 to its `max_scale` itself, where the picture is
-        taken whole. steps, sampler: None = the model's. seed: same seed, same picture, for every
-        batch size up to float rounding. tile, tile_pad: LR pixels, rounded up to whole attention
-        windows; tile=None is automatic. batch_size: tiles at a time. color_fix: none, wavelet,
-        adain. Alpha is enlarged by bicubic. Raises UpscaleError or SamplerError for an option,
-        ImageError for a picture that is not possible.
+        taken whole. options: see `Options`. Alpha is enlarged by bicubic. Raises UpscaleError or
+        SamplerError for an option, ImageError for a picture that is not possible.
         """
+        how = Options(**options)
         scale = self.run.scale if scale is None else scale
-        self._check(scale, steps, seed, tile, tile_pad, batch_size, color_fix)
+        if not (isinstance(scale, int | float) and math.isfinite(scale) and scale > 0):
+            raise UpscaleError(
+                f"scale={scale} is not possible; give a number above 0, "
+                f"for example {self.run.scale}."
+            )
+        sampling = self._sampling(how)
         rgb, alpha, pack = unpack(image)
         height, width = (max(1, round(side * scale)) for side in rgb.shape[-2:])
         largest = max(height * width, rgb.shape[-2] * rgb.shape[-1] * self.run.scale**2)
         if largest > MAX_PIXELS:
             raise ImageError(
-                f"the result has {largest} pixels, more than the {MAX_PIXELS} allowed; cut it first."
+                f"the result has {largest} pixels, more than the {MAX_PIXELS} allowed; "
+                "cut it first."
             )
-        default = self.run.sampler
-        sampling = _Sampling(
-            sampler or default.kind, default.steps if steps is None else steps, seed, batch_size
-        )
         lr = rgb * 2 - 1
-        if self._is_native(scale, lr, tile):
-            sr, base = self._enlarge_at_once(lr, height, width, sampling)
+        if self._is_native(scale, lr, how.tile):
+            sr, base = self._whole(lr, (height, width), how, sampling)
         else:
-            sr, base = self._enlarge(lr, tile, tile_pad, sampling)
-        sr = COLOR_FIXES[color_fix](sr, base)
+            sr, base = self._enlarge(lr, how, sampling)
+        sr = COLOR_FIXES[how.color_fix](sr, base)
         if not sr.isfinite().all():
             raise ImageError(
                 f"the model's result holds NaN or infinity in {self.dtype}; try dtype fp32."
@@ -168,146 +195,112 @@ class Upscaler:
         sr = _resize((sr.clamp(-1, 1) + 1) / 2, height, width)
         return pack(sr, None if alpha is None else _resize(alpha, height, width))
 
+    def _sampling(self, how: Options) -> Sampling:
+        """The model's, with what was asked for. Raises SamplerError before the work begins."""
+        given = {"kind": how.sampler, "steps": how.steps}
+        given = {name: value for name, value in given.items() if value is not None}
+        sampling = self.run.sampler.model_copy(update=given)
+        plan(self.model.process, sampling)
+        return sampling
+
     def _is_native(self, scale: float, lr: Tensor, tile: int | None) -> bool:
         """Whether the network makes this size itself: one that takes LR pictures at their own size,
         and no tiles.
         """
+        network = self.run.network
         whole = tile is None and lr.shape[-2] * lr.shape[-1] <= AUTO_TILE**2
-        return (
-            self.run.network.cond_factor is None
-            and whole
-            and 1 <= scale <= self.run.network.max_scale
-        )
+        return network.cond_factor is None and whole and 1 <= scale <= network.max_scale
 
-    def _enlarge_at_once(
-        self, lr: Tensor, height: int, width: int, sampling: _Sampling
-    ) -> tuple[Tensor, Tensor]:
-        """LR [B, 3, H, W] in [-1, 1] -> result and bicubic base, [B, 3, height, width]."""
-        base = upsample(lr, (height, width)).to(self.device)
-        process = self.process
-        with torch.no_grad(), self._autocast():
-            cond = self.network.prepare(self._on_device(lr), (height, width))
-
-        def denoise(z_t: Tensor, t: Tensor, cond: Tensor) -> Tensor:
-            step = process.model_t(t, self.network.sees_noise_level)[:1]
-            return self._predict(process.model_input(z_t, t), step, cond)
-
-        return self._sample(denoise, base, cond, sampling), base
-
-    def _enlarge(
-        self, lr: Tensor, tile: int | None, tile_pad: int, sampling: _Sampling
-    ) -> tuple[Tensor, Tensor]:
-        """LR [B, 3, H, W] in [-1, 1] -> result and bicubic base, [B, 3, H * scale, W * scale]. No
-        memory: halves the tile.
-        """
+    def _enlarge(self, lr: Tensor, how: Options, sampling: Sampling) -> tuple[Tensor, Tensor]:
+        """LR [B, 3, H, W] in [-1, 1] -> result and bicubic base, [B, 3, H * scale, W * scale]."""
         scale, factor = self.run.scale, self.autoencoder.factor
-        align = self.network.multiple
-        if self.run.network.cond_factor is None:  # tiles begin on LR pixels too
+        align = self.denoiser.network.multiple
+        if self.denoiser.network.cond_factor is None:  # tiles begin on LR pixels too
             align = math.lcm(align, scale)
-        padded = pad_to_multiple(lr, factor * align // math.gcd(factor * align, scale))
-        if tile is None:
-            tile = (
-                max(padded.shape[-2:]) if lr.shape[-2] * lr.shape[-1] <= AUTO_TILE**2 else AUTO_TILE
-            )
-        height, width = (side * scale // factor for side in padded.shape[-2:])
-        tiles = Tiles.plan(height, width, tile * scale / factor, tile_pad * scale / factor, align)
-        while True:
+        padded = mirrored(lr, factor * align // math.gcd(factor * align, scale))
+        size = padded.shape[-2] * scale, padded.shape[-1] * scale
+        small = lr.shape[-2] * lr.shape[-1] <= AUTO_TILE**2 and len(lr) <= how.batch_size
+        tile = how.tile or (max(padded.shape[-2:]) if small else AUTO_TILE)
+        made = None
+        if how.tile is None and small:
             try:
-                sr, base = self._diffuse(padded, tiles, sampling)
-                return tuple(
-                    x[..., : lr.shape[-2] * scale, : lr.shape[-1] * scale] for x in (sr, base)
-                )
+                made = self._whole(padded, size, how, sampling)
             except torch.OutOfMemoryError:
-                smaller = tiles.halved()
-            if smaller is None:
-                raise UpscaleError(
-                    f"{self.device} has too little memory for the smallest tiles; lower batch_size or use the CPU."
-                )
-            log.warning(
-                "out of memory on %s: tiles of %d latent pixels become tiles of %d.",
-                self.device,
-                tiles.size,
-                smaller.size,
-            )
-            tiles = smaller
+                log.warning("out of memory on %s: the picture is parted into tiles.", self.device)
+                tile = -(-tile // 2)
+        if made is None:
+            side, pad = tile * scale / factor, how.tile_pad * scale / factor
+            tiles = Tiles.plan(size[0] // factor, size[1] // factor, side, pad, align)
+            made = self._in_tiles(padded, tiles, how, sampling)
+        sr, base = (x[..., : lr.shape[-2] * scale, : lr.shape[-1] * scale] for x in made)
+        return sr, base
 
-    def _diffuse(self, lr: Tensor, tiles: Tiles, sampling: _Sampling) -> tuple[Tensor, Tensor]:
-        run, process, batch_size = self.run, self.process, sampling.batch_size
+    def _whole(
+        self, lr: Tensor, size: tuple[int, int], how: Options, sampling: Sampling
+    ) -> tuple[Tensor, Tensor]:
+        """LR [B, 3, H, W] in [-1, 1] -> result and bicubic base, [B, 3, *size]."""
+        lr = on_device(lr, self.device)
+        base = upsample(lr, size)
+        with self._autocast():
+            inputs = self.denoiser.prepare(lr, self._encode(base))
+            return self._decode(self._sample(self.denoiser, inputs, how, sampling)), base
+
+    def _in_tiles(
+        self, lr: Tensor, tiles: Tiles, how: Options, sampling: Sampling
+    ) -> tuple[Tensor, Tensor]:
+        """As `_whole`, for LR on the grid of `tiles`. No memory: halves the tiles."""
         lr = lr.to(self.device if tiles.is_whole else "cpu")
-        base = upsample(lr, tuple(side * run.scale for side in lr.shape[-2:]))
-        z_lr = tiles.map(self._encode, base, batch_size=batch_size)
-        cond = build_cond(run, lr, z_lr)
-
-        def denoise(z_t: Tensor, t: Tensor, cond: Tensor) -> Tensor:
-            z_in = process.model_input(z_t, t)
-            step = process.model_t(t, self.network.sees_noise_level)[:1]  # one for all pictures
-            return tiles.map(
-                lambda z, c: self._predict(z, step, self._on_device(c)),
-                z_in,
-                cond,
-                batch_size=batch_size,
+        base = upsample(lr, (lr.shape[-2] * self.run.scale, lr.shape[-1] * self.run.scale))
+        denoiser = TiledDenoiser(self.denoiser, tiles, how.batch_size, self.device)
+        try:
+            with self._autocast():
+                z_lr = tiles.map(self._encode, base, batch_size=how.batch_size)
+                z0 = self._sample(denoiser, denoiser.prepare(lr, z_lr), how, sampling)
+                return tiles.map(self._decode, z0, batch_size=how.batch_size), base
+        except torch.OutOfMemoryError:
+            smaller = tiles.halved()
+        if smaller is None:
+            raise UpscaleError(
+                f"{self.device} has too little memory for the smallest tiles; "
+                "lower batch_size or use the CPU."
             )
+        log.warning(
+            "out of memory on %s: tiles of %d latent pixels become tiles of %d.",
+            self.device, tiles.size, smaller.size,
+        )  # fmt: skip
+        return self._in_tiles(lr, smaller, how, sampling)
 
-        return tiles.map(
-            self._decode, self._sample(denoise, z_lr, cond, sampling), batch_size=batch_size
-        ), base
-
-    def _sample(self, denoise: Denoise, z_lr: Tensor, cond: Tensor, sampling: _Sampling) -> Tensor:
-        return sample(
-            denoise,
-            self.process,
-            z_lr,
-            cond,
-            prediction=self.run.prediction,
-            kind=sampling.kind,
-            steps=sampling.steps,
-            eta=self.run.sampler.eta,
-            clip=self.autoencoder.bound,
-            noise=shared_noise(sampling.seed, z_lr),
-        )
+    def _sample(
+        self, denoiser: Denoiser, inputs: Inputs, how: Options, sampling: Sampling
+    ) -> Tensor:
+        noise = seeded(how.seed, inputs.z_lr)
+        return sample(denoiser, inputs, sampling, noise, clip=self.autoencoder.bound)
 
     def _encode(self, x: Tensor) -> Tensor:
-        with self._autocast():
-            return self.autoencoder.encode(self._on_device(x)).float()
+        return self.autoencoder.encode(on_device(x, self.device)).float()
 
     def _decode(self, z: Tensor) -> Tensor:
-        with self._autocast():
-            return self.autoencoder.decode(self._on_device(z)).float()
-
-    def _predict(self, z: Tensor, step: Tensor, cond: Tensor | LRFeatures) -> Tensor:
-        with self._autocast():
-            return self._call(self._on_device(z), step.to(self.device).expand(len(z)), cond).float()
-
-    def _on_device(self, x: Tensor) -> Tensor:
-        return x.to(self.device, memory_format=torch.channels_last)
+        return self.autoencoder.decode(on_device(z, self.device)).float()
 
     def _autocast(self) -> torch.autocast:
+        """Without its cache of weights: a weight is used once a call, and graphs must own theirs."""
         lower = self.dtype != torch.float32
-        return torch.autocast(
-            self.device.type, self.dtype, enabled=lower, cache_enabled=False
-        )  # a weight is used once a call
+        return torch.autocast(self.device.type, self.dtype, enabled=lower, cache_enabled=False)
 
-    def _check(self, scale, steps, seed, tile, tile_pad, batch_size, color_fix) -> None:
-        if not (isinstance(scale, (int, float)) and math.isfinite(scale) and scale > 0):
-            raise UpscaleError(
-                f"scale={scale} is not possible; give a number above 0, for example {self.run.scale}."
-            )
-        timesteps(self.process, steps)  # raises before the work begins
-        if seed < 0:
-            raise UpscaleError(f"seed={seed} is not possible; give a whole number from 0.")
-        for name, value, least in (
-            ("tile", tile, 1),
-            ("tile_pad", tile_pad, 0),
-            ("batch_size", batch_size, 1),
-        ):
-            if value is not None and value < least:
-                raise UpscaleError(
-                    f"{name}={value} is not possible; give a whole number from {least}."
-                )
-        if color_fix not in COLOR_FIXES:
-            raise UpscaleError(
-                f"color_fix={color_fix!r} is unknown; use one of {', '.join(COLOR_FIXES)}."
-            )
+
+def on_device(x: Tensor, device: torch.device) -> Tensor:
+    return x.to(device, memory_format=torch.channels_last)
+
+
+def mirrored(x: Tensor, multiple: int) -> Tensor:
+    """[..., H, W] -> both sides up to the next multiple, mirrored at the bottom and right border;
+    works from 1x1 on.
+    """
+    for axis in (-2, -1):
+        length = x.shape[axis]
+        index = torch.arange(-(-length // multiple) * multiple, device=x.device) % (2 * length)
+        x = x.index_select(axis, torch.minimum(index, 2 * length - 1 - index))
+    return x
 
 
 def _resize(x: Tensor, height: int, width: int) -> Tensor:

@@ -12,13 +12,8 @@ from hypothesis import strategies as st
 
 from ldm_dream.config.data import BlindConfig, DataConfig, SecondOrder
 from ldm_dream.config.files import ConfigError, dump_config, load_config
-from ldm_dream.config.model import (
-    DDPMConfig,
-    FlowConfig,
-    IDMConfig,
-    ResidualShiftConfig,
-    VQGANConfig,
-)
+from ldm_dream.config.model import DDPMConfig, FlowConfig, ResidualShiftConfig, VQGANConfig
+from ldm_dream.config.networks import IDMConfig
 from ldm_dream.config.run import AutoencoderRun, DiffusionRun
 from ldm_dream.errors import UserError
 
@@ -433,3 +428,17 @@ def test_a_sampler_that_does_not_fit_the_process_is_refused_before_the_training(
         load(
             f"process: {{kind: {process}}}\nsampler: {sampler}\nprediction: z0\nloss: {{strength: 0}}\n"
         )
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "prediction: eps",
+            "prediction=eps does not fit process.kind=regression; set it to z0",
+        ),
+        ("prediction: z0\nloss: {strength: 0.5}", "regression has no noise for DREAM to rectify"),
+    ],
+)
+def test_what_a_process_without_noise_cannot_do_is_refused(refusal, text, message):
+    assert message in refusal(f"process: {{kind: regression}}\n{text}")

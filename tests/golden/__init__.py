@@ -1,5 +1,6 @@
 """Golden runners: `run(case, io, weights) -> {name: computed output}`, one module a kind of case;
-../test_golden.py compares.
+../test_golden.py compares. `case` (reading.py) tells which of its keys a runner never read: the case
+then fails.
 
 A case folder may be renamed and configured differently, so a runner reads everything from case.json
 and from the inputs. New kinds: write tests/golden/<module>.py and give it a row here.

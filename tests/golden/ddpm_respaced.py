@@ -10,14 +10,18 @@ import torch
 from torch import Tensor
 
 from golden.closed_form import stand_in
+from golden.reading import Case
+from ldm_dream.config.model import Sampling
+from ldm_dream.denoiser import Inputs
 from ldm_dream.process import DDPM, linear_abar, respaced
 from ldm_dream.sampler import sample_steps
+from runs import PlainDenoiser
 
 SCHEDULE = {"linear": "linear", "scaled_linear": "sqrt_linear"}
 VARIANCE = {"FIXED_SMALL": "posterior", "FIXED_LARGE": "forward"}
 
 
-def run(case: dict, io: dict[str, Tensor], weights: dict[str, Tensor]) -> dict[str, Tensor]:
+def run(case: Case, io: dict[str, Tensor], weights: dict[str, Tensor]) -> dict[str, Tensor]:
     outputs = {}
     for item in case["construct"]["items"]:
         name, total, n = item["name"], item["T"], item["n"]
@@ -103,9 +107,11 @@ def ldm_tables(process: DDPM, kept: Tensor) -> dict[str, Tensor]:
 def loop(process: DDPM, variance: str, dummy: list[float], io: dict[str, Tensor]) -> Tensor:
     """The ancestral trajectory [n,B,C,h,w], largest t first, z0 clipped to [-1, 1]."""
     network = stand_in(dummy, unit=10)
-    trajectory = sample_steps(
-        lambda z_t, t, cond: network(z_t, process.model_t(t), cond), process, torch.zeros_like(io["in.x_T"]), io["in.lq"],
-        prediction="eps", kind="ancestral", variance=variance, clip=1.0,
-        noise=lambda k: io["in.x_T"] if k == 0 else io["in.step_noise"][k - 1],
-    )  # fmt: skip
+    denoiser = PlainDenoiser(
+        lambda z_t, t, cond: network(z_t, process.model_t(t), cond), process, "eps"
+    )
+    inputs, noise = Inputs(torch.zeros_like(io["in.x_T"]), (io["in.lq"],)), [io["in.x_T"]]
+    noise += list(io["in.step_noise"])
+    sampling = Sampling(kind="ancestral", variance=variance)
+    trajectory = sample_steps(denoiser, inputs, sampling, noise.__getitem__, clip=1.0)
     return torch.stack([step.z_t for step in trajectory])

@@ -5,14 +5,19 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from dream_kernels import dream_rectify
 from golden.closed_form import stand_in
-from ldm_dream.loss import dream
+from golden.reading import Case
+from ldm_dream.config.model import Dream
+from ldm_dream.denoiser import Inputs
+from ldm_dream.loss import estimate
 from ldm_dream.process import DDPM, linear_abar
+from runs import PlainDenoiser
 
 SCHEDULE = {"linear": "linear", "scaled_linear": "sqrt_linear"}
 
 
-def abar_of(kwargs: dict) -> Tensor:
+def abar_of(kwargs: Case) -> Tensor:
     """diffusers' scheduler arguments -> abar, float64."""
     schedule = SCHEDULE[kwargs.get("beta_schedule", "linear")]
     return linear_abar(
@@ -20,11 +25,10 @@ def abar_of(kwargs: dict) -> Tensor:
     )
 
 
-def run(case: dict, io: dict[str, Tensor], weights: dict[str, Tensor]) -> dict[str, Tensor]:
+def run(case: Case, io: dict[str, Tensor], weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    case["construct"].only(scheduler="DDPMScheduler")
     kwargs = case["construct"]["kwargs"]
-    assert kwargs.get("prediction_type", "epsilon") == "epsilon", (
-        "diffusers has DREAM for epsilon only"
-    )
+    kwargs.only(prediction_type="epsilon")  # diffusers has DREAM for no other
     abar = abar_of(kwargs)
     process, network = DDPM(abar), stand_in(case["dummy"], unit=1000)
     z0, eps, t = io["in.x0"], io["in.noise"], io["in.timesteps"]
@@ -38,8 +42,8 @@ def run(case: dict, io: dict[str, Tensor], weights: dict[str, Tensor]) -> dict[s
         "v_target": process.velocity(z0, eps, t),
     }
     for p in case["construct"]["dream_detail_preservation"]:
-        noisy, target = dream(
-            network, process, z_t, z_lr, cond, t, eps, prediction="eps", strength=1.0, p=p
-        )
-        outputs |= {f"p{p:g}.noisy": noisy, f"p{p:g}.target": target}
+        denoiser, inputs = PlainDenoiser(network, process, "eps"), Inputs(z_lr, (cond,))
+        eps_hat, lam = estimate(denoiser, z_t, t, inputs, Dream(strength=1.0, p=p))
+        noisy = dream_rectify(z_t, eps, eps_hat, process.s(t), lam)
+        outputs |= {f"p{p:g}.noisy": noisy, f"p{p:g}.target": eps + lam * (eps - eps_hat)}
     return outputs

@@ -7,14 +7,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ldm_dream.config.model import IDMConfig
+from golden.reading import Case, watching
+from ldm_dream.config.networks import IDMConfig
 from ldm_dream.interchange.layouts import IDM
 from ldm_dream.interchange.published import translate
 from ldm_dream.networks import build_network
 from ldm_dream.networks.idm import ImplicitDecoder
 
 
-def config(unet: dict, encoder: dict) -> IDMConfig:
+def config(unet: Case, encoder: Case) -> IDMConfig:
     """Constructor arguments of the official classes -> our config. The U-Net takes the condition
     (RGB) and z_t side by side.
     """
@@ -33,9 +34,14 @@ def config(unet: dict, encoder: dict) -> IDMConfig:
     )
 
 
-def run(case: dict, io: dict[str, Tensor], weights: dict[str, Tensor]) -> dict[str, Tensor]:
+def run(case: Case, io: dict[str, Tensor], weights: dict[str, Tensor]) -> dict[str, Tensor]:
     """-> condition_i, eps_i, p_losses_l1_sum_i, and the intermediates of item 0."""
     construct = case["construct"]
+    construct.known("schedule", "imnet_MLP_kwargs")  # levels are given; nothing calls the MLP
+    construct["encoder_EDSR_kwargs"].only(no_upsampling=False)
+    construct["encoder_EDSR_kwargs"].known("scale", "rgb_range")  # of layers that are not applied
+    construct["diffusion_kwargs"].only(loss_type="l1", conditional=True)
+    construct["diffusion_kwargs"].known("channels", "image_size")
     network = build_network(
         config(construct["unet_kwargs"], construct["encoder_EDSR_kwargs"])
     ).eval()
@@ -50,18 +56,21 @@ def run(case: dict, io: dict[str, Tensor], weights: dict[str, Tensor]) -> dict[s
     watched = {"condition": network.encoder, "conv_body_first": network.unet.conv_body_first}
     watched |= {f"idm{j}_style": decoder.style for j, decoder in enumerate(decoders)}
     watched |= {f"idm{j}_tokens": decoder for j, decoder in enumerate(decoders)}
-    seen: dict[str, Tensor] = {}
-    for name, module in watched.items():
-        module.register_forward_hook(lambda _, __, out, name=name: seen.update({name: out}))
 
     outputs: dict[str, Tensor] = {}
     for i in range(case["n_items"]):
         lr, level, position = io[f"in.lr_{i}"], io[f"in.noise_level_{i}"], io[f"in.scaler_{i}"]
         with torch.no_grad():
-            outputs[f"eps_{i}"] = network(io[f"in.x_noisy_{i}"], level[:, 0], lr, position)
+            with watching(watched) as seen:
+                _, picture, *levels = network.prepare(lr, io[f"in.x_noisy_{i}"].shape[-2:])
+                emb = network.embed(level[:, 0])
+                outputs[f"eps_{i}"] = network.unet(
+                    io[f"in.x_noisy_{i}"], emb, picture, levels, position
+                )
             for name, value in seen.items():
                 outputs[f"{name}_{i}"] = value.flatten(2).mT if name.endswith("tokens") else value
             a, z0, eps = level[:, :, None, None], io[f"in.y0_{i}"], io[f"in.noise_{i}"]
-            predicted = network(a * z0 + (1 - a**2).sqrt() * eps, level[:, 0], lr, position)
+            z_t = a * z0 + (1 - a**2).sqrt() * eps
+            predicted = network.unet(z_t, emb, picture, levels, position)
             outputs[f"p_losses_l1_sum_{i}"] = (eps - predicted).abs().sum()
     return outputs

@@ -6,10 +6,11 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from golden.reading import Case
 from ldm_dream.data.resize import imresize
 
 
-def run(case: dict, io: dict[str, Tensor], weights: dict[str, Tensor]) -> dict[str, Tensor | float]:
+def run(case: Case, io: dict[str, Tensor], weights: dict[str, Tensor]) -> dict[str, Tensor | float]:
     """-> images [3, h, w]. Tables of weights and indices are the official code's internals and are
     not produced.
     """

@@ -9,16 +9,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from golden.reading import Case
 from ldm_dream.data.images import from_tensor
 from ldm_dream.scoring.metrics import consistency, downsample, gaussian_window, luma, psnr, ssim
 
 PT_EPSILON = 1e-8  # BasicSR's psnr_pt adds it to the error in [0, 1] units
 
 
-def run(case: dict, io: dict[str, Tensor], weights: dict[str, Tensor]) -> dict[str, Tensor | float]:
+def run(case: Case, io: dict[str, Tensor], weights: dict[str, Tensor]) -> dict[str, Tensor | float]:
     """-> every `out.<i>.<source>.<metric>` named in `io`; float32 variants (`_pt`) follow from the
     float64 values.
     """
+    case["construct"].known("scale")  # of the pictures, which have their sizes
     outputs = {"gaussian_window_1d": torch.from_numpy(gaussian_window())[:, None]}
     for i in sorted(key.removeprefix("in.hr_") for key in io if key.startswith("in.hr_")):
         hr, sr, lr = (io[f"in.{name}_{i}"].numpy() for name in ("hr", "sr", "lr"))

@@ -11,15 +11,19 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from golden.closed_form import stand_in
+from golden.reading import Case
+from ldm_dream.config.model import Dream, Sampling
+from ldm_dream.denoiser import Inputs
 from ldm_dream.loss import diffusion_loss
 from ldm_dream.process import ResidualShift, exponential_sqrt_eta, respaced
 from ldm_dream.sampler import sample_steps
+from runs import PlainDenoiser
 
 MASTER_CAP = math.sqrt(0.001)  # of the first sqrt(eta), on the master branch only
 PREDICTION = {"xstart": "z0", "residual": "z0", "epsilon": "eps"}
 
 
-def run(case: dict, io: dict[str, Tensor], weights: dict[str, Tensor]) -> dict[str, Tensor]:
+def run(case: Case, io: dict[str, Tensor], weights: dict[str, Tensor]) -> dict[str, Tensor]:
     outputs = {}
     for item in case["construct"]["items"]:
         computed = Item(item, case["dummy"], io)
@@ -39,10 +43,10 @@ class Item:
     code's, not the library's.
     """
 
-    def __init__(self, item: dict, dummy: list[float], io: dict[str, Tensor]):
+    def __init__(self, item: Case, dummy: list[float], io: dict[str, Tensor]):
         self.kwargs = kwargs = item["kwargs"]
-        assert kwargs["schedule_name"] == "exponential", kwargs["schedule_name"]
-        assert kwargs["scale_factor"] == 1.0, kwargs["scale_factor"]
+        kwargs.only(schedule_name="exponential", scale_factor=1.0)
+        kwargs.known("latent_flag")  # read where the input is normalised
         self.master, self.kind = "master" in item["branch"], kwargs["predict_type"]
         self.prediction = PREDICTION[self.kind]
         start = min(kwargs["min_noise_level"] / kwargs["kappa"], kwargs["min_noise_level"])
@@ -57,6 +61,8 @@ class Item:
         self.z_lr = F.interpolate(io["in.y"], scale_factor=kwargs["sf"], mode="bicubic")
         self.t = io[f"out.{item['name']}.t"]
         self.network = stand_in(dummy, unit=10)
+        self.denoiser = PlainDenoiser(self.denoise, self.process, self.prediction)
+        self.inputs = Inputs(self.z_lr, (self.lq,))
 
     def scale_input(self, z_t: Tensor, t: Tensor) -> Tensor:
         if not self.kwargs["normalize_input"]:
@@ -113,15 +119,7 @@ class Item:
 
     def train(self) -> dict[str, Tensor]:
         loss = diffusion_loss(
-            self.denoise,
-            self.process,
-            self.z0,
-            self.z_lr,
-            self.lq,
-            self.t,
-            self.eps,
-            prediction=self.prediction,
-            kind="l2",
+            self.denoiser, self.z0, self.inputs, self.t, self.eps, Dream(kind="l2")
         )
         weight = (
             self.schedule()["weight_loss_mse"][self.t].float() if self.kwargs["weighted_mse"] else 1
@@ -135,14 +133,15 @@ class Item:
         }
 
     def loop(self, clip: bool) -> dict[str, Tensor]:
-        def noise(k: int) -> Tensor:
-            return self.eps if k == 0 else self.step_noise[k - 1]
-
+        noise = [self.eps, *self.step_noise]
         process, z_t, steps, means = self.process, self.process.prior(self.z_lr, self.eps), [], []
         for step in sample_steps(
-            self.denoise, process, self.z_lr, self.lq,
-            prediction=self.prediction, kind="resshift", noise=noise, clip=1.0 if clip else None,
-        ):  # fmt: skip
+            self.denoiser,
+            self.inputs,
+            Sampling(kind="resshift"),
+            noise.__getitem__,
+            clip=1.0 if clip else None,
+        ):
             t = torch.tensor([step.t])
             means.append(process.posterior(step.z0_hat, z_t, t, t - 1)[0])
             steps.append(step)

@@ -7,11 +7,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ldm_dream.config.model import ResShiftNetConfig
+from golden.reading import Case, watching
+from ldm_dream.config.networks import ResShiftNetConfig
 from ldm_dream.interchange.layouts import RESSHIFT
 from ldm_dream.interchange.published import translate
 from ldm_dream.networks import build_network
 from ldm_dream.networks.resshift import SwinLayer
+from runs import predict
 
 SAME = (
     "image_size",
@@ -25,10 +27,13 @@ SAME = (
 SAME += ("dropout", "swin_depth", "swin_embed_dim", "num_head_channels", "window_size", "mlp_ratio")
 
 
-def config(kwargs: dict) -> ResShiftNetConfig:
+def config(kwargs: Case) -> ResShiftNetConfig:
     """Constructor arguments of the official class -> our config. The condition is RGB, plus a mask
     channel with `cond_mask`.
     """
+    kwargs.only(conv_resample=True, dims=2, use_fp16=False, resblock_updown=False)
+    kwargs.only(use_scale_shift_norm=True)
+    kwargs.known("lq_size", "cond_mask")  # read where there is a condition
     return ResShiftNetConfig(
         **{name: kwargs[name] for name in SAME},
         cond_channels=3 + bool(kwargs.get("cond_mask")) if kwargs["cond_lq"] else 0,
@@ -37,8 +42,9 @@ def config(kwargs: dict) -> ResShiftNetConfig:
     )
 
 
-def run(case: dict, io: dict[str, Tensor], weights: dict[str, Tensor]) -> dict[str, Tensor]:
+def run(case: Case, io: dict[str, Tensor], weights: dict[str, Tensor]) -> dict[str, Tensor]:
     """-> out_<i> for every item; hook.<name>_0 for the intermediates of item 0."""
+    case["construct"].only(**{"class": "UNetModelSwin"})
     network = build_network(config(case["construct"]["kwargs"])).eval()
     network.load_state_dict(translate(RESSHIFT, weights), strict=True)
     swin = next(module for module in network.modules() if isinstance(module, SwinLayer))
@@ -53,17 +59,11 @@ def run(case: dict, io: dict[str, Tensor], weights: dict[str, Tensor]) -> dict[s
 
     outputs: dict[str, Tensor] = {}
     for i in range(case["n_items"]):
-        handles = []
-        if i == 0:
-            for name, module in watched.items():
-                hook = lambda _, __, out, name=name: outputs.update({f"hook.{name}_0": out})  # noqa: E731
-                handles.append(module.register_forward_hook(hook))
         x, t = io[f"in.x_{i}"], io[f"in.t_{i}"]
         cond = io.get(f"in.lq_{i}", x[:, :0])
         if f"in.mask_{i}" in io:
             cond = torch.cat([cond, io[f"in.mask_{i}"]], 1)
-        with torch.no_grad():
-            outputs[f"out_{i}"] = network(x, t, cond)
-        for handle in handles:
-            handle.remove()
+        with torch.no_grad(), watching(watched if i == 0 else {}) as seen:
+            outputs[f"out_{i}"] = predict(network, x, t, cond)
+        outputs |= {f"hook.{name}_0": value for name, value in seen.items()}
     return outputs

@@ -7,14 +7,18 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from dream_kernels import dream_l1
-from ldm_dream.config.model import SR3Config
+from dream_kernels import dream_loss, dream_rectify
+from golden.reading import Case, watching
+from ldm_dream.config.model import Dream, Sampling
+from ldm_dream.config.networks import SR3Config
+from ldm_dream.denoiser import Denoiser
 from ldm_dream.interchange.layouts import SR3
 from ldm_dream.interchange.published import translate
-from ldm_dream.loss import diffusion_loss, dream
+from ldm_dream.loss import diffusion_loss, estimate
 from ldm_dream.networks import build_network
 from ldm_dream.process import DDPM, linear_abar
 from ldm_dream.sampler import sample_steps
+from runs import predict
 
 NAMES = {  # the official constructor's -> ours
     "image_size": "image_size",
@@ -27,15 +31,19 @@ NAMES = {  # the official constructor's -> ours
 }
 
 
-def network(kwargs: dict, weights: dict[str, Tensor]) -> nn.Module:
+def config(kwargs: Case) -> SR3Config:
+    """Constructor arguments of the official class -> our config."""
     out = kwargs["out_channel"]
-    cfg = SR3Config(
+    return SR3Config(
         **{ours: kwargs[name] for name, ours in NAMES.items()},
         in_channels=out,
         out_channels=out,
         cond_channels=kwargs["in_channel"] - out,
     )
-    model = build_network(cfg)
+
+
+def network(kwargs: Case, weights: dict[str, Tensor]) -> nn.Module:
+    model = build_network(config(kwargs))
     if not any(
         key.startswith(SR3.prefix) for key in weights
     ):  # the U-Net alone, without the diffusion around it
@@ -44,62 +52,50 @@ def network(kwargs: dict, weights: dict[str, Tensor]) -> nn.Module:
     return model
 
 
-def run(case: dict, io: dict[str, Tensor], weights: dict[str, Tensor]) -> dict[str, Tensor]:
+def run(case: Case, io: dict[str, Tensor], weights: dict[str, Tensor]) -> dict[str, Tensor]:
     if "in.x_T" in io:
         return sampling(case, io, weights)
-    return dream_loss(case, io, weights) if "orders" in case else unet(case, io, weights)
+    return dream_losses(case, io, weights) if "orders" in case else unet(case, io, weights)
 
 
-def unet(case: dict, io: dict[str, Tensor], weights: dict[str, Tensor]) -> dict[str, Tensor]:
+def unet(case: Case, io: dict[str, Tensor], weights: dict[str, Tensor]) -> dict[str, Tensor]:
     """-> eps_<i> for every item, and the intermediates of item 0."""
+    case["construct"].only(**{"class": "UNet"})
     model = network(case["construct"]["kwargs"], weights).eval()
     watched = {
         "first_conv_0": model.downs[0],
         "downs_last_0": model.downs[-1],
         "mid0_0": model.mid[0],
         "mid1_0": model.mid[1],
+        "noise_embedding_0": model.noise_level_mlp,
     }
     outputs: dict[str, Tensor] = {}
-    for name, module in watched.items():
-        module.register_forward_hook(lambda _, __, out, name=name: outputs.setdefault(name, out))
-    mlp = model.noise_level_mlp
-    mlp.register_forward_hook(lambda _, __, out: outputs.setdefault("noise_embedding_0", out))
     for i in (int(name.rsplit("_", 1)[1]) for name in io if name.startswith("in.noise_level_")):
-        with torch.no_grad():
-            outputs[f"eps_{i}"] = model(
-                io[f"in.x_noisy_{i}"], io[f"in.noise_level_{i}"].flatten(), io[f"in.condition_{i}"]
-            )
+        level = io[f"in.noise_level_{i}"].flatten()
+        z_t, cond = io[f"in.x_noisy_{i}"], io[f"in.condition_{i}"]
+        with torch.no_grad(), watching(watched if i == 0 else {}) as seen:
+            outputs[f"eps_{i}"] = predict(model, z_t, level, cond)
+        outputs |= seen
     wanted = io["out.noise_embedding_0"]
     outputs["noise_embedding_0"] = outputs["noise_embedding_0"].reshape(wanted.shape)
     return outputs
 
 
-def sampling(case: dict, io: dict[str, Tensor], weights: dict[str, Tensor]) -> dict[str, Tensor]:
+def sampling(case: Case, io: dict[str, Tensor], weights: dict[str, Tensor]) -> dict[str, Tensor]:
     """Algorithm 2 with clipped estimates, step by step."""
     model = network(case["construct"]["unet_kwargs"], weights).eval()
     schedule = case["construct"]["schedule"]
+    schedule.only(schedule="linear")
     process = DDPM(
         linear_abar(schedule["n_timestep"], schedule["linear_start"], schedule["linear_end"])
     )
-    levels = []
-
-    def denoise(z_t: Tensor, t: Tensor, cond: Tensor) -> Tensor:
-        levels.append(process.model_t(t, noise_level=True))
-        return model(z_t, levels[-1], cond)
-
+    denoiser, x = Denoiser(model, process, ("z_lr",), "eps"), io["in.x"]
     noise = [io["in.x_T"], *io["in.step_noise"]]
+    sampling = Sampling(kind="ancestral")
     steps = list(
-        sample_steps(
-            denoise,
-            process,
-            io["in.x"],
-            io["in.x"],
-            prediction="eps",
-            kind="ancestral",
-            noise=lambda k: noise[k],
-            clip=1.0,
-        )
+        sample_steps(denoiser, denoiser.prepare(x, x), sampling, noise.__getitem__, clip=1.0)
     )
+    levels = [process.model_t(torch.tensor([step.t]), noise_level=True) for step in steps]
     rows = torch.arange(-1, process.num_timesteps)
     return {
         "x_t": torch.stack([step.z_t for step in steps]),
@@ -111,29 +107,34 @@ def sampling(case: dict, io: dict[str, Tensor], weights: dict[str, Tensor]) -> d
     }
 
 
-def dream_loss(case: dict, io: dict[str, Tensor], weights: dict[str, Tensor]) -> dict[str, Tensor]:
+def dream_losses(
+    case: Case, io: dict[str, Tensor], weights: dict[str, Tensor]
+) -> dict[str, Tensor]:
     """DREAM's loss and gradients for each exponent p. "inf" is the official standard branch, whose
     target is its own output.
     """
     model = network(case["construct"]["unet_kwargs"], weights).train(
         case["construct"]["train_mode"]
     )
+    case["construct"].known("schedule", "dropout")  # levels are given; dropout is the network's
+    case["construct"]["diffusion_kwargs"].only(conditional=True)
+    case["construct"]["diffusion_kwargs"].known("channels", "image_size", "loss_type")
     hr, cond, eps = io["in.y0"], io["in.x"], io["in.noise"]
     process = DDPM(io["in.continuous_sqrt_alpha_cumprod"].double() ** 2)  # one step a sample
     t = torch.arange(len(hr))
     outputs: dict[str, Tensor] = {}
 
-    def denoise(z_t: Tensor, t: Tensor, cond: Tensor) -> Tensor:
-        return model(z_t, process.model_t(t, noise_level=True), cond)
+    denoiser = Denoiser(model, process, ("z_lr",), "eps")
+    inputs = denoiser.prepare(cond, cond)
 
     for kind in case["losses"]:
         for order in case["orders"]:
             key = f"{kind}.order_{order}"
             if order == "inf":
                 z_t = process.q_sample(hr, cond, eps, t)
-                output = denoise(z_t, t, cond)
+                output = denoiser(z_t, t, inputs)
                 total = (
-                    dream_l1(output, z0=output, prediction="z0", kind=kind).sum() * hr[0].numel()
+                    dream_loss(output, z0=output, prediction="z0", kind=kind).sum() * hr[0].numel()
                 )
                 found = torch.autograd.grad(
                     total, [model.get_parameter(SR3.ours(name)) for name in case["grads"]]
@@ -151,23 +152,21 @@ def dream_loss(case: dict, io: dict[str, Tensor], weights: dict[str, Tensor]) ->
                 )
                 continue
             plain = order == "standard"
-            setting = {
-                "prediction": "eps",
-                "strength": 0.0 if plain else 1.0,
-                "p": 1.0 if plain else float(order),
-            }
+            setting = Dream(
+                kind=kind, strength=0.0 if plain else 1.0, p=1.0 if plain else float(order)
+            )
             model.zero_grad()
-            loss = diffusion_loss(
-                denoise, process, hr, cond, cond, t, eps, kind=kind, network=model, **setting
-            ).loss
+            loss = diffusion_loss(denoiser, hr, inputs, t, eps, setting).loss
             total = loss.sum() * hr[0].numel()
             total.backward()
             z_t = process.q_sample(hr, cond, eps, t)
-            rectified, target = dream(
-                denoise, process, z_t, cond, cond, t, eps, network=model, **setting
-            )
+            rectified, target = z_t, eps
+            if not plain:
+                eps_hat, lam = estimate(denoiser, z_t, t, inputs, setting)
+                rectified = dream_rectify(z_t, eps, eps_hat, process.s(t), lam)
+                target = eps + lam * (eps - eps_hat)
             with torch.no_grad():
-                first, second = denoise(z_t, t, cond), denoise(rectified, t, cond)
+                first, second = denoiser(z_t, t, inputs), denoiser(rectified, t, inputs)
             outputs |= {
                 f"{key}.loss_sum": total,
                 f"{key}.loss_mean": loss.mean(),

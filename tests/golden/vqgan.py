@@ -3,14 +3,17 @@
 import torch
 import torch.nn.functional as F
 
+from golden.reading import Case
 from ldm_dream.config.model import VQGANConfig
 from ldm_dream.networks.vqgan import VQGAN
 
 BETA = 0.25  # VectorQuantizer2's default, which both cases use
 
 
-def run(case: dict, io: dict, weights: dict) -> dict:
-    model = build(case["construct"]["kwargs"])
+def run(case: Case, io: dict, weights: dict) -> dict:
+    # words about the original; what it quantises where, the names of the outputs say
+    case["construct"].known("class", "quantizer", "loss")
+    model = VQGAN(config(case["construct"]["kwargs"]))
     model.load_state_dict({k: v for k, v in weights.items() if not k.startswith("loss.")})
     h = model.encode(io["in.image"])
     quantized = model.quantize(h)
@@ -51,18 +54,19 @@ def losses(model: VQGAN, h: torch.Tensor, io: dict) -> dict:
     return out
 
 
-def build(kwargs: dict) -> VQGAN:
+def config(kwargs: Case) -> VQGANConfig:
+    """Constructor arguments of the official classes -> our config."""
     dd = kwargs["ddconfig"]
+    dd.only(double_z=False, in_channels=3, out_ch=3, padding_mode="zeros")
+    dd.known("dropout")  # off when it is only evaluated
     blocks = dd["num_res_blocks"]
-    return VQGAN(
-        VQGANConfig(
-            ch=dd["ch"],
-            ch_mult=tuple(dd["ch_mult"]),
-            num_res_blocks=tuple(blocks) if isinstance(blocks, list) else blocks,
-            attn_resolutions=tuple(dd["attn_resolutions"]),
-            resolution=dd["resolution"],
-            z_channels=dd["z_channels"],
-            embed_dim=kwargs["embed_dim"],
-            n_embed=kwargs["n_embed"],
-        )
+    return VQGANConfig(
+        ch=dd["ch"],
+        ch_mult=tuple(dd["ch_mult"]),
+        num_res_blocks=tuple(blocks) if isinstance(blocks, list) else blocks,
+        attn_resolutions=tuple(dd["attn_resolutions"]),
+        resolution=dd["resolution"],
+        z_channels=dd["z_channels"],
+        embed_dim=kwargs["embed_dim"],
+        n_embed=kwargs["n_embed"],
     )

@@ -13,21 +13,21 @@ from ldm_dream.config.files import load_config
 from ldm_dream.config.model import (
     DDPMConfig,
     FlowConfig,
-    LDMConfig,
     ResidualShiftConfig,
-    ResShiftNetConfig,
-    SR3Config,
+    Sampling,
     VQGANConfig,
 )
+from ldm_dream.config.networks import LDMConfig, ResShiftNetConfig, SR3Config
 from ldm_dream.config.run import DiffusionRun
-from ldm_dream.denoiser import build_cond
+from ldm_dream.denoiser import Denoiser
 from ldm_dream.interchange.diffusers import export_diffusers
 from ldm_dream.model_folder import LoadedModel
 from ldm_dream.networks import build_network
 from ldm_dream.networks.autoencoders import build_autoencoder
 from ldm_dream.networks.vqgan import VQGAN
 from ldm_dream.process import build_process
-from ldm_dream.sampler import sample
+from ldm_dream.sampler import gaussian, sample
+from runs import predict
 
 
 @pytest.fixture
@@ -78,10 +78,9 @@ def test_the_pipeline_of_diffusers_gives_the_same_picture(model, tmp_path):
         theirs = vqvae.decode(latents).sample
 
     with torch.no_grad():
-        z0 = sample(
-            model.network, model.process, noise, build_cond(model.run, lr, noise), prediction="eps", kind="ddim",
-            steps=[750, 500, 250, 0], noise=lambda k: noise,
-        )  # fmt: skip
+        denoiser = Denoiser(model.network, model.process, model.run.condition, "eps")
+        sampling = Sampling(kind="ddim", steps=(750, 500, 250, 0))
+        z0 = sample(denoiser, denoiser.prepare(lr, noise), sampling, lambda k: noise)
         ours = model.autoencoder.decode(z0)
     assert theirs.std() > 0.1
     torch.testing.assert_close(ours, theirs, atol=2e-4, rtol=1e-4)
@@ -172,13 +171,13 @@ def test_of_an_sr3_model_the_scheduler_samples_as_we_do(model, tmp_path):
     theirs = torch.randn(z_lr.shape, generator=generator)
     with torch.no_grad():
         for t in scheduler.timesteps:
-            output = network(theirs, scheduler.alphas_cumprod[t].sqrt()[None], z_lr)
+            level = scheduler.alphas_cumprod[t].sqrt()[None]
+            output = predict(network, theirs, level, z_lr)
             theirs = scheduler.step(output, t, theirs, generator=generator).prev_sample
         generator.manual_seed(1)
-        ours = sample(
-            lambda z_t, t, cond: network(z_t, model.process.model_t(t, noise_level=True), cond), model.process, z_lr, z_lr,
-            prediction="eps", kind="ancestral", steps=6, clip=1.0, noise=lambda k: torch.randn(z_lr.shape, generator=generator),
-        )  # fmt: skip
+        denoiser = Denoiser(network, model.process, ("z_lr",), "eps")
+        inputs, noise = denoiser.prepare(z_lr, z_lr), gaussian(z_lr, generator)
+        ours = sample(denoiser, inputs, Sampling(kind="ancestral", steps=6), noise, clip=1.0)
     assert theirs.std() > 0.1
     torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
 

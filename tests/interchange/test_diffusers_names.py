@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ldm_dream.config.model import LDMConfig, VQGANConfig
+from ldm_dream.config.model import VQGANConfig
+from ldm_dream.config.networks import LDMConfig
 from ldm_dream.interchange.diffusers_names import (
     DiffusersError,
     unet_arguments,
@@ -18,6 +19,7 @@ from ldm_dream.interchange.diffusers_names import (
 )
 from ldm_dream.networks import build_network
 from ldm_dream.networks.vqgan import VQGAN
+from runs import predict
 
 diffusers = pytest.importorskip("diffusers")
 
@@ -67,7 +69,7 @@ def test_unet2dmodel_with_our_weights_computes_what_our_network_computes(changes
     z_t, cond = torch.randn(2, cfg.in_channels, 16, 8), torch.randn(2, cfg.cond_channels, 16, 8)
     t = torch.tensor([3, 981])
     with torch.no_grad():
-        close(network(z_t, t, cond), theirs(torch.cat([z_t, cond], 1), t).sample)
+        close(predict(network, z_t, t, cond), theirs(torch.cat([z_t, cond], 1), t).sample)
 
 
 def test_published_unet_has_the_parameters_of_diffusers():

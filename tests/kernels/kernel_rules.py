@@ -22,18 +22,16 @@ pytest.importorskip("triton")  # kernels are tested where there is a compiler fo
 from dream_kernels import _aot, _cpp  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[2]
-DEVICE = (
-    "cuda" if torch.cuda.is_available() else "cpu"
-)  # on the CPU kernels run in Triton's interpreter (tests/conftest.py)
+# on the CPU kernels run in Triton's interpreter (tests/conftest.py)
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {  # the same values, laid out otherwise
     "contiguous": lambda x: x.contiguous(),
     "channels_last": lambda x: x.contiguous(memory_format=torch.channels_last),
     "strided": lambda x: x.repeat_interleave(2, -1)[..., ::2],
     "transposed": lambda x: x.transpose(-1, -2).contiguous().transpose(-1, -2),
-    "expanded": lambda x: x[:1].expand_as(
-        x
-    ),  # other values than the rest: those of the first sample
+    # other values than the rest: those of the first sample
+    "expanded": lambda x: x[:1].expand_as(x),
 }
 
 
@@ -74,7 +72,8 @@ def assert_as_exact_as_eager(got, exact, eager) -> None:
         allowed = 2 * (theirs.double() - truth).abs().max() + ulp(truth, ours.dtype)
         worst = (error - allowed).argmax()
         assert (error <= allowed).all(), (
-            f"error {error.flatten()[worst]:.3e} at {truth.flatten()[worst]:.6g}; allowed {allowed.flatten()[worst]:.3e}"
+            f"error {error.flatten()[worst]:.3e} at {truth.flatten()[worst]:.6g}; "
+            f"allowed {allowed.flatten()[worst]:.3e}"
         )
 
 
@@ -117,18 +116,16 @@ def assert_compiles_whole(op: Callable, *inputs) -> None:
         assert all(torch.equal(x, y) for x, y in zip(flat(whole), flat(op(*inputs))))
 
 
+def without_interpreter() -> dict[str, str]:
+    """Environment of a process that compiles kernels: under the interpreter none can be."""
+    chosen = ("TRITON_INTERPRET", "DREAM_KERNELS")
+    return {key: value for key, value in os.environ.items() if key not in chosen}
+
+
 @functools.cache
 def compiled_table() -> list[_aot.Row]:
-    """Every variant of every op compiled for real GPUs by tools/compile_kernels.py, once a session.
-
-    In a process of its own without TRITON_INTERPRET: under the interpreter there is nothing that
-    can be compiled.
-    """
-    environment = {
-        key: value
-        for key, value in os.environ.items()
-        if key not in ("TRITON_INTERPRET", "DREAM_KERNELS")
-    }
+    """Every variant of every op, compiled by tools/compile_kernels.py, once a session."""
+    environment = without_interpreter()
     with tempfile.TemporaryDirectory() as folder:
         table = Path(folder) / "table.csv"
         command = [sys.executable, str(ROOT / "tools/compile_kernels.py"), "--table", str(table)]

@@ -1,7 +1,6 @@
 """Laws of the choice between kernel and reference."""
 
 import logging
-import os
 import subprocess
 import sys
 
@@ -10,20 +9,16 @@ import torch
 
 from dream_kernels import BackendError, backend, dream_rectify, runs_triton
 from dream_kernels.backend import _announce
+from kernel_rules import without_interpreter
 
 CPU = torch.zeros(1, 1, 1, 1)
 
 
 def python(code, **environment):
     """Standard output and the last line of errors of a new process."""
-    kept = {
-        key: value
-        for key, value in os.environ.items()
-        if key not in ("TRITON_INTERPRET", "DREAM_KERNELS")
-    }
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, env=kept | environment
-    )
+    environment = without_interpreter() | environment
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
     return done.stdout.strip(), done.stderr.strip().rpartition("\n")[2]
 
 

@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from dream_kernels import BackendError, _aot
-from kernel_rules import ROOT, compiled_table
+from kernel_rules import ROOT, compiled_table, without_interpreter
 
 TOOL, TABLE = ROOT / "tools/compile_kernels.py", ROOT / "benchmarks/results/kernels-aot.csv"
 ROW = _aot.Row("op", "op/fp32", "sm_90", 32, 0, 0, 128, 128, 0, 12.0, 12.0, 60.1)
@@ -60,20 +60,13 @@ def test_a_table_comes_back_as_it_was_written(tmp_path):
 
 def test_check_exits_with_1_and_leaves_the_table(tmp_path):
     table = tmp_path / "table.csv"
-    _aot.write(
-        table,
-        [
-            row._replace(load_bits=2 * row.load_bits)
-            for row in _aot.read(TABLE)
-            if row.op == "sampler_step"
-        ],
-    )
+    rows = [row for row in _aot.read(TABLE) if row.op == "q_sample"]
+    _aot.write(table, [row._replace(load_bits=2 * row.load_bits) for row in rows])
     before = table.read_bytes()
-    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
-    command = [sys.executable, str(TOOL), "sampler_step", "--check", "--table", str(table)]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    command = [sys.executable, str(TOOL), "q_sample", "--check", "--table", str(table)]
+    done = subprocess.run(command, capture_output=True, text=True, env=without_interpreter())
     assert done.returncode == 1, done.stderr
-    assert "sampler_step/fp32 on sm_90: load_bits 128, was 256" in done.stdout
+    assert "q_sample/fp32 on sm_90: load_bits 128, was 256" in done.stdout
     assert table.read_bytes() == before
 
 
@@ -82,4 +75,4 @@ def test_a_process_that_interprets_kernels_says_that_it_cannot_compile():
     with pytest.raises(
         BackendError, match="TRITON_INTERPRET=1 leaves nothing to compile; unset it"
     ):
-        _aot.report(["sampler_step"])
+        _aot.report(["q_sample"])

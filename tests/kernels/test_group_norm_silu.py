@@ -20,6 +20,7 @@ from kernel_rules import (
     run_kernel,
     ulp,
 )
+from runs import predict
 
 EPS = 1e-5
 SHAPES = [  # B,C,H,W,groups
@@ -158,7 +159,7 @@ def test_the_output_is_not_kept_for_the_backward(mode):
 
 
 def test_a_network_gives_the_same_with_its_kernels():
-    from ldm_dream.config.model import SR3Config
+    from ldm_dream.config.networks import SR3Config
     from ldm_dream.networks import build_network
 
     torch.manual_seed(0)
@@ -177,7 +178,7 @@ def test_a_network_gives_the_same_with_its_kernels():
     results = []
     for mode in ("triton", "reference"):
         with dream_kernels.backend(mode):
-            y = network(*(a.to(DEVICE) for a in args))
+            y = predict(network, *(a.to(DEVICE) for a in args))
             results.append([y, *torch.autograd.grad(y.square().mean(), list(network.parameters()))])
     torch.testing.assert_close(*results, rtol=1e-4, atol=1e-5)
 

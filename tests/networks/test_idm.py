@@ -11,10 +11,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from ldm_dream.config.model import IDMConfig
-from ldm_dream.networks import REPEATED_BLOCKS, build_network, compile_blocks
+from ldm_dream.config.networks import IDMConfig
+from ldm_dream.networks import build_network, compile_blocks
 from ldm_dream.networks.idm import Blur, ImplicitDecoder, nearest
 from ldm_dream.networks.layers import Attention, noise_level_embedding
+from runs import predict
 
 TINY = IDMConfig(
     image_size=16,
@@ -62,7 +63,7 @@ def test_published_config_has_the_published_parameters_that_reach_the_output():
 
 def test_gradients_reach_every_parameter():
     network = tiny()
-    network(*inputs((15, 10))).square().mean().backward()
+    predict(network, *inputs((15, 10))).square().mean().backward()
     assert [
         name
         for name, p in network.named_parameters()
@@ -197,13 +198,19 @@ def transposed(network: torch.nn.Module) -> torch.nn.Module:
 def test_rows_and_columns_are_treated_alike(size, lr_size):
     network = tiny()
     z_t, t, cond = inputs(size, lr_size)
-    got = network(z_t, t, cond)
+    got = predict(network, z_t, t, cond)
     assert got.shape == z_t.shape
-    torch.testing.assert_close(transposed(network)(z_t.mT, t, cond.mT).mT, got, **CLOSE)
+    torch.testing.assert_close(predict(transposed(network), z_t.mT, t, cond.mT).mT, got, **CLOSE)
     if size[0] > 1:
         assert (
-            network(z_t.mT, t, cond.mT).mT - got
+            predict(network, z_t.mT, t, cond.mT).mT - got
         ).abs().max() > 1e-2  # the law above is not one of any network
+
+
+def at_position(network, z_t, t, cond, position):
+    """The output where the position is given, not taken from the sizes."""
+    _, picture, *levels = network.prepare(cond, z_t.shape[-2:])
+    return network.unet(z_t, network.embed(t), picture, levels, position)
 
 
 @pytest.mark.parametrize(
@@ -213,11 +220,12 @@ def test_rows_and_columns_are_treated_alike(size, lr_size):
 def test_position_follows_from_the_scale(size, lr_size, position):
     network = tiny()
     torch.testing.assert_close(
-        network(*inputs(size, lr_size)), network(*inputs(size, lr_size), torch.tensor([position]))
+        predict(network, *inputs(size, lr_size)),
+        at_position(network, *inputs(size, lr_size), torch.tensor([position])),
     )
     assert (
-        network(*inputs(size, lr_size))
-        - network(*inputs(size, lr_size), torch.tensor([position + 0.2]))
+        predict(network, *inputs(size, lr_size))
+        - at_position(network, *inputs(size, lr_size), torch.tensor([position + 0.2]))
     ).abs().max() > 1e-3
 
 
@@ -227,16 +235,18 @@ def test_position_may_differ_between_the_samples_of_a_batch():
     positions = torch.tensor([0.2, 0.9])
     single = torch.cat(
         [
-            network(z_t[i : i + 1], t[i : i + 1], cond[i : i + 1], positions[i : i + 1])
+            at_position(
+                network, z_t[i : i + 1], t[i : i + 1], cond[i : i + 1], positions[i : i + 1]
+            )
             for i in range(2)
         ]
     )
-    torch.testing.assert_close(network(z_t, t, cond, positions), single, **CLOSE)
+    torch.testing.assert_close(at_position(network, z_t, t, cond, positions), single, **CLOSE)
 
 
 def test_picture_smaller_than_its_lr_picture_is_refused():
     with pytest.raises(ValueError, match="smaller than its LR picture"):
-        tiny()(*inputs((16, 3), (4, 4)))
+        predict(tiny(), *inputs((16, 3), (4, 4)))
 
 
 # ------------------------------------------------------------------------------------ whole network
@@ -245,35 +255,38 @@ def test_picture_smaller_than_its_lr_picture_is_refused():
 def test_output_depends_on_every_input():
     network = tiny()
     z_t, t, cond = inputs()
-    base = network(z_t, t, cond)
+    base = predict(network, z_t, t, cond)
     for other in ((z_t + 0.1, t, cond), (z_t, t - 0.1, cond), (z_t, t, cond + 0.1)):
-        assert (network(*other) - base).abs().max() > 1e-3
+        assert (predict(network, *other) - base).abs().max() > 1e-3
 
 
 def test_dropout_is_random_in_training_and_off_in_evaluation():
     network = tiny(dropout=0.5)
-    assert torch.equal(network(*inputs()), network(*inputs()))
+    assert torch.equal(predict(network, *inputs()), predict(network, *inputs()))
     network.train()
-    assert not torch.equal(network(*inputs()), network(*inputs()))
+    assert not torch.equal(predict(network, *inputs()), predict(network, *inputs()))
 
 
 @pytest.mark.parametrize("autocast", [False, True])
 def test_channels_last_is_kept_through_the_blocks(autocast):
     network = tiny()
     z_t, t, cond = inputs((12, 10), (4, 3))
-    want = network(z_t, t, cond)
+    want = predict(network, z_t, t, cond)
     network.to(memory_format=torch.channels_last)
     layouts = []
     for block in network.modules():
-        if isinstance(block, (*REPEATED_BLOCKS, Attention, Blur)):
+        if isinstance(block, (*network.repeated_blocks, Attention, Blur)):
             block.register_forward_hook(
                 lambda _, __, out: layouts.append(
                     (out.is_contiguous(memory_format=torch.channels_last), out.dtype)
                 )
             )
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-        got = network(
-            z_t.to(memory_format=torch.channels_last), t, cond.to(memory_format=torch.channels_last)
+        got = predict(
+            network,
+            z_t.to(memory_format=torch.channels_last),
+            t,
+            cond.to(memory_format=torch.channels_last),
         )
     assert layouts and set(layouts) == {(True, torch.bfloat16 if autocast else torch.float32)}
     assert got.dtype == z_t.dtype
@@ -283,15 +296,15 @@ def test_channels_last_is_kept_through_the_blocks(autocast):
 def test_network_in_16_bit_stays_near_the_one_in_32_bit():
     network = tiny()
     z_t, t, cond = inputs()
-    want = network(z_t, t, cond)
-    got = network.bfloat16()(z_t.bfloat16(), t, cond)
+    want = predict(network, z_t, t, cond)
+    got = predict(network.bfloat16(), z_t.bfloat16(), t, cond.bfloat16())
     assert got.dtype == torch.bfloat16 and (got - want).abs().max() < 0.1 * want.abs().max()
 
 
 def test_bf16_autocast_trains_with_finite_gradients():
     network = tiny().train()
     with torch.autocast("cpu", torch.bfloat16):
-        network(*inputs()).square().mean().backward()
+        predict(network, *inputs()).square().mean().backward()
     assert all(
         p.grad.isfinite().all() and p.grad.dtype == torch.float32 for p in network.parameters()
     )
@@ -307,7 +320,9 @@ def test_whole_network_compiles_into_one_graph(size, lr_size):
     compiled = torch.compile(network, fullgraph=True, backend="eager")
     with torch.no_grad():
         torch.testing.assert_close(
-            compiled(*inputs(size, lr_size)), network(*inputs(size, lr_size)), **CLOSE
+            predict(compiled, *inputs(size, lr_size)),
+            predict(network, *inputs(size, lr_size)),
+            **CLOSE,
         )
 
 
@@ -315,7 +330,7 @@ def test_compiled_blocks_give_the_same_output_and_names():
     network, compiled = tiny(), tiny()
     torch._dynamo.reset()
     assert compile_blocks(compiled, backend="eager") == sum(
-        isinstance(m, REPEATED_BLOCKS) for m in network.modules()
+        isinstance(m, network.repeated_blocks) for m in network.modules()
     )
     assert list(compiled.state_dict()) == list(network.state_dict())
-    torch.testing.assert_close(compiled(*inputs()), network(*inputs()), **CLOSE)
+    torch.testing.assert_close(predict(compiled, *inputs()), predict(network, *inputs()), **CLOSE)

@@ -14,9 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ldm_dream.config.model import LDMConfig
+from ldm_dream.config.networks import LDMConfig
 from ldm_dream.networks import build_network, compile_blocks
 from ldm_dream.networks.ldm import Attention, ResBlock
+from runs import predict
 
 LAYOUT = (
     Path(__file__).resolve().parents[2].parent
@@ -82,11 +83,11 @@ def test_published_config_has_the_published_keys():
 
 def test_fresh_network_returns_zero_and_fresh_blocks_their_skip():
     network = build_network(TINY).eval()
-    assert network(*inputs()).abs().max() == 0
+    assert predict(network, *inputs()).abs().max() == 0
     x = torch.randn(1, 64, 4, 4)
     for block in (ResBlock(TINY, 64, 32), Attention(TINY, 64)):
         want = block.skip_connection(x) if isinstance(block, ResBlock) else x
-        got = block(x, torch.randn(1, 32)) if isinstance(block, ResBlock) else block(x)
+        got = block(x, torch.randn(1, 128)) if isinstance(block, ResBlock) else block(x)
         torch.testing.assert_close(got, want, rtol=0, atol=0)
 
 
@@ -140,8 +141,9 @@ def test_attention_is_softmax_over_all_positions_head_by_head():
 def test_a_residual_block_adds_the_timestep_without_scaling():
     block = ResBlock(TINY, 32, 32)
     block.out_layers = torch.nn.Identity()
-    x, emb = torch.randn(2, 32, 4, 4), torch.randn(2, 32)
-    torch.testing.assert_close(block(x, emb), x + block.in_layers(x) + emb[:, :, None, None])
+    x, emb = torch.randn(2, 32, 4, 4), torch.randn(2, 128)
+    shift = block.emb_layers(emb)[:, :, None, None]
+    torch.testing.assert_close(block(x, emb), x + block.in_layers(x) + shift)
 
 
 # ------------------------------------------------------------------------------------ whole network
@@ -156,9 +158,9 @@ def test_any_size_equals_the_padded_picture_cropped(height, width, mode):
     z_t, t, cond = inputs(height, width)
     padding = (0, -width % 4, 0, -height % 4)
     padded = F.pad(z_t, padding, mode=mode), t, F.pad(cond, padding, mode=mode)
-    got = network(z_t, t, cond)
+    got = predict(network, z_t, t, cond)
     assert got.shape == z_t.shape
-    torch.testing.assert_close(got, network(*padded)[..., :height, :width], rtol=0, atol=0)
+    torch.testing.assert_close(got, predict(network, *padded)[..., :height, :width], rtol=0, atol=0)
 
 
 def test_padding_multiple_is_that_of_the_levels():
@@ -169,28 +171,30 @@ def test_padding_multiple_is_that_of_the_levels():
 def test_samples_of_a_batch_do_not_mix():
     network = tiny()
     z_t, t, cond = inputs(batch=3)
-    single = torch.cat([network(z_t[i : i + 1], t[i : i + 1], cond[i : i + 1]) for i in range(3)])
-    torch.testing.assert_close(network(z_t, t, cond), single, rtol=1e-5, atol=1e-5)
+    single = torch.cat(
+        [predict(network, z_t[i : i + 1], t[i : i + 1], cond[i : i + 1]) for i in range(3)]
+    )
+    torch.testing.assert_close(predict(network, z_t, t, cond), single, rtol=1e-5, atol=1e-5)
 
 
 def test_output_depends_on_every_input():
     network = tiny()
     z_t, t, cond = inputs()
-    base = network(z_t, t, cond)
+    base = predict(network, z_t, t, cond)
     for other in ((z_t + 0.1, t, cond), (z_t, t + 50, cond), (z_t, t, cond + 0.1)):
-        assert (network(*other) - base).abs().max() > 1e-3
+        assert (predict(network, *other) - base).abs().max() > 1e-3
 
 
 def test_latent_comes_before_condition():
     network = tiny()
     z_t, t, cond = inputs()
     network.input_blocks[0][0].weight.data[:, :3] = 0
-    assert torch.equal(network(z_t, t, cond), network(z_t + 1, t, cond))
+    assert torch.equal(predict(network, z_t, t, cond), predict(network, z_t + 1, t, cond))
 
 
 def test_gradients_reach_every_parameter():
     network = tiny()
-    network(*inputs()).square().mean().backward()
+    predict(network, *inputs()).square().mean().backward()
     assert [
         name
         for name, p in network.named_parameters()
@@ -201,24 +205,25 @@ def test_gradients_reach_every_parameter():
 def test_network_without_condition_takes_an_empty_one():
     network = tiny(cond_channels=0)
     z_t, t, cond = inputs(7, 8)
-    assert network(z_t, t, cond[:, :0]).shape == z_t.shape
+    assert predict(network, z_t, t, cond[:, :0]).shape == z_t.shape
 
 
 def test_condition_of_another_size_is_refused():
     z_t, t, cond = inputs()
-    with pytest.raises(ValueError, match=r"the condition is \(8, 4\), z_t \(8, 8\)"):
-        tiny()(z_t, t, cond[..., :4])
+    with pytest.raises(ValueError, match=r"the condition is \(8, 4\); this z_t wants \(8, 8\)"):
+        predict(tiny(), z_t, t, cond[..., :4])
 
 
 def test_dropout_is_random_in_training_and_off_in_evaluation():
     network = tiny(dropout=0.5)
-    assert torch.equal(network(*inputs()), network(*inputs()))
+    assert torch.equal(predict(network, *inputs()), predict(network, *inputs()))
     network.train()
-    assert not torch.equal(network(*inputs()), network(*inputs()))
+    assert not torch.equal(predict(network, *inputs()), predict(network, *inputs()))
 
 
 def test_layer_norm_needs_no_32_groups():
-    assert tiny(norm="layer", model_channels=24, num_head_channels=8)(*inputs()).isfinite().all()
+    network = tiny(norm="layer", model_channels=24, num_head_channels=8)
+    assert predict(network, *inputs()).isfinite().all()
 
 
 @pytest.mark.parametrize("norm", ["group", "layer"])
@@ -226,7 +231,7 @@ def test_layer_norm_needs_no_32_groups():
 def test_channels_last_is_kept_through_the_blocks(norm, autocast):
     network = tiny(norm=norm)
     z_t, t, cond = inputs()
-    want = network(z_t, t, cond)
+    want = predict(network, z_t, t, cond)
     network.to(memory_format=torch.channels_last)
     layouts = []
     for block in network.modules():
@@ -237,7 +242,7 @@ def test_channels_last_is_kept_through_the_blocks(norm, autocast):
                 )
             )
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-        got = network(z_t.to(memory_format=torch.channels_last), t, cond)
+        got = predict(network, z_t.to(memory_format=torch.channels_last), t, cond)
     assert layouts and set(layouts) == {(True, torch.bfloat16 if autocast else torch.float32)}
     assert got.dtype == z_t.dtype
     assert (got - want).abs().max() < (0.1 if autocast else 1e-4) * want.abs().max()
@@ -258,7 +263,7 @@ def test_tokens_of_channels_last_features_are_a_view(monkeypatch):
 def test_bf16_autocast_trains_with_finite_gradients():
     network = tiny().train()
     with torch.autocast("cpu", torch.bfloat16):
-        network(*inputs()).square().mean().backward()
+        predict(network, *inputs()).square().mean().backward()
     assert all(
         p.grad.isfinite().all() and p.grad.dtype == torch.float32 for p in network.parameters()
     )
@@ -272,7 +277,9 @@ def test_whole_network_compiles_into_one_graph_padding_included():
     torch._dynamo.reset()
     compiled = torch.compile(network, fullgraph=True, backend="eager")
     with torch.no_grad():
-        torch.testing.assert_close(compiled(*inputs(7)), network(*inputs(7)), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(
+            predict(compiled, *inputs(7)), predict(network, *inputs(7)), rtol=1e-4, atol=1e-5
+        )
 
 
 def test_compiled_blocks_give_the_same_output_gradients_and_names():
@@ -283,8 +290,10 @@ def test_compiled_blocks_give_the_same_output_gradients_and_names():
     )
     assert list(compiled.state_dict()) == list(network.state_dict())
     for net in (network, compiled):
-        net(*inputs()).square().mean().backward()
-    torch.testing.assert_close(compiled(*inputs()), network(*inputs()), rtol=1e-4, atol=1e-5)
+        predict(net, *inputs()).square().mean().backward()
+    torch.testing.assert_close(
+        predict(compiled, *inputs()), predict(network, *inputs()), rtol=1e-4, atol=1e-5
+    )
     for (name, p), (_, q) in zip(network.named_parameters(), compiled.named_parameters()):
         torch.testing.assert_close(
             p.grad, q.grad, rtol=1e-3, atol=1e-5, msg=lambda text, name=name: f"{name}: {text}"

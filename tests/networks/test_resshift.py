@@ -14,11 +14,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ldm_dream.config.model import ResShiftNetConfig
-from ldm_dream.networks import REPEATED_BLOCKS, build_network, compile_blocks
+from ldm_dream.config.networks import ResShiftNetConfig
+from ldm_dream.networks import build_network, compile_blocks
 from ldm_dream.networks import resshift as module
 from ldm_dream.networks.layers import GroupNorm, LayerNorm, timestep_embedding
 from ldm_dream.networks.resshift import BLOCKED, ResBlock, SwinLayer, WindowAttention, shift_mask
+from runs import predict
 
 LAYOUTS = Path(__file__).resolve().parents[2].parent / "shared" / "golden" / "layouts"
 PUBLISHED = {  # layout -> what differs from the defaults, parameters
@@ -91,11 +92,11 @@ def test_published_configs_have_the_published_keys(name):
 
 def test_fresh_network_returns_zero_and_fresh_residual_blocks_their_skip():
     network = build_network(TINY).eval()
-    assert network(*inputs()).abs().max() == 0
+    assert predict(network, *inputs()).abs().max() == 0
     block = next(block for block in network.modules() if isinstance(block, ResBlock))
     x = torch.randn(1, 32, 8, 8)
     torch.testing.assert_close(
-        block(x, torch.randn(1, 2 * 32)), block.skip_connection(x), rtol=0, atol=0
+        block(x, torch.randn(1, 4 * 32)), block.skip_connection(x), rtol=0, atol=0
     )
 
 
@@ -211,7 +212,7 @@ def test_correctly_masked_shifted_attention_does_not_see_across_the_border():
 def test_legacy_mask_changes_the_output():
     network, legacy = tiny(), tiny(legacy_mask=True)
     legacy.load_state_dict(network.state_dict())
-    assert (network(*inputs()) - legacy(*inputs())).abs().max() > 1e-3
+    assert (predict(network, *inputs()) - predict(legacy, *inputs())).abs().max() > 1e-3
 
 
 @pytest.mark.parametrize("norm", [GroupNorm(64), LayerNorm(64)])
@@ -248,9 +249,9 @@ def test_any_size_equals_the_padded_picture_cropped(height, width, mode):
         t,
         F.pad(cond, (0, 2 * right, 0, 2 * down), mode=mode),
     )
-    got = network(z_t, t, cond)
+    got = predict(network, z_t, t, cond)
     assert got.shape == z_t.shape
-    torch.testing.assert_close(got, network(*padded)[..., :height, :width], rtol=0, atol=0)
+    torch.testing.assert_close(got, predict(network, *padded)[..., :height, :width], rtol=0, atol=0)
 
 
 def test_patches_are_folded_into_channels_at_any_size():
@@ -262,9 +263,9 @@ def test_patches_are_folded_into_channels_at_any_size():
     )  # folding changes nothing but the channels at both ends
     padded_z, padded_cond = (F.pad(x, (0, 0, 0, 3), mode="reflect") for x in (z_t, cond))
     both = F.pixel_unshuffle(torch.cat([padded_z, padded_cond], 1), 2)
-    want = F.pixel_shuffle(folded(both[:, :12], t, both[:, 12:]), 2)[..., :13, :]
+    want = F.pixel_shuffle(predict(folded, both[:, :12], t, both[:, 12:]), 2)[..., :13, :]
     assert network.multiple == 2 * folded.multiple
-    torch.testing.assert_close(network(z_t, t, cond), want, rtol=0, atol=0)
+    torch.testing.assert_close(predict(network, z_t, t, cond), want, rtol=0, atol=0)
 
 
 def test_sizes_that_fit_are_not_padded(monkeypatch):
@@ -275,9 +276,9 @@ def test_sizes_that_fit_are_not_padded(monkeypatch):
         "pad",
         lambda x, *args, **kwargs: padded.append(x.ndim) or original(x, *args, **kwargs),
     )
-    tiny()(*inputs(16, 8))
+    predict(tiny(), *inputs(16, 8))
     assert 4 not in padded
-    tiny()(*inputs(15, 8))
+    predict(tiny(), *inputs(15, 8))
     assert 4 in padded
 
 
@@ -289,21 +290,23 @@ def test_padding_multiple_is_the_published_64_at_full_size():
 def test_samples_of_a_batch_do_not_mix():
     network = tiny()
     z_t, t, cond = inputs(batch=3)
-    single = torch.cat([network(z_t[i : i + 1], t[i : i + 1], cond[i : i + 1]) for i in range(3)])
-    torch.testing.assert_close(network(z_t, t, cond), single, rtol=1e-5, atol=1e-5)
+    single = torch.cat(
+        [predict(network, z_t[i : i + 1], t[i : i + 1], cond[i : i + 1]) for i in range(3)]
+    )
+    torch.testing.assert_close(predict(network, z_t, t, cond), single, rtol=1e-5, atol=1e-5)
 
 
 def test_output_depends_on_every_input():
     network = tiny()
     z_t, t, cond = inputs()
-    base = network(z_t, t, cond)
+    base = predict(network, z_t, t, cond)
     for other in ((z_t + 0.1, t, cond), (z_t, t + 50, cond), (z_t, t, cond + 0.1)):
-        assert (network(*other) - base).abs().max() > 1e-3
+        assert (predict(network, *other) - base).abs().max() > 1e-3
 
 
 def test_gradients_reach_every_parameter():
     network = tiny(cond_factor=2)
-    network(*inputs(factor=2)).square().mean().backward()
+    predict(network, *inputs(factor=2)).square().mean().backward()
     assert [
         name
         for name, p in network.named_parameters()
@@ -314,25 +317,25 @@ def test_gradients_reach_every_parameter():
 def test_network_without_condition_takes_an_empty_one():
     network = tiny(cond_channels=0)
     z_t, t, cond = inputs(7, 8)
-    assert network(z_t, t, cond[:, :0]).shape == z_t.shape
+    assert predict(network, z_t, t, cond[:, :0]).shape == z_t.shape
 
 
 def test_condition_of_another_size_is_refused():
     z_t, t, cond = inputs()
-    with pytest.raises(ValueError, match="cond_factor=1 wants"):
-        tiny()(z_t, t, cond[..., :4])
+    with pytest.raises(ValueError, match=r"\(8, 4\); this z_t wants \(8, 8\)"):
+        predict(tiny(), z_t, t, cond[..., :4])
 
 
 def test_dropout_is_random_in_training_and_off_in_evaluation():
     network = tiny(dropout=0.5)
-    assert torch.equal(network(*inputs()), network(*inputs()))
+    assert torch.equal(predict(network, *inputs()), predict(network, *inputs()))
     network.train()
-    assert not torch.equal(network(*inputs()), network(*inputs()))
+    assert not torch.equal(predict(network, *inputs()), predict(network, *inputs()))
 
 
 def test_layer_norm_needs_no_32_groups():
     network = tiny(norm="layer", model_channels=20, swin_embed_dim=24, num_head_channels=8)
-    assert network(*inputs()).isfinite().all()
+    assert predict(network, *inputs()).isfinite().all()
 
 
 @pytest.mark.parametrize("norm", ["group", "layer"])
@@ -340,18 +343,18 @@ def test_layer_norm_needs_no_32_groups():
 def test_channels_last_is_kept_through_the_blocks(norm, autocast):
     network = tiny(norm=norm)
     z_t, t, cond = inputs()
-    want = network(z_t, t, cond)
+    want = predict(network, z_t, t, cond)
     network.to(memory_format=torch.channels_last)
     layouts = []
     for block in network.modules():
-        if isinstance(block, (*REPEATED_BLOCKS, SwinLayer)):
+        if isinstance(block, (*network.repeated_blocks, SwinLayer)):
             block.register_forward_hook(
                 lambda _, __, out: layouts.append(
                     (out.is_contiguous(memory_format=torch.channels_last), out.dtype)
                 )
             )
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-        got = network(z_t.to(memory_format=torch.channels_last), t, cond)
+        got = predict(network, z_t.to(memory_format=torch.channels_last), t, cond)
     assert layouts and set(layouts) == {(True, torch.bfloat16 if autocast else torch.float32)}
     assert got.dtype == z_t.dtype
     assert (got - want).abs().max() < (0.1 if autocast else 1e-4) * want.abs().max()
@@ -360,7 +363,7 @@ def test_channels_last_is_kept_through_the_blocks(norm, autocast):
 def test_bf16_autocast_trains_with_finite_gradients():
     network = tiny().train()
     with torch.autocast("cpu", torch.bfloat16):
-        network(*inputs()).square().mean().backward()
+        predict(network, *inputs()).square().mean().backward()
     assert all(
         p.grad.isfinite().all() and p.grad.dtype == torch.float32 for p in network.parameters()
     )
@@ -370,15 +373,15 @@ def test_masks_first_built_in_inference_mode_can_be_used_in_training():
     module._cached.cache_clear()
     network = tiny()
     with torch.inference_mode():
-        network(*inputs())
-    network(*inputs()).mean().backward()
+        predict(network, *inputs())
+    predict(network, *inputs()).mean().backward()
 
 
 def test_masks_are_built_once_a_size():
     network = tiny()
-    network(*inputs())
+    predict(network, *inputs())
     misses = module._cached.cache_info().misses
-    network(*inputs(batch=5))
+    predict(network, *inputs(batch=5))
     assert module._cached.cache_info().misses == misses
 
 
@@ -390,18 +393,22 @@ def test_whole_network_compiles_into_one_graph_padding_included():
     torch._dynamo.reset()
     compiled = torch.compile(network, fullgraph=True, backend="aot_eager")
     with torch.no_grad():
-        torch.testing.assert_close(compiled(*inputs(7)), network(*inputs(7)), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(
+            predict(compiled, *inputs(7)), predict(network, *inputs(7)), rtol=1e-4, atol=1e-5
+        )
 
 
 def test_compiled_blocks_give_the_same_output_gradients_and_names():
     network, compiled = tiny(), tiny()
     torch._dynamo.reset()
-    blocks = sum(isinstance(m, REPEATED_BLOCKS) for m in network.modules())
+    blocks = sum(isinstance(m, network.repeated_blocks) for m in network.modules())
     assert compile_blocks(compiled, backend="aot_eager") == blocks
     assert list(compiled.state_dict()) == list(network.state_dict())
     for net in (network, compiled):
-        net(*inputs()).square().mean().backward()
-    torch.testing.assert_close(compiled(*inputs()), network(*inputs()), rtol=1e-4, atol=1e-5)
+        predict(net, *inputs()).square().mean().backward()
+    torch.testing.assert_close(
+        predict(compiled, *inputs()), predict(network, *inputs()), rtol=1e-4, atol=1e-5
+    )
     for (name, p), (_, q) in zip(network.named_parameters(), compiled.named_parameters()):
         torch.testing.assert_close(
             p.grad, q.grad, rtol=1e-3, atol=1e-5, msg=lambda text, name=name: f"{name}: {text}"

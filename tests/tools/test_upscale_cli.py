@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ldm_dream.config.model import ResidualShiftConfig, ResShiftNetConfig
+from ldm_dream.config.model import ResidualShiftConfig
+from ldm_dream.config.networks import ResShiftNetConfig
 from ldm_dream.config.run import DiffusionRun
 from ldm_dream.data.images import Image, read_image, write_image
 from ldm_dream.model_folder import save_model

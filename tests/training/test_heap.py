@@ -8,7 +8,7 @@ import pytest
 CODE = """
 import resource, sys
 import torch
-from ldm_dream.memory import keep_freed_memory
+from ldm_dream.training.heap import keep_freed_memory
 if sys.argv[1] == "keep":
     assert keep_freed_memory()
 net = torch.nn.Sequential(*(torch.nn.Conv2d(16, 16, 3, padding=1) for _ in range(8)))

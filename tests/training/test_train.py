@@ -243,9 +243,9 @@ def test_idm_is_told_in_training_what_it_is_told_in_upscaling(tmp_path, monkeypa
     told = set()  # (HR side, position of the scale between 1 and the largest)
     forward = ImplicitUNet.forward
 
-    def listen(self, z_t, t, condition, position):
+    def listen(self, z_t, emb, picture, levels, position):
         told.add((z_t.shape[-1], position.item()))
-        return forward(self, z_t, t, condition, position)
+        return forward(self, z_t, emb, picture, levels, position)
 
     monkeypatch.setattr(ImplicitUNet, "forward", listen)
     train(idm_run(tmp_path), tmp_path / "run")

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from ldm_dream.upscaling.colors import COLOR_FIXES, adain, wavelet
+from ldm_dream.upscaling.pictures import COLOR_FIXES, adain, wavelet
 
 
 def pictures(height=80, width=96):

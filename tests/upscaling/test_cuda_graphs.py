@@ -7,7 +7,7 @@ import torch
 from torch.utils._pytree import tree_leaves
 
 from ldm_dream import Upscaler
-from ldm_dream.config.model import IDMConfig
+from ldm_dream.config.networks import IDMConfig
 from ldm_dream.networks import build_network
 from ldm_dream.upscaling.cuda_graphs import CALLS, KEPT, GraphedCall
 
@@ -70,12 +70,9 @@ def test_idms_features_of_the_lr_picture_are_inputs_too(recorded):
     network = build_network(cfg).eval()
     call = GraphedCall(network)
     for _ in range(CALLS + 2):
-        z_t, t, cond = (
-            torch.randn(1, 3, 16, 16),
-            torch.rand(1),
-            network.prepare(torch.randn(1, 3, 8, 8), (16, 16)),
-        )
-        torch.testing.assert_close(call(z_t, t, cond), network(z_t, t, cond))
+        features = network.prepare(torch.randn(1, 3, 8, 8), (16, 16))
+        inputs = torch.randn(1, 3, 16, 16), network.embed(torch.rand(1)), *features
+        torch.testing.assert_close(call(*inputs), network(*inputs))
     assert len(recorded) == 1
 
 
@@ -83,7 +80,7 @@ def test_tiles_through_a_recorded_call_make_the_same_picture(recorded):
     picture = torch.rand(3, 140, 40)
     upscaler = Upscaler.from_pretrained(device="cpu")
     want = upscaler(picture, tile=16, tile_pad=4)
-    upscaler._call = GraphedCall(upscaler.network)
+    upscaler.denoiser.call = GraphedCall(upscaler.denoiser.network)
     assert torch.equal(upscaler(picture, tile=16, tile_pad=4), want)
     assert len(recorded) == 1
 
@@ -99,4 +96,4 @@ def test_a_picture_upscaled_with_cuda_graphs_is_the_same(tile):
     want = plain(picture, steps=4, tile=tile)
     for _ in range(3):
         torch.testing.assert_close(graphed(picture, steps=4, tile=tile), want, atol=1e-2, rtol=0)
-    assert graphed._call.graphs
+    assert graphed.denoiser.call.graphs

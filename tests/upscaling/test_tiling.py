@@ -6,7 +6,9 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ldm_dream.upscaling.tiling import Tiles, pad_to_multiple, shared_noise
+from ldm_dream.sampler import seeded
+from ldm_dream.upscaling.tiling import Tiles
+from ldm_dream.upscaling.upscaler import mirrored
 
 PLANS = st.builds(
     lambda h, w, tile, pad, align: Tiles.plan(h * align, w * align, tile, pad, align),
@@ -121,15 +123,15 @@ def test_halving_ends_above_the_overlap():
 
 def test_noise_depends_on_seed_and_step_alone():
     like = torch.zeros(2, 3, 8, 8)
-    field = shared_noise(5, like)
-    assert torch.equal(field(1), shared_noise(5, like.double()[:1])(1).float().expand_as(like))
+    field = seeded(5, like)
+    assert torch.equal(field(1), seeded(5, like.double()[:1])(1).float().expand_as(like))
     assert torch.equal(field(1)[0], field(1)[1])
-    fields = [shared_noise(seed, like)(k) for seed in (0, 1) for k in (0, 1)]
+    fields = [seeded(seed, like)(k) for seed in (0, 1) for k in (0, 1)]
     assert all(not torch.equal(a, b) for i, a in enumerate(fields) for b in fields[:i])
 
 
 def test_noise_is_standard_normal_and_its_steps_are_uncorrelated():
-    field = shared_noise(0, torch.zeros(1, 4, 128, 128))
+    field = seeded(0, torch.zeros(1, 4, 128, 128))
     a, b = field(0).flatten(), field(1).flatten()
     assert abs(a.mean()) < 0.02 and abs(a.std() - 1) < 0.02
     assert abs((a * b).mean()) < 0.02
@@ -138,7 +140,7 @@ def test_noise_is_standard_normal_and_its_steps_are_uncorrelated():
 @pytest.mark.parametrize("height, width", [(1, 1), (7, 50), (32, 33), (64, 32)])
 def test_padding_mirrors_and_keeps_the_picture(height, width):
     x = noise(1, 3, height, width)
-    padded = pad_to_multiple(x, 32)
+    padded = mirrored(x, 32)
     assert padded.shape[-2] % 32 == 0 and padded.shape[-1] % 32 == 0
     assert padded.shape[-2] - height < 32 and padded.shape[-1] - width < 32
     assert torch.equal(padded[..., :height, :width], x)

@@ -9,17 +9,17 @@ import torch
 
 from ldm_dream.config.model import (
     DDPMConfig,
-    IDMConfig,
     PixelConfig,
     ResidualShiftConfig,
-    ResShiftNetConfig,
-    SamplerConfig,
+    Sampling,
     VQGANConfig,
 )
+from ldm_dream.config.networks import IDMConfig, ResShiftNetConfig
 from ldm_dream.config.run import DiffusionRun
 from ldm_dream.data.images import Image, ImageError
 from ldm_dream.data.resize import imresize_to, upsample
-from ldm_dream.denoiser import build_cond
+from ldm_dream.denoiser import Denoiser
+from ldm_dream.model_folder import LoadedModel
 from ldm_dream.networks import build_network
 from ldm_dream.networks.autoencoders import build_autoencoder
 from ldm_dream.process import build_process
@@ -69,7 +69,7 @@ def make(scale: int = 4, autoencoder=LATENT, condition=("lr",), cond_factor: int
             torch.nn.init.normal_(parameter, std=parameter[0].numel() ** -0.5, generator=generator)
         elif name.endswith("bias"):
             torch.nn.init.zeros_(parameter)
-    return Upscaler(run, network, decoder, build_process(run.process), device="cpu")
+    return Upscaler(LoadedModel(run, network, decoder, build_process(run.process)), device="cpu")
 
 
 @cache
@@ -111,9 +111,8 @@ def test_idm_makes_any_scale_up_to_its_largest_itself(options, seen):
         ),
     )  # fmt: skip
     network = build_network(run.network)
-    model = Upscaler(
-        run, network, build_autoencoder(run.autoencoder), build_process(run.process), device="cpu"
-    )
+    decoder, process = build_autoencoder(run.autoencoder), build_process(run.process)
+    model = Upscaler(LoadedModel(run, network, decoder, process), device="cpu")
     sizes = set()
     network.register_forward_hook(lambda _, args, out: sizes.add(tuple(out.shape[-2:])))
     image = np.random.default_rng(0).integers(0, 256, (10, 14, 3), dtype=np.uint8)
@@ -299,9 +298,7 @@ def test_options_reach_the_sampler():
 
 def test_bf16_is_close_to_fp32():
     model = upscaler()
-    half = Upscaler(
-        model.run, model.network, model.autoencoder, model.process, device="cpu", dtype="bf16"
-    )
+    half = Upscaler(model.model, device="cpu", dtype="bf16")
     image = pictures()["noise"][:, :16, :16]
     assert 0 < (half(image) - model(image)).abs().mean() < 0.02
 
@@ -334,7 +331,7 @@ def test_impossible_options_are_one_sentence(options, says):
 def test_unknown_devices_and_dtypes_are_one_sentence(options, says):
     model = upscaler()
     with pytest.raises(UpscaleError, match=says):
-        Upscaler(model.run, model.network, model.autoencoder, model.process, **options)
+        Upscaler(model.model, **options)
 
 
 def test_a_result_beyond_the_limit_is_refused_before_the_work(monkeypatch):
@@ -355,15 +352,16 @@ def test_a_result_with_nan_is_refused(monkeypatch):
 
 
 def test_condition_is_the_parts_in_order_on_the_grid_of_the_network():
-    run = make(scale=4, condition=("z_lr", "lr")).run
     lr, z_lr = torch.rand(2, 3, 8, 6), torch.rand(2, 3, 8, 6)
-    assert torch.equal(build_cond(run, lr, z_lr), torch.cat([z_lr, lr], 1))
-    pixel = DiffusionRun(scale=2)
+
+    def cond(lr, z_lr, *condition):
+        return Denoiser(make().denoiser.network, None, condition, "z0").cond(lr, z_lr)
+
+    assert torch.equal(cond(lr, z_lr, "z_lr", "lr"), torch.cat([z_lr, lr], 1))
     large = upsample(lr, tuple(2 * side for side in lr.shape[-2:]))
     assert large.shape == (2, 3, 16, 12) and large.min() >= -1
-    torch.testing.assert_close(build_cond(pixel, lr, large), imresize_to(lr, 16, 12))
-    nothing = DiffusionRun(condition=())
-    assert build_cond(nothing, lr, z_lr).shape == (2, 0, 8, 6)
+    torch.testing.assert_close(cond(lr, large, "lr"), imresize_to(lr, 16, 12))
+    assert cond(lr, z_lr).shape == (2, 0, 8, 6)
 
 
 def test_upscaler_is_exported_lazily():
@@ -378,10 +376,9 @@ def test_a_process_with_noise_alone_works_too():
         update={
             "process": DDPMConfig(respace=4),
             "prediction": "v",
-            "sampler": SamplerConfig(kind="dpm-solver++", steps=3),
+            "sampler": Sampling(kind="dpm-solver++", steps=3),
         }
     )
-    out = Upscaler(run, model.network, model.autoencoder, build_process(run.process), device="cpu")(
-        pictures()["noise"], tile=48
-    )
+    model = model.model._replace(run=run, process=build_process(run.process))
+    out = Upscaler(model, device="cpu")(pictures()["noise"], tile=48)
     assert out.shape == (3, 384, 256) and out.isfinite().all()

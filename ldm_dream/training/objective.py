@@ -1,0 +1,49 @@
+"""What a run minimises, as `train.py` knows it: one loop trains diffusion models and autoencoders."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from ldm_dream.data.pairs import Batch
+
+# (batch, step, generator) -> scalar to differentiate, and tensors to log
+Loss = Callable[[Batch, int, torch.Generator], tuple[Tensor, dict[str, Tensor]]]
+
+
+@dataclass(frozen=True)
+class Part:
+    """Parameters stepped together, by one optimizer."""
+
+    name: str
+    parameters: list[nn.Parameter]
+    loss: Loss
+    start: int = 0  # first step at which it is stepped
+
+
+class Objective(Protocol):
+    model: nn.Module  # averaged by EMA, and released
+    trained: nn.Module  # all that a checkpoint must hold
+    parts: list[Part]  # in the order in which they are stepped
+
+    def share_gradients(self) -> None:
+        """Called once, before the first step: gradients become means over all processes."""
+        ...
+
+    def evaluate(self, hr: Tensor, lr: Tensor, generator: torch.Generator) -> Tensor:
+        """The result [1,3,H,W] for one validation pair hr [1,3,H,W], lr [1,3,h,w] in [-1,1]."""
+        ...
+
+
+class Data(Protocol):
+    """Training samples; `len` counts pictures."""
+
+    def batch(self, number: int, batch_size: int) -> Batch:
+        """Batch number 0, 1, .. of the run: a function of its arguments alone."""
+        ...
+
+    def __len__(self) -> int: ...

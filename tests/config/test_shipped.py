@@ -1,0 +1,70 @@
+"""Laws of the configs that the project ships: one scheme of names, a run folder for each."""
+
+import re
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from ldm_dream.config.files import default_run_dir, load_config
+from ldm_dream.config.run import DiffusionRun
+
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+SHIPPED = sorted(CONFIGS.rglob("*.yaml"))
+IDS = [path.relative_to(CONFIGS).with_suffix("").as_posix() for path in SHIPPED]
+# the runs behind a bundled model: its name, and -part of it
+BUNDLED = ("vq-f4-tiny", "dream-latent-x4-tiny", "standard-latent-x4-tiny")
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=IDS)
+def test_a_name_says_what_how_much_larger_and_whether_dream(path):
+    """NAME-SCALE[-variant][-dream]; in tiny/ the system alone; kebab-case everywhere."""
+    assert re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", path.stem), "not in kebab-case"
+    if path.stem.startswith(BUNDLED):
+        assert path.parent.name == "tiny"
+        return
+    run = load_config(path)
+    if not isinstance(run, DiffusionRun):
+        return
+    assert path.stem.endswith("-dream") == bool(run.loss.strength)
+    if path.parent.name != "tiny":
+        assert f"-{run.scale}x" in path.stem
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=IDS)
+def test_runs_for_a_cpu_stand_in_tiny(path):
+    """A run of another folder is as long as published, or nobody has run it."""
+    assert (load_config(path).train.steps <= 10_000) == (path.parent.name == "tiny")
+
+
+def test_no_two_configs_share_a_run_folder():
+    counts = Counter(default_run_dir(path) for path in SHIPPED)
+    assert len(SHIPPED) > 30 and max(counts.values()) == 1, counts.most_common(1)
+
+
+@pytest.mark.parametrize(
+    ("config", "folder"),
+    [
+        ("configs/tiny/sr3.yaml", "runs/tiny/sr3"),
+        ("/a/configs/b/configs/c/d.yaml", "runs/c/d"),
+        ("configs/top.yaml", "runs/top"),
+        ("elsewhere/sr3.v2.yaml", "runs/sr3.v2"),
+        ("/configs", "runs/configs"),
+    ],
+)
+def test_the_run_folder_mirrors_the_place_below_configs(config, folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert default_run_dir(Path(config)) == Path(folder)
+
+
+def test_the_run_folder_is_the_same_from_any_working_folder(monkeypatch):
+    monkeypatch.chdir(CONFIGS / "tiny")
+    for name in ("sr3.yaml", "../tiny/sr3.yaml", str(CONFIGS / "tiny/sr3.yaml")):
+        assert default_run_dir(Path(name)) == Path("runs/tiny/sr3")
+
+
+def test_a_part_starts_from_the_run_folder_of_the_part_before():
+    """init_from names what the default run folder of another shipped config will hold."""
+    models = {(default_run_dir(path) / "model").as_posix() for path in SHIPPED}
+    starts = {load_config(path).train.init_from for path in SHIPPED} - {None}
+    assert len(starts) == 2 and starts <= models

@@ -1,0 +1,42 @@
+"""Compiles every kernel for whole numbers that are 1, of which Triton makes constants where its
+interpreter does not. A program: where kernels are interpreted none can be compiled.
+"""
+
+import multiprocessing
+from concurrent.futures import ProcessPoolExecutor
+
+from dream_kernels import OPS, Variant, _aot
+
+
+def with_ones(variant: Variant, names: list[str]) -> Variant:
+    return variant._replace(
+        name=f"{variant.kernel.__name__} with {', '.join(names)} = 1",
+        signature=variant.signature | dict.fromkeys(names, "constexpr"),
+        constexprs=variant.constexprs | dict.fromkeys(names, 1),
+        multiples=tuple(name for name in variant.multiples if name not in names),
+    )
+
+
+def cases() -> list[Variant]:
+    """Each kernel, in each layout that it has, with one or all of its whole numbers 1."""
+    variants = [variant for op in OPS.values() for variant in op.variants()]
+    once = {(variant.kernel, variant.constexprs.get("LAST")): variant for variant in variants}
+    found = []
+    for variant in once.values():
+        whole = [name for name, kind in variant.signature.items() if kind == "i32"]
+        found += [with_ones(variant, names) for names in (whole, *([name] for name in whole))]
+    return found
+
+
+def failure(i: int) -> str | None:
+    variant = cases()[i]
+    try:
+        _aot.compiled(variant, "sm_90")
+    except Exception as error:  # whatever Triton says goes on to the test
+        return f"{variant.name}: {error}"
+
+
+if __name__ == "__main__":
+    with ProcessPoolExecutor(2, multiprocessing.get_context("fork")) as pool:
+        failures = [text for text in pool.map(failure, range(len(cases()))) if text]
+    raise SystemExit("\n".join(failures) or 0)
