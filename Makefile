@@ -1,7 +1,7 @@
 # Each target sets itself up in .venv on a machine with nothing but Python 3.10-3.13 and make.
 #   make demo    upscale the bundled photo with the bundled model, write before and after into demo/
 #   make test    all tests
-#   make check   lint, format and layout rules; changes nothing
+#   make check   lint, format, types and layout rules; changes nothing
 #   make fmt     format and mend what ruff can mend
 # PYTHON=/path/to/python chooses another interpreter; `rm -rf .venv` starts over.
 
@@ -24,6 +24,7 @@ test: .venv/dev.stamp
 check: .venv/dev.stamp
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
+	$(RUN) -m basedpyright --pythonpath $(RUN)
 	$(RUN) -m pytest -q tests/test_layout.py
 
 fmt: .venv/dev.stamp

@@ -22,7 +22,7 @@ IDM = ["train-step", "--config", "configs/idm/face-8x-dream.yaml", "--set", "dat
 RESSHIFT = ["train-step", "--config", "configs/resshift/ddpm-4x-dream.yaml"]
 QUALITY = [
     ["steps-quality", "-n", "dream-latent-x4-tiny", "--hr", PHOTO, "--steps", "1", "2", "4"],
-    ["autoencoder", "--hr", PHOTO, "--match", "chelsea"],
+    ["autoencoder", "--hr", PHOTO, "--match", "coffee"],
 ]
 COMMANDS = {
     "cpu": [

@@ -47,7 +47,7 @@ def main(args) -> None:
         scored.append({"picture": path.stem, "method": args.model, "seconds": seconds, **figures})
     worst = min(row["psnr_y"] for row in scored)
     metrics = {**means(scored)[args.model], "pictures": len(scored), "worst_psnr_y": worst}
-    if used:
+    if isinstance(autoencoder, VQGAN):
         metrics |= {"codes_used": len(used), "codes": len(autoencoder.quantize.embedding.weight)}
     print(f"{len(scored)} pictures; {PROTOCOL.format(scale=BORDER)}")
     settings = {"pictures": args.hr, "match": args.match, "dtype": args.dtype}

@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch.profiler import profile
@@ -49,7 +50,8 @@ def peak_bytes(call: Callable, device: str) -> int:
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler reports its own starts otherwise
     with profile(profile_memory=True) as recorded:
         call()
-    events, moments = list(recorded.profiler.kineto_results.experimental_event_tree()), []
+    profiler: Any = recorded.profiler  # its results have no public types
+    events, moments = list(profiler.kineto_results.experimental_event_tree()), []
     while events:
         event = events.pop()
         events += event.children

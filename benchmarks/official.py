@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ldm_dream.networks.base import Network
 from ldm_dream.networks.layers import Dropout, GroupNorm, LastConv2d
 from ldm_dream.process import Process
 
@@ -27,7 +28,7 @@ class PlainGroupNorm(nn.GroupNorm):
         self, x: Tensor, scale: Tensor | None = None, shift: Tensor | None = None
     ) -> Tensor:
         h = super().forward(x)
-        if scale is not None:
+        if scale is not None and shift is not None:
             h = h * (1 + scale[:, :, None, None]) + shift[:, :, None, None]
         return F.silu(h) if self.silu else h
 
@@ -35,7 +36,7 @@ class PlainGroupNorm(nn.GroupNorm):
 PLAIN = {GroupNorm: PlainGroupNorm, Dropout: nn.Dropout, LastConv2d: nn.Conv2d}
 
 
-def plain(network: nn.Module) -> nn.Module:
+def plain(network: Network) -> Network:
     """The same network with the same weights, its parts those of torch.nn and contiguous."""
     network = copy.deepcopy(network).to(memory_format=torch.contiguous_format)
     for module in network.modules():

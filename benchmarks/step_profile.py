@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Iterable
 
 from torch.profiler import ProfilerActivity, profile
@@ -30,16 +30,16 @@ def shares(step: Callable[[], float], repetitions: int = 3) -> dict[str, float]:
     """Kind -> share of the step's wall time; what no operation covers (Python, waiting) is in
     "everything else".
     """
-    seconds: Counter[str] = Counter()
+    seconds: defaultdict[str, float] = defaultdict(float)
     with profile(activities=[ProfilerActivity.CPU]) as profiled:
         whole = sum(step() for _ in range(repetitions))
-    events = profiled.events()
+    events = profiled.events() or ()
     _add([event for event in events if event.cpu_parent is None], seconds)
     seconds[REST] = whole - sum(seconds.values())
     return {kind: seconds[kind] / whole for kind in (*KINDS, REST)}
 
 
-def _add(events: Iterable, seconds: Counter[str]) -> None:
+def _add(events: Iterable, seconds: defaultdict[str, float]) -> None:
     for event in events:
         kind = next(
             (kind for kind, parts in KINDS.items() if any(part in event.name for part in parts)),

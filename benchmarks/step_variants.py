@@ -15,18 +15,19 @@ import time
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from ldm_dream.config.files import load_config
 from ldm_dream.config.run import DiffusionRun
 from ldm_dream.data.pairs import Batch
-from ldm_dream.denoiser import Denoiser
+from ldm_dream.data.resize import size_of
 from ldm_dream.errors import UserError
 from ldm_dream.hub import HubError
 from ldm_dream.model_folder import ModelError, load_autoencoder, resolve_autoencoder
 from ldm_dream.networks import compile_blocks
 from ldm_dream.networks.autoencoders import build_autoencoder
+from ldm_dream.networks.base import Autoencoder
 from ldm_dream.training.diffusion import DiffusionObjective
 from ldm_dream.training.heap import keep_freed_memory
 from ldm_dream.training.train import make_optimizer
@@ -65,12 +66,12 @@ class Step:
         torch.manual_seed(0)
         self.variant, self.device = variant, torch.device(variant.device)
         self.run = run = load_run(variant)
-        autoencoder = autoencoder_of(run).to(self.device, memory_format=self.layout)
+        autoencoder = autoencoder_of(run).to(self.device).to(memory_format=self.layout)
         self.objective = DiffusionObjective(run, autoencoder, None)
         self.place = 0.5
         self.objective.process.draw = self.draw
         self.network = self.objective.model
-        self.network.to(self.device, memory_format=self.layout).train()
+        self.network.to(self.device).to(memory_format=self.layout).train()
         self.batch = self.make_batch()
 
     def make_batch(self) -> Batch:
@@ -83,7 +84,7 @@ class Step:
         z0, z_lr = self.objective.latents(batch)
         return Batch(batch.hr, batch.lr, z0=z0, z_lr=z_lr)
 
-    def draw(self, count: int, _: torch.Generator) -> Tensor:
+    def draw(self, count: int, generator: torch.Generator) -> Tensor:
         """In place of the process's random steps: the one at `self.place` in [0,1) of the process,
         for the whole batch.
         """
@@ -149,33 +150,30 @@ class OfficialStep(Step):
             )
         self.precision = "fp32" if variant.recipe == "official fp32" else "bf16"
         self.compiled = variant.recipe == "official compiled"
-        run, self.network = self.run, plain(self.network)
-        process = self.objective.process
-        self.denoiser = Denoiser(self.network, process, run.condition, run.prediction)
+        self.network = plain(self.network)
         self.optimizer = torch.optim.Adam(self.network.parameters(), lr=1e-5)
         self.call = self.forward
 
     def loss(self) -> Tensor:
+        objective, process = self.objective, self.objective.process
         generator = torch.Generator(self.device).manual_seed(0)
         with self.autocast():
-            z0, z_lr = self.objective.latents(self.batch)
-        t = self.objective.process.draw(len(z0), generator)
+            z0, z_lr = objective.latents(self.batch)
+        t = process.draw(len(z0), generator)
         eps = torch.randn(z0.shape, generator=generator, device=z0.device)
-        cond = self.denoiser.cond(self.batch.lr, z_lr)
+        cond = objective.denoiser.cond(self.batch.lr, z_lr)
 
         def denoise(z_t: Tensor) -> Tensor:
             with self.autocast():  # one for each pass, which both cast the weights
                 return self.call(z_t, t, cond).float()
 
         p = self.run.loss.p if self.variant.dream else None
-        drawn = Drawn(z0, z_lr, t, eps)
-        return official_loss(denoise, self.network, self.objective.process, drawn, p)
+        return official_loss(denoise, self.network, process, Drawn(z0, z_lr, t, eps), p)
 
     def forward(self, z_t: Tensor, t: Tensor, cond: Tensor) -> Tensor:
-        """All of a pass: the published code shares nothing between the two of DREAM."""
-        features = self.network.prepare(cond, z_t.shape[-2:])
-        z_in = self.objective.process.model_input(z_t, t)
-        return self.network(z_in, self.denoiser.embed(t), *features)
+        network = self.network
+        emb = network.embed(self.objective.process.model_t(t, network.sees_noise_level))
+        return network(z_t, emb, *network.prepare(cond, size_of(z_t)))
 
     def compile(self) -> None:
         self.call = torch.compile(self.forward)
@@ -194,7 +192,7 @@ def load_run(variant: Variant) -> DiffusionRun:
     return run
 
 
-def autoencoder_of(run: DiffusionRun) -> nn.Module:
+def autoencoder_of(run: DiffusionRun) -> Autoencoder:
     try:
         return load_autoencoder(resolve_autoencoder(run.autoencoder))
     except (ModelError, HubError):

@@ -1,9 +1,10 @@
-"""What all tools share: a user's mistake is one sentence on stderr and exit status 2, without a
-traceback.
+"""What all tools share: the first line of their help, and a user's mistake, which is one sentence on
+stderr and exit status 2, without a traceback.
 
 Imports no torch, so `--help` and `--dry-run` answer at once.
 """
 
+import argparse
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +12,11 @@ from contextlib import contextmanager
 from ldm_dream.errors import UserError
 
 EXIT_USER_ERROR = 2  # argparse uses the same status for a wrong command line
+
+
+def command_line(name: str, doc: str | None) -> argparse.ArgumentParser:
+    """Parser of the tool `name`, described by the first line of its docstring."""
+    return argparse.ArgumentParser(prog=name, description=(doc or "").partition("\n")[0])
 
 
 @contextmanager

@@ -5,7 +5,8 @@
 
 Training and upscaling build what the network receives beside z_t alike, since both do it here: the
 condition from the LR picture and its latent, z_t as the process scales it, and t as the network
-wants it. Networks come in as arguments; this file knows none by name.
+wants it. Networks come in as arguments; this file knows none by name: what it calls of them is in
+`networks/base.py`.
 
 Symbols: z_lr = latent of the enlarged LR picture; k = `network.cond_factor`, the size of the
 condition over that of z_t.
@@ -15,29 +16,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ldm_dream.data.resize import imresize_to
+from ldm_dream.data.resize import imresize_to, size_of
+from ldm_dream.networks.base import Network
 from ldm_dream.process import Process
-
-
-class Network(Protocol):
-    """What a network offers. Its `forward` is (z_t [B,C,h,w], emb, *features) -> [B,Cout,h,w]."""
-
-    multiple: int  # h and w in multiples of it need no padding inside
-    cond_factor: int | None  # size of the condition over that of z_t; None: LR at its own size
-    sees_noise_level: bool  # its t is the noise level sqrt(abar), else the timestep
-
-    def embed(self, t: Tensor) -> Tensor:
-        """t [B] -> what every block receives of it, [B,E]."""
-        ...
-
-    def prepare(self, cond: Tensor, size: tuple[int, int]) -> tuple[Tensor, ...]:
-        """The condition for a z_t of `size` (h, w) -> the features of it that `forward` takes."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -79,11 +65,11 @@ class Denoiser:
     ):
         self.network, self.process = network, process
         self.condition, self.prediction = tuple(condition), prediction
-        self.call: Callable[..., Any] = network if call is None else call  # type: ignore
+        self.call: Callable[..., Tensor] = network if call is None else call
 
     def prepare(self, lr: Tensor, z_lr: Tensor) -> Inputs:
         """LR [B,3,H,W] in [-1,1] and z_lr [B,C,h,w] -> the inputs for a z_t that is as large."""
-        return Inputs(z_lr, self.network.prepare(self.cond(lr, z_lr), z_lr.shape[-2:]))
+        return Inputs(z_lr, self.network.prepare(self.cond(lr, z_lr), size_of(z_lr)))
 
     def cond(self, lr: Tensor, z_lr: Tensor) -> Tensor:
         """The parts of `condition` side by side, [B,Cc,h*k,w*k]; where k is None (IDM) LR as it is.

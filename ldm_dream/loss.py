@@ -47,7 +47,7 @@ def diffusion_loss(
     inputs = denoiser.at(t, inputs)
     z_t = q_sample(z0.to(wide), inputs.z_lr, eps, a, b, s)
     eps_hat, lam = estimate(denoiser, z_t, t, inputs, dream)
-    if eps_hat is not None:
+    if eps_hat is not None and lam is not None:
         z_t = dream_rectify(z_t, eps, eps_hat, s, lam)  # Eq. 15
     output = _of_shape(z0, denoiser(z_t, t, inputs))
     loss = dream_loss(  # Eq. 14

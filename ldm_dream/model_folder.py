@@ -25,6 +25,7 @@ from ldm_dream.errors import UserError
 from ldm_dream.hub import PREFIX, download, is_repo_id, repo_id_of
 from ldm_dream.networks import build_network
 from ldm_dream.networks.autoencoders import build_autoencoder
+from ldm_dream.networks.base import Autoencoder, Network
 from ldm_dream.process import Process, build_process
 
 BUNDLED = Path(__file__).parent / "weights"
@@ -40,8 +41,8 @@ class LoadedModel(NamedTuple):
     """
 
     run: DiffusionRun
-    network: nn.Module
-    autoencoder: nn.Module
+    network: Network
+    autoencoder: Autoencoder
     process: Process
     folder: Path | None = None
 
@@ -82,7 +83,7 @@ def load_model(name_or_dir: str | Path) -> LoadedModel:
     return LoadedModel(run, network.eval(), autoencoder, build_process(run.process), folder)
 
 
-def load_autoencoder(cfg: AutoencoderConfig, folder: Path | None = None) -> nn.Module:
+def load_autoencoder(cfg: AutoencoderConfig, folder: Path | None = None) -> Autoencoder:
     """Frozen autoencoder of a run: from `folder/autoencoder.safetensors` if there, else from
     `cfg.pretrained`.
     """

@@ -46,12 +46,17 @@ IMPORT_RULES = {
         (*CONFIG, *root("data")), ("torch", "torchvision", "numpy", "PIL", "pyvips")
     ),
     # a network knows no other network; the two files that say which networks there are know all
-    "ldm_dream.networks": May((*CONFIG, *KERNELS, *root("networks.layers")), ("torch",)),
+    "ldm_dream.networks": May(
+        (*CONFIG, *KERNELS, *root("networks.base", "networks.layers")), ("torch", "einops")
+    ),
+    "ldm_dream.networks.base": May((), ("torch",)),
     "ldm_dream.networks.__init__": May((*CONFIG, *root("networks")), ("torch",)),
     "ldm_dream.networks.autoencoders": May((*CONFIG, *root("networks")), ("torch",)),
-    # the method is given its networks
+    # the method is given its networks, and knows what they offer
     "ldm_dream.process": May((*CONFIG, *KERNELS, *METHOD), ("torch",)),
-    "ldm_dream.denoiser": May((*CONFIG, *KERNELS, *METHOD, *root("data.resize")), ("torch",)),
+    "ldm_dream.denoiser": May(
+        (*CONFIG, *KERNELS, *METHOD, *root("data.resize", "networks.base")), ("torch",)
+    ),
     "ldm_dream.loss": May((*CONFIG, *KERNELS, *METHOD), ("torch",)),
     "ldm_dream.sampler": May((*CONFIG, *KERNELS, *METHOD), ("torch", "numpy")),
     "ldm_dream.model_folder": May(
@@ -65,12 +70,12 @@ IMPORT_RULES = {
     # these three never import each other
     "ldm_dream.training": May(
         (*MODEL, *root("training", "scoring.metrics")),
-        ("torch", "numpy", "safetensors", "taming"),
+        ("torch", "numpy", "safetensors", "taming", "tqdm"),
     ),
     "ldm_dream.upscaling": May((*MODEL, *root("upscaling")), ("torch", "numpy", "PIL")),
     "ldm_dream.interchange": May((*MODEL, *root("interchange")), ("torch", "safetensors")),
     "dream_kernels": May(KERNELS, ("torch", "triton")),
-    "tools": May(ALL, ("torch", "numpy")),
+    "tools": May(ALL, ("torch", "numpy", "tqdm")),
     "benchmarks": May((*ALL, "benchmarks"), ("torch", "numpy", "PIL", "taming")),
 }
 

@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from ldm_dream.config.model import DDPMConfig, TAESDConfig, VQGANConfig
 from ldm_dream.config.networks import IDMConfig, LDMConfig, ResShiftNetConfig, SR3Config
 from ldm_dream.interchange import published as importer
-from ldm_dream.interchange.layouts import IDM, LDM, RESSHIFT, SR3, TAESD, VQGAN, Config, Layout
 from ldm_dream.interchange.published import CheckpointImportError, import_state
+from ldm_dream.interchange.system import Config, PublishedSystem
+from ldm_dream.interchange.systems import IDM, LDM, RESSHIFT, SR3, TAESD, VQGAN
 from ldm_dream.networks.resshift import SwinBlock, relative_position_index, shift_mask
 from ldm_dream.process import linear_abar, linear_betas
 
@@ -69,7 +70,7 @@ def schedule_buffers(*schedule) -> dict[str, Tensor]:
 class System(NamedTuple):
     """A small network as its authors would publish it."""
 
-    layout: Layout
+    layout: PublishedSystem
     config: Config
     variants: tuple[dict[str, Any], ...]  # changes of the config that the shapes must tell
     places: dict[str, str]  # published key -> ours
@@ -287,5 +288,5 @@ def refusal(state: dict[str, Tensor]) -> str:
 
 def build_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """The importer builds the same network once, for a test that imports a hundred times."""
-    cached = [dataclasses.replace(row, build=cache(row.build)) for row in importer.LAYOUTS]
-    monkeypatch.setattr(importer, "LAYOUTS", tuple(cached))
+    cached = [dataclasses.replace(row, build=cache(row.build)) for row in importer.SYSTEMS]
+    monkeypatch.setattr(importer, "SYSTEMS", tuple(cached))

@@ -269,7 +269,9 @@ def test_a_profile_gives_the_time_of_calls_inside_to_the_outermost_kind():
 
     step()
     found = shares(step)
-    assert found["convolution"] > 0.6 and found["dropout"] == found["group norm + SiLU"] == 0
+    named = sum(share for kind, share in found.items() if kind != "everything else")
+    assert found["convolution"] > 0.7 * named  # waiting, on a busy machine, is in the rest
+    assert found["dropout"] == found["group norm + SiLU"] == 0
     assert sum(found.values()) == pytest.approx(1)
 
 

@@ -26,7 +26,8 @@ import conftest
 from conftest import SHARED
 from golden import KINDS, Kind, idm_unet, kind_of, resshift_unet, sr3
 from golden.reading import RECORD, Case, UnknownKey, read_case, watching
-from ldm_dream.interchange.layouts import IDM, RESSHIFT, SR3, Layout
+from ldm_dream.interchange.system import PublishedSystem
+from ldm_dream.interchange.systems import IDM, RESSHIFT, SR3
 from ldm_dream.networks import build_network
 
 
@@ -199,7 +200,7 @@ def random(*shape: int) -> Tensor:
     return torch.rand(shape, generator=torch.Generator().manual_seed(sum(shape)))
 
 
-def made_up_weights(layout: Layout, cfg) -> dict[str, Tensor]:
+def made_up_weights(layout: PublishedSystem, cfg) -> dict[str, Tensor]:
     """Under the published names."""
     state = build_network(cfg).state_dict()
     return {layout.published(key): random(*value.shape) - 0.5 for key, value in state.items()}

@@ -8,11 +8,11 @@ Of an autoencoder, the scale of its latents is measured on the way.
 import argparse
 from pathlib import Path
 
-from ldm_dream.cli import user_errors
+from ldm_dream.cli import command_line, user_errors
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="bundle.py", description=__doc__.splitlines()[0])
+    parser = command_line("bundle.py", __doc__)
     parser.add_argument(
         "model", type=Path, metavar="MODEL_DIR", help="a folder that tools/train.py wrote"
     )

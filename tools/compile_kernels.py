@@ -10,14 +10,14 @@ a kernel that got worse on purpose is committed with it.
 import argparse
 from pathlib import Path
 
-from ldm_dream.cli import user_errors
+from ldm_dream.cli import command_line, user_errors
 from ldm_dream.errors import UserError
 
 TABLE = Path(__file__).resolve().parents[1] / "benchmarks/results/kernels-aot.csv"
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="compile_kernels.py", description=__doc__.splitlines()[0])
+    parser = command_line("compile_kernels.py", __doc__)
     add = parser.add_argument
     add("ops", nargs="*", metavar="OP", help="only these rows of OPS (default: all)")
     add(

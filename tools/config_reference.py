@@ -9,16 +9,14 @@ import json
 import sys
 from pathlib import Path
 
-from ldm_dream.cli import user_errors
+from ldm_dream.cli import command_line, user_errors
 from ldm_dream.config.reference import json_schema, markdown
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="config_reference.py", description=__doc__.splitlines()[0]
-    )
+    parser = command_line("config_reference.py", __doc__)
     parser.add_argument(
         "--check", action="store_true", help="write nothing; exit 1 if a file is not current"
     )

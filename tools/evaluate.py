@@ -13,11 +13,11 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-from ldm_dream.cli import user_errors
+from ldm_dream.cli import command_line, user_errors
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="evaluate.py", description=__doc__.splitlines()[0])
+    parser = command_line("evaluate.py", __doc__)
     add = parser.add_argument
     add("--hr", type=Path, required=True, metavar="DIR", help="original pictures")
     add("--match", default="", metavar="TEXT", help="only pictures whose name holds this")
@@ -66,6 +66,8 @@ def build_parser() -> argparse.ArgumentParser:
 def main() -> None:
     args = build_parser().parse_args()
     with user_errors():
+        import numpy as np
+
         from ldm_dream.data.images import find_images
         from ldm_dream.scoring.evaluation import (
             PROTOCOLS,
@@ -87,7 +89,7 @@ def main() -> None:
 
             upscaler = Upscaler.from_pretrained(args.model, dtype=args.dtype)
 
-            def upscale(lr):
+            def upscale(lr: np.ndarray) -> np.ndarray:
                 return upscaler(lr, scale=args.scale, steps=args.steps, color_fix=args.color_fix)
 
             evaluate_model(evaluator, files, args.lr, upscale, Path(args.model).name)

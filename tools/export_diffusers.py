@@ -9,13 +9,11 @@ A part that diffusers has no class for is written as safetensors and config.json
 import argparse
 from pathlib import Path
 
-from ldm_dream.cli import user_errors
+from ldm_dream.cli import command_line, user_errors
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="export_diffusers.py", description=__doc__.splitlines()[0]
-    )
+    parser = command_line("export_diffusers.py", __doc__)
     parser.add_argument("model", metavar="MODEL_DIR", help="model folder or bundled model")
     parser.add_argument(
         "-o", "--output", type=Path, required=True, metavar="DIR", help="folder to write"

@@ -10,13 +10,11 @@ python tools/import_checkpoint.py models/ldm/bsr_sr/model.ckpt -o models/ldm-sr-
 import argparse
 from pathlib import Path
 
-from ldm_dream.cli import user_errors
+from ldm_dream.cli import command_line, user_errors
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="import_checkpoint.py", description=__doc__.splitlines()[0]
-    )
+    parser = command_line("import_checkpoint.py", __doc__)
     parser.add_argument(
         "published",
         type=Path,
@@ -73,7 +71,7 @@ def main() -> None:
         f"{args.published} -> {args.output}: {type(config).__name__.removesuffix('Config')}, {size:,} parameters, task {run.task}"
     )
     if run.task == "diffusion":
-        print(f"process: {run.process.kind}, {run.process.num_timesteps} steps; x{run.scale}")
+        print(f"process: {run.process.kind}, {run.process.steps} steps; x{run.scale}")
         if run.autoencoder.kind != "pixel" and not autoencoder and not first_stage:
             print(
                 f"next: import its autoencoder too and name it in {args.output / 'config.yaml'} (autoencoder.pretrained)"

@@ -7,11 +7,11 @@ python tools/plot.py runs/ldm/ldm-4x runs/ldm/ldm-4x-dream --tensorboard runs/ev
 import argparse
 from pathlib import Path
 
-from ldm_dream.cli import user_errors
+from ldm_dream.cli import command_line, user_errors
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="plot.py", description=__doc__.splitlines()[0])
+    parser = command_line("plot.py", __doc__)
     add = parser.add_argument
     add("runs", nargs="+", type=Path, metavar="RUN_DIR", help="folder with a metrics.jsonl")
     add(

@@ -6,12 +6,12 @@ python tools/train.py CONFIG.yaml --set train.steps=1000
 import argparse
 from pathlib import Path
 
-from ldm_dream.cli import user_errors
+from ldm_dream.cli import command_line, user_errors
 from ldm_dream.config.files import default_run_dir, dump_config, load_config
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="train.py", description=__doc__.splitlines()[0])
+    parser = command_line("train.py", __doc__)
     add = parser.add_argument
     add("config", type=Path, metavar="CONFIG.yaml", help="the run; see configs/")
     add(

@@ -9,14 +9,13 @@ one picture given.
 
 import argparse
 import sys
-from functools import partial
 from pathlib import Path
 
-from ldm_dream.cli import EXIT_USER_ERROR, user_errors
+from ldm_dream.cli import EXIT_USER_ERROR, command_line, user_errors
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="upscale.py", description=__doc__.splitlines()[0])
+    parser = command_line("upscale.py", __doc__)
     parser.add_argument(
         "-i",
         "--input",
@@ -113,22 +112,29 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def run(args: argparse.Namespace) -> int:
-    from ldm_dream.upscaling.folder import (
-        plan_jobs,
-        upscale_all,
-        write_report,
-    )  # here, so that --help answers without torch
+    # here, so that --help answers without torch
+    from tqdm import tqdm
+
+    from ldm_dream.data.images import Image
+    from ldm_dream.upscaling.folder import plan_jobs, upscale_all, write_report
     from ldm_dream.upscaling.upscaler import Upscaler
 
     jobs = plan_jobs(args.input, args.output, args.recursive, args.suffix, args.ext)
     upscaler = Upscaler.from_pretrained(args.model, args.device, args.dtype, args.compile)
     names = ("scale", "steps", "sampler", "seed", "tile", "tile_pad", "batch_size", "color_fix")
-    upscale = partial(upscaler, **{name: getattr(args, name) for name in names})
+    options = {name: getattr(args, name) for name in names}
+
+    def upscale(picture: Image) -> Image:
+        return upscaler(picture, **options)
+
     results = []
     try:
-        for result in upscale_all(jobs, upscale, args.skip_existing):
+        done = upscale_all(jobs, upscale, args.skip_existing)
+        # a bar for a folder, on a terminal (None)
+        for result in tqdm(done, total=len(jobs), unit="picture", disable=len(jobs) == 1 or None):
             results.append(result)
-            print(result, flush=True)
+            tqdm.write(str(result))
+            sys.stdout.flush()
     finally:
         if args.json_report:
             write_report(args.json_report, vars(args), results)

@@ -10,7 +10,7 @@ that is compiled when first used (`_cpp.py`).
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from . import reference
 from ._dropout_cpu import dropout
@@ -29,7 +29,7 @@ from .vq_lookup import vq_lookup
 
 
 class Op(NamedTuple):
-    function: Callable  # public
+    function: Any  # public
     reference: Callable
     variants: Callable[[], list[Variant]]  # of its kernels, for compilation ahead of time
 

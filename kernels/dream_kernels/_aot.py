@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import NamedTuple, get_type_hints
 
 import triton
+import triton.knobs
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, CompiledKernel
 

@@ -54,7 +54,7 @@ def drop(x: Tensor, p: float, seed: Tensor, memory_format: torch.memory_format) 
     y = torch.empty_like(x)
     cpp = library("dropout_cpu") if x.dtype in NAMES else None
     if cpp is None:
-        kept = y.bernoulli_(1 - p, generator=torch.Generator().manual_seed(seed.item()))
+        kept = y.bernoulli_(1 - p, generator=torch.Generator().manual_seed(int(seed)))
         return kept.mul_(x).div_(1 - p)
     threshold = min(round(p * 2**16), 2**16 - 1)
     function = getattr(cpp, f"dropout_{NAMES[x.dtype]}")

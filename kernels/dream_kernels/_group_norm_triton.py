@@ -5,6 +5,9 @@ group's channels, then applied. No atomics: two runs agree. Accesses are 128 bit
 (channels_last) or H*W (contiguous) is a multiple of 16.
 """
 
+# pyright: reportOperatorIssue=false
+# inside a kernel types are Triton's
+
 from __future__ import annotations
 
 import torch

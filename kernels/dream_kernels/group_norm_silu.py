@@ -31,7 +31,8 @@ def norm_op(
     x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float, silu: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """x [B,C,H,W], weight and bias float32 [B,C] -> y, mean and rstd float32 [B,G]."""
-    return launch(*dense(x), weight.contiguous(), bias.contiguous(), groups, eps, silu)
+    (x,) = dense(x)
+    return launch(x, weight.contiguous(), bias.contiguous(), groups, eps, silu)
 
 
 @torch.library.custom_op("dream::group_norm_silu_backward", mutates_args=())

@@ -12,6 +12,9 @@ sum in a fixed order, no atomics. Precision: float32 sums of products in one ord
 (no TF32), so equal codes are equally far. Limits: K < 2^31.
 """
 
+# pyright: reportCallIssue=false, reportArgumentType=false, reportAttributeAccessIssue=false
+# inside a kernel types are Triton's
+
 from __future__ import annotations
 
 import torch

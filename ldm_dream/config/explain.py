@@ -24,10 +24,10 @@ def explain(
     places = [_place(problem["loc"], tasks) for problem in problems]
     first, (keys, model) = problems[0], places[0]
     if first["type"].startswith("union_tag"):
-        choices = list(kinds(model, keys[-1])) if keys else list(tasks)
-        keys = (*keys, first["ctx"]["discriminator"].strip("'"))
-        sentence = _choice_sentence(".".join(keys), first["ctx"].get("tag"), choices)
-    elif first["type"] == "extra_forbidden":
+        choices, context = list(kinds(model, keys[-1]) if model else tasks), first.get("ctx", {})
+        keys = (*keys, context["discriminator"].strip("'"))
+        sentence = _choice_sentence(".".join(keys), context.get("tag"), choices)
+    elif first["type"] == "extra_forbidden" and model:
         sentence = (
             f"unknown key `{'.'.join(keys)}`; {_hint(keys, model, tasks[values['task']], values)}"
         )
@@ -38,7 +38,7 @@ def explain(
     return f"{source}: {sentence}" + (f" ({more} more after this one.)" if more else "")
 
 
-def _value_sentence(name: str, problem: dict) -> str:
+def _value_sentence(name: str, problem: Mapping[str, Any]) -> str:
     kind, given, message = (
         problem["type"],
         problem["input"],
@@ -72,10 +72,11 @@ def _place(loc: tuple, tasks: Tasks) -> tuple[tuple[str, ...], type[BaseModel] |
     model = tasks[loc[0]] if loc else None
     for part in parts:
         keys, holder = (*keys, str(part)), model
-        models = kinds(model, str(part))
+        models = kinds(model, str(part)) if model else {}
         if not models:
             break
-        model = models.get(next(parts, None)) if len(models) > 1 else next(iter(models.values()))
+        tag = str(next(parts, "")) if len(models) > 1 else next(iter(models))
+        model = models.get(tag)
     return keys, holder
 
 
@@ -118,5 +119,5 @@ def _hint(keys: tuple[str, ...], model: type[BaseModel], run: type[BaseModel], v
 def _names(run: type[BaseModel], section: str, given: Any) -> list[str]:
     """Keys of a section, of the kind that the config chose there."""
     models = kinds(run, section)
-    chosen = models.get(given.get("kind") if isinstance(given, dict) else None)
+    chosen = models.get(str(given.get("kind"))) if isinstance(given, dict) else None
     return list((chosen or next(iter(models.values()))).model_fields) if models else []

@@ -155,9 +155,8 @@ def _parse(text: str, where: str) -> Any:
         return yaml.load(text, Loader=_Loader)  # noqa: S506  (_Loader is a SafeLoader)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
-        raise ConfigError(
-            f"{where}: line {mark.line + 1}, column {mark.column + 1}: {error.problem}."
-        ) from None
+        place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
+        raise ConfigError(f"{where}: {place}{error.problem}.") from None
     except (yaml.YAMLError, ValueError) as error:  # ValueError: a date such as 2024-13-01
         raise ConfigError(f"{where}: not valid YAML: {' '.join(str(error).split())}.") from None
 

@@ -64,7 +64,21 @@ Norm = Annotated[
 # ------------------------------------------------------------------------------------- the networks
 
 
-class ResShiftNetConfig(Strict):
+class NetworkKnobs(Strict):
+    """What a run asks of a network of any kind. Each kind also has `cond_factor`, the size of the
+    condition over that of z_t, as a knob or fixed; None: the network takes the LR picture, at its
+    own size.
+    """
+
+    any_scale: ClassVar[bool] = False  # trained at random scales, too
+
+    @property
+    def largest_scale(self) -> float:
+        """The end of those scales."""
+        return 1.0
+
+
+class ResShiftNetConfig(NetworkKnobs):
     """Swin U-Net of ResShift (published x4 defaults: 118,593,583 parameters)."""
 
     kind: Literal["resshift"] = "resshift"
@@ -118,7 +132,7 @@ class ResShiftNetConfig(Strict):
     )
 
 
-class SR3Config(Strict):
+class SR3Config(NetworkKnobs):
     """U-Net of SR3 (published 16 -> 128 face defaults: 97,807,491 parameters)."""
 
     kind: Literal["sr3"] = "sr3"
@@ -135,10 +149,10 @@ class SR3Config(Strict):
     norm_groups: NormGroups = 32
     dropout: Dropout = 0.2
 
-    cond_factor: ClassVar[int] = 1  # size of the condition over size of z_t
+    cond_factor: ClassVar[int] = 1  # the condition is as large as z_t
 
 
-class LDMConfig(Strict):
+class LDMConfig(NetworkKnobs):
     """U-Net of LDM-SR, latent-diffusion's bsr_sr (published defaults: 113,622,563 parameters)."""
 
     kind: Literal["ldm"] = "ldm"
@@ -160,7 +174,7 @@ class LDMConfig(Strict):
     norm: Norm = "group"
 
 
-class IDMConfig(Strict):
+class IDMConfig(NetworkKnobs):
     """IDM: SR3's U-Net with implicit decoders, for any scale (published 16 -> 128 defaults:
     99,801,670 parameters).
     """
@@ -171,6 +185,12 @@ class IDMConfig(Strict):
     out_channels: OutChannels = 3
     cond_channels: int = Field(default=3, ge=1, description="Channels of the LR picture.")
     cond_factor: ClassVar[None] = None  # the LR picture comes at its own size
+    any_scale: ClassVar[bool] = True
+
+    @property
+    def largest_scale(self) -> float:
+        return self.max_scale
+
     model_channels: ModelChannels = Field(default=64, ge=2)
     channel_mult: ChannelMult = Field(default=(1, 2, 4, 8, 8), min_length=1)
     num_res_blocks: ResBlocks = 2
@@ -191,4 +211,7 @@ class IDMConfig(Strict):
 
 NetworkConfig = Annotated[
     ResShiftNetConfig | SR3Config | IDMConfig | LDMConfig, Field(discriminator="kind")
+]
+KINDS_OF_ANY_SCALE = [
+    kind.model_fields["kind"].default for kind in NetworkKnobs.__subclasses__() if kind.any_scale
 ]

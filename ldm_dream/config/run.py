@@ -22,7 +22,7 @@ from ldm_dream.config.model import (
     TAESDConfig,
     VQGANConfig,
 )
-from ldm_dream.config.networks import NetworkConfig, ResShiftNetConfig
+from ldm_dream.config.networks import KINDS_OF_ANY_SCALE, NetworkConfig, ResShiftNetConfig
 
 # -------------------------------------------------------------------------------- how it is trained
 
@@ -129,7 +129,7 @@ class TrainConfig(Strict):
     )
     compile: bool | None = Field(
         default=None,
-        description="torch.compile of the repeated blocks; null: on CUDA, unless data.scales is set.",
+        description="torch.compile of a network's repeated blocks; null: on CUDA, unless data.scales is set.",
     )
     log_every: int = Field(
         default=50, ge=1, description="Steps between two lines of metrics.jsonl."
@@ -235,12 +235,12 @@ class DiffusionRun(Strict):
         return self
 
     @model_validator(mode="after")
-    def _idm_sees_the_lr_picture(self):
-        if self.network.kind == "idm" and (
-            self.condition != ("lr",) or self.autoencoder.kind != "pixel"
-        ):
+    def _a_network_of_the_lr_picture_works_on_pixels(self):
+        takes_lr = self.network.cond_factor is None
+        if takes_lr and (self.condition != ("lr",) or self.autoencoder.kind != "pixel"):
             raise ValueError(
-                "network.kind=idm works on pixels and takes the LR picture; set condition: [lr], no autoencoder"
+                f"network.kind={self.network.kind} works on pixels and takes the LR picture; "
+                "set condition: [lr], no autoencoder"
             )
         return self
 
@@ -256,11 +256,12 @@ class DiffusionRun(Strict):
     def _scales_are_those_that_the_network_knows(self):
         if self.data.scales is None:
             return self
-        if self.network.kind != "idm":
+        if not self.network.any_scale:
             raise ValueError(
-                f"data.scales is for network.kind=idm; leave it out, {self.network.kind} knows one scale"
+                f"data.scales is for network.kind={' or '.join(KINDS_OF_ANY_SCALE)}; "
+                f"leave it out, {self.network.kind} knows one scale"
             )
-        most = min(self.scale, self.network.max_scale)
+        most = min(self.scale, self.network.largest_scale)
         if self.data.scales[1] > most:
             raise ValueError(
                 f"data.scales={list(self.data.scales)} ends above scale or network.max_scale; {most:g} is the most"
@@ -299,6 +300,13 @@ class AutoencoderRun(Strict):
             if getattr(data, knob) != DataConfig.model_fields[knob].default:
                 raise ValueError(f"{knob} has no effect: an autoencoder sees only HR; leave it out")
         return data
+
+    @field_validator("train")
+    @classmethod
+    def _not_compiled(cls, train: TrainConfig) -> TrainConfig:
+        if train.compile:
+            raise ValueError("compile has no effect: an autoencoder is not compiled; leave it out")
+        return train
 
 
 Run = DiffusionRun | AutoencoderRun

@@ -144,9 +144,8 @@ def draw_kernel(cfg: FirstOrder, random: np.random.Generator) -> Tensor:
         kernel = sinc_kernel(size, random.uniform(lowest, math.pi))
     else:
         shape, elongated = divmod(_draw_index(cfg.kernel_weights, random), 2)
-        sigma = (
-            tuple(random.uniform(*cfg.sigma, 2)) if elongated else (random.uniform(*cfg.sigma),) * 2
-        )
+        long = random.uniform(*cfg.sigma)
+        sigma = long, random.uniform(*cfg.sigma) if elongated else long
         angle = random.uniform(-math.pi, math.pi)
         below, above = ((1, 1), cfg.beta_generalized, cfg.beta_plateau)[shape]
         beta = random.uniform(below, 1) if random.random() < 0.5 else random.uniform(1, above)
@@ -168,7 +167,8 @@ def _draw_size(sizes: tuple[int, int], random: np.random.Generator) -> int:
 def _grid(size: int) -> tuple[Tensor, Tensor]:
     """y, x float64 [size,size]: pixels from the middle."""
     line = torch.arange(size, dtype=torch.float64) - size // 2
-    return torch.meshgrid(line, line, indexing="ij")
+    y, x = torch.meshgrid(line, line, indexing="ij")
+    return y, x
 
 
 def _squared_distance(size: int, sigma: tuple[float, float], angle: float) -> Tensor:
@@ -209,7 +209,7 @@ def mirrored(start: int, stop: int, length: int) -> Tensor:
 
 def resize(image: Tensor, size: tuple[int, int], mode: str) -> Tensor:
     """[B,C,H,W] -> [B,C,*size] by one of MODES."""
-    return F.interpolate(image, size=tuple(size), mode=mode)
+    return F.interpolate(image, size=size, mode=mode)
 
 
 def _resize_by_chance(
@@ -219,7 +219,8 @@ def _resize_by_chance(
     least, most = cfg.resize
     low, high = ((1, most), (least, 1), (1, 1))[_draw_index(cfg.resize_weights, random)]
     factor = random.uniform(low, high)
-    return resize(image, [max(1, round(side * factor)) for side in base], str(random.choice(MODES)))
+    height, width = (max(1, round(side * factor)) for side in base)
+    return resize(image, (height, width), str(random.choice(MODES)))
 
 
 def gaussian_noise(image: Tensor, sigma: float, gray: bool, random: np.random.Generator) -> Tensor:

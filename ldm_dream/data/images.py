@@ -15,6 +15,7 @@ import logging
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyvips
@@ -86,10 +87,8 @@ def read_image(path: str | Path, max_pixels: int = MAX_PIXELS) -> Image:
         raise ImageError(
             f"{path}: {image.width}x{image.height} is more than the allowed {max_pixels} pixels; cut it or raise the limit."
         )
-    if image.get_typeof("n-pages") and image.get("n-pages") > 1:
-        log.warning(
-            "%s: has %d pages or frames; only the first is used.", path, image.get("n-pages")
-        )
+    if (pages := _number(image, "n-pages")) > 1:
+        log.warning("%s: has %d pages or frames; only the first is used.", path, pages)
     try:
         image = image.copy_memory().autorot()
         if image.interpretation == "cmyk":
@@ -103,8 +102,8 @@ def read_image(path: str | Path, max_pixels: int = MAX_PIXELS) -> Image:
 def image_size(path: str | Path) -> tuple[int, int]:
     """(height, width) of the upright picture, from the header alone. Raises ImageError."""
     image = _open(Path(path))
-    turned = image.get_typeof("orientation") and image.get("orientation") >= 5
-    return (image.width, image.height) if turned else (image.height, image.width)
+    is_turned = _number(image, "orientation") >= 5
+    return (image.width, image.height) if is_turned else (image.height, image.width)
 
 
 def write_image(path: str | Path, image: Image) -> None:
@@ -137,7 +136,8 @@ def write_image(path: str | Path, image: Image) -> None:
     ]
     picture = pyvips.Image.new_from_array(np.ascontiguousarray(bands)).copy(interpretation=space)
     if image.icc is not None:
-        picture.set_type(pyvips.GValue.blob_type, "icc-profile-data", image.icc)
+        blob: Any = image.icc  # pyvips' annotations leave bytes out
+        picture.set_type(pyvips.GValue.blob_type, "icc-profile-data", blob)
     try:
         data = picture.write_to_buffer(path.suffix.lower(), **options)
     except pyvips.Error as error:
@@ -232,11 +232,17 @@ def _open(path: Path) -> pyvips.Image:
             else f"broken picture ({_reason(error)})"
         )
         raise ImageError(f"{path}: {reason}.") from None
-    if not image.get("vips-loader").startswith(_LOADERS):
+    if not str(image.get("vips-loader")).startswith(_LOADERS):
         raise ImageError(
             f"{path}: its format is not supported; convert it to PNG, JPEG, WebP or TIFF."
         )
     return image
+
+
+def _number(image: pyvips.Image, field: str) -> int:
+    """A whole number of the header; 1 where it holds none."""
+    value = image.get(field) if image.get_typeof(field) else 1
+    return value if isinstance(value, int) else 1
 
 
 def _from_vips(path: Path, image: pyvips.Image) -> Image:
@@ -253,8 +259,8 @@ def _from_vips(path: Path, image: pyvips.Image) -> Image:
         )
     pixels = np.repeat(bands[..., :colours], 3 // colours, axis=2)
     alpha = bands[..., colours].copy() if image.bands > colours else None
-    icc = bytes(image.get("icc-profile-data")) if image.get_typeof("icc-profile-data") else None
-    return Image(pixels, alpha, icc, was_gray)
+    icc: Any = image.get("icc-profile-data") if image.get_typeof("icc-profile-data") else None
+    return Image(pixels, alpha, None if icc is None else bytes(icc), was_gray)
 
 
 def _write_whole(path: Path, data: bytes) -> None:

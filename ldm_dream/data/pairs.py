@@ -105,7 +105,7 @@ class PairDataset:
                 f"data.patch={cfg.patch} is not a multiple of scale={scale}; set it to {cfg.patch // scale * scale or scale}."
             )
         self.cfg, self.scale, self.seed = cfg, scale, seed
-        self.is_blind = isinstance(cfg.degradation, BlindConfig)
+        self.blind = cfg.degradation if isinstance(cfg.degradation, BlindConfig) else None
         self.bad: set[Path] = set()
         self.small: list[Path] = []
         self.files: list[Path] = []
@@ -155,14 +155,11 @@ class PairDataset:
         draws = tuple(draw for draw, _, _ in visits)
         hr = torch.stack([self._cut(hr, draw, self.scale) for draw, hr, _ in visits])
         hr = to_float(_turn(imresize_levels(hr, *(hr_side or self.cfg.patch,) * 2), draws))
-        if lr is None and self.is_blind:
-            lr = self._blind_lr(numbers, draws, [hr for _, hr, _ in visits])
+        if lr is None and self.blind:
+            lr = self._blind_lr(self.blind, numbers, draws, [hr for _, hr, _ in visits])
         elif lr is None:
-            lr = (
-                hr
-                if self.scale == 1
-                else to_float(_turn([self._cut(lr, draw, 1) for draw, _, lr in visits], draws))
-            )
+            cuts = (self._cut(lr, draw, 1) for draw, _, lr in visits if lr is not None)
+            lr = hr if self.scale == 1 else to_float(_turn(cuts, draws))
         return Batch(hr, lr, draws)
 
     def picture(self, index: int) -> tuple[Tensor, Tensor | None]:
@@ -174,7 +171,7 @@ class PairDataset:
         if index in self._cache:
             return self._cache[index]
         hr = _read_multiple(self.files[index], self.scale)
-        pair = hr, None if self.is_blind else degrade(hr, self.scale)
+        pair = hr, None if self.blind else degrade(hr, self.scale)
         size = sum(t.numel() for t in {*pair} if t is not None)  # at scale 1 both are one tensor
         if self._cache_bytes + size <= CACHE_BYTES:
             self._cache[index] = pair
@@ -191,7 +188,11 @@ class PairDataset:
         return round(self.cfg.patch // self.scale * scale)
 
     def _blind_lr(
-        self, numbers: list[int], draws: tuple[Draw, ...], pictures: list[Tensor]
+        self,
+        cfg: BlindConfig,
+        numbers: list[int],
+        draws: tuple[Draw, ...],
+        pictures: list[Tensor],
     ) -> Tensor:
         """The LR patches of samples `numbers`, cut out of degraded windows and then turned as their
         HR patches are.
@@ -201,9 +202,7 @@ class PairDataset:
             *(_window(hr, draw, side, self.scale) for hr, draw in zip(pictures, draws))
         )
         seeds = [(self.seed, _DEGRADATION, n) for n in numbers]
-        degraded = degrade_blind(
-            torch.stack(windows).float() / 255, self.scale, self.cfg.degradation, seeds
-        )
+        degraded = degrade_blind(torch.stack(windows).float() / 255, self.scale, cfg, seeds)
         patches = [lr[:, y : y + side, x : x + side] for lr, (y, x) in zip(degraded, corners)]
         return _turn(patches, draws) * 2 - 1
 

@@ -49,6 +49,11 @@ def imresize_to(img: Tensor, height: int, width: int, antialias: bool = True) ->
     ).mT.contiguous()
 
 
+def size_of(img: Tensor) -> tuple[int, int]:
+    """[..., H, W] -> (H, W)."""
+    return img.shape[-2], img.shape[-1]
+
+
 def upsample(lr: Tensor, size: tuple[int, int]) -> Tensor:
     """LR [B, 3, H, W] in [-1, 1] -> bicubic enlargement [B, 3, *size] in [-1, 1]: what the
     autoencoder encodes.

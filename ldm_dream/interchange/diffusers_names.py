@@ -162,7 +162,8 @@ def vqgan_names(cfg: VQGANConfig) -> dict[str, str]:
     """Our module -> theirs, for every module with weights that a VQGAN of this config can have."""
     same = ("encoder.conv_in", "encoder.conv_out", "decoder.conv_in", "decoder.conv_out")
     names = {name: name for name in (*same, "quant_conv", "post_quant_conv", "quantize.embedding")}
-    levels = len(cfg.ch_mult)
+    levels, blocks = len(cfg.ch_mult), cfg.num_res_blocks
+    counts = [blocks] * levels if isinstance(blocks, int) else list(blocks)
     for half in ("encoder", "decoder"):
         names[f"{half}.norm_out"] = f"{half}.conv_norm_out"
         names |= _under(f"{half}.mid.block_1", f"{half}.mid_block.resnets.0", VQ_RESNET)
@@ -174,7 +175,7 @@ def vqgan_names(cfg: VQGANConfig) -> dict[str, str]:
             f"decoder.up.{level}": f"decoder.up_blocks.{levels - 1 - level}",
         }
         for ours, theirs in sides.items():
-            for j in range(cfg.num_res_blocks + 1):
+            for j in range(counts[level] + 1):
                 names |= _under(f"{ours}.block.{j}", f"{theirs}.resnets.{j}", VQ_RESNET)
                 names |= _under(f"{ours}.attn.{j}", f"{theirs}.attentions.{j}", VQ_ATTENTION)
             names[f"{ours}.downsample.conv"] = f"{theirs}.downsamplers.0.conv"

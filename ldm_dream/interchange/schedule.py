@@ -5,6 +5,7 @@ into a config.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -32,11 +33,12 @@ def read_schedule(state: Mapping[str, Tensor], path: str) -> DDPMConfig | None:
         float(f"{beta:.6g}") for beta in (betas[0].item(), betas[-1].item())
     )  # float32 has seven digits
     told = f"{path}: its noise schedule ({len(betas)} steps, betas {first:g} to {last:g})"
-    shapes = ("linear", "sqrt_linear") if 0 < min(first, last) <= max(first, last) < 1 else ()
-    shape = next(
-        (shape for shape in shapes if _is(betas, linear_betas(len(betas), first, last, shape))),
-        None,
-    )
+    shape: Literal["linear", "sqrt_linear"] | None = None
+    if 0 < min(first, last) <= max(first, last) < 1:
+        if _is(betas, linear_betas(len(betas), first, last, "linear")):
+            shape = "linear"
+        elif _is(betas, linear_betas(len(betas), first, last, "sqrt_linear")):
+            shape = "sqrt_linear"
     if shape is None:
         raise CheckpointImportError(
             f"{told} is linear neither in beta nor in its square root, from 0 to 1 without the ends; only those can be imported."

@@ -5,23 +5,27 @@ here, a row in NETWORKS.
 from __future__ import annotations
 
 import torch
-from torch import nn
 
 from ldm_dream.config.networks import NetworkConfig
 from ldm_dream.networks import idm, ldm, resshift, sr3
+from ldm_dream.networks.base import Network
 
-NETWORKS = {"resshift": resshift.ResShiftNet, "sr3": sr3.SR3Net, "idm": idm.IDM, "ldm": ldm.LDMNet}
+NETWORKS: dict[str, type[Network]] = {
+    "resshift": resshift.ResShiftNet,
+    "sr3": sr3.SR3Net,
+    "idm": idm.IDM,
+    "ldm": ldm.LDMNet,
+}
 
 
-def build_network(cfg: NetworkConfig) -> nn.Module:
-    """Network with fresh weights; what it takes and gives: `denoiser.Network`.
-
-    Raises ValueError, naming the field, for a config that cannot be built.
+def build_network(cfg: NetworkConfig) -> Network:
+    """Network with fresh weights. Raises ValueError, naming the field, for a config that cannot be
+    built.
     """
     return NETWORKS[cfg.kind](cfg)
 
 
-def compile_blocks(network: nn.Module, dynamic: bool = False, backend: str = "inductor") -> int:
+def compile_blocks(network: Network, dynamic: bool = False, backend: str = "inductor") -> int:
     """Regional torch.compile, in place: every one of `network.repeated_blocks` as one graph, which
     saves minutes of cold start. Returns how many; parameter names stay.
 

@@ -9,7 +9,7 @@ of the finer grid. Rows and columns have coordinates of their own: any height, w
 will do, without padding.
 
 Written from the paper and from recorded outputs of the published network, of which it has the
-parameters that matter to the output; what `layouts.py` drops is the rest. Initial values:
+parameters that matter to the output; what `interchange/systems/idm.py` drops is the rest. Initial values:
 PyTorch's, for equalised layers those of StyleGAN.
 
 Symbols: x features [B,C,H,W]; emb what blocks are told of the noise level; level 0 is the highest
@@ -23,13 +23,16 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 
 from ldm_dream.config.networks import IDMConfig
+from ldm_dream.networks.base import Network
 from ldm_dream.networks.layers import (
     Attention,
     Downsample,
     Dropout,
+    EmbeddingMLP,
     GroupNorm,
     LastConv2d,
     noise_level_embedding,
@@ -38,7 +41,7 @@ from ldm_dream.networks.layers import (
 DECODER_WIDTH = 256  # between the two layers of an implicit decoder, at every level
 
 
-class IDM(nn.Module):
+class IDM(Network):
     """LR encoder and U-Net; at the config's defaults the published 16 -> 128 network.
 
     Raises ValueError (one sentence, with the field's name) for a config that cannot be built.
@@ -54,9 +57,8 @@ class IDM(nn.Module):
         self.encoder = LREncoder(cfg.cond_channels, cfg.encoder_channels, cfg.encoder_blocks)
         self.unet = ImplicitUNet(cfg)
         self.max_scale = cfg.max_scale
-        self.multiple = 2 ** (
-            len(cfg.channel_mult) - 1
-        )  # grids of a tile and of the whole agree at these; any size works
+        # grids of a tile and of the whole agree at these; any size works
+        self.multiple = 2 ** (len(cfg.channel_mult) - 1)
 
     def embed(self, t: Tensor) -> Tensor:
         """t [B], noise level sqrt(abar) in [0,1] -> what every block receives of it, [B,E]."""
@@ -173,13 +175,10 @@ class ImplicitUNet(nn.Module):
     def __init__(self, cfg: IDMConfig):
         super().__init__()
         widths = [cfg.model_channels * mult for mult in cfg.channel_mult]
-        has_attention = [
-            cfg.image_size >> level in cfg.attention_resolutions for level in range(len(widths))
-        ]
-        self.model_channels, emb = cfg.model_channels, 4 * cfg.model_channels
-        self.noise_level_mlp = nn.Sequential(
-            nn.Linear(cfg.model_channels, emb), nn.SiLU(), nn.Linear(emb, cfg.model_channels)
-        )
+        sizes = [cfg.image_size >> level for level in range(len(widths))]
+        has_attention = [size in cfg.attention_resolutions for size in sizes]
+        self.model_channels = cfg.model_channels
+        self.noise_level_mlp = EmbeddingMLP(cfg.model_channels, cfg.model_channels)
 
         inputs = [cfg.model_channels, *widths[:-1]]  # of the LR branch at each level
         self.conv_body_first = nn.Sequential(
@@ -191,24 +190,17 @@ class ImplicitUNet(nn.Module):
             for c, out in zip(inputs[:-1], widths)
         )
         decoded = range(1, len(widths))  # levels that are decoded to the next higher resolution
-        self.condition_scale1 = nn.ModuleDict(
-            {str(level): _linear_in_position(widths[level]) for level in decoded}
+        self.condition_scale1, self.condition_scale2 = (
+            nn.ModuleDict({str(i): _linear_in_position(widths[i]) for i in decoded})
+            for _ in range(2)
         )
-        self.condition_scale2 = nn.ModuleDict(
-            {str(level): _linear_in_position(widths[level]) for level in decoded}
-        )
-        self.condition_shift = nn.ModuleDict(
-            {
-                str(level): nn.Sequential(EqualConv2d(inputs[level], widths[level]))
-                for level in decoded
-            }
-        )
+        shifts = {str(i): nn.Sequential(EqualConv2d(inputs[i], widths[i])) for i in decoded}
+        self.condition_shift = nn.ModuleDict(shifts)
 
         width = cfg.model_channels
         skips = [width]
-        self.downs = nn.ModuleList(
-            [nn.Conv2d(cfg.cond_channels + cfg.in_channels, width, 3, padding=1)]
-        )
+        first = nn.Conv2d(cfg.cond_channels + cfg.in_channels, width, 3, padding=1)
+        self.downs = nn.ModuleList([first])
         for level, out in enumerate(widths):
             for _ in range(cfg.num_res_blocks):
                 self.downs.append(ResAttnBlock(cfg, width, out, has_attention[level]))
@@ -219,10 +211,7 @@ class ImplicitUNet(nn.Module):
                 skips.append(width)
 
         self.mid = nn.ModuleList(
-            [
-                ResAttnBlock(cfg, width, width, attention=True),
-                ResAttnBlock(cfg, width, width, attention=False),
-            ]
+            ResAttnBlock(cfg, width, width, attends) for attends in (True, False)
         )
 
         self.ups = nn.ModuleList()
@@ -235,22 +224,16 @@ class ImplicitUNet(nn.Module):
         self.final_conv = _norm_act_conv(cfg, width, cfg.out_channels, conv=LastConv2d)
 
     def embed(self, t: Tensor) -> Tensor:
-        mlp = self.noise_level_mlp
-        return mlp(noise_level_embedding(t, self.model_channels).to(mlp[0].weight.dtype))
+        return self.noise_level_mlp(noise_level_embedding(t, self.model_channels))
 
     def forward(
-        self,
-        z_t: Tensor,
-        emb: Tensor,
-        picture: Tensor,
-        levels: Sequence[Tensor],
-        position: Tensor,
+        self, z_t: Tensor, emb: Tensor, picture: Tensor, levels: Sequence[Tensor], position: Tensor
     ) -> Tensor:
         """z_t [B,C,H,W], emb [B,E], the enlarged LR picture [B,Cc,H,W], its features at levels 1, 2,
         ..., position [B] or [1]: where the scale lies between 1 (0) and `max_scale` (1)
         -> [B,Cout,H,W].
         """
-        position = position[:, None].to(self.noise_level_mlp[0].weight.dtype)
+        position = position[:, None].to(self.noise_level_mlp.dtype)
         x = torch.cat([picture, z_t], 1)
         skips = []
         for layer in self.downs:
@@ -337,21 +320,17 @@ class ImplicitDecoder(nn.Module):
         self, x: Tensor, lr_features: Tensor, shares: tuple[Tensor, Tensor], size: tuple[int, int]
     ) -> Tensor:
         """x and lr_features [B,C,h,w], shares 2 x [B or 1,C] -> [B,C,*size], size at least (h,w)."""
-        first, second = self.imnet
-        x = self.style(x, lr_features, shares).permute(
-            0, 2, 3, 1
-        )  # [B,h,w,C]: a view in channels_last
+        weight1, bias1, weight2, bias2 = self.imnet.parameters()  # of the two layers
+        x = rearrange(self.style(x, lr_features, shares), "b c h w -> b h w c")
         channels = x.shape[-1]
-        x = second(F.linear(x, first.weight[:, :channels], first.bias))
-        per_row, per_column = (second.weight @ first.weight[:, channels:]).to(x.dtype).unbind(1)
-        (rows, down), (columns, right) = (
-            nearest(size[0], x.shape[1], x.device),
-            nearest(size[1], x.shape[2], x.device),
-        )
-        offsets = (
-            down.to(x.dtype)[:, None, None] * per_row + right.to(x.dtype)[:, None] * per_column
-        )  # [*size,C]
-        return (x.index_select(1, rows).index_select(2, columns) + offsets).permute(0, 3, 1, 2)
+        x = F.linear(F.linear(x, weight1[:, :channels], bias1), weight2, bias2)
+        per_row, per_column = (weight2 @ weight1[:, channels:]).to(x.dtype).unbind(1)
+        rows, down = nearest(size[0], x.shape[1], x.device)
+        columns, right = nearest(size[1], x.shape[2], x.device)
+        down, right = down.to(x.dtype)[:, None, None], right.to(x.dtype)[:, None]
+        offsets = down * per_row + right * per_column  # [*size,C]
+        x = x.index_select(1, rows).index_select(2, columns) + offsets
+        return rearrange(x, "b h w c -> b c h w")
 
 
 class ScaleModulation(nn.Module):
@@ -372,10 +351,8 @@ class ScaleModulation(nn.Module):
 
 def nearest(fine: int, coarse: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """Both grids span the same length: for each of `fine` cells the coarse cell that its centre
-    lies in (int64 [fine]), ...
-
-    ... and the offset from that cell's centre (float32 [fine]) in half coarse cells, -1 to 1. A
-    centre on a border (only where fine is odd) belongs to the later cell.
+    lies in (int64 [fine]), and the offset from that cell's centre (float32 [fine]) in half coarse
+    cells, -1 to 1. A centre on a border (only where fine is odd) belongs to the later cell.
     """
     centre = (2 * torch.arange(fine, device=device) + 1) * coarse  # a coarse cell is 2 * fine long
     index = centre // (2 * fine)
@@ -394,9 +371,8 @@ def _norm_act_conv(
 ) -> nn.Sequential:
     norm = GroupNorm(channels, cfg.norm_groups, silu=True)
     last = conv(channels, out_channels, 3, padding=1)
-    return nn.Sequential(
-        norm, nn.Identity(), Dropout(dropout), last
-    )  # the second place is the activation's, as published
+    # the second place is the activation's, as published
+    return nn.Sequential(norm, nn.Identity(), Dropout(dropout), last)
 
 
 def _linear_in_position(channels: int) -> nn.Linear:

@@ -7,13 +7,16 @@ Features are [B,C,H,W]; every block here returns channels_last features for chan
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 
 from dream_kernels import dropout, group_norm_silu
+
+Layer = TypeVar("Layer", bound=nn.Module)
 
 GROUPS = 32  # of the group norms in most published U-Nets
 
@@ -38,6 +41,23 @@ def noise_level_embedding(noise_level: Tensor, width: int) -> Tensor:
     """
     cos, sin = timestep_embedding(noise_level, width).chunk(2, 1)
     return torch.cat([sin, cos], 1)
+
+
+class EmbeddingMLP(nn.Sequential):
+    """An embedding of t [B,width], float32 -> [B,out]: linear to 4 * width, SiLU, linear. Computes
+    in the type of its weights.
+    """
+
+    def __init__(self, width: int, out: int):
+        first, last = nn.Linear(width, 4 * width), nn.Linear(4 * width, out)
+        super().__init__(first, nn.SiLU(), last)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return next(self.parameters()).dtype
+
+    def forward(self, embedding: Tensor) -> Tensor:
+        return super().forward(embedding.to(self.dtype))
 
 
 class GroupNorm(nn.GroupNorm):
@@ -169,10 +189,10 @@ def of_size(cond: Tensor, size: tuple[int, int]) -> Tensor:
     return cond
 
 
-def zeroed(layer: nn.Module) -> nn.Module:
+def zeroed(layer: Layer) -> Layer:
     """The layer, its weight and bias set to zero: a branch that ends in it starts as nothing."""
-    nn.init.zeros_(layer.weight)
-    nn.init.zeros_(layer.bias)
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)
     return layer
 
 
@@ -186,12 +206,6 @@ class Attention(nn.Module):
         self.out = nn.Conv2d(channels, channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        b, c, height, width = x.shape
-        q, k, v = (
-            self.qkv(self.norm(x))
-            .permute(0, 2, 3, 1)
-            .reshape(b, 1, height * width, 3 * c)
-            .chunk(3, -1)
-        )
-        h = F.scaled_dot_product_attention(q, k, v)
-        return x + self.out(h.reshape(b, height, width, c).permute(0, 3, 1, 2))
+        q, k, v = rearrange(self.qkv(self.norm(x)), "b c h w -> b 1 (h w) c").chunk(3, -1)
+        tokens = F.scaled_dot_product_attention(q, k, v)
+        return x + self.out(rearrange(tokens, "b 1 (h w) c -> b c h w", h=x.shape[2]))

@@ -15,13 +15,16 @@ import math
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 
 from ldm_dream.config.networks import LDMConfig
+from ldm_dream.networks.base import Network
 from ldm_dream.networks.layers import (
     GROUPS,
     Downsample,
     Dropout,
+    EmbeddingMLP,
     LastConv2d,
     Upsample,
     make_norm,
@@ -33,7 +36,7 @@ from ldm_dream.networks.layers import (
 )
 
 
-class LDMNet(nn.Module):
+class LDMNet(Network):
     """U-Net; at the config's defaults LDM-SR's with 113,622,563 parameters.
 
     Raises ValueError (one sentence, with the field's name) for a config that cannot be built.
@@ -47,10 +50,7 @@ class LDMNet(nn.Module):
         _check(cfg)
         self.repeated_blocks = (ResBlock, Attention)
         self.model_channels, self.multiple = cfg.model_channels, 2 ** (len(cfg.channel_mult) - 1)
-        emb = 4 * cfg.model_channels
-        self.time_embed = nn.Sequential(
-            nn.Linear(cfg.model_channels, emb), nn.SiLU(), nn.Linear(emb, emb)
-        )
+        self.time_embed = EmbeddingMLP(cfg.model_channels, 4 * cfg.model_channels)
 
         width, skips, last = cfg.model_channels, [cfg.model_channels], len(cfg.channel_mult) - 1
         self.input_blocks = nn.ModuleList(
@@ -73,21 +73,19 @@ class LDMNet(nn.Module):
 
         self.output_blocks = nn.ModuleList()
         for level, mult in reversed(list(enumerate(cfg.channel_mult))):
-            for _ in range(cfg.num_res_blocks + 1):
-                self.output_blocks.append(
-                    Stage(_blocks(cfg, level, width + skips.pop(), cfg.model_channels * mult))
-                )
+            for i in range(cfg.num_res_blocks + 1):
+                stage = Stage(_blocks(cfg, level, width + skips.pop(), cfg.model_channels * mult))
                 width = cfg.model_channels * mult
-            if level > 0:
-                self.output_blocks[-1].append(Upsample(width))
+                if i == cfg.num_res_blocks and level > 0:
+                    stage.append(Upsample(width))
+                self.output_blocks.append(stage)
         self.out = nn.Sequential(
             *norm_silu(cfg.norm, width), zeroed(LastConv2d(width, cfg.out_channels, 3, padding=1))
         )
 
     def embed(self, t: Tensor) -> Tensor:
         """t [B], step of the original schedule -> what every block receives of it, [B,E]."""
-        mlp = self.time_embed
-        return mlp(timestep_embedding(t, self.model_channels).to(mlp[0].weight.dtype))
+        return self.time_embed(timestep_embedding(t, self.model_channels))
 
     def prepare(self, cond: Tensor, size: tuple[int, int]) -> tuple[Tensor]:
         """cond [B,Cc,h,w] for a z_t of `size` (h, w) -> what `forward` takes of it."""
@@ -160,20 +158,20 @@ class Attention(nn.Module):
         self.proj_out = zeroed(nn.Conv1d(channels, channels, 1))
 
     def forward(self, x: Tensor) -> Tensor:
-        tokens = self.norm(x).flatten(2).transpose(1, 2)  # [B,N,C]
+        tokens = rearrange(self.norm(x), "b c h w -> b (h w) c")
         qkv = F.linear(tokens, self.qkv.weight.squeeze(2), self.qkv.bias)
-        q, k, v = qkv.unflatten(2, (self.heads, 3, -1)).permute(3, 0, 2, 1, 4)  # each [B,h,N,d]
-        tokens = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        q, k, v = rearrange(qkv, "b n (h part d) -> part b h n d", h=self.heads, part=3)
+        tokens = rearrange(F.scaled_dot_product_attention(q, k, v), "b h n d -> b n (h d)")
         tokens = F.linear(tokens, self.proj_out.weight.squeeze(2), self.proj_out.bias)
-        return x + tokens.transpose(1, 2).reshape(x.shape)
+        return x + rearrange(tokens, "b (h w) c -> b c h w", h=x.shape[2])
 
 
 def _blocks(cfg: LDMConfig, level: int, channels: int, out_channels: int) -> list[nn.Module]:
     """A residual block and, at the sizes the config names, attention."""
-    attends = cfg.image_size >> level in cfg.attention_resolutions
-    return [ResBlock(cfg, channels, out_channels)] + (
-        [Attention(cfg, out_channels)] if attends else []
-    )
+    blocks: list[nn.Module] = [ResBlock(cfg, channels, out_channels)]
+    if cfg.image_size >> level in cfg.attention_resolutions:
+        blocks.append(Attention(cfg, out_channels))
+    return blocks
 
 
 def _check(cfg: LDMConfig) -> None:

@@ -4,7 +4,7 @@ arXiv 2103.14030).
 Levels of residual blocks; after the *first* block of a level comes a Swin layer of `swin_depth`
 window-attention blocks, every second one shifted by half a window. The condition is concatenated to
 z_t; a larger one goes through strided convolutions first. Parameter names are the published ones
-(`importers.py` holds the two exceptions), so that checkpoints need no renaming.
+(`interchange/systems/resshift.py` holds the two exceptions), so that checkpoints need no renaming.
 
 Symbols: x features [B,C,H,W]; emb what blocks are told of the timestep; w window side, s shift, N =
 w*w tokens of a window.
@@ -14,17 +14,21 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
+from collections.abc import Callable, Hashable
 from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 
 from ldm_dream.config.networks import ResShiftNetConfig
+from ldm_dream.networks.base import Network
 from ldm_dream.networks.layers import (
     GROUPS,
     Downsample,
     Dropout,
+    EmbeddingMLP,
     LastConv2d,
     Upsample,
     make_norm,
@@ -40,23 +44,21 @@ from ldm_dream.networks.layers import (
 BLOCKED = -100.0
 
 
-class ResShiftNet(nn.Module):
+class ResShiftNet(Network):
     """Swin U-Net; at the config's defaults ResShift's x4 network with 118,593,583 parameters.
 
     Raises ValueError (one sentence, with the field's name) for a config that cannot be built.
     """
 
     sees_noise_level = False
+    cond_factor: int
 
     def __init__(self, cfg: ResShiftNetConfig):
         super().__init__()
         blocks = _check(cfg)
         self.repeated_blocks = (ResBlock, SwinBlock)
         self.cond_factor, self.model_channels = cfg.cond_factor, cfg.model_channels
-        emb = 4 * cfg.model_channels
-        self.time_embed = nn.Sequential(
-            nn.Linear(cfg.model_channels, emb), nn.SiLU(), nn.Linear(emb, emb)
-        )
+        self.time_embed = EmbeddingMLP(cfg.model_channels, 4 * cfg.model_channels)
         self.feature_extractor, cond_features = _feature_extractor(cfg)
 
         width = cfg.model_channels * cfg.channel_mult[0]
@@ -102,17 +104,13 @@ class ResShiftNet(nn.Module):
             *norm_silu(cfg.norm, width),
             zeroed(LastConv2d(width, cfg.out_channels * fold, 3, padding=1)),
         )
-        levels_with_windows = [
-            len(sizes) - 1,
-            *(i for i, size in enumerate(sizes) if size in cfg.attention_resolutions),
-        ]
-        windows = (min(cfg.window_size, sizes[i]) << i for i in levels_with_windows)
+        attending = [i for i, size in enumerate(sizes) if size in cfg.attention_resolutions]
+        windows = (min(cfg.window_size, sizes[i]) << i for i in (*attending, len(sizes) - 1))
         self.multiple = cfg.patch_size * math.lcm(2 ** (len(sizes) - 1), *windows)
 
     def embed(self, t: Tensor) -> Tensor:
         """t [B], step of the original schedule -> what every block receives of it, [B,E]."""
-        mlp = self.time_embed
-        return mlp(timestep_embedding(t, self.model_channels).to(mlp[0].weight.dtype))
+        return self.time_embed(timestep_embedding(t, self.model_channels))
 
     def prepare(self, cond: Tensor, size: tuple[int, int]) -> tuple[Tensor]:
         """cond [B,Cc,h*k,w*k] (k: cond_factor) for a z_t of `size` (h, w) -> its features [B,Cf,h,w],
@@ -247,27 +245,15 @@ class WindowAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x [B,C,H,W], H and W multiples of the window."""
-        b, c, height, width = x.shape
-        w, s = self.window, self.shift
-        x = x.permute(0, 2, 3, 1)  # [B,H,W,C]: a view in channels_last
-        if s:
-            x = x.roll((-s, -s), (1, 2))
-        rows, columns, d = height // w, width // w, c // self.heads
-        windows = (
-            self.qkv(x)
-            .view(b, rows, w, columns, w, 3, self.heads, d)
-            .permute(5, 0, 1, 3, 6, 2, 4, 7)
+        (height, width), w, s = x.shape[-2:], self.window, self.shift
+        x = x.permute(0, 2, 3, 1).roll((-s, -s), (1, 2)) if s else x.permute(0, 2, 3, 1)
+        q, k, v = rearrange(
+            self.qkv(x), "b (i y) (j x) (n h d) -> n (b i j) h (y x) d", n=3, h=self.heads, y=w, x=w
         )
-        q, k, v = (part.reshape(b * rows * columns, self.heads, w * w, d) for part in windows)
         x = _attention(q, k, v, self.bias(height, width, q))
-        x = (
-            x.view(b, rows, columns, self.heads, w, w, d)
-            .permute(0, 1, 4, 2, 5, 3, 6)
-            .reshape(b, height, width, c)
-        )
-        if s:
-            x = x.roll((s, s), (1, 2))
-        return self.proj(x).permute(0, 3, 1, 2)
+        i, j = height // w, width // w
+        x = rearrange(x, "(b i j) h (y x) d -> b (i y) (j x) (h d)", i=i, j=j, y=w)
+        return self.proj(x.roll((s, s), (1, 2)) if s else x).permute(0, 3, 1, 2)
 
     def bias(self, height: int, width: int, like: Tensor) -> Tensor:
         """Additive bias of the logits in `like`'s dtype: [1,heads,N,N], with a shift [windows of a
@@ -344,23 +330,19 @@ def shift_mask(
             + (x >= width - window).int()
             + (x >= width - shift).int()
         )
-    region = (
-        region.reshape(height // window, window, width // window, window)
-        .transpose(1, 2)
-        .reshape(-1, 1, window * window)
-    )
+    region = rearrange(region, "(i y) (j x) -> (i j) 1 (y x)", y=window, x=window)
     return BLOCKED * (region[..., :, None] != region[..., None, :]).to(dtype)
 
 
 @lru_cache(maxsize=32)
-def _cached(build, *key) -> Tensor:
+def _cached(build: Callable[..., Tensor], *key: Hashable) -> Tensor:
     with torch.inference_mode(
         False
     ):  # a tensor made in inference mode could never be used in training again
         return build(*key)
 
 
-def _constant(build, *key) -> Tensor:
+def _constant(build: Callable[..., Tensor], *key: Hashable) -> Tensor:
     """`build(*key)`, kept for the last 32 keys. A graph being compiled builds it itself: its
     tensors must not be cached.
     """
@@ -373,11 +355,8 @@ def _constant(build, *key) -> Tensor:
 def _check(cfg: ResShiftNetConfig) -> list[int]:
     """Residual blocks of each level; ValueError for what cannot be built."""
     levels = len(cfg.channel_mult)
-    blocks = (
-        [cfg.num_res_blocks] * levels
-        if isinstance(cfg.num_res_blocks, int)
-        else list(cfg.num_res_blocks)
-    )
+    blocks = cfg.num_res_blocks
+    blocks = [blocks] * levels if isinstance(blocks, int) else list(blocks)
     if len(blocks) != levels or min(blocks, default=0) < 1:
         raise ValueError(
             f"network.num_res_blocks={cfg.num_res_blocks} does not fit network.channel_mult={cfg.channel_mult}: "
@@ -412,10 +391,7 @@ def _feature_extractor(cfg: ResShiftNetConfig) -> tuple[nn.Module, int]:
         return nn.Identity(), cfg.cond_channels
     layers, channels, width = [], cfg.cond_channels, 16
     for _ in range(cfg.cond_factor.bit_length() - 1):
-        layers += [
-            nn.Conv2d(channels, width, 3, padding=1),
-            nn.SiLU(),
-            Downsample(width, 2 * width),
-        ]
+        layers += [nn.Conv2d(channels, width, 3, padding=1), nn.SiLU()]
+        layers += [Downsample(width, 2 * width)]
         channels = width = 2 * width
     return nn.Sequential(*layers), channels

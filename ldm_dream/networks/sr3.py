@@ -20,9 +20,11 @@ import torch
 from torch import Tensor, nn
 
 from ldm_dream.config.networks import SR3Config
+from ldm_dream.networks.base import Network
 from ldm_dream.networks.layers import (
     Attention,
     Dropout,
+    EmbeddingMLP,
     GroupNorm,
     LastConv2d,
     Upsample,
@@ -32,7 +34,7 @@ from ldm_dream.networks.layers import (
 )
 
 
-class SR3Net(nn.Module):
+class SR3Net(Network):
     """At the config's defaults the published 16 -> 128 face network with 97,807,491 parameters."""
 
     sees_noise_level = True
@@ -44,11 +46,7 @@ class SR3Net(nn.Module):
         self.repeated_blocks = (Block,)
         self.multiple = 2 ** (len(cfg.channel_mult) - 1)
         self.inner = cfg.model_channels
-        self.noise_level_mlp = nn.Sequential(
-            nn.Linear(cfg.model_channels, 4 * cfg.model_channels),
-            nn.SiLU(),
-            nn.Linear(4 * cfg.model_channels, cfg.model_channels),
-        )
+        self.noise_level_mlp = EmbeddingMLP(cfg.model_channels, cfg.model_channels)
         sizes = [cfg.image_size >> level for level in range(len(cfg.channel_mult))]
         widths = [cfg.model_channels * mult for mult in cfg.channel_mult]
         width = cfg.model_channels
@@ -84,10 +82,9 @@ class SR3Net(nn.Module):
         self.conv_out = LastConv2d(width, cfg.out_channels, 3, padding=1)
         orthogonal(self)
 
-    def embed(self, noise_level: Tensor) -> Tensor:
-        """noise_level [B] in [0,1] -> what every block receives of it, [B,E]."""
-        mlp = self.noise_level_mlp
-        return mlp(noise_level_embedding(noise_level, self.inner).to(mlp[0].weight.dtype))
+    def embed(self, t: Tensor) -> Tensor:
+        """t [B], noise level sqrt(abar) in [0,1] -> what every block receives of it, [B,E]."""
+        return self.noise_level_mlp(noise_level_embedding(t, self.inner))
 
     def prepare(self, cond: Tensor, size: tuple[int, int]) -> tuple[Tensor]:
         """cond [B,Cc,h,w] for a z_t of `size` (h, w) -> what `forward` takes of it."""

@@ -9,9 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ldm_dream.config.model import TAESDConfig
+from ldm_dream.networks.base import Autoencoder
 
 
-class TAESD(nn.Module):
+class TAESD(Autoencoder):
     """Tiny autoencoder of the TAESD family (github.com/madebyollin/taesd @2a1b414; MIT), key for
     key. No codebook; 8x down.
 
@@ -25,10 +26,10 @@ class TAESD(nn.Module):
     def __init__(self, cfg: TAESDConfig):
         super().__init__()
         self.channels, self.latent_scale = cfg.latent_channels, cfg.latent_scale
-        width, branch = 64, cfg.group_norm_branch
+        width, inner = 64, PooledTAESDBlock if cfg.group_norm_branch else TAESDBlock
 
-        def blocks(branch: bool = False) -> list[nn.Module]:
-            return [TAESDBlock(width, branch) for _ in range(3)]
+        def blocks(kind: type[TAESDBlock] = TAESDBlock) -> list[TAESDBlock]:
+            return [kind(width) for _ in range(3)]
 
         def down() -> nn.Module:
             return nn.Conv2d(width, width, 3, stride=2, padding=1, bias=False)
@@ -37,11 +38,11 @@ class TAESD(nn.Module):
             return [nn.Upsample(scale_factor=2), nn.Conv2d(width, width, 3, padding=1, bias=False)]
 
         self.encoder = nn.Sequential(
-            nn.Conv2d(3, width, 3, padding=1), TAESDBlock(width), down(), *blocks(), down(), *blocks(), down(), *blocks(branch),
+            nn.Conv2d(3, width, 3, padding=1), TAESDBlock(width), down(), *blocks(), down(), *blocks(), down(), *blocks(inner),
             nn.Conv2d(width, cfg.latent_channels, 3, padding=1),
         )  # fmt: skip
         self.decoder = nn.Sequential(
-            SoftClamp(), nn.Conv2d(cfg.latent_channels, width, 3, padding=1), nn.ReLU(), *blocks(branch), *up(), *blocks(), *up(),
+            SoftClamp(), nn.Conv2d(cfg.latent_channels, width, 3, padding=1), nn.ReLU(), *blocks(inner), *up(), *blocks(), *up(),
             *blocks(), *up(), TAESDBlock(width), nn.Conv2d(width, 3, 3, padding=1),
         )  # fmt: skip
 
@@ -55,27 +56,32 @@ class TAESD(nn.Module):
 
 
 class TAESDBlock(nn.Module):
-    """relu(x + three convolutions of x), the branch added to x first; attribute names are the
-    published ones.
-    """
+    """relu(x + three convolutions of x); attribute names are the published ones."""
 
-    def __init__(self, width: int, branch: bool = False):
+    def __init__(self, width: int):
         super().__init__()
         convs = [nn.Conv2d(width, width, 3, padding=1) for _ in range(3)]
         self.conv = nn.Sequential(convs[0], nn.ReLU(), convs[1], nn.ReLU(), convs[2])
-        if branch:
-            wide = 4 * width
-            self.pool = nn.Sequential(
-                nn.Conv2d(width, wide, 1, bias=False),
-                nn.GroupNorm(4, wide),
-                nn.ReLU(),
-                nn.Conv2d(wide, width, 1, bias=False),
-            )
 
     def forward(self, x: Tensor) -> Tensor:
-        if hasattr(self, "pool"):
-            x = x + self.pool(x)
         return F.relu(x + self.conv(x))
+
+
+class PooledTAESDBlock(TAESDBlock):
+    """The same of x + pool(x)."""
+
+    def __init__(self, width: int):
+        super().__init__(width)
+        wide = 4 * width
+        self.pool = nn.Sequential(
+            nn.Conv2d(width, wide, 1, bias=False),
+            nn.GroupNorm(4, wide),
+            nn.ReLU(),
+            nn.Conv2d(wide, width, 1, bias=False),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x + self.pool(x))
 
 
 class SoftClamp(nn.Module):

@@ -13,10 +13,12 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 
 from dream_kernels import vq_lookup
 from ldm_dream.config.model import VQGANConfig
+from ldm_dream.networks.base import Autoencoder
 from ldm_dream.networks.layers import GroupNorm
 
 
@@ -27,7 +29,7 @@ class Quantized(NamedTuple):
     commitment_loss: Tensor  # moves latents towards codes: mean |h - sg(e)|^2
 
 
-class VQGAN(nn.Module):
+class VQGAN(Autoencoder):
     """VQGAN; at the config's defaults LDM's vq-f4 with 55,322,782 parameters."""
 
     bound = None
@@ -63,7 +65,8 @@ class VQGAN(nn.Module):
         """
         h = self.quant_conv(self.encoder(x))
         quantized = self.quantize(h) if quantize else None
-        return self.decoder(self.post_quant_conv(quantized.h if quantize else h)), quantized
+        chosen = h if quantized is None else quantized.h
+        return self.decoder(self.post_quant_conv(chosen)), quantized
 
 
 class Codebook(nn.Module):
@@ -114,8 +117,7 @@ class ResBlock(nn.Module):
         self.conv1 = nn.Conv2d(cin, cout, 3, padding=1)
         self.norm2 = norm(cfg, cout, silu=True)
         self.conv2 = nn.Conv2d(cout, cout, 3, padding=1)
-        if cin != cout:
-            self.nin_shortcut = nn.Conv2d(cin, cout, 1)
+        self.nin_shortcut = nn.Conv2d(cin, cout, 1) if cin != cout else nn.Identity()
         if (
             cfg.norm == "none"
         ):  # without norms the residual branches start at zero, so that depth does not add up variance
@@ -124,7 +126,7 @@ class ResBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         h = self.conv1(self.norm1(x))
         h = self.conv2(self.norm2(h))
-        return (self.nin_shortcut(x) if hasattr(self, "nin_shortcut") else x) + h
+        return self.nin_shortcut(x) + h
 
 
 class Attention(nn.Module):
@@ -138,14 +140,11 @@ class Attention(nn.Module):
         self.q, self.k, self.v, self.proj_out = (nn.Conv2d(channels, channels, 1) for _ in range(4))
 
     def forward(self, x: Tensor) -> Tensor:
-        b, c, height, width = x.shape
         h = self.norm(x)
-        q, k, v = (
-            layer(h).reshape(b, 1, c, height * width).transpose(2, 3)
-            for layer in (self.q, self.k, self.v)
-        )
-        h = F.scaled_dot_product_attention(q, k, v)
-        return x + self.proj_out(h.transpose(2, 3).reshape(b, c, height, width))
+        layers = self.q, self.k, self.v
+        q, k, v = (rearrange(layer(h), "b c h w -> b 1 (h w) c") for layer in layers)
+        tokens = F.scaled_dot_product_attention(q, k, v)
+        return x + self.proj_out(rearrange(tokens, "b 1 (h w) c -> b c h w", h=x.shape[2]))
 
 
 class Downsample(nn.Module):
@@ -171,34 +170,41 @@ class Level(nn.Module):
     the resampling.
     """
 
-    def __init__(self, cfg: VQGANConfig, cin: int, cout: int, blocks: int, attention: bool):
+    def __init__(
+        self,
+        cfg: VQGANConfig,
+        cin: int,
+        cout: int,
+        blocks: int,
+        attention: bool,
+        down: bool = False,
+        up: bool = False,
+    ):
         super().__init__()
         self.block = nn.ModuleList(
             ResBlock(cfg, cin if i == 0 else cout, cout) for i in range(blocks)
         )
         self.attn = nn.ModuleList(Attention(cfg, cout) for _ in range(blocks if attention else 0))
+        self.downsample = Downsample(cout) if down else nn.Identity()
+        self.upsample = Upsample(cout) if up else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
         for i, block in enumerate(self.block):
             x = block(x)
             if self.attn:
                 x = self.attn[i](x)
-        if hasattr(self, "downsample"):
-            x = self.downsample(x)
-        return self.upsample(x) if hasattr(self, "upsample") else x
+        return self.upsample(self.downsample(x))
 
 
 class Middle(nn.Module):
     def __init__(self, cfg: VQGANConfig, channels: int):
         super().__init__()
         self.block_1 = ResBlock(cfg, channels, channels)
-        if cfg.mid_attention:
-            self.attn_1 = Attention(cfg, channels)
+        self.attn_1 = Attention(cfg, channels) if cfg.mid_attention else nn.Identity()
         self.block_2 = ResBlock(cfg, channels, channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.block_1(x)
-        return self.block_2(self.attn_1(x) if hasattr(self, "attn_1") else x)
+        return self.block_2(self.attn_1(self.block_1(x)))
 
 
 def _blocks(cfg: VQGANConfig) -> list[int]:
@@ -222,13 +228,9 @@ class Encoder(nn.Module):
         self.down = nn.ModuleList()
         channels = cfg.ch
         for i, (mult, blocks) in enumerate(zip(cfg.ch_mult, _blocks(cfg))):
-            level = Level(
-                cfg, channels, cfg.ch * mult, blocks, cfg.resolution // 2**i in cfg.attn_resolutions
-            )
+            attends, down = cfg.resolution // 2**i in cfg.attn_resolutions, i < len(cfg.ch_mult) - 1
+            self.down.append(Level(cfg, channels, cfg.ch * mult, blocks, attends, down=down))
             channels = cfg.ch * mult
-            if i < len(cfg.ch_mult) - 1:
-                level.downsample = Downsample(channels)
-            self.down.append(level)
         self.mid = Middle(cfg, channels)
         self.norm_out = norm(cfg, channels, silu=True)
         self.conv_out = nn.Conv2d(channels, cfg.z_channels, 3, padding=1)
@@ -252,17 +254,9 @@ class Decoder(nn.Module):
         self.mid = Middle(cfg, channels)
         levels = []
         for i, (mult, blocks) in reversed(list(enumerate(zip(cfg.ch_mult, _blocks(cfg))))):
-            level = Level(
-                cfg,
-                channels,
-                cfg.ch * mult,
-                blocks + 1,
-                cfg.resolution // 2**i in cfg.attn_resolutions,
-            )
+            attends = cfg.resolution // 2**i in cfg.attn_resolutions
+            levels.insert(0, Level(cfg, channels, cfg.ch * mult, blocks + 1, attends, up=i > 0))
             channels = cfg.ch * mult
-            if i > 0:
-                level.upsample = Upsample(channels)
-            levels.insert(0, level)
         self.up = nn.ModuleList(levels)
         self.norm_out = norm(cfg, channels, silu=True)
         self.conv_out = nn.Conv2d(channels, 3, 3, padding=1)

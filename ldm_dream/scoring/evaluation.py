@@ -149,7 +149,7 @@ class Evaluator:
             self.absent["consistency_x1e5"] = "needs the LR pictures; name their folder (--lr)."
         else:
             metrics["consistency_x1e5"] = lambda: 1e5 * consistency(sr, lr)
-        row = {"picture": picture, "method": method}
+        row: dict[str, str | float] = {"picture": picture, "method": method}
         for name, metric in metrics.items():
             try:
                 row[name] = metric()
@@ -170,17 +170,8 @@ class Evaluator:
                 "no picture was scored: none has such a name; look at --hr and --match."
             )
         averages, texts = means(self.rows), self.protocol.texts(self.scale)
-        for method, found in self._sr_features.items():
-            sr, hr = (
-                torch.stack(list(found.values())),
-                torch.stack([self._hr_features[picture] for picture in found]),
-            )
-            described = self.sets.describe(*sr.shape)
-            texts |= described
-            try:
-                averages[method] |= self.sets.compare(sr, hr)
-            except MetricUnavailable as reason:
-                self.absent |= dict.fromkeys(described, str(reason))
+        if self.sets is not None:
+            texts |= self._add_sets(self.sets, averages)
         shown = {metric for row in averages.values() for metric in row}
         return {
             "scale": self.scale,
@@ -193,6 +184,20 @@ class Evaluator:
             "absent": self.absent,
             "rows": self.rows,
         }
+
+    def _add_sets(self, sets: SetMetric, averages: dict[str, dict[str, float]]) -> dict[str, str]:
+        """The metrics of each method's whole set go into its `averages`; -> what they are."""
+        texts = {}
+        for method, found in self._sr_features.items():
+            sr = torch.stack(list(found.values()))
+            hr = torch.stack([self._hr_features[picture] for picture in found])
+            described = sets.describe(*sr.shape)
+            texts |= described
+            try:
+                averages[method] |= sets.compare(sr, hr)
+            except MetricUnavailable as reason:
+                self.absent |= dict.fromkeys(described, str(reason))
+        return texts
 
 
 def report_text(report: dict) -> str:

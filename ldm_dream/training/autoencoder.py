@@ -12,7 +12,7 @@ from ldm_dream.config.model import VQGANConfig
 from ldm_dream.config.run import AutoencoderRun
 from ldm_dream.data.pairs import Batch
 from ldm_dream.errors import UserError
-from ldm_dream.networks.vqgan import VQGAN
+from ldm_dream.networks.vqgan import VQGAN, Quantized
 from ldm_dream.training import distributed
 from ldm_dream.training.objective import Part
 
@@ -34,47 +34,35 @@ class AutoencoderObjective:
             )
         self.run, self.lpips = run, lpips
         self.model = VQGAN(run.autoencoder)
-        self.discriminator = _patch_discriminator() if cfg.adversarial else None
-        self.trained = nn.ModuleDict(
-            {"model": self.model, "usage": CodeUsage(run.autoencoder.n_embed)}
-        )
-        self.trained["usage"].initialised.fill_(
-            run.train.init_from is not None
-        )  # a codebook that was trained is kept
+        self.call: nn.Module = self.model  # as it is called in training
+        self.critic = Critic() if cfg.adversarial else None
+        # a codebook that was trained is kept
+        self.usage = CodeUsage(run.autoencoder.n_embed, run.train.init_from is not None)
+        self.trained = nn.ModuleDict({"model": self.model, "usage": self.usage})
         self.parts = [Part("autoencoder", list(self.model.parameters()), self.loss)]
-        if self.discriminator is not None:
-            self.trained["discriminator"] = self.discriminator
-            parameters = list(self.discriminator.parameters())
-            self.parts.append(
-                Part("discriminator", parameters, self.discriminator_loss, cfg.adversarial_start)
-            )
-        self.network, self.critic = (
-            self.model,
-            self.discriminator,
-        )  # as called in training: see share_gradients
-        self._made: deque[tuple[Tensor, Tensor]] = (
-            deque()
-        )  # (real, fake) of this step, for the discriminator's part
+        if self.critic is not None:
+            discriminator, start = self.critic.discriminator, cfg.adversarial_start
+            self.trained["discriminator"] = discriminator
+            parameters = list(discriminator.parameters())
+            self.parts.append(Part("discriminator", parameters, self.critic.loss, start))
 
     def share_gradients(self) -> None:
-        self.network = distributed.share_gradients(
-            self.model, some_unused=True
-        )  # the codebook, before it begins
-        if self.discriminator is not None:
-            self.critic = distributed.share_gradients(self.discriminator)
+        # the codebook is unused before it begins
+        self.call = distributed.share_gradients(self.model, some_unused=True)
+        if self.critic is not None:
+            self.critic.share_gradients()
 
     def loss(
         self, batch: Batch, step: int, generator: torch.Generator
     ) -> tuple[Tensor, dict[str, Tensor]]:
         cfg, x = self.run.loss, batch.hr
-        usage: CodeUsage = self.trained["usage"]
         quantizes = step >= cfg.codebook_start
         if quantizes:
-            usage.start(self.model, x, generator)
-        fake, quantized = self.network(x, quantizes)
+            self.usage.start(self.model, x, generator)
+        fake, quantized = self.call(x, quantizes)
         logged = {"l1": F.l1_loss(fake.float(), x)}
         reconstruction = cfg.l1 * logged["l1"]
-        if cfg.lpips:
+        if cfg.lpips and self.lpips is not None:
             logged["lpips"] = self.lpips(fake, x).mean()
             reconstruction = reconstruction + cfg.lpips * logged["lpips"]
         total = reconstruction
@@ -85,28 +73,17 @@ class AutoencoderObjective:
                 + cfg.commitment * quantized.commitment_loss
             )
             logged["quantization"] = quantized.commitment_loss
-            logged["codes_used"], logged["codes_revived"] = usage.update(
+            logged["codes_used"], logged["codes_revived"] = self.usage.update(
                 self.model, quantized, x, cfg.revive_after, generator
             )
-        if self.discriminator is not None and step >= cfg.adversarial_start:
-            adversarial = -self.discriminator.requires_grad_(False)(fake).float().mean()
+        if self.critic is not None and step >= cfg.adversarial_start:
+            adversarial = self.critic.adversarial(x, fake)
             total = (
                 total
                 + cfg.adversarial * self._adaptive_weight(reconstruction, adversarial) * adversarial
             )
             logged["adversarial"] = adversarial
-            self._made.append((x, fake.detach()))
         return total, logged
-
-    def discriminator_loss(
-        self, batch: Batch, step: int, generator: torch.Generator
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Hinge loss on the reconstruction that the autoencoder's part has just made of this batch."""
-        real, fake = self._made.popleft()
-        self.discriminator.requires_grad_(True)
-        on_real, on_fake = self.critic(real).float(), self.critic(fake).float()
-        hinge = 0.5 * (F.relu(1 - on_real).mean() + F.relu(1 + on_fake).mean())
-        return hinge, {"hinge": hinge.detach()}
 
     def _adaptive_weight(self, reconstruction: Tensor, adversarial: Tensor) -> Tensor:
         """|d reconstruction / d w| / |d adversarial / d w| at the decoder's last layer (Eq. 7)."""
@@ -116,7 +93,34 @@ class AutoencoderObjective:
         return (wanted / (given + 1e-4)).clamp(0, 1e4).detach()
 
     def evaluate(self, hr: Tensor, lr: Tensor, generator: torch.Generator) -> Tensor:
-        return self.model(hr, bool(self.trained["usage"].initialised))[0]
+        return self.model(hr, bool(self.usage.initialised))[0]
+
+
+class Critic:
+    """The discriminator: what it says of a reconstruction, then its own step on the same one."""
+
+    def __init__(self):
+        self.discriminator = _patch_discriminator()
+        self.call = self.discriminator  # as it is called in its own step
+        self._made: deque[tuple[Tensor, Tensor]] = deque()  # (real, fake) of this step
+
+    def share_gradients(self) -> None:
+        self.call = distributed.share_gradients(self.discriminator)
+
+    def adversarial(self, real: Tensor, fake: Tensor) -> Tensor:
+        """The autoencoder's loss, which spares the discriminator's weights; keeps the pair."""
+        self._made.append((real, fake.detach()))
+        return -self.discriminator.requires_grad_(False)(fake).float().mean()
+
+    def loss(
+        self, batch: Batch, step: int, generator: torch.Generator
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Hinge loss on the reconstruction that the autoencoder's part has just made of this batch."""
+        real, fake = self._made.popleft()
+        self.discriminator.requires_grad_(True)
+        on_real, on_fake = self.call(real).float(), self.call(fake).float()
+        hinge = 0.5 * (F.relu(1 - on_real).mean() + F.relu(1 + on_fake).mean())
+        return hinge, {"hinge": hinge.detach()}
 
 
 class CodeUsage(nn.Module):
@@ -124,10 +128,13 @@ class CodeUsage(nn.Module):
     of the batch.
     """
 
-    def __init__(self, codes: int):
+    idle: Tensor  # int64 [codes]
+    initialised: Tensor  # bool: the codebook holds latents, no random numbers
+
+    def __init__(self, codes: int, initialised: bool):
         super().__init__()
         self.register_buffer("idle", torch.zeros(codes, dtype=torch.int64))
-        self.register_buffer("initialised", torch.zeros((), dtype=torch.bool))
+        self.register_buffer("initialised", torch.tensor(initialised))
 
     @torch.no_grad()
     def start(self, model: VQGAN, x: Tensor, generator: torch.Generator) -> None:
@@ -140,7 +147,12 @@ class CodeUsage(nn.Module):
 
     @torch.no_grad()
     def update(
-        self, model: VQGAN, quantized, x: Tensor, revive_after: int, generator: torch.Generator
+        self,
+        model: VQGAN,
+        quantized: Quantized,
+        x: Tensor,
+        revive_after: int,
+        generator: torch.Generator,
     ) -> tuple[Tensor, Tensor]:
         """-> (share of the codebook chosen in this batch, codes moved: none of a frozen codebook)."""
         codes = model.quantize.embedding.weight

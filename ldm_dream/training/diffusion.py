@@ -10,11 +10,12 @@ from torch import Tensor, nn
 
 from ldm_dream.config.run import DiffusionRun
 from ldm_dream.data.pairs import Batch
-from ldm_dream.data.resize import upsample
+from ldm_dream.data.resize import size_of, upsample
 from ldm_dream.denoiser import Denoiser
 from ldm_dream.errors import UserError
 from ldm_dream.loss import diffusion_loss
 from ldm_dream.networks import build_network
+from ldm_dream.networks.base import Autoencoder
 from ldm_dream.process import build_process
 from ldm_dream.sampler import gaussian, sample
 from ldm_dream.training import distributed
@@ -26,7 +27,7 @@ class DiffusionObjective:
     weights, ValueError for a network that cannot be built.
     """
 
-    def __init__(self, run: DiffusionRun, autoencoder: nn.Module, lpips: nn.Module | None):
+    def __init__(self, run: DiffusionRun, autoencoder: Autoencoder, lpips: nn.Module | None):
         if run.loss.lpips and lpips is None:
             raise UserError(
                 "loss.lpips is set but lpips_weights is not: "
@@ -61,7 +62,7 @@ class DiffusionObjective:
         """(z0, z_lr): cached ones if the batch brings them."""
         if batch.z0 is not None and batch.z_lr is not None:
             return batch.z0, batch.z_lr
-        pictures = torch.cat([batch.hr, upsample(batch.lr, batch.hr.shape[-2:])])
+        pictures = torch.cat([batch.hr, upsample(batch.lr, size_of(batch.hr))])
         z0, z_lr = self.autoencoder.encode(pictures).float().chunk(2)
         return z0, z_lr
 
@@ -79,7 +80,7 @@ class DiffusionObjective:
 
     def evaluate(self, hr: Tensor, lr: Tensor, generator: torch.Generator) -> Tensor:
         """SR picture [1,3,H,W] of one validation pair with the config's sampler."""
-        z_lr = self.autoencoder.encode(upsample(lr, hr.shape[-2:])).float()
+        z_lr = self.autoencoder.encode(upsample(lr, size_of(hr))).float()
         inputs, noise = self.denoiser.prepare(lr, z_lr), gaussian(z_lr, generator)
         z0 = sample(self.denoiser, inputs, self.run.sampler, noise, clip=self.autoencoder.bound)
         return self.autoencoder.decode(z0)

@@ -58,12 +58,16 @@ def share_gradients(module: nn.Module, some_unused: bool = False) -> nn.Module:
     """
     if not dist.is_initialized():
         return module
-    options = {"gradient_as_bucket_view": True, "find_unused_parameters": some_unused}
     with (
         warnings.catch_warnings()
     ):  # the successor of broadcast_buffers is not in all supported versions of torch
         warnings.simplefilter("ignore", FutureWarning)
-        return DistributedDataParallel(module, broadcast_buffers=False, **options)
+        return DistributedDataParallel(
+            module,
+            broadcast_buffers=False,
+            gradient_as_bucket_view=True,
+            find_unused_parameters=some_unused,
+        )
 
 
 def mean(x: Tensor) -> Tensor:

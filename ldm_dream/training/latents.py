@@ -11,11 +11,12 @@ from __future__ import annotations
 from dataclasses import replace
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ldm_dream.data.blind import to_levels
 from ldm_dream.data.pairs import Batch, PairDataset, permutation, to_float
-from ldm_dream.data.resize import upsample
+from ldm_dream.data.resize import size_of, upsample
+from ldm_dream.networks.base import Autoencoder
 
 
 class LatentDataset:
@@ -23,7 +24,7 @@ class LatentDataset:
     memory in half precision.
     """
 
-    def __init__(self, pairs: PairDataset, autoencoder: nn.Module, pool: int):
+    def __init__(self, pairs: PairDataset, autoencoder: Autoencoder, pool: int):
         self.pairs, self.autoencoder, self.pool = pairs, autoencoder, pool
         self._cache: dict[
             int, tuple[Tensor, Tensor]
@@ -53,7 +54,7 @@ class LatentDataset:
         """Made alone, so that no bit depends on which samples of the batch were new."""
         sample = self.pairs.samples([n])
         device = next(self.autoencoder.parameters()).device
-        both = torch.cat([sample.hr, upsample(sample.lr, sample.hr.shape[-2:])])
+        both = torch.cat([sample.hr, upsample(sample.lr, size_of(sample.hr))])
         latents = self.autoencoder.encode(both.to(device, memory_format=torch.channels_last)).to(
             "cpu", torch.float16
         )

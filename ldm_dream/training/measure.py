@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ldm_dream.config.run import AutoencoderRun
 from ldm_dream.data.pairs import PairDataset
-from ldm_dream.networks.vqgan import VQGAN
+from ldm_dream.networks.autoencoders import build_autoencoder
 
 BATCHES = 16
 
@@ -17,7 +17,8 @@ def latent_scale(run: AutoencoderRun, state: dict[str, Tensor]) -> float:
     """1 / std of the unscaled latents over 16 training batches, so that a process meets about unit
     variance.
     """
-    autoencoder = VQGAN(run.autoencoder.model_copy(update={"latent_scale": 1.0})).eval()
+    unscaled = run.autoencoder.model_copy(update={"latent_scale": 1.0})
+    autoencoder = build_autoencoder(unscaled).eval()
     autoencoder.load_state_dict(state)
     data = PairDataset(run.data, 1, run.seed)
     latents = [autoencoder.encode(data.batch(i, run.train.batch_size).hr) for i in range(BATCHES)]

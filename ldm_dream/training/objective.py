@@ -26,9 +26,20 @@ class Part:
 
 
 class Objective(Protocol):
-    model: nn.Module  # averaged by EMA, and released
-    trained: nn.Module  # all that a checkpoint must hold
-    parts: list[Part]  # in the order in which they are stepped
+    @property
+    def model(self) -> nn.Module:
+        """What is averaged by EMA, and released."""
+        ...
+
+    @property
+    def trained(self) -> nn.Module:
+        """All that a checkpoint must hold."""
+        ...
+
+    @property
+    def parts(self) -> list[Part]:
+        """In the order in which they are stepped."""
+        ...
 
     def share_gradients(self) -> None:
         """Called once, before the first step: gradients become means over all processes."""

@@ -21,6 +21,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from ldm_dream import __version__
 from ldm_dream.config.files import dump_config
@@ -35,6 +36,7 @@ from ldm_dream.model_folder import (
     save_model,
 )
 from ldm_dream.networks import compile_blocks
+from ldm_dream.networks.base import Network
 from ldm_dream.scoring.metrics import load_lpips
 from ldm_dream.training import distributed
 from ldm_dream.training.autoencoder import AutoencoderObjective
@@ -71,6 +73,7 @@ def train(run: Run, run_dir: Path) -> None:
         while step < cfg.steps:
             scalars = trainer.step(step)
             step += 1
+            log.bar.update()
             if step % cfg.log_every == 0 or step == cfg.steps:
                 means = {k: distributed.mean(v.detach()).item() for k, v in scalars.items()}
                 log(step, means | {"learning_rate": learning_rate(cfg, step - 1)})
@@ -85,6 +88,7 @@ def train(run: Run, run_dir: Path) -> None:
         if is_first:
             with trainer.averaged():
                 release(trainer.run, run_dir / "model", trainer.objective.model)
+        log.bar.close()
         log.line(f"done: {run_dir / 'model'}")
 
 
@@ -104,9 +108,10 @@ class Trainer:
         model = self.objective.model
         if cfg.init_from:
             load_weights(model, find_model(cfg.init_from) / "model.safetensors")
-        self.objective.trained.to(device, memory_format=self.layout).train()
+        self.objective.trained.to(device).to(memory_format=self.layout).train()
         _freeze(model, cfg.freeze)
-        if cfg.compile or (cfg.compile is None and device.type == "cuda" and not run.data.scales):
+        by_default = device.type == "cuda" and not run.data.scales
+        if isinstance(model, Network) and (by_default if cfg.compile is None else cfg.compile):
             cache = str((run_dir / "compiled").resolve())  # a resumed run starts warm
             os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", cache)
             compile_blocks(model)
@@ -123,7 +128,7 @@ class Trainer:
         run = run.model_copy(update={"autoencoder": resolve_autoencoder(run.autoencoder)})
         data = PairDataset(run.data, run.scale, run.seed)
         autoencoder = load_autoencoder(run.autoencoder)
-        autoencoder.to(self.device, memory_format=self.layout)
+        autoencoder.to(self.device).to(memory_format=self.layout)
         objective = DiffusionObjective(run, autoencoder, self.lpips)
         if run.data.cache_latents:
             return run, objective, LatentDataset(data, autoencoder, run.data.cache_latents)
@@ -171,7 +176,7 @@ class Trainer:
             scalars[f"grad_norm/{part.name}"] = norm
         decay = min(cfg.ema, (2 + step) / (11 + step))  # short memory at the start
         weights = [p.detach() for p in self.objective.model.parameters()]
-        torch._foreach_lerp_(self.ema, weights, 1 - decay)
+        torch._foreach_lerp_(self.ema, weights, 1 - decay)  # type: ignore  # no public name
         return scalars
 
     @contextmanager
@@ -258,19 +263,22 @@ def _put(model: nn.Module, values: list[Tensor]) -> None:
 
 
 class Log:
-    """One call writes the numbers to `metrics.jsonl` and a line to stdout; nothing unless this is
-    the run's first process.
+    """One call writes the numbers to `metrics.jsonl` and a line to stdout, above a progress bar
+    where stderr is a terminal; nothing unless this is the run's first process.
     """
 
     def __init__(self, run_dir: Path, step: int, steps: int, active: bool):
         run_dir.mkdir(parents=True, exist_ok=True)
         self.path, self.steps, self.active = run_dir / "metrics.jsonl", steps, active
         self.since, self.at = time.monotonic(), step
+        off = None if active else True  # None: only on a terminal
+        self.bar = tqdm(initial=step, total=steps, unit="step", disable=off, dynamic_ncols=True)
 
     def __call__(self, step: int, scalars: dict[str, float]) -> None:
         if not self.active:
             return
         row = {"step": step, **scalars}
+        self.bar.set_postfix({k: v for k, v in scalars.items() if k.startswith("loss/")})
         if step > self.at:
             now = time.monotonic()
             row["steps_per_second"] = (step - self.at) / (now - self.since)
@@ -286,8 +294,9 @@ class Log:
 
     def line(self, text: str) -> None:
         if self.active:
-            sys.stdout.write(text + "\n")
-            sys.stdout.flush()
+            with self.bar.external_write_mode():
+                sys.stdout.write(text + "\n")
+                sys.stdout.flush()
 
 
 def _freeze(model: nn.Module, prefixes: tuple[str, ...]) -> None:

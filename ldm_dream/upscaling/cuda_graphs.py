@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,9 +29,9 @@ class GraphedCall:
     def __init__(self, call: Callable[..., Tensor]):
         self.call = call.__call__  # of a module given as it is, torch would replace forward
         self.calls: Counter[tuple] = Counter()
-        self.graphs: dict[tuple, Callable[..., Tensor]] = {}
+        self.graphs: dict[tuple, Callable[..., Any]] = {}  # torch says no more of their results
 
-    def __call__(self, *inputs) -> Tensor:
+    def __call__(self, *inputs: Any) -> Tensor:
         leaves, structure = tree_flatten(inputs)
         key = (structure, *((leaf.shape, leaf.stride(), leaf.dtype) for leaf in leaves))
         if key not in self.graphs:

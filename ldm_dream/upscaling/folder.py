@@ -42,12 +42,10 @@ class Result:
     error: str | None = None
 
     def __str__(self) -> str:
-        if self.status == "done":
-            sizes = " -> ".join(
-                f"{width}x{height}" for width, height in (self.size_in, self.size_out)
-            )
-            return f"{self.source} -> {self.target}  {sizes}  {self.seconds:.2f} s"
-        return f"{self.source}  {self.status}: {self.error or 'its output is already there.'}"
+        if self.size_in is None or self.size_out is None:
+            return f"{self.source}  {self.status}: {self.error or 'its output is already there.'}"
+        sizes = " -> ".join(f"{width}x{height}" for width, height in (self.size_in, self.size_out))
+        return f"{self.source} -> {self.target}  {sizes}  {self.seconds:.2f} s"
 
 
 def plan_jobs(

@@ -13,7 +13,7 @@ picture; both [B, 3, H, W] in [-1, 1].
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeAlias
+from typing import Any, TypeAlias, TypeVar, overload
 
 import numpy as np
 import PIL.Image
@@ -23,11 +23,21 @@ from torch import Tensor
 
 from ldm_dream.data.images import Image, ImageError
 
-Picture: TypeAlias = "PIL.Image.Image | np.ndarray | Tensor | Image"
-Pack: TypeAlias = "Callable[[Tensor, Tensor | None], Picture]"
+Picture = TypeVar("Picture", PIL.Image.Image, np.ndarray, Tensor, Image)
+Unpacked: TypeAlias = tuple[Tensor, Tensor | None, Callable[[Tensor, Tensor | None], Picture]]
 
 
-def unpack(picture: Picture) -> tuple[Tensor, Tensor | None, Pack]:
+@overload
+def unpack(picture: PIL.Image.Image) -> Unpacked[PIL.Image.Image]: ...
+@overload
+def unpack(picture: np.ndarray) -> Unpacked[np.ndarray]: ...
+@overload
+def unpack(picture: Tensor) -> Unpacked[Tensor]: ...
+@overload
+def unpack(picture: Image) -> Unpacked[Image]: ...
+
+
+def unpack(picture: object) -> Unpacked[Any]:
     """-> rgb, alpha, pack. Raises ImageError for a type, shape or range that is not one of these.
 
     PIL (RGB, RGBA, L, LA, 1, P, CMYK, I;16), numpy [H, W], [H, W, 3] or [H, W, 4] (uint8, uint16,
@@ -47,7 +57,7 @@ def unpack(picture: Picture) -> tuple[Tensor, Tensor | None, Pack]:
     )
 
 
-def _unpack_image(image: Image) -> tuple[Tensor, Tensor | None, Pack]:
+def _unpack_image(image: Image) -> Unpacked[Image]:
     bands = image.pixels if image.alpha is None else np.dstack([image.pixels, image.alpha])
     rgb, alpha, pack_bands = _unpack_array(bands)
 
@@ -60,7 +70,7 @@ def _unpack_image(image: Image) -> tuple[Tensor, Tensor | None, Pack]:
     return rgb, alpha, pack
 
 
-def _unpack_pil(image: PIL.Image.Image) -> tuple[Tensor, Tensor | None, Pack]:
+def _unpack_pil(image: PIL.Image.Image) -> Unpacked[PIL.Image.Image]:
     """Palettes and 1-bit pictures come back as RGB(A) and L: their colours cannot hold what the
     model adds.
     """
@@ -99,9 +109,7 @@ def _unpack_pil(image: PIL.Image.Image) -> tuple[Tensor, Tensor | None, Pack]:
     return rgb, alpha, pack
 
 
-def _unpack_array(
-    bands: np.ndarray, gray_alpha: bool = False
-) -> tuple[Tensor, Tensor | None, Pack]:
+def _unpack_array(bands: np.ndarray, gray_alpha: bool = False) -> Unpacked[np.ndarray]:
     channels = bands.shape[2] if bands.ndim == 3 else 1 if bands.ndim == 2 else 0
     if channels not in (1, 3, 4, *([2] if gray_alpha else [])) or not bands.size:
         raise ImageError(
@@ -135,7 +143,7 @@ def _unpack_array(
     return rgb, alpha, pack
 
 
-def _unpack_tensor(tensor: Tensor) -> tuple[Tensor, None, Pack]:
+def _unpack_tensor(tensor: Tensor) -> Unpacked[Tensor]:
     if (
         tensor.ndim not in (3, 4)
         or tensor.shape[-3] != 3

@@ -80,22 +80,21 @@ class Tiles:
         places = list(
             itertools.product(range(len(inputs[0])), range(len(rows)), range(len(columns)))
         )
-        out = None
-        for first in range(0, len(places), batch_size):
-            group = places[first : first + batch_size]
+        groups = [places[i : i + batch_size] for i in range(0, len(places), batch_size)]
+
+        def made(group: list[tuple[int, int, int]]) -> Tensor:
             tiles = (
                 torch.cat([self._cut(x, picture, rows[i], columns[j]) for picture, i, j in group])
                 for x in inputs
             )
-            result = fn(*tiles).to(inputs[0].device)
-            if out is None:
-                q = result.shape[-1] // min(self.size, self.width)
-                out = result.new_zeros(
-                    len(inputs[0]), result.shape[1], self.height * q, self.width * q
-                )
-                row_shares, column_shares = (
-                    self._shares(n, q).to(out) for n in (self.height, self.width)
-                )
+            return fn(*tiles).to(inputs[0].device)
+
+        result = made(groups[0])  # tells the channels and the size
+        q = result.shape[-1] // min(self.size, self.width)
+        out = result.new_zeros(len(inputs[0]), result.shape[1], self.height * q, self.width * q)
+        row_shares, column_shares = (self._shares(n, q).to(out) for n in (self.height, self.width))
+        results = itertools.chain([result], map(made, groups[1:]))
+        for group, result in zip(groups, results):
             for (picture, i, j), tile in zip(group, result):
                 y, x = rows[i] * q, columns[j] * q
                 view = out[picture, :, y : y + tile.shape[-2], x : x + tile.shape[-1]]

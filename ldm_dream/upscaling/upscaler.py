@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from torch import Tensor
 
 from ldm_dream.config.model import Sampling
 from ldm_dream.data.images import MAX_PIXELS, ImageError
-from ldm_dream.data.resize import imresize_to, upsample
+from ldm_dream.data.resize import imresize_to, size_of, upsample
 from ldm_dream.denoiser import Denoiser, Inputs
 from ldm_dream.errors import UserError
 from ldm_dream.hub import upload
@@ -98,7 +99,7 @@ class TiledDenoiser(Denoiser):
 
         def call(z: Tensor, cond: Tensor) -> Tensor:
             z, cond = on_device(z, self.device), on_device(cond, self.device)
-            features = self.network.prepare(cond, z.shape[-2:])
+            features = self.network.prepare(cond, size_of(z))
             return self.call(z, emb.expand(len(z), -1), *features).float()
 
         z_in = self.process.model_input(z_t, t)
@@ -118,10 +119,10 @@ class Upscaler:
         self.model, self.run = model, model.run
         self.device = _device(device)
         self.dtype = _dtype(dtype, self.device)
-        network = model.network.eval().to(self.device, memory_format=torch.channels_last)
-        self.autoencoder = model.autoencoder.eval()
-        self.autoencoder.to(self.device, memory_format=torch.channels_last)
-        call = network
+        network, self.autoencoder = model.network.eval(), model.autoencoder.eval()
+        for module in (network, self.autoencoder):
+            module.to(self.device).to(memory_format=torch.channels_last)
+        call: Callable[..., Tensor] = network
         if compile:
             compile_blocks(network, dynamic=True)
             if self.device.type == "cuda":
@@ -209,7 +210,7 @@ class Upscaler:
         """
         network = self.run.network
         whole = tile is None and lr.shape[-2] * lr.shape[-1] <= AUTO_TILE**2
-        return network.cond_factor is None and whole and 1 <= scale <= network.max_scale
+        return network.cond_factor is None and whole and 1 <= scale <= network.largest_scale
 
     def _enlarge(self, lr: Tensor, how: Options, sampling: Sampling) -> tuple[Tensor, Tensor]:
         """LR [B, 3, H, W] in [-1, 1] -> result and bicubic base, [B, 3, H * scale, W * scale]."""

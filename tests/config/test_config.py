@@ -1,5 +1,5 @@
-"""Laws of configs: inheritance, overrides, and one clear sentence for every mistake (DESIGN
-sections 2 and 6).
+"""Laws of configs: inheritance, overrides, and one clear sentence for every mistake
+(docs/design.md, Bad input).
 """
 
 import re
@@ -304,6 +304,7 @@ def test_a_mistake_names_the_file_it_stands_in(write):
             ["`data`: degradation has no effect", "leave it out"],
         ),
         ("task: autoencoder\ndata: {cache_latents: 9}", ["`data`: cache_latents has no effect"]),
+        ("task: autoencoder\ntrain: {compile: true}", ["`train`: compile has no effect"]),
         (
             "data: {cache_latents: 9}",
             [": data.cache_latents has no effect with autoencoder.kind=pixel"],

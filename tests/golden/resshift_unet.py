@@ -9,8 +9,8 @@ from torch import Tensor
 
 from golden.reading import Case, watching
 from ldm_dream.config.networks import ResShiftNetConfig
-from ldm_dream.interchange.layouts import RESSHIFT
 from ldm_dream.interchange.published import translate
+from ldm_dream.interchange.systems import RESSHIFT
 from ldm_dream.networks import build_network
 from ldm_dream.networks.resshift import SwinLayer
 from runs import predict

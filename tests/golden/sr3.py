@@ -12,8 +12,8 @@ from golden.reading import Case, watching
 from ldm_dream.config.model import Dream, Sampling
 from ldm_dream.config.networks import SR3Config
 from ldm_dream.denoiser import Denoiser
-from ldm_dream.interchange.layouts import SR3
 from ldm_dream.interchange.published import translate
+from ldm_dream.interchange.systems import SR3
 from ldm_dream.loss import diffusion_loss, estimate
 from ldm_dream.networks import build_network
 from ldm_dream.process import DDPM, linear_abar

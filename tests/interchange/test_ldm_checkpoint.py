@@ -14,8 +14,8 @@ from torch import Tensor
 from conftest import SHARED
 from ldm_dream.config.model import VQGANConfig
 from ldm_dream.config.networks import LDMConfig
-from ldm_dream.interchange.ldm import split_ldm
 from ldm_dream.interchange.published import CheckpointImportError, import_state, load_first_stage
+from ldm_dream.interchange.systems.ldm import split_ldm
 from published_systems import (
     LDM_SCHEDULE,
     SYSTEMS,
@@ -75,7 +75,7 @@ def test_every_key_of_an_ldm_checkpoint_is_accounted_for(ldm, monkeypatch):
         broken = {name: value for name, value in ldm.items() if name != key}
         with pytest.raises(CheckpointImportError):
             parts = split_ldm(broken, "x")
-            import_state(parts.unet, "x")
+            import_state(parts.network, "x")
             import_state(parts.first_stage, "x")
 
 

@@ -22,7 +22,6 @@ from golden import resshift_unet, sr3, vqgan
 from golden.reading import Case
 from ldm_dream.config.model import DDPMConfig, PixelConfig, ResidualShiftConfig, VQGANConfig
 from ldm_dream.config.networks import IDMConfig, LDMConfig, ResShiftNetConfig, SR3Config
-from ldm_dream.interchange.layouts import Config
 from ldm_dream.interchange.published import (
     CheckpointImportError,
     import_state,
@@ -30,6 +29,7 @@ from ldm_dream.interchange.published import (
     published_card,
     published_run,
 )
+from ldm_dream.interchange.system import Config
 from ldm_dream.networks.resshift import SwinBlock
 from published_systems import (
     DIFFUSION,

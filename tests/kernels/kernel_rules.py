@@ -1,4 +1,4 @@
-"""DESIGN section 4 as functions: what every kernel's test holds it to."""
+"""docs/design.md (Kernels) as functions: what every kernel's test holds it to."""
 
 from __future__ import annotations
 

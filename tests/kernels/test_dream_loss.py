@@ -1,4 +1,4 @@
-"""dream_loss's kernel is held to DESIGN section 4, and its reference to the formula."""
+"""dream_loss's kernel is held to docs/design.md (Kernels), and its reference to the formula."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""dream_rectify's kernel is held to DESIGN section 4, its reference to the formula."""
+"""dream_rectify's kernel is held to docs/design.md (Kernels), its reference to the formula."""
 
 import pytest
 import torch

@@ -1,5 +1,5 @@
-"""group_norm_silu is held to DESIGN section 4 by its kernels and by its own way on a CPU; eager is
-torch's group norm.
+"""group_norm_silu is held to docs/design.md (Kernels) by its kernels and by its own way on a CPU;
+eager is torch's group norm.
 """
 
 import pytest

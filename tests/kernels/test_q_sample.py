@@ -1,5 +1,5 @@
-"""q_sample's kernel is held to DESIGN section 4, and its reference to the formula and to the
-samplers' steps.
+"""q_sample's kernel is held to docs/design.md (Kernels), and its reference to the formula and to
+the samplers' steps.
 """
 
 import pytest

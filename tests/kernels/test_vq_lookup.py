@@ -1,5 +1,5 @@
-"""Laws of vq_lookup, held by its reference and by its kernel, and what DESIGN section 4 asks of the
-kernel.
+"""Laws of vq_lookup, held by its reference and by its kernel, and what docs/design.md (Kernels)
+asks of the kernel.
 """
 
 import pytest

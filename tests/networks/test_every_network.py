@@ -48,7 +48,7 @@ every_size = pytest.mark.parametrize("size", [(16, 16), (18, 14)], ids=["fits", 
 def inputs(name: str, size: tuple[int, int], device: str = "cpu") -> tuple[Tensor, Tensor, Tensor]:
     """z_t, t, cond; the pictures in channels_last."""
     cfg = CONFIGS[name]
-    cond = [side // 2 if cfg.kind == "idm" else side * cfg.cond_factor for side in size]
+    cond = [side * cfg.cond_factor if cfg.cond_factor else side // 2 for side in size]
     t = torch.full((2,), 0.5) if NETWORKS[cfg.kind].sees_noise_level else torch.tensor([3, 7])
     z_t, cond = (
         torch.randn(2, 3, *sides).to(memory_format=torch.channels_last) for sides in (size, cond)

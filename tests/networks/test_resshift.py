@@ -17,7 +17,7 @@ from torch import Tensor
 from ldm_dream.config.networks import ResShiftNetConfig
 from ldm_dream.networks import build_network, compile_blocks
 from ldm_dream.networks import resshift as module
-from ldm_dream.networks.layers import GroupNorm, LayerNorm, timestep_embedding
+from ldm_dream.networks.layers import GroupNorm, LayerNorm, timestep_embedding, zeroed
 from ldm_dream.networks.resshift import BLOCKED, ResBlock, SwinLayer, WindowAttention, shift_mask
 from runs import predict
 
@@ -148,6 +148,24 @@ def test_timestep_embedding_is_cosines_then_sines(width):
         angles = [step * 10_000 ** (-i / 4) for i in range(4)]
         want = [math.cos(a) for a in angles] + [math.sin(a) for a in angles] + [0.0] * (width - 8)
         torch.testing.assert_close(got[row], torch.tensor(want), atol=2e-4, rtol=0)
+
+
+@pytest.mark.parametrize("shift", [0, 2])
+def test_window_attention_is_that_of_swin_in_timm(shift):
+    """Bias, its index, the shift and its mask (as Swin has it, not `legacy_mask`), in float64."""
+    swin = pytest.importorskip("timm.models.swin_transformer")
+    torch.manual_seed(0)
+    theirs = swin.SwinTransformerBlock(32, (12, 8), num_heads=2, window_size=4, shift_size=shift)
+    theirs = theirs.double().eval()
+    for parameter in theirs.attn.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    theirs.norm1 = torch.nn.Identity()
+    zeroed(theirs.mlp.fc2)  # what is left of the block is x + attention(x)
+    ours = WindowAttention(32, 2, 4, shift, legacy_mask=False).double()
+    ours.load_state_dict(theirs.attn.state_dict())
+    x = torch.randn(2, 12, 8, 32, dtype=torch.float64)
+    got = ours(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+    torch.testing.assert_close(got, theirs(x) - x, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize(

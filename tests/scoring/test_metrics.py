@@ -16,6 +16,7 @@ from ldm_dream.scoring.metrics import (
     MetricUnavailable,
     consistency,
     downsample,
+    gmsd,
     load_lpips,
     lpips_distance,
     luma,
@@ -93,6 +94,29 @@ def test_ssim_is_the_textbook_mean_over_each_11x11_window():
     assert ssim(sr, hr, channel="rgb", crop_border=0) == pytest.approx(np.mean(values), abs=1e-12)
 
 
+def test_gmsd_of_one_white_square_on_black_has_its_closed_form():
+    """The square is one pixel after halving: its Prewitt gradient is 85 at the four neighbours,
+    85 sqrt 2 at the four corners, 0 at itself; that of black is 0.
+    """
+    sr, black = np.zeros((2, 16, 20, 3), dtype=np.uint8)
+    sr[6:8, 8:10] = 255
+    similarity = np.ones(8 * 10)
+    similarity[:4], similarity[4:8] = 170 / (85**2 + 170), 170 / (2 * 85**2 + 170)
+    assert gmsd(sr, black) == gmsd(black, sr) == pytest.approx(similarity.std(), abs=1e-12)
+    assert gmsd(sr, sr) == 0
+
+
+def test_gmsd_of_noise_is_what_piq_prints():
+    """The figure of piq 0.8.0, `piq.gmsd(sr, hr, data_range=255)` in float64."""
+    assert gmsd(photo(), photo(seed=1)) == pytest.approx(0.1943132315934938, abs=1e-9)
+
+
+def test_gmsd_is_larger_for_a_blurred_picture():
+    hr = downsample(photo(), 10, 12).repeat(4, 0).repeat(4, 1)
+    blurred = [downsample(downsample(hr, 40 // n, 48 // n), 40, 48) for n in (2, 8)]
+    assert 0 < gmsd(blurred[0], hr) < gmsd(blurred[1], hr)
+
+
 def test_consistency_is_zero_for_the_shrunk_picture_and_counts_squares_in_unit_range():
     lr = downsample(photo(), 10, 12)
     assert consistency(photo(), lr) == 0
@@ -109,6 +133,7 @@ def test_consistency_is_zero_for_the_shrunk_picture_and_counts_squares_in_unit_r
     ("call", "message"),
     [
         (lambda: psnr(photo(), photo(40, 47), channel="y", crop_border=0), "of one size"),
+        (lambda: gmsd(photo(), photo(40, 47)), "of one size"),
         (lambda: psnr(photo() / 255, photo() / 255, channel="y", crop_border=0), "uint8"),
         (
             lambda: ssim(photo()[..., 0], photo()[..., 0], channel="y", crop_border=0),

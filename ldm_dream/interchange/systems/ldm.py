@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Mapping
-from typing import NamedTuple
 
 from torch import Tensor
 
@@ -20,6 +18,9 @@ from ldm_dream.config.model import DDPMConfig, Sampling, VQGANConfig
 from ldm_dream.config.networks import LDMConfig
 from ldm_dream.config.run import DiffusionLossConfig, DiffusionRun
 from ldm_dream.errors import CheckpointImportError
+from ldm_dream.interchange.shapes import count, has
+from ldm_dream.interchange.system import Facts, Models, PublishedSystem, State
+from ldm_dream.networks import build_network
 
 log = logging.getLogger(__name__)
 
@@ -30,19 +31,12 @@ PROCESS = DDPMConfig(
 )  # of bsr_sr, in its config.yaml
 
 
-class LDMParts(NamedTuple):
-    unet: dict[str, Tensor]  # the running average, where there is one
-    first_stage: dict[str, Tensor]  # empty where the file has none
-
-
-def is_ldm(state: Mapping[str, Tensor]) -> bool:
-    return any(key.startswith(UNET) for key in state)
-
-
-def split_ldm(state: Mapping[str, Tensor], path: str) -> LDMParts:
-    """The models of the file, each under its own names; every key has its place. Raises
-    CheckpointImportError, with `path`.
+def split_ldm(state: State, path: str) -> Models:
+    """The models of the file, each under its own names; every key has its place. A U-Net alone is
+    given as it is. Raises CheckpointImportError, with `path`.
     """
+    if not any(key.startswith(UNET) for key in state):
+        return Models(state)
     strange = [
         key
         for key in state
@@ -52,7 +46,7 @@ def split_ldm(state: Mapping[str, Tensor], path: str) -> LDMParts:
         raise CheckpointImportError(
             f"{path}: looks like LDM-SR, but none of its models has {_some(strange)}."
         )
-    return LDMParts(
+    return Models(
         _averages(_within(state, UNET), _within(state, EMA), path), _within(state, FIRST_STAGE)
     )
 
@@ -83,7 +77,7 @@ def _averages(unet: dict[str, Tensor], averages: dict[str, Tensor], path: str) -
     return {key: averages[name] for key, name in published.items()}
 
 
-def _within(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+def _within(state: State, prefix: str) -> dict[str, Tensor]:
     return {
         key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)
     }
@@ -96,7 +90,7 @@ def _some(keys: list[str]) -> str:
 # ------------------------------------------------------------------------------------------ configs
 
 
-def ldm_config(state: Mapping[str, Tensor]) -> LDMConfig:
+def ldm_config(state: State) -> LDMConfig:
     """What the shapes of the U-Net say. Training size, width of a head and dropout leave no trace:
     they keep their defaults.
     """
@@ -105,15 +99,12 @@ def ldm_config(state: Mapping[str, Tensor]) -> LDMConfig:
     out_channels = state["out.2.weight"].shape[0]
     widths: list[list[int]] = [[]]  # output channels of each residual block, level by level
     attending = []
-    stages = max(
-        int(match[1]) for key in state if (match := re.match(r"input_blocks\.(\d+)\.", key))
-    )
-    for i in range(1, stages + 1):
-        if any(key.startswith(f"input_blocks.{i}.0.op.") for key in state):
+    for i in range(1, count(state, "input_blocks")):
+        if has(state, f"input_blocks.{i}.0.op"):
             widths.append([])
             continue
         widths[-1].append(state[f"input_blocks.{i}.0.in_layers.2.weight"].shape[0])
-        if any(key.startswith(f"input_blocks.{i}.1.") for key in state):
+        if has(state, f"input_blocks.{i}.1"):
             attending.append(image_size >> (len(widths) - 1))
     return LDMConfig(
         in_channels=out_channels,
@@ -126,24 +117,37 @@ def ldm_config(state: Mapping[str, Tensor]) -> LDMConfig:
     )
 
 
-def ldm_run(
-    config: LDMConfig, filename: str, autoencoder: VQGANConfig, process: DDPMConfig
-) -> DiffusionRun:
-    """The run LDM-SR belongs to: DDIM with eta 1 and 100 steps, as in its notebook."""
+def ldm_run(config: LDMConfig, facts: Facts) -> DiffusionRun:
+    """DDIM with eta 1 and 100 steps, as in LDM-SR's notebook. Raises CheckpointImportError for
+    another system of latent-diffusion.
+    """
+    autoencoder = facts.vqgan(VQGANConfig())
     channels = config.in_channels, autoencoder.embed_dim, config.cond_channels
     if channels != (3, 3, 3):
         raise CheckpointImportError(
-            f"{filename}: a U-Net with {channels[0]} latent channels behind a first stage with {channels[1]}, and {channels[2]} "
-            "channels of condition, is not LDM-SR, which has 3 of each."
+            f"{facts.filename}: a U-Net with {channels[0]} latent channels behind a first stage with {channels[1]}, and "
+            f"{channels[2]} channels of condition, is not LDM-SR, which has 3 of each."
         )
     return DiffusionRun(
-        description=f"LDM-SR, imported from {filename}",
+        description=f"LDM-SR, imported from {facts.filename}",
         scale=autoencoder.factor,  # the LR picture is as large as the latent
         autoencoder=autoencoder,
         network=config,
-        process=process,
+        process=facts.schedule or PROCESS,
         prediction="eps",
         condition=("lr",),
         sampler=Sampling(kind="ddim", steps=100, eta=1.0),
         loss=DiffusionLossConfig(kind="l2"),
     )
+
+
+LDM = PublishedSystem(
+    name="LDM-SR U-Net",
+    licence="MIT",
+    mark=r"^(model\.diffusion_model\.|middle_block\.1\.qkv\.)",
+    config=LDMConfig,
+    read_config=ldm_config,
+    build=build_network,
+    run=ldm_run,
+    models=split_ldm,
+)

@@ -1,0 +1,60 @@
+"""What `make demo` prints and writes."""
+
+import contextlib
+import io
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+
+from ldm_dream.data.images import read_image
+
+TOOL = Path(__file__).resolve().parents[2] / "tools/demo.py"
+CORE = ("gmsd", "psnr_y", "ssim_y", "consistency_x1e5")  # figures that need no weights
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory) -> tuple[Path, str]:
+    """(folder that the demo wrote, what it printed) where LPIPS has no weights."""
+    folder = tmp_path_factory.mktemp("demo")
+    printed = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(printed):
+        patch.setenv("TORCH_HOME", str(folder / "empty"))
+        patch.setattr(sys, "argv", [str(TOOL), "-o", str(folder / "made")])
+        runpy.run_path(str(TOOL), run_name="__main__")
+    return folder / "made", printed.getvalue()
+
+
+def figures(text: str) -> dict[str, dict[str, float]]:
+    head, *rows = (line.split() for line in text.partition("\n\n")[0].splitlines())
+    return {row[0]: dict(zip(head[1:], map(float, row[1:]))) for row in rows}
+
+
+def test_the_demo_beats_bicubic_in_every_figure_of_a_core_install(demo):
+    rows = figures(demo[1])
+    theirs, ours = rows["bicubic"], rows["dream-latent-x4-tiny"]
+    assert tuple(ours) == CORE
+    for name in CORE:
+        sign = 1 if name in ("psnr_y", "ssim_y") else -1
+        assert sign * ours[name] > sign * theirs[name], name
+    assert ours["gmsd"] < 0.8 * theirs["gmsd"]
+    assert f"better than bicubic: {', '.join(CORE)}; not: -\n" in demo[1]
+
+
+def test_the_demo_says_what_each_figure_means_and_which_way_is_better(demo):
+    for name in CORE:
+        (line,) = [line for line in demo[1].splitlines() if line.startswith(f"{name}: ")]
+        assert line.endswith(
+            "higher is better" if name in ("psnr_y", "ssim_y") else "lower is better"
+        )
+    assert "lpips: not computed: " in demo[1]
+
+
+def test_the_demo_writes_the_small_picture_the_result_and_all_three_side_by_side(demo):
+    sizes = {path.stem: read_image(path).pixels.shape for path in demo[0].iterdir()}
+    assert sizes == {
+        "lr": (80, 80, 3),
+        "after": (320, 320, 3),
+        "before-after": (320, 960, 3),
+    }
