@@ -8,7 +8,8 @@ from ldm_dream.cli import user_errors
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks", description="What a training step costs, what steps buy."
+        prog="python -m benchmarks",
+        description="Speed, memory and quality, measured; rows kept, tables made of them.",
     )
     commands = parser.add_subparsers(dest="command", required=True)
     shared = argparse.ArgumentParser(add_help=False)
@@ -41,7 +42,7 @@ def build_parser() -> argparse.ArgumentParser:
     step = commands.add_parser(
         "train-step",
         parents=[shared],
-        help="standard against DREAM: seconds, samples/s, peak memory",
+        help="a step with DREAM beside the official recipe, and what DREAM costs: time, memory",
     )
     step.add_argument("--config", default="configs/tiny/dream-latent-x4-tiny.yaml")
     step.add_argument(
@@ -171,7 +172,7 @@ def build_parser() -> argparse.ArgumentParser:
     plot.add_argument("-o", "--output", default=".", metavar="DIR", help="(default: here)")
 
     everything = commands.add_parser(
-        "all", help="every benchmark that a fresh clone can run, and a report to paste"
+        "all", help="the benchmarks that a fresh clone can run, and a report to paste"
     )
     everything.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     everything.add_argument(

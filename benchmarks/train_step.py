@@ -8,8 +8,8 @@ slow moment of the machine hits all. With loss.min_lam, which skips the extra pa
 figures are means over the repetitions, otherwise medians.
 
 Memory: most that tensors hold at once during a step; and on a CPU the high-water mark of resident
-memory, which holds the heap's fragments too and differs from process to process by 5 %. FLOP are
-those of convolutions, matrix products and attention, counted by torch.
+memory, which holds the heap's fragments too and differs from process to process. FLOP are those of
+convolutions, matrix products and attention, counted by torch.
 """
 
 from __future__ import annotations
