@@ -93,7 +93,9 @@ def build_parser() -> argparse.ArgumentParser:
     quality.add_argument("--lpips-weights", metavar="FILE")
 
     sampling = commands.add_parser(
-        "sampling", parents=[shared], help="seconds per picture against steps, tile, tiles at a time"
+        "sampling",
+        parents=[shared],
+        help="seconds per picture against steps, tile, tiles at a time",
     )
     sampling.add_argument(
         "-n",

@@ -31,7 +31,7 @@ class Inputs:
     """What a network receives beside z_t. The same at every step but for `emb`. All are [B, ...]."""
 
     z_lr: Tensor
-    features: tuple[Tensor, ...]  # of the condition, by `network.prepare`
+    features: tuple[Tensor, ...]  # of the condition, by `network.prepare`; in tiles itself
     emb: Tensor | None = None  # of the step, where `Denoiser.at` has made it for several passes
 
     def __getitem__(self, samples: slice | Tensor) -> Inputs:

@@ -41,10 +41,8 @@ def download(repo_id: str) -> Path:
     wanted = ["config.yaml", "*.safetensors", "README.md"]
     try:
         return Path(hub.snapshot_download(repo_id, allow_patterns=wanted))
-    except (
-        OSError,
-        ValueError,
-    ) as error:  # hub errors are OSErrors; a malformed id is a ValueError
+    # hub errors are OSErrors; a malformed id is a ValueError
+    except (OSError, ValueError) as error:
         raise HubError(
             f"{PREFIX}{repo_id}: not to be had from the hub ({_reason(error)})."
         ) from None

@@ -46,8 +46,9 @@ def diffusion_loss(
     a, b, s = process.a(t, wide), process.b(t, wide), process.s(t, wide)
     inputs = denoiser.at(t, inputs)
     z_t = q_sample(z0.to(wide), inputs.z_lr, eps, a, b, s)
-    eps_hat, lam = estimate(denoiser, z_t, t, inputs, dream)
-    if eps_hat is not None and lam is not None:
+    eps_hat = lam = None
+    if estimated := estimate(denoiser, z_t, t, inputs, dream):
+        eps_hat, lam = estimated
         z_t = dream_rectify(z_t, eps, eps_hat, s, lam)  # Eq. 15
     output = _of_shape(z0, denoiser(z_t, t, inputs))
     loss = dream_loss(  # Eq. 14
@@ -59,14 +60,14 @@ def diffusion_loss(
 @torch.no_grad()
 def estimate(
     denoiser: Denoiser, z_t: Tensor, t: Tensor, inputs: Inputs, dream: Dream
-) -> tuple[Tensor, Tensor] | tuple[None, None]:
+) -> tuple[Tensor, Tensor] | None:
     """DREAM's extra pass -> (eps_hat [B,C,h,w], lam [B,1,1,1]), without gradient.
 
-    (None, None) where nothing is to be rectified. Samples whose lam is below `dream.min_lam` are
+    None where nothing is to be rectified. Samples whose lam is below `dream.min_lam` are
     left out: their lam is 0, and their eps_hat counts for nothing.
     """
     if dream.strength == 0:
-        return None, None
+        return None
     process, prediction = denoiser.process, denoiser.prediction
     lam = dream.strength * process.weight(t) ** dream.p
     # made before the pass: among what the pass leaves free it would break up that memory
@@ -74,7 +75,7 @@ def estimate(
     if dream.min_lam > 0:
         moved = (lam.flatten() >= dream.min_lam).nonzero().flatten()
         if len(moved) == 0:
-            return None, None
+            return None
         z_t, t, inputs = z_t[moved], t[moved], inputs[moved]
         lam = torch.zeros_like(lam).index_copy(0, moved, lam[moved])
     with as_in_sampling(denoiser.network, z_t.device.type, dream.estimate_precision):

@@ -145,7 +145,20 @@ def read_run(folder: Path) -> Run:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError):
         raise ModelError(f"{path}: not a readable config; copy the model folder again.") from None
-    return validate(values if isinstance(values, dict) else {}, {}, str(path))
+    if not isinstance(values, dict):
+        raise ModelError(f"{path}: holds no keys; copy the model folder again.")
+    return validate(_of_today(values), {}, str(path))
+
+
+def _of_today(values: dict) -> dict:
+    """A config as earlier versions wrote it: `loss.fraction` is gone, and regression samples by
+    ancestral alone.
+    """
+    if isinstance(values.get("loss"), dict):
+        values["loss"].pop("fraction", None)
+    if isinstance(values.get("process"), dict) and values["process"].get("kind") == "regression":
+        values["sampler"] = {"kind": "ancestral"}
+    return values
 
 
 def load_weights(module: nn.Module, path: Path) -> None:

@@ -93,7 +93,9 @@ class Process:
         return self._table("model_t", t.device, torch.int64)[t]
 
     def draw(self, count: int, generator: torch.Generator) -> Tensor:
-        """Steps to train on, on the generator's device: int64 [count], uniform over all."""
+        """Steps to train on, on the generator's device: int64 [count], uniform over all; real
+        ones of a DDPM that is `continuous`.
+        """
         return torch.randint(
             self.num_timesteps, (count,), generator=generator, device=generator.device
         )
@@ -132,9 +134,8 @@ class Process:
         if prediction == "z0":
             return output
         a, b, s = self._abs(t, z_t)
-        if (
-            prediction == "v"
-        ):  # y = a z0 + s eps and v = a eps - s z0, solved; a^2 + s^2 = 1 only for DDPM
+        # y = a z0 + s eps and v = a eps - s z0, solved; a^2 + s^2 = 1 only for DDPM
+        if prediction == "v":
             return (a * (z_t - b * z_lr) - s * output) / (a * a + s * s)
         if self._ends_blind and bool((a == 0).any()):
             raise ProcessError(

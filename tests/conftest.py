@@ -6,9 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-if (
-    not torch.cuda.is_available()
-):  # before the first import of triton: kernels run in its interpreter
+# before the first import of triton: kernels run in its interpreter
+if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 
 from ldm_dream.config.model import DDPMConfig, FlowConfig, ResidualShiftConfig

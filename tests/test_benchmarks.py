@@ -283,9 +283,8 @@ def test_all_runs_commands_that_exist(device):
     for words in COMMANDS[device]:
         args = build_parser().parse_args([*words, "--device", device, "--json", "rows.jsonl"])
         assert args.command == words[0]
-        if (
-            args.command == "train-step" and not args.ours_only
-        ):  # the official recipe knows this prediction alone
+        # the official recipe knows this prediction alone
+        if args.command == "train-step" and not args.ours_only:
             assert load_config(args.config, args.set).prediction == "eps"
 
 

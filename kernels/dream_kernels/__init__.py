@@ -22,7 +22,7 @@ from .dream_loss import variants as loss_variants
 from .dream_rectify import dream_rectify
 from .dream_rectify import variants as rectify_variants
 from .group_norm_silu import group_norm_silu
-from .q_sample import q_sample, sampler_step
+from .q_sample import q_sample
 from .q_sample import variants as q_sample_variants
 from .vq_lookup import variants as lookup_variants
 from .vq_lookup import vq_lookup
@@ -50,6 +50,5 @@ __all__ = [
     "backend",
     "dropout",
     "runs_triton",
-    "sampler_step",
     *OPS,
 ]

@@ -9,8 +9,8 @@ DREAM_KERNELS, and logged once.
 On a CPU auto, the default, runs group_norm_silu and dropout in C++ of our own (`_cpp.py`), all else
 as the reference; nothing is asked there, and nothing logged. float64 never runs a kernel: they
 compute in float32. `with dream_kernels.backend("reference"):` chooses for
-a block. The choice is a plain global, on which torch.compile guards: no graph break, and another
-choice compiles anew.
+a block. torch.compile guards on the choice: no graph break, and
+another choice compiles anew.
 """
 
 from __future__ import annotations
@@ -50,7 +50,13 @@ def checked(wanted: str) -> str:
     return wanted
 
 
-mode = checked(os.environ.get("DREAM_KERNELS", "auto"))
+class Choice:
+    """The mode in force. torch.compile guards on it."""
+
+    mode = checked(os.environ.get("DREAM_KERNELS", "auto"))
+
+
+choice = Choice()
 
 
 @contextmanager
@@ -58,27 +64,26 @@ def backend(wanted: str) -> Iterator[None]:
     """Mode `wanted` inside, the earlier one after it. Raises BackendError for one that is not
     possible. Not per thread.
     """
-    global mode
-    before, mode = mode, checked(wanted)
+    before, choice.mode = choice.mode, checked(wanted)
     try:
         yield
     finally:
-        mode = before
+        choice.mode = before
 
 
 def runs_triton(x: Tensor) -> bool:
     """Whether an op on `x` runs its kernel. Raises BackendError where DREAM_KERNELS=triton meets a
     device that has none.
     """
-    if mode == "reference" or x.dtype not in DTYPES:
+    if choice.mode == "reference" or x.dtype not in DTYPES:
         chosen = False
-    elif mode == "triton" and not (x.is_cuda or INTERPRETED):
+    elif choice.mode == "triton" and not (x.is_cuda or INTERPRETED):
         raise BackendError(
             f"DREAM_KERNELS=triton has no kernel for {x.device.type}; "
             "set TRITON_INTERPRET=1 (slow, for tests) or use auto."
         )
     else:
-        chosen = HAS_TRITON and (x.is_cuda or mode == "triton")
+        chosen = HAS_TRITON and (x.is_cuda or choice.mode == "triton")
     if not torch.compiler.is_compiling():
         _announce(x.device.type, chosen)
     return chosen
@@ -86,7 +91,7 @@ def runs_triton(x: Tensor) -> bool:
 
 def wants_reference() -> bool:
     """Whether DREAM_KERNELS=reference: then no op takes a way of its own on a CPU either."""
-    return mode == "reference"
+    return choice.mode == "reference"
 
 
 @functools.cache

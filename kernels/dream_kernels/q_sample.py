@@ -68,11 +68,6 @@ def q_sample(z0: Tensor, z_lr: Tensor, eps: Tensor, a: Tensor, b: Tensor, s: Ten
     return q_sample_op(z0, z_lr, eps, a, b, s)
 
 
-# z_u = z_factor z_t + z0_factor z0_hat + sigma eps: the same sum of (z_t, z0_hat, eps) with
-# (z_factor, z0_factor, sigma)
-sampler_step = q_sample
-
-
 def variants() -> list[Variant]:
     """float32, as loss and samplers hold z, whatever the network computes in. z_lr is read."""
     return [variant("q_sample/fp32", q_sample_kernel, 4 * 4, {})]

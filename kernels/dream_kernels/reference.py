@@ -1,5 +1,5 @@
 """Every op in plain torch: what a kernel must compute, and what runs where there is none; and the
-public functions' choice between the two (`kernel_of`), so that on a CPU this file is all that runs.
+public functions' choice between the two (`kernel_of`).
 
 Half-precision inputs are computed in float32 and rounded once, at the end, as kernels do; float32
 and float64 stay what they are.
@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import backend
+from .backend import choice, runs_triton
 
 # of distances that vq_lookup holds at once: they stay in the cache of a core; elsewhere 2**26
 CHUNK_BYTES = {"cpu": 2**20}
@@ -36,17 +36,17 @@ def layout(x: Tensor) -> torch.memory_format:
 def kernel_of(
     reference: Callable[..., Any], cpu: Callable[..., Any] | None = None
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Decorator of an op's way through its kernel: makes it the public function, which goes that
-    way or the reference's or, where auto meets a CPU, `cpu`'s. The first argument, a tensor,
+    """Decorator of the function that calls an op's kernel. The public function calls that, or the
+    reference, or on a CPU in mode auto `cpu` where there is one. The device of the first argument
     decides; it is given by place.
     """
 
     def public(kernel: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(kernel)
         def op(x: Tensor, /, *args: Any, **options: Any) -> Any:
-            if x.device.type == "cpu" and backend.mode == "auto":
+            if x.device.type == "cpu" and choice.mode == "auto":
                 return (cpu or reference)(x, *args, **options)
-            way = kernel if backend.runs_triton(x) else reference
+            way = kernel if runs_triton(x) else reference
             return way(x, *args, **options)
 
         return op

@@ -86,9 +86,8 @@ def kinds(model: type[BaseModel], key: str) -> dict[str, type[BaseModel]]:
 
 
 def _models_of(annotation: Any) -> list[type[BaseModel]]:
-    if args := get_args(
-        annotation
-    ):  # first: on Python 3.10, tuple[int, ...] also passes for a type
+    # first: on Python 3.10, tuple[int, ...] also passes for a type
+    if args := get_args(annotation):
         return [m for arg in args for m in _models_of(arg)]
     return (
         [annotation] if isinstance(annotation, type) and issubclass(annotation, BaseModel) else []

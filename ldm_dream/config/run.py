@@ -6,7 +6,7 @@ Imports no torch, so `--help` and `--dry-run` answer at once.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -278,6 +278,7 @@ class AutoencoderRun(Strict):
     sees only HR, so data.degradation, data.scales and data.cache_latents stay at their defaults.
     """
 
+    scale: ClassVar[int] = 1  # of HR over the LR it sees, which is HR itself
     task: Literal["autoencoder"] = "autoencoder"
     description: Description = ""
     expected: Expected = "not run"

@@ -125,9 +125,8 @@ def write_image(path: str | Path, image: Image) -> None:
         alpha = None
     if path.suffix.lower() in (".jpg", ".jpeg", ".webp"):
         pixels, alpha = to_uint8(pixels), None if alpha is None else to_uint8(alpha)
-    if (
-        image.was_gray
-    ):  # the mean gives equal channels back exactly and treats a colour cast of the model as noise
+    # the mean gives equal channels back exactly and treats a colour cast of the model as noise
+    if image.was_gray:
         pixels = np.rint(pixels.mean(2, keepdims=True)).astype(pixels.dtype)
     bands = pixels if alpha is None else np.concatenate([pixels, alpha[..., None]], 2)
     space = {(True, 1): "b-w", (True, 2): "grey16", (False, 1): "srgb", (False, 2): "rgb16"}[

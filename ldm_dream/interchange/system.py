@@ -64,9 +64,8 @@ class PublishedSystem:
     # keys that hold nothing the network needs, or a function of the state where they depend on depth
     drops: str | Callable[[State], str] = NOTHING
     prefix: str = ""  # what stands before every published key that is kept
-    models: Callable[[State, str], Models] = (
-        alone  # state, path -> its models; CheckpointImportError
-    )
+    # state, path -> its models; CheckpointImportError
+    models: Callable[[State, str], Models] = alone
 
     def marks(self, state: State) -> bool:
         """Whether the state dict is of this system."""

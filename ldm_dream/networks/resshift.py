@@ -336,9 +336,8 @@ def shift_mask(
 
 @lru_cache(maxsize=32)
 def _cached(build: Callable[..., Tensor], *key: Hashable) -> Tensor:
-    with torch.inference_mode(
-        False
-    ):  # a tensor made in inference mode could never be used in training again
+    # a tensor made in inference mode could never be used in training again
+    with torch.inference_mode(False):
         return build(*key)
 
 

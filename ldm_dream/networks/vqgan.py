@@ -117,9 +117,8 @@ class ResBlock(nn.Module):
         self.norm2 = norm(cfg, cout, silu=True)
         self.conv2 = nn.Conv2d(cout, cout, 3, padding=1)
         self.nin_shortcut = nn.Conv2d(cin, cout, 1) if cin != cout else nn.Identity()
-        if (
-            cfg.norm == "none"
-        ):  # without norms the residual branches start at zero, so that depth does not add up variance
+        # without norms the residual branches start at zero, so that depth does not add up variance
+        if cfg.norm == "none":
             nn.init.zeros_(self.conv2.weight)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -165,7 +165,8 @@ class CodeUsage(nn.Module):
         if len(dead):
             codes[dead] = distributed.of_first(self._random_rows(model, x, len(dead), generator))
             self.idle[dead] = 0
-        return chosen.float().mean(), torch.tensor(float(len(dead)))
+        moved = torch.tensor(float(len(dead)), device=chosen.device)
+        return chosen.float().mean(), moved
 
     @staticmethod
     def _random_rows(model: VQGAN, x: Tensor, count: int, generator: torch.Generator) -> Tensor:

@@ -58,9 +58,8 @@ def share_gradients(module: nn.Module, some_unused: bool = False) -> nn.Module:
     """
     if not dist.is_initialized():
         return module
-    with (
-        warnings.catch_warnings()
-    ):  # the successor of broadcast_buffers is not in all supported versions of torch
+    # the successor of broadcast_buffers is not in all supported versions of torch
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
         return DistributedDataParallel(
             module,

@@ -26,9 +26,8 @@ class LatentDataset:
 
     def __init__(self, pairs: PairDataset, autoencoder: Autoencoder, pool: int):
         self.pairs, self.autoencoder, self.pool = pairs, autoencoder, pool
-        self._cache: dict[
-            int, tuple[Tensor, Tensor]
-        ] = {}  # sample number -> lr uint8 [3,P/scale,P/scale], latents [2,C,h,w]
+        # sample number -> lr uint8 [3,P/scale,P/scale], latents [2,C,h,w]
+        self._cache: dict[int, tuple[Tensor, Tensor]] = {}
 
     def __len__(self) -> int:
         return len(self.pairs)

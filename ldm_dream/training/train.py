@@ -64,9 +64,11 @@ def train(run: Run, run_dir: Path) -> None:
     Writes `run_dir/model`.
     """
     with distributed.start() as rank:
-        trainer, is_first = Trainer(run, rank, run_dir), rank.is_first
-        cfg, scale = trainer.run.train, run.scale if isinstance(run, DiffusionRun) else 1
-        val = validation_pairs(run.data, scale, cfg.val_images, cfg.val_crop) if is_first else []
+        cfg, is_first = run.train, rank.is_first
+        val = []
+        if is_first:
+            val = validation_pairs(run.data, run.scale, cfg.val_images, cfg.val_crop)
+        trainer = Trainer(run, rank, run_dir)
         step = trainer.resume(run_dir)
         log = Log(run_dir, step, cfg.steps, is_first)
         log.line(f"{trainer.describe()}, from step {step}")
@@ -124,7 +126,8 @@ class Trainer:
 
     def _build(self, run: Run) -> tuple[Run, Objective, Data]:
         if not isinstance(run, DiffusionRun):
-            return run, AutoencoderObjective(run, self.lpips), PairDataset(run.data, 1, run.seed)
+            data = PairDataset(run.data, run.scale, run.seed)
+            return run, AutoencoderObjective(run, self.lpips), data
         run = run.model_copy(update={"autoencoder": resolve_autoencoder(run.autoencoder)})
         data = PairDataset(run.data, run.scale, run.seed)
         autoencoder = load_autoencoder(run.autoencoder)
@@ -156,8 +159,8 @@ class Trainer:
                 continue
             for number, batch in zip(numbers, batches):
                 torch.manual_seed(_seed(self.run.seed, number, 0))  # dropout
-                generator = torch.Generator(self.device)
-                generator.manual_seed(_seed(self.run.seed, number, 1))
+                seed = _seed(self.run.seed, number, 1)
+                generator = torch.Generator(self.device).manual_seed(seed)
                 with self._autocast():
                     loss, logged = part.loss(batch, step, generator)
                 (loss / cfg.accumulate).backward()
@@ -198,10 +201,15 @@ class Trainer:
         tensors |= {f"ema.{i}": v for i, v in enumerate(self.ema)}
         for part, optimizer in zip(self.objective.parts, self.optimizers):
             tensors |= flatten_optimizer(part.name, optimizer)
-        versions = {"torch": torch.__version__, "python": platform.python_version()}
-        versions = {"ldm_dream": __version__, **versions}
-        meta = {"config": dump_config(self.run), "versions": versions}
-        meta["command"] = " ".join(sys.argv)
+        meta = {
+            "config": dump_config(self.run),
+            "versions": {
+                "ldm_dream": __version__,
+                "torch": torch.__version__,
+                "python": platform.python_version(),
+            },
+            "command": " ".join(sys.argv),
+        }
         save_checkpoint(run_dir, step, tensors, meta, self.run.train.keep_checkpoints)
 
     def resume(self, run_dir: Path) -> int:

@@ -41,6 +41,5 @@ class GraphedCall:
             self.graphs[key] = torch.cuda.make_graphed_callables(
                 self.call, tree_map_only(Tensor, torch.clone, inputs)
             )
-        return self.graphs[key](
-            *inputs
-        ).clone()  # the recording writes its one result again at the next call
+        # the recording writes its one result again at the next call
+        return self.graphs[key](*inputs).clone()

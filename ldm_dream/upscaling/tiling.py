@@ -7,7 +7,7 @@ to grow with K. Here z_t is kept for the whole picture and EVERY network call is
 overlap has to cover one receptive field only. The price is a whole z_t and noise field in memory, 4
 bytes a latent value.
 
-Bound, held by tests/test_tiling.py: a function that looks no further than 3/8 of the overlap is
+Bound, held by tests/upscaling/test_tiling.py: a function that looks no further than 3/8 of the overlap is
 reproduced to rounding, and beyond that the error falls with the overlap (x4 model, random local
 weights: about tenfold for 8 more LR pixels of tile_pad). Networks with global statistics (group
 norm, global attention) see other statistics in a tile than in the whole picture; no overlap removes

@@ -91,7 +91,7 @@ class TiledDenoiser(Denoiser):
         self.tiles, self.batch_size, self.device = tiles, batch_size, device
 
     def prepare(self, lr: Tensor, z_lr: Tensor) -> Inputs:
-        """The condition itself: its features are made tile by tile."""
+        """Its one feature is the condition as it is; `network.prepare` follows tile by tile."""
         return Inputs(z_lr, (self.cond(lr, z_lr),))
 
     def __call__(self, z_t: Tensor, t: Tensor, inputs: Inputs) -> Tensor:
@@ -127,8 +127,9 @@ class Upscaler:
             compile_blocks(network, dynamic=True)
             if self.device.type == "cuda":
                 call = GraphedCall(network)
-        run = model.run
-        self.denoiser = Denoiser(network, model.process, run.condition, run.prediction, call)
+        self.denoiser = Denoiser(
+            network, model.process, self.run.condition, self.run.prediction, call
+        )
 
     @classmethod
     def from_pretrained(
@@ -184,10 +185,13 @@ class Upscaler:
                 "cut it first."
             )
         lr = rgb * 2 - 1
+        made = None
         if self._is_native(scale, lr, how.tile):
-            sr, base = self._whole(lr, (height, width), how, sampling)
-        else:
-            sr, base = self._enlarge(lr, how, sampling)
+            try:
+                made = self._whole(lr, (height, width), how, sampling)
+            except torch.OutOfMemoryError:
+                log.warning("out of memory on %s: enlarged in tiles instead.", self.device)
+        sr, base = made or self._enlarge(lr, how, sampling)
         sr = COLOR_FIXES[how.color_fix](sr, base)
         if not sr.isfinite().all():
             raise ImageError(
@@ -220,19 +224,30 @@ class Upscaler:
             align = math.lcm(align, scale)
         padded = mirrored(lr, factor * align // math.gcd(factor * align, scale))
         size = padded.shape[-2] * scale, padded.shape[-1] * scale
-        small = lr.shape[-2] * lr.shape[-1] <= AUTO_TILE**2 and len(lr) <= how.batch_size
+        small = lr.shape[-2] * lr.shape[-1] <= AUTO_TILE**2
+        whole = how.tile is None and small and len(lr) <= how.batch_size
         tile = how.tile or (max(padded.shape[-2:]) if small else AUTO_TILE)
-        made = None
-        if how.tile is None and small:
+        side, pad = tile * scale / factor, how.tile_pad * scale / factor
+        tiles = Tiles.plan(size[0] // factor, size[1] // factor, side, pad, align)
+        while True:
             try:
-                made = self._whole(padded, size, how, sampling)
+                if whole:
+                    made = self._whole(padded, size, how, sampling)
+                else:
+                    made = self._in_tiles(padded, tiles, how, sampling)
+                break
             except torch.OutOfMemoryError:
-                log.warning("out of memory on %s: the picture is parted into tiles.", self.device)
-                tile = -(-tile // 2)
-        if made is None:
-            side, pad = tile * scale / factor, how.tile_pad * scale / factor
-            tiles = Tiles.plan(size[0] // factor, size[1] // factor, side, pad, align)
-            made = self._in_tiles(padded, tiles, how, sampling)
+                smaller = tiles.halved()
+            if smaller is None:
+                raise UpscaleError(
+                    f"{self.device} has too little memory for the smallest tiles; "
+                    "lower batch_size or use the CPU."
+                )
+            log.warning(
+                "out of memory on %s: tiles of %d latent pixels become tiles of %d.",
+                self.device, tiles.size, smaller.size,
+            )  # fmt: skip
+            tiles, whole = smaller, False
         sr, base = (x[..., : lr.shape[-2] * scale, : lr.shape[-1] * scale] for x in made)
         return sr, base
 
@@ -249,27 +264,14 @@ class Upscaler:
     def _in_tiles(
         self, lr: Tensor, tiles: Tiles, how: Options, sampling: Sampling
     ) -> tuple[Tensor, Tensor]:
-        """As `_whole`, for LR on the grid of `tiles`. No memory: halves the tiles."""
+        """As `_whole`, for LR on the grid of `tiles`."""
         lr = lr.to(self.device if tiles.is_whole else "cpu")
         base = upsample(lr, (lr.shape[-2] * self.run.scale, lr.shape[-1] * self.run.scale))
         denoiser = TiledDenoiser(self.denoiser, tiles, how.batch_size, self.device)
-        try:
-            with self._autocast():
-                z_lr = tiles.map(self._encode, base, batch_size=how.batch_size)
-                z0 = self._sample(denoiser, denoiser.prepare(lr, z_lr), how, sampling)
-                return tiles.map(self._decode, z0, batch_size=how.batch_size), base
-        except torch.OutOfMemoryError:
-            smaller = tiles.halved()
-        if smaller is None:
-            raise UpscaleError(
-                f"{self.device} has too little memory for the smallest tiles; "
-                "lower batch_size or use the CPU."
-            )
-        log.warning(
-            "out of memory on %s: tiles of %d latent pixels become tiles of %d.",
-            self.device, tiles.size, smaller.size,
-        )  # fmt: skip
-        return self._in_tiles(lr, smaller, how, sampling)
+        with self._autocast():
+            z_lr = tiles.map(self._encode, base, batch_size=how.batch_size)
+            z0 = self._sample(denoiser, denoiser.prepare(lr, z_lr), how, sampling)
+            return tiles.map(self._decode, z0, batch_size=how.batch_size), base
 
     def _sample(
         self, denoiser: Denoiser, inputs: Inputs, how: Options, sampling: Sampling
@@ -323,13 +325,10 @@ def _device(name: str) -> torch.device:
 
 def _dtype(name: str, device: torch.device) -> torch.dtype:
     if name == "auto":
-        return (
-            torch.float32
-            if device.type == "cpu"
-            else torch.bfloat16
-            if torch.cuda.is_bf16_supported()
-            else torch.float16
-        )
+        if device.type == "cpu":
+            return torch.float32
+        has_bf16 = torch.cuda.get_device_capability(device) >= (8, 0)  # Ampere and later
+        return torch.bfloat16 if has_bf16 else torch.float16
     if name not in DTYPES:
         raise UpscaleError(f"dtype={name!r} is unknown; use auto, {', '.join(DTYPES)}.")
     return DTYPES[name]

@@ -220,9 +220,8 @@ def test_a_random_scale_changes_only_hr_and_that_by_bicubic(folder, degradation)
         config(folder, degradation=degradation, scales=(2.6, 2.7)), scale=4, seed=0
     ).batch(3, 4)
     assert found.draws == fixed.draws and torch.equal(found.lr, fixed.lr)
-    for hr, wanted, draw in zip(
-        found.hr, fixed.hr, found.draws
-    ):  # bicubic rounds rows before columns: it comes before turning
+    # bicubic rounds rows before columns: it comes before turning
+    for hr, wanted, draw in zip(found.hr, fixed.hr, found.draws):
         undo = draw.symmetry if draw.symmetry < 4 else (4, 6, 5, 7)[draw.symmetry - 4]
         levels = pairs.symmetry(((wanted + 1) * 127.5).round().to(torch.uint8), undo)
         resized = imresize_levels(levels, *hr.shape[-2:])

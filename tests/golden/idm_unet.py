@@ -46,9 +46,8 @@ def run(case: Case, io: dict[str, Tensor], weights: dict[str, Tensor]) -> dict[s
         config(construct["unet_kwargs"], construct["encoder_EDSR_kwargs"])
     ).eval()
     network.load_state_dict(translate(IDM, weights), strict=True)
-    for block in network.encoder.body[
-        :-1
-    ]:  # EDSR's residual scaling, published with 1, is a factor on a block's last layer
+    # EDSR's residual scaling, published with 1, is a factor on a block's last layer
+    for block in network.encoder.body[:-1]:
         for parameter in block.body[-1].parameters():
             parameter.data *= construct["encoder_EDSR_kwargs"]["res_scale"]
 

@@ -44,9 +44,8 @@ def config(kwargs: Case) -> SR3Config:
 
 def network(kwargs: Case, weights: dict[str, Tensor]) -> nn.Module:
     model = build_network(config(kwargs))
-    if not any(
-        key.startswith(SR3.prefix) for key in weights
-    ):  # the U-Net alone, without the diffusion around it
+    # the U-Net alone, without the diffusion around it
+    if not any(key.startswith(SR3.prefix) for key in weights):
         weights = {SR3.prefix + key: value for key, value in weights.items()}
     model.load_state_dict(translate(SR3, weights), strict=True)
     return model

@@ -5,7 +5,7 @@ the samplers' steps.
 import pytest
 import torch
 
-from dream_kernels import q_sample, reference, sampler_step
+from dream_kernels import q_sample, reference
 from kernel_rules import (
     DEVICE,
     DTYPES,
@@ -49,7 +49,7 @@ def test_it_is_the_ancestral_step_of_every_process(process: Process):
     t, t_prev = torch.tensor([3, 2]), torch.tensor([1, -1])
     mean, variance = process.posterior(z0_hat, z_t, t, t_prev)
     z0_factor, z_factor = process.posterior_factors(t, t_prev)
-    got = sampler_step(z_t, z0_hat, eps, z_factor, z0_factor, variance.sqrt())
+    got = q_sample(z_t, z0_hat, eps, z_factor, z0_factor, variance.sqrt())
     torch.testing.assert_close(got, mean + variance.sqrt() * eps)
 
 

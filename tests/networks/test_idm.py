@@ -204,9 +204,8 @@ def test_rows_and_columns_are_treated_alike(size, lr_size):
     assert got.shape == z_t.shape
     torch.testing.assert_close(predict(transposed(network), z_t.mT, t, cond.mT).mT, got, **CLOSE)
     if size[0] > 1:
-        assert (
-            predict(network, z_t.mT, t, cond.mT).mT - got
-        ).abs().max() > 1e-2  # the law above is not one of any network
+        # the law above is not one of any network
+        assert (predict(network, z_t.mT, t, cond.mT).mT - got).abs().max() > 1e-2
 
 
 def at_position(network, z_t, t, cond, position):

@@ -1,7 +1,7 @@
 """Laws of LDM-SR's U-Net: published shape, attention, padding, memory layout, precision,
 compilation.
 
-That it computes what the published network computes is held by tests/test_diffusers_names.py,
+That it computes what the published network computes is held by tests/interchange/test_diffusers_names.py,
 against diffusers.
 """
 

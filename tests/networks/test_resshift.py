@@ -236,9 +236,8 @@ def test_norm_statistics_of_16_bit_features_are_taken_in_fp32(norm):
     x = (torch.randn(2, 64, 6, 5) + 30).bfloat16()
     want = norm.double()(x.double())
     got = norm.bfloat16()(x)
-    assert (
-        got.double() - want
-    ).abs().max() < 2**-7  # half a unit in the last place of bfloat16 at 2 to 4
+    # half a unit in the last place of bfloat16 at 2 to 4
+    assert (got.double() - want).abs().max() < 2**-7
 
 
 @pytest.mark.parametrize("norm", [GroupNorm(64), LayerNorm(64)])
