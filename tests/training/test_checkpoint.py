@@ -2,9 +2,17 @@
 
 import pytest
 import torch
+import yaml
 
 from ldm_dream.config.model import VQGANConfig
-from ldm_dream.model_folder import ModelError, find_model, load_autoencoder, load_model, save_model
+from ldm_dream.model_folder import (
+    ModelError,
+    find_model,
+    load_autoencoder,
+    load_model,
+    read_run,
+    save_model,
+)
 from ldm_dream.networks import build_network
 from ldm_dream.training.checkpoint import latest_checkpoint, save_checkpoint
 from runs import VQGAN_TINY, autoencoder_folder, diffusion_run
@@ -52,6 +60,25 @@ def test_weights_of_another_shape_are_named(tmp_path):
     text = (folder / "config.yaml").read_text()
     (folder / "config.yaml").write_text(text.replace("model_channels: 16", "model_channels: 32"))
     with pytest.raises(ModelError, match="do not fit config.yaml"):
+        load_model(folder)
+
+
+def test_a_model_folder_of_an_earlier_version_loads(tmp_path):
+    """Its config names knobs that are gone."""
+    path = save_tiny(tmp_path) / "config.yaml"
+    path.write_text(path.read_text().replace("\nloss:\n", "\nloss:\n  fraction: 1.0\n"))
+    assert "fraction" in path.read_text()
+    assert load_model(path.parent).run == diffusion_run(tmp_path)
+    old = {"process": {"kind": "regression"}, "sampler": {"kind": "ddim", "steps": 1}}
+    path.write_text(yaml.safe_dump({"prediction": "z0", **old}))
+    assert read_run(path.parent).sampler.kind == "ancestral"
+
+
+@pytest.mark.parametrize("text", ["", "- a list\n"])
+def test_a_config_without_keys_is_named(tmp_path, text):
+    folder = save_tiny(tmp_path)
+    (folder / "config.yaml").write_text(text)
+    with pytest.raises(ModelError, match="holds no keys"):
         load_model(folder)
 
 

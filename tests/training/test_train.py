@@ -161,7 +161,7 @@ def test_dead_codes_are_moved_onto_latents():
     torch.manual_seed(0)
     from ldm_dream.networks.vqgan import VQGAN
 
-    model, usage = VQGAN(VQGAN_TINY), CodeUsage(VQGAN_TINY.n_embed)
+    model, usage = VQGAN(VQGAN_TINY), CodeUsage(VQGAN_TINY.n_embed, initialised=True)
     x = torch.rand(1, 3, 32, 32)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
