@@ -124,7 +124,7 @@ def taming_quantizer(z: Tensor, codebook: Tensor) -> dict[str, Callable]:
         from taming.modules.vqvae import quantize
     except ImportError:
         return {}
-    name = "VectorQuantizer2" if hasattr(quantize, "VectorQuantizer2") else "VectorQuantizer"
+    name = next(n for n in ("VectorQuantizer2", "VectorQuantizer") if n in vars(quantize))
     quantizer = getattr(quantize, name)(*codebook.shape, beta=0.25).to(z)
     quantizer.embedding.weight.data.copy_(codebook)
     return {f"taming {name}": lambda: quantizer(z.T[None, :, :, None])[0]}

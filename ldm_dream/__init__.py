@@ -1,5 +1,5 @@
 """ldm_dream: super-resolution with diffusion models trained with DREAM. The file to read first is
-`train.py`.
+`training/train.py`.
 """
 
 __version__ = "0.1.0"
