@@ -17,6 +17,7 @@ import logging
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -225,18 +226,20 @@ class Upscaler:
         padded = mirrored(lr, factor * align // math.gcd(factor * align, scale))
         size = padded.shape[-2] * scale, padded.shape[-1] * scale
         small = lr.shape[-2] * lr.shape[-1] <= AUTO_TILE**2
-        whole = how.tile is None and small and len(lr) <= how.batch_size
         tile = how.tile or (max(padded.shape[-2:]) if small else AUTO_TILE)
         side, pad = tile * scale / factor, how.tile_pad * scale / factor
-        tiles = Tiles.plan(size[0] // factor, size[1] // factor, side, pad, align)
+        plan_tiles = partial(Tiles.plan, size[0] // factor, size[1] // factor, side, pad, align)
+        whole = how.tile is None and small and len(lr) <= how.batch_size
+        tiles = None if whole else plan_tiles()
         while True:
             try:
-                if whole:
+                if tiles is None:
                     made = self._whole(padded, size, how, sampling)
                 else:
                     made = self._in_tiles(padded, tiles, how, sampling)
                 break
             except torch.OutOfMemoryError:
+                tiles = tiles or plan_tiles()
                 smaller = tiles.halved()
             if smaller is None:
                 raise UpscaleError(
@@ -247,7 +250,7 @@ class Upscaler:
                 "out of memory on %s: tiles of %d latent pixels become tiles of %d.",
                 self.device, tiles.size, smaller.size,
             )  # fmt: skip
-            tiles, whole = smaller, False
+            tiles = smaller
         sr, base = (x[..., : lr.shape[-2] * scale, : lr.shape[-1] * scale] for x in made)
         return sr, base
 
