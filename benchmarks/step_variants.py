@@ -12,6 +12,7 @@ random weights where those of the config are not at hand: its time does not depe
 from __future__ import annotations
 
 import time
+from abc import ABC, abstractmethod
 from typing import NamedTuple
 
 import torch
@@ -52,7 +53,7 @@ class Variant(NamedTuple):
         return f"{self.recipe} {'DREAM' if self.dream else 'standard'}"
 
 
-class Step:
+class Step(ABC):
     """One variant, ready to step. A subclass has its `layout`, `precision`, `optimizer` and `loss`;
     `compiled` says whether `compile` changes anything.
     """
@@ -112,11 +113,11 @@ class Step:
     def autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
 
-    def loss(self) -> Tensor:
-        raise NotImplementedError
+    @abstractmethod
+    def loss(self) -> Tensor: ...
 
-    def compile(self) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def compile(self) -> None: ...
 
 
 class OurStep(Step):
