@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from dream_kernels import vq_lookup
 from ldm_dream.config.model import VQGANConfig
 from ldm_dream.networks.base import Autoencoder
-from ldm_dream.networks.layers import GroupNorm
+from ldm_dream.networks.layers import GroupNorm, Upsample
 
 
 class Quantized(NamedTuple):
@@ -152,15 +152,6 @@ class Downsample(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.conv(F.pad(x, (0, 1, 0, 1)))  # one-sided zeros, as published
-
-
-class Upsample(nn.Module):
-    def __init__(self, channels: int):
-        super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
 
 
 class Level(nn.Module):
