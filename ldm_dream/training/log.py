@@ -35,7 +35,7 @@ class Means:
 
     def state(self) -> dict[str, Tensor]:
         """Over all processes, each of which has to call."""
-        return {name: distributed.mean(pair) for name, pair in self.sums.items()}
+        return {name: distributed.mean(pair) for name, pair in sorted(self.sums.items())}
 
     def take(self) -> dict[str, float]:
         means = {name: (pair[0] / pair[1]).item() for name, pair in self.state().items()}
