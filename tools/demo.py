@@ -37,8 +37,9 @@ def main() -> None:
 
         from ldm_dream import Upscaler
         from ldm_dream.data.images import Image, read_image, write_image
-        from ldm_dream.scoring.evaluation import bicubic, low_resolution, table
+        from ldm_dream.scoring.evaluation import bicubic, low_resolution
         from ldm_dream.scoring.metrics import consistency, gmsd, lpips_or_reason, scores
+        from ldm_dream.scoring.report import table
 
         lpips, why = lpips_or_reason(args.lpips_weights)
         hr = read_image(PHOTO).pixels
