@@ -6,9 +6,12 @@ Of an autoencoder, the scale of its latents is measured on the way.
 """
 
 import argparse
+import re
 from pathlib import Path
 
 from ldm_dream.cli import command_line, user_errors
+from ldm_dream.errors import UserError
+from ldm_dream.writing import check_folder
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -21,6 +24,13 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def read_card(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: no card can be read from it ({error}); name a text.") from None
+
+
 def main() -> None:
     args = build_parser().parse_args()
     with user_errors():
@@ -30,7 +40,14 @@ def main() -> None:
         from ldm_dream.model_folder import BUNDLED, read_run, read_tensors, save_model
         from ldm_dream.training.autoencoder import latent_scale
 
+        if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", args.name):
+            raise UserError(f"{args.name!r}: is no name of a model; give one such as vq-f4-tiny.")
         run, state = read_run(args.model), read_tensors(args.model / "model.safetensors")
+        folder = BUNDLED / args.name
+        if folder.exists() and folder.samefile(args.model):
+            raise UserError(f"{args.model}: is the bundled model itself; give the one of a run.")
+        check_folder(folder)
+        card = read_card(args.card)
         if isinstance(run, AutoencoderRun):
             scale = latent_scale(run, state)
             print(f"latent scale {scale:.4f}")
@@ -41,8 +58,8 @@ def main() -> None:
             name: value.to(torch.float16) if value.is_floating_point() else value
             for name, value in state.items()
         }
-        save_model(BUNDLED / args.name, run, half, args.card.read_text(encoding="utf-8"))
-        print(f"{BUNDLED / args.name}: {sum(v.numel() for v in half.values()):,} parameters")
+        save_model(folder, run, half, card)
+        print(f"{folder}: {sum(v.numel() for v in half.values()):,} parameters")
 
 
 if __name__ == "__main__":

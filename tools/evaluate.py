@@ -9,13 +9,13 @@ their own names.
 """
 
 import argparse
-import json
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from ldm_dream.cli import command_line, user_errors
 from ldm_dream.errors import UserError
-from ldm_dream.writing import check_outputs, whole_file
+from ldm_dream.writing import check_outputs
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -76,41 +76,31 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def refuse_ignored(args: argparse.Namespace) -> None:
-    """What only a model, or only a folder of results, reads."""
     names = ("steps", "color_fix", "dtype") if args.sr else ("suffix",)
     given = [f"--{name.replace('_', '-')}" for name in names if getattr(args, name) is not None]
     if given:
-        other = "-n MODEL, not for the results of --sr" if args.sr else "--sr, not for a model"
-        raise UserError(f"{' and '.join(given)}: for {other}; leave it out.")
-
-
-def inputs_of(args: argparse.Namespace) -> list[Path]:
-    """Files that are read, and so may not be written."""
-    from ldm_dream.data.images import find_images
-
-    model = Path(args.model or "")
-    files = list(model.rglob("*")) if args.model and model.is_dir() else []
-    for folder in filter(None, (args.hr, args.sr, args.lr)):
-        files += find_images(folder)
-    return files + list(filter(None, (args.lpips_weights, args.inception)))
+        there = "with --sr, where no model runs" if args.sr else "without --sr"
+        raise UserError(f"{' and '.join(given)}: has no effect {there}; leave it out.")
 
 
 def main() -> None:
     args = build_parser().parse_args()
     with user_errors():
-        import numpy as np
-
         from ldm_dream.scoring import evaluation, report
 
         refuse_ignored(args)
-        check_outputs([args.json] if args.json else [], inputs_of(args))
+        weights = args.lpips_weights, args.inception
+        check_outputs(
+            [args.json] if args.json else [],
+            evaluation.files_read((args.hr, args.sr, args.lr), args.model, weights),
+        )
         files = evaluation.find_originals(args.hr, args.match)
         protocol = evaluation.PROTOCOLS[args.protocol]
-        if args.lpips_net:
-            protocol = replace(protocol, lpips_net=args.lpips_net)
-        weights = args.lpips_weights, args.inception
+        protocol = replace(protocol, lpips_net=args.lpips_net or protocol.lpips_net)
         if args.sr:
-            evaluator = evaluation.Evaluator.load(protocol, args.scale or 4, *weights)
+            evaluator = evaluation.Evaluator.load(
+                protocol, 4 if args.scale is None else args.scale, *weights
+            )
             evaluation.evaluate_folder(evaluator, files, args.sr, args.lr, args.suffix)
         else:
             from ldm_dream.upscaling.upscaler import Upscaler
@@ -118,19 +108,19 @@ def main() -> None:
             upscaler = Upscaler.from_pretrained(args.model, dtype=args.dtype or "auto")
             scale = upscaler.run.scale if args.scale is None else args.scale
             fix = args.color_fix or protocol.color_fix
-
-            def upscale(lr: np.ndarray) -> np.ndarray:
-                return upscaler(lr, scale=scale, steps=args.steps, color_fix=fix)
-
             evaluator = evaluation.Evaluator.load(protocol, scale, *weights)
             evaluator.notes.append(f"{args.model} ran with the colour fix {fix}.")
-            evaluation.evaluate_model(evaluator, files, args.lr, upscale, Path(args.model).name)
+            evaluation.evaluate_model(
+                evaluator,
+                files,
+                args.lr,
+                partial(upscaler, scale=scale, steps=args.steps, color_fix=fix),
+                Path(args.model).name,
+            )
         found = evaluator.report()
-        print(f"{args.hr} {args.match}")
-        print(report.report_text(found))
+        print(f"{args.hr} {args.match}\n{report.report_text(found)}")
         if args.json:
-            with whole_file(args.json) as draft:
-                draft.write_text(json.dumps(found, indent=1, allow_nan=False) + "\n")
+            report.write_report(args.json, found)
 
 
 if __name__ == "__main__":

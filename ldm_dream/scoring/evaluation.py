@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -233,6 +233,18 @@ class Evaluator:
                 else:
                     self.absent[name] = f"its value for {method} is not a finite number."
         return texts
+
+
+def files_read(
+    folders: Iterable[Path | None], model: str | None, weights: Iterable[Path | None]
+) -> list[Path]:
+    """All that an evaluation reads: pictures, the files of a model folder, weights of metrics."""
+    pictures = [path for folder in folders if folder for path in find_images(folder)]
+    return [
+        *pictures,
+        *(Path(model).rglob("*") if model and Path(model).is_dir() else ()),
+        *(path for path in weights if path),
+    ]
 
 
 def find_originals(folder: Path, text: str = "") -> list[Path]:

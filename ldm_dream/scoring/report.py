@@ -7,10 +7,14 @@ pictures, with the count of those it leaves out in the report's `infinite`; null
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
+from pathlib import Path
 
 import numpy as np
+
+from ldm_dream.writing import whole_file
 
 Means = dict[str, dict[str, float | None]]  # method -> metric -> mean
 _LABELS = ("picture", "method")
@@ -38,6 +42,12 @@ def plain_row(row: dict) -> dict:
     """A row as JSON takes it."""
     names = _infinite(row)
     return row | dict.fromkeys(names) | ({"infinite": names} if names else {})
+
+
+def write_report(path: Path, report: dict) -> None:
+    """As standard JSON. Raises WriteError."""
+    with whole_file(path) as draft:
+        draft.write_text(json.dumps(report, indent=1, allow_nan=False) + "\n", encoding="utf-8")
 
 
 def report_text(report: dict) -> str:

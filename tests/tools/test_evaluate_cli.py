@@ -123,8 +123,8 @@ def test_a_model_is_scored_at_its_scale_without_colour_fix_under_legacy(
 @pytest.mark.parametrize(
     "words, text",
     [
-        (["--sr", "sr", "--steps", 4], "--steps: for -n MODEL, not for the results of --sr"),
-        (["-n", "dream-latent-x4-tiny", "--suffix", "_x4"], "--suffix: for --sr, not for a model"),
+        (["--sr", "sr", "--steps", 4], "--steps: has no effect with --sr, where no model runs"),
+        (["-n", "dream-latent-x4-tiny", "--suffix", "_x4"], "--suffix: has no effect without --sr"),
     ],
 )
 def test_what_would_be_ignored_is_refused(evaluate, folders, capsys, words, text):
