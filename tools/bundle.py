@@ -17,7 +17,10 @@ from ldm_dream.writing import check_folder
 def build_parser() -> argparse.ArgumentParser:
     parser = command_line("bundle.py", __doc__)
     parser.add_argument(
-        "model", type=Path, metavar="MODEL_DIR", help="a folder that tools/train.py wrote"
+        "model",
+        type=Path,
+        metavar="MODEL_DIR",
+        help="a folder that tools/train.py wrote: the run or a model in it",
     )
     parser.add_argument("name", help="its name among the bundled models")
     parser.add_argument("--card", type=Path, required=True, help="README.md of the model folder")
@@ -37,14 +40,14 @@ def main() -> None:
         import torch
 
         from ldm_dream.config.run import AutoencoderRun
-        from ldm_dream.model_folder import BUNDLED, read_run, read_tensors, save_model
+        from ldm_dream.model_folder import BUNDLED, find_model, read_run, read_tensors, save_model
         from ldm_dream.training.autoencoder import latent_scale
 
         if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", args.name):
             raise UserError(f"{args.name!r}: is no name of a model; give one such as vq-f4-tiny.")
-        run, state = read_run(args.model), read_tensors(args.model / "model.safetensors")
-        folder = BUNDLED / args.name
-        if folder.exists() and folder.samefile(args.model):
+        model, folder = find_model(args.model), BUNDLED / args.name
+        run, state = read_run(model), read_tensors(model / "model.safetensors")
+        if folder.exists() and folder.samefile(model):
             raise UserError(f"{args.model}: is the bundled model itself; give the one of a run.")
         check_folder(folder)
         card = read_card(args.card)
