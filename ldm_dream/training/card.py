@@ -7,8 +7,10 @@ disk is in it: of a folder, at most the last two names are.
 
 from __future__ import annotations
 
+import math
 import re
 import shlex
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
@@ -37,7 +39,7 @@ class Facts:
     commit: str | None
     versions: dict[str, str]
     pictures: dict[str, int]
-    validation: dict[str, float] | None
+    validation: Mapping[str, float | None] | None
     validation_step: int | None
     history: list[dict[str, Any]]
 
@@ -71,16 +73,16 @@ def shortened(path: str) -> str:
 def _front_matter(run: Run) -> str:
     from huggingface_hub import ModelCardData
 
-    return (
-        ModelCardData(
-            library_name="ldm_dream",
-            pipeline_tag="image-to-image",
-            tags=_tags(run),
-            base_model=_base_models(run) or None,
-            **_licence(run.data.license),
-        ).to_yaml()
-        + "\n"
+    short, name = _licence(run.data.license)
+    data = ModelCardData(
+        library_name="ldm_dream",
+        pipeline_tag="image-to-image",
+        license=short,
+        license_name=name,
+        tags=_tags(run),
+        base_model=_base_models(run) or None,
     )
+    return data.to_yaml() + "\n"
 
 
 def _tags(run: Run) -> list[str]:
@@ -98,13 +100,11 @@ def _base_models(run: Run) -> list[str]:
     return list(dict.fromkeys(repo for name in named if name and (repo := repo_id_of(name))))
 
 
-def _licence(given: str | None) -> dict[str, str]:
-    """The hub knows licences by short names; any other is `other`, by its own name."""
-    if not given:
-        return {}
-    if re.fullmatch(r"[a-z0-9][a-z0-9.-]*", given):
-        return {"license": given}
-    return {"license": "other", "license_name": _line(given)}
+def _licence(given: str | None) -> tuple[str | None, str | None]:
+    """(license, license_name): the hub knows some by short names, any other is `other`."""
+    if not given or re.fullmatch(r"[a-z0-9][a-z0-9.-]*", given):
+        return given or None, None
+    return "other", _line(given)
 
 
 # ------------------------------------------------------------------------------------------- texts
@@ -150,8 +150,13 @@ def _autoencoder(run: Run) -> list[str]:
 def _validation(facts: Facts) -> str:
     if not facts.validation:
         return "Validation: none was made"
-    figures = ", ".join(f"{name} {value:.4g}" for name, value in facts.validation.items())
+    figures = ", ".join(f"{name} {_figure(value)}" for name, value in facts.validation.items())
     return f"Validation at step {facts.validation_step}: {figures}"
+
+
+def _figure(value: float | None) -> str:
+    """null is how the log writes what is no finite number."""
+    return "not finite" if value is None or not math.isfinite(value) else f"{value:.4g}"
 
 
 def _data(run: Run, facts: Facts) -> list[str]:
