@@ -50,16 +50,28 @@ def check_outputs(outputs: Iterable[Path], inputs: Iterable[Path]) -> None:
         make_folder(path.parent)
 
 
+def check_place(folder: Path) -> None:
+    """Raises WriteError unless `folder` is there and can be written to, or can be made. Writes
+    nothing.
+    """
+    there = folder
+    while not os.path.lexists(there):
+        there = there.parent
+    if not there.is_dir():
+        raise WriteError(f"{there}: a file stands where a folder is needed.")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise WriteError(f"{there}: this folder may not be written to; name another.")
+
+
 def make_folder(folder: Path) -> None:
     """Make a folder that files can be written to. Raises WriteError."""
     try:
+        check_place(folder)
         folder.mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError):
-        raise WriteError(f"{folder}: a file stands where a folder is needed.") from None
+    except UserError:
+        raise
     except OSError as error:
         raise WriteError(f"{folder}: the folder cannot be made: {error.strerror}.") from None
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise WriteError(f"{folder}: this folder may not be written to; name another.")
 
 
 def check_folder(folder: Path) -> None:

@@ -153,7 +153,7 @@ def test_outputs_are_no_inputs_by_any_name(tmp_path):
     with pytest.raises(WriteError, match="is a folder"):
         check_outputs([tmp_path], [])
     with pytest.raises(WriteError, match="a file stands where a folder is needed"):
-        check_outputs([picture / "report.json"], [])
+        check_outputs([picture / "new" / "report.json"], [])
     check_outputs([tmp_path / "new" / "report.json"], [picture])
     assert (tmp_path / "new").is_dir()
 
