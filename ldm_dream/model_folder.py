@@ -153,13 +153,16 @@ def resolve_autoencoder(cfg: AutoencoderConfig) -> AutoencoderConfig:
 
 def find_model(name_or_dir: str | Path) -> Path:
     """Folder of a model: an existing folder, a bundled name, or a model of the hub
-    (`hf:owner/name`), fetched. Raises ModelError, HubError.
+    (`hf:owner/name`), fetched. A run folder means its best model, else its last. Raises ModelError,
+    HubError.
     """
     if repo_id := repo_id_of(str(name_or_dir)):
         return download(repo_id)
     for folder in (Path(name_or_dir), BUNDLED / str(name_or_dir)):
-        if (folder / "config.yaml").is_file():
-            return folder
+        of_a_run = () if (folder / "model.safetensors").is_file() else ("model-best", "model")
+        for place in (*(folder / name for name in of_a_run), folder):
+            if (place / "config.yaml").is_file():
+                return place
     if is_repo_id(str(name_or_dir)) and not Path(name_or_dir).exists():
         raise ModelError(
             f"{name_or_dir}: no such folder; for a model of the hub write {PREFIX}{name_or_dir}."

@@ -71,7 +71,7 @@ IMPORT_RULES = {
     # these three never import each other
     "ldm_dream.training": May(
         (*MODEL, *root("training", "scoring.metrics")),
-        ("torch", "numpy", "safetensors", "taming", "tqdm"),
+        ("torch", "numpy", "safetensors", "taming", "tqdm", "huggingface_hub"),
     ),
     "ldm_dream.upscaling": May((*MODEL, *root("upscaling")), ("torch", "numpy", "PIL")),
     "ldm_dream.interchange": May((*MODEL, *root("interchange")), ("torch", "safetensors")),
