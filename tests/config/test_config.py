@@ -282,7 +282,7 @@ def test_a_mistake_names_the_file_it_stands_in(write):
         ),
         (
             "data: {degradation: {kind: blind, first: {sigma: [0, 1]}}}",
-            ["`data.degradation.first.sigma` is 0", "greater than 0"],
+            ["`data.degradation.first.sigma` is 0", "greater than or equal to 0.01"],
         ),
         (
             "data: {degradation: {kind: blind, first: {resize: [2, 3]}}}",
@@ -328,7 +328,7 @@ def test_a_mistake_names_the_file_it_stands_in(write):
         ("5: 3", ["`5`"]),
         ("[1, 2]", ["a config is a mapping", "list"]),
         ("just words", ["a config is a mapping", "str"]),
-        ("train: {steps: 5, steps: 6}", ["line 1, column 18", "'steps' is given twice"]),
+        ("train: {steps: 5, steps: 6}", ["line 1, column 19", "'steps' is given twice"]),
         ("scale: 2\ntrain: {steps: 5", ["line 2"]),
         ("scale: 2\n\ttrain: 3", ["line 2, column 1"]),
         (
@@ -381,7 +381,10 @@ RUNS = [
         process=DDPMConfig(beta_start=1e-7, respace=50),
     ),
     DiffusionRun(
-        process=ResidualShiftConfig(kappa=1.5), condition=("lr", "z_lr"), lpips_weights="a: b"
+        process=ResidualShiftConfig(kappa=1.5),
+        network={"kind": "resshift", "cond_channels": 6},
+        condition=("lr", "z_lr"),
+        lpips_weights="a: b",
     ),
     DiffusionRun(data={"degradation": BlindConfig(second_order_prob=1)}),
     AutoencoderRun(),
