@@ -13,26 +13,19 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-import yaml
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from ldm_dream.config.files import dump_config, validate
-from ldm_dream.config.model import AutoencoderConfig, PixelConfig, VQGANConfig
+from ldm_dream.config.files import dump_config
+from ldm_dream.config.model import AutoencoderConfig, PixelConfig
 from ldm_dream.config.run import DiffusionRun, Run
-from ldm_dream.errors import UserError
-from ldm_dream.hub import PREFIX, download, is_repo_id, repo_id_of
+from ldm_dream.hub import repo_id_of
+from ldm_dream.model_config import ModelError, find_model, read_run, resolve_autoencoder
 from ldm_dream.networks import build_network
 from ldm_dream.networks.autoencoders import build_autoencoder
 from ldm_dream.networks.base import Autoencoder, Network
 from ldm_dream.process import Process, build_process
-
-BUNDLED = Path(__file__).parent / "weights"
-
-
-class ModelError(UserError, ValueError):
-    """A model folder or checkpoint that cannot be used; its text is complete for the user."""
 
 
 class LoadedModel(NamedTuple):
@@ -76,105 +69,59 @@ def load_model(name_or_dir: str | Path) -> LoadedModel:
         raise ModelError(
             f"{folder}: this is an autoencoder, not a super-resolution model; name a folder with task: diffusion."
         )
-    autoencoder = load_autoencoder(run.autoencoder, folder)
+    # who made a model of the hub does not choose among the folders of who loads it
+    is_local = repo_id_of(str(name_or_dir)) is None
+    autoencoder = load_autoencoder(run.autoencoder, folder, is_local)
     with torch.device("meta"):  # first weights would be made for nothing
         network = build_network(run.network)
     load_weights(network, folder / "model.safetensors")
     return LoadedModel(run, network.eval(), autoencoder, build_process(run.process), folder)
 
 
-def load_autoencoder(cfg: AutoencoderConfig, folder: Path | None = None) -> Autoencoder:
+def load_autoencoder(
+    cfg: AutoencoderConfig, folder: Path | None = None, is_local: bool = True
+) -> Autoencoder:
     """Frozen autoencoder of a run: from `folder/autoencoder.safetensors` if there, else from
-    `cfg.pretrained`.
+    `cfg.pretrained`, which is no folder of the user where the config is not `is_local`.
     """
     own = folder / "autoencoder.safetensors" if folder else None
     if isinstance(cfg, PixelConfig):
+        return build_autoencoder(cfg).requires_grad_(False).eval()
+    if own is None or not own.is_file():
+        if not cfg.pretrained:
+            raise ModelError(
+                "autoencoder.pretrained is not set: name a bundled autoencoder, the folder of one, or hf:owner/name."
+            )
+        own = find_model(cfg.pretrained, is_local) / "model.safetensors"
+        cfg = resolve_autoencoder(cfg, is_local)
+    with torch.device("meta"):
         autoencoder = build_autoencoder(cfg)
-    elif own and own.is_file():
-        autoencoder = build_autoencoder(cfg)
-        load_weights(autoencoder, own)
-    elif cfg.pretrained:
-        source = find_model(cfg.pretrained)
-        autoencoder = build_autoencoder(resolve_autoencoder(cfg))
-        load_weights(autoencoder, source / "model.safetensors")
-    else:
-        raise ModelError(
-            "autoencoder.pretrained is not set: name a bundled autoencoder, the folder of one, or hf:owner/name."
-        )
+    load_weights(autoencoder, own)
     return autoencoder.requires_grad_(False).eval()
 
 
-def resolve_autoencoder(cfg: AutoencoderConfig) -> AutoencoderConfig:
-    """With `pretrained`, the architecture of that folder; a VQGAN's `quantize` stays as this config
-    says.
-    """
-    if isinstance(cfg, PixelConfig) or not cfg.pretrained:
-        return cfg
-    folder = find_model(cfg.pretrained)
-    architecture = read_run(folder).autoencoder
-    if architecture.kind != cfg.kind:
-        raise ModelError(
-            f"{folder} holds an autoencoder of kind {architecture.kind}; set autoencoder.kind={architecture.kind}."
-        )
-    kept = {"quantize": cfg.quantize} if isinstance(cfg, VQGANConfig) else {}
-    return architecture.model_copy(update={"pretrained": cfg.pretrained, **kept})
-
-
-def find_model(name_or_dir: str | Path) -> Path:
-    """Folder of a model: an existing folder, a bundled name, or a model of the hub
-    (`hf:owner/name`), fetched. Raises ModelError, HubError.
-    """
-    if repo_id := repo_id_of(str(name_or_dir)):
-        return download(repo_id)
-    for folder in (Path(name_or_dir), BUNDLED / str(name_or_dir)):
-        if (folder / "config.yaml").is_file():
-            return folder
-    if is_repo_id(str(name_or_dir)) and not Path(name_or_dir).exists():
-        raise ModelError(
-            f"{name_or_dir}: no such folder; for a model of the hub write {PREFIX}{name_or_dir}."
-        )
-    names = ", ".join(sorted(path.parent.name for path in BUNDLED.glob("*/config.yaml"))) or "none"
-    raise ModelError(
-        f"{name_or_dir}: neither a model folder (with a config.yaml) nor a bundled model; bundled are: {names}."
-    )
-
-
-def read_run(folder: Path) -> Run:
-    path = folder / "config.yaml"
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError):
-        raise ModelError(f"{path}: not a readable config; copy the model folder again.") from None
-    if not isinstance(values, dict):
-        raise ModelError(f"{path}: holds no keys; copy the model folder again.")
-    return validate(_of_today(values), {}, str(path))
-
-
-def _of_today(values: dict) -> dict:
-    """A config as earlier versions wrote it: `loss.fraction` is gone, and regression samples by
-    ancestral alone.
-    """
-    if isinstance(values.get("loss"), dict):
-        values["loss"].pop("fraction", None)
-    if isinstance(values.get("process"), dict) and values["process"].get("kind") == "regression":
-        values["sampler"] = {"kind": "ancestral"}
-    return values
-
-
 def load_weights(module: nn.Module, path: Path) -> None:
-    """Strict: what is missing, extra or of another shape raises ModelError."""
+    """Strict: what is missing, extra, of another shape or kind, or not finite raises ModelError."""
     state = read_tensors(path)
     own = module.state_dict()
-    wrong = [k for k in own if k not in state or state[k].shape != own[k].shape] + [
+    wrong = [k for k in own if k not in state or not _fits(state[k], own[k])] + [
         k for k in state if k not in own
     ]
     if wrong:
         raise ModelError(
             f"{path}: {len(wrong)} weights do not fit config.yaml beside it, the first is {wrong[0]!r}."
         )
+    if broken := [k for k, value in state.items() if not value.isfinite().all()]:
+        raise ModelError(
+            f"{path}: {len(broken)} weights hold NaN or infinity, the first is {broken[0]!r}; take another copy."
+        )
     # copies: a file's tensors lie unaligned in memory, where sums round otherwise
     state = {key: value.to(own[key].dtype, copy=True) for key, value in state.items()}
     module.load_state_dict(state, assign=any(x.is_meta for x in own.values()))
+
+
+def _fits(value: Tensor, own: Tensor) -> bool:
+    return value.shape == own.shape and value.is_floating_point() == own.is_floating_point()
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
@@ -183,7 +130,8 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         raise ModelError(f"{path}: no such file; the model folder is incomplete, copy it again.")
     try:
         return load_file(path)
-    except (SafetensorError, OSError) as error:
+    # KeyError: a dtype that this torch has not
+    except (SafetensorError, OSError, KeyError, ValueError) as error:
         raise ModelError(f"{path}: cut short or damaged ({error}); copy it again.") from None
 
 

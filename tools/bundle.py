@@ -27,7 +27,8 @@ def main() -> None:
         import torch
 
         from ldm_dream.config.run import AutoencoderRun
-        from ldm_dream.model_folder import BUNDLED, read_run, read_tensors, save_model
+        from ldm_dream.model_config import BUNDLED, read_run
+        from ldm_dream.model_folder import read_tensors, save_model
         from ldm_dream.training.autoencoder import latent_scale
 
         run, state = read_run(args.model), read_tensors(args.model / "model.safetensors")

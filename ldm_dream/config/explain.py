@@ -52,6 +52,8 @@ def _value_sentence(name: str, kind: str, given: Any, message: str) -> str:
         return f"`{name}` is {value}; it is a section, with keys of its own below it."
     if kind == "tuple_type":
         return f"`{name}` is {value}; it should be a list, such as [a, b]."
+    if kind in ("too_short", "string_too_short"):
+        return f"`{name}` is {value}; it should not be empty."
     return f"`{name}` is {value}; {message[0].lower()}{message[1:]}."
 
 

@@ -1,15 +1,14 @@
 """Whether the parts of a run fit each other, by arithmetic alone. Each function raises ValueError,
 with the keys it is about. Imports no torch.
+
+run: a DiffusionRun or AutoencoderRun, whose file imports this one.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Any
 
 from ldm_dream.config.model import AutoencoderConfig
-
-if TYPE_CHECKING:
-    from ldm_dream.config.run import AutoencoderRun, DiffusionRun, Run
 
 MOST_PIXELS = 2**31  # of HR in one step on one device: 24 GB as float32
 MOST_CACHE = 2**40  # bytes of cached latents
@@ -17,7 +16,7 @@ LEAST_CRITIC = 24  # pixels a side that the PatchGAN can judge
 UNIT = 8  # LR pixels, of which a validation picture has a whole number a side
 
 
-def patches(run: Run) -> None:
+def patches(run: Any) -> None:
     """Patches and validation pictures can be cut, and a step's fit into some machine."""
     patch, scale, train = run.data.patch, run.scale, run.train
     if run.data.train and patch % scale:
@@ -37,7 +36,7 @@ def patches(run: Run) -> None:
         )
 
 
-def condition(run: DiffusionRun) -> None:
+def condition(run: Any) -> None:
     """The network sees something of the LR picture, and nothing twice."""
     if len(set(run.condition)) < len(run.condition):
         raise ValueError(f"condition={list(run.condition)} names a part twice; leave one out")
@@ -48,7 +47,7 @@ def condition(run: DiffusionRun) -> None:
         )
 
 
-def cache(run: DiffusionRun) -> None:
+def cache(run: Any) -> None:
     """There are latents to cache, and not too many."""
     cached = run.data.cache_latents
     if cached and run.autoencoder.kind == "pixel":
@@ -61,7 +60,7 @@ def cache(run: DiffusionRun) -> None:
         )
 
 
-def autoencoder(run: AutoencoderRun) -> None:
+def autoencoder(run: Any) -> None:
     """An autoencoder is trained from its own knobs, on patches that its critic can judge."""
     if run.autoencoder.pretrained:
         raise ValueError(
@@ -74,7 +73,7 @@ def autoencoder(run: AutoencoderRun) -> None:
         )
 
 
-def latent(run: Run, autoencoder: AutoencoderConfig) -> None:
+def latent(run: Any, autoencoder: AutoencoderConfig) -> None:
     """Pictures can be encoded, and the network has the channels of the latents. autoencoder: with
     the architecture of its `pretrained`.
     """

@@ -7,7 +7,7 @@ NetworkConfig. Imports no torch.
 from __future__ import annotations
 
 import math
-from typing import Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -78,6 +78,16 @@ class NetworkKnobs(Strict):
     condition over that of z_t, as a knob or fixed; None: the network takes the LR picture, at its
     own size.
     """
+
+    if TYPE_CHECKING:  # every kind has them, each with its own defaults and range
+        kind: Any
+        image_size: Any
+        in_channels: Any
+        out_channels: Any
+        cond_channels: Any
+        model_channels: Any
+        channel_mult: Any
+        num_res_blocks: Any
 
     any_scale: ClassVar[bool] = False  # trained at random scales, too
 
