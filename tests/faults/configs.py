@@ -1,0 +1,177 @@
+"""Configs with mistakes in them: each is a run that can be built, or one sentence.
+
+A mutant is a shipped config whose text was damaged, or that was given overrides. What passes is
+built without memory (meta device) and run once on the sizes that it asks for.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import re
+import shutil
+import tempfile
+from pathlib import Path
+
+import torch
+
+from faults.runner import Tally, run_all
+from ldm_dream.config.data import BlindConfig
+from ldm_dream.config.files import load_config
+from ldm_dream.config.run import DiffusionRun, Run
+from ldm_dream.data.blind import degrade_blind
+from ldm_dream.errors import UserError, shown
+from ldm_dream.model_config import resolve_autoencoder
+from ldm_dream.networks import build_network
+from ldm_dream.networks.autoencoders import build_autoencoder
+from ldm_dream.process import build_process
+from ldm_dream.training.check import check_run
+
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+MOST_WORDS = 700  # characters of a sentence
+
+VALUES = """
+0 1 2 3 7 8 10 16 31 32 33 64 100 127 255 256 1000 4096 65536 100000 2147483647 4294967296
+9223372036854775807 9223372036854775808 99999999999999999999 -1 -7 0.5 1.0 1e-300 1e300 1e400 -0.0
+.inf -.inf .nan true false null ~ yes "" " " "\\0" "\\e[31m" "\\ud800" x lr z_lr eps v z0 bf16
+[] [0] [1] [1,2] [2,4] [1,2,4] [4,2,1] [0.9,0.99] [1,1] [7,21] [3,2] [lr] [z_lr] [lr,z_lr] [lr,lr]
+[true] [null] [[1]] [""] [-1,-2] [1000000,1] {} {a: 1} {kind: x} {kind: blind} {kind: bicubic}
+{kind: sr3} {kind: ldm} {kind: idm} {kind: resshift} {kind: pixel} {kind: taesd} {kind: vqgan}
+{kind: ddpm} {kind: flow} {kind: regression} {kind: residual_shift} {kind: ddim} linear sqrt_linear
+{kind: vqgan, pretrained: vq-f4-tiny} {kind: vqgan, pretrained: dream-latent-x4-tiny} group layer
+none hf:a/b ../.. /dev/zero /etc/passwd 0x_ 0b1 1:30:00 2024-13-01 !!int x !!python/name:os.system
+*a &a <<: 1_000 +1 1e4 1.5 8e7 0.999999999 1e-9 16.0 "5"
+""".split()
+TOKENS = (*VALUES, "&a [", "*a", "<<: *a", "? [a]", ": ", "\n", "\n  ", "[" * 30, "{" * 30, "\t", "#")
+TOKENS += ("- ", "base: ", "\0", "\x1b", "\ud7ff", "!!set {a}", "%YAML 9.9\n---\n", "---\n", "'", '"')
+
+
+def run(n: int, seed: int) -> Tally:
+    """`n` mutants from `seed`."""
+    with tempfile.TemporaryDirectory() as folder:
+        shutil.copytree(CONFIGS, Path(folder) / "configs")
+        return run_all(lambda number: check(Path(folder), seed, number), n)
+
+
+def check(folder: Path, seed: int, number: int) -> str:
+    """Verdict on one mutant."""
+    rng = random.Random(f"{seed} {number}")
+    files = sorted((folder / "configs").glob("*/[a-z0-9]*.yaml"))
+    path, overrides = rng.choice(files), []
+    mutant = path.with_name(f"_{os.getpid()}.yaml")
+    if rng.random() < 0.5:
+        mutant.write_bytes(damaged(path.read_bytes(), rng))
+    else:
+        shutil.copyfile(path, mutant)
+        overrides = [override(load_config(path), rng) for _ in range(rng.choice((1, 1, 1, 2, 3)))]
+    try:
+        return judge(mutant, overrides)
+    except Exception as error:
+        text = mutant.read_bytes() if not overrides else overrides
+        raise RuntimeError(f"{path.relative_to(folder)} {text!r}") from error
+    finally:
+        mutant.unlink()
+
+
+def judge(path: Path, overrides: list[str]) -> str:
+    """Reads a config and tries it. Raises AssertionError for a sentence that is none."""
+    try:
+        run = load_config(path, overrides)
+        check_run(run, starts=False)
+    except UserError as error:
+        words = " ".join(str(error).split())
+        assert words == str(error) and shown(words).isprintable(), f"no single line: {error!r}"
+        assert len(words) < MOST_WORDS and words[-1] in ".?)", f"no sentence: {words}"
+        return "refused"
+    attempt(run)
+    return "accepted"
+
+
+def attempt(run: Run) -> None:
+    """Builds what the run builds, and takes one step of it without memory."""
+    data, side = run.data, run.data.patch
+    if isinstance(data.degradation, BlindConfig) and side <= 256 and side % run.scale == 0:
+        small = torch.rand(1, 3, 16 * run.scale, 16 * run.scale) if run.scale < 9 else None
+        if small is not None:
+            lr = degrade_blind(small, run.scale, data.degradation, [1])
+            assert lr.isfinite().all()
+    if run.autoencoder.pretrained and not Path(run.autoencoder.pretrained).exists():
+        autoencoder = run.autoencoder  # a stranger's; its own knobs stand in
+    else:
+        autoencoder = resolve_autoencoder(run.autoencoder)
+    with torch.device("meta"):
+        coder = build_autoencoder(autoencoder)
+        hr = torch.empty(1, 3, side, side)
+        z = coder.encode(hr) if data.train else None
+        if z is not None:
+            assert z.shape[1] == coder.channels and coder.decode(z).shape == hr.shape
+        if not isinstance(run, DiffusionRun):
+            return
+        network = build_network(run.network)
+        process = build_process_on_cpu(run)
+        if z is None or run.autoencoder.pretrained:
+            return
+        lr = torch.empty(1, 3, side // run.scale, side // run.scale)
+        parts = {"lr": lr, "z_lr": z}
+        factor = network.cond_factor
+        cond = lr
+        if factor is not None:
+            size = [factor * length for length in z.shape[-2:]]
+            shapes = [(1, parts[name].shape[1], *size) for name in run.condition]
+            cond = torch.cat([torch.empty(1, 0, *size), *map(torch.empty, shapes)], 1)
+        emb = network.embed(torch.zeros(1))
+        out = network(z, emb, *network.prepare(cond, tuple(z.shape[-2:])))
+        assert out.shape == z.shape
+    steps = torch.arange(process.num_timesteps)
+    for table in (process.a, process.s, process.weight):
+        assert table(steps).isfinite().all()
+    if process.num_timesteps > 1:
+        assert process.posterior_variance(steps[1:], steps[:-1]).isfinite().all()
+
+
+def build_process_on_cpu(run: DiffusionRun):
+    with torch.device("cpu"):
+        return build_process(run.process)
+
+
+# ------------------------------------------------------------------------------------------ mutants
+
+
+def damaged(data: bytes, rng: random.Random) -> bytes:
+    """The bytes of a config with one to four faults."""
+    for _ in range(rng.randint(1, 4)):
+        at = rng.randrange(len(data) + 1)
+        end = min(len(data), at + rng.randint(1, 40))
+        token = rng.choice(TOKENS).encode("utf-8", "surrogatepass")
+        values = list(re.finditer(rb"(?<=[:\[, ] )[^,\]}\n]+|(?<=\[)[^,\]}\n]+", data))
+        spot = rng.choice(values).span() if values else (at, end)
+        kind = rng.randrange(8)
+        if kind == 0:
+            data = data[:at] + bytes([rng.randrange(256)]) + data[at + 1 :]
+        elif kind == 1:
+            data = data[:at] + data[end:]
+        elif kind == 2:
+            data = data[:at] + token + data[at:]
+        elif kind == 3:
+            data = data[:end] + data[at:end] * rng.choice((1, 2, 50)) + data[end:]
+        elif kind == 4:
+            data = data[:at]
+        else:
+            data = data[: spot[0]] + token + data[spot[1] :]
+    return data
+
+
+def override(run: Run, rng: random.Random) -> str:
+    """`a.b=value` of a knob that the run has."""
+    value = rng.choice(VALUES)
+    keys = list(leaves(run.model_dump(mode="json")))
+    if rng.random() < 0.1:
+        value = rng.choice((f"[{','.join([value] * 9)}]", f"{{a: {value}}}", value * 40))
+    return f"{rng.choice(keys)}={value}"
+
+
+def leaves(values: dict, above: str = ""):
+    for key, value in values.items():
+        yield above + key
+        if isinstance(value, dict):
+            yield from leaves(value, f"{above}{key}.")
