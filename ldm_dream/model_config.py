@@ -9,8 +9,8 @@ from pathlib import Path
 from ldm_dream.config.files import validate
 from ldm_dream.config.model import AutoencoderConfig, PixelConfig, VQGANConfig
 from ldm_dream.config.run import AutoencoderRun, Run
-from ldm_dream.config.yaml_text import read_yaml
-from ldm_dream.errors import ConfigError, UserError
+from ldm_dream.config.yaml_text import YamlError, parse_mapping, read_yaml
+from ldm_dream.errors import UserError
 from ldm_dream.hub import PREFIX, download, is_repo_id, repo_id_of
 
 BUNDLED = Path(__file__).parent / "weights"
@@ -51,12 +51,23 @@ def read_run(folder: Path) -> Run:
     """The run in a model folder. Raises ModelError, ConfigError."""
     path = folder / "config.yaml"
     try:
-        values = read_yaml(path)
-    except ConfigError as error:
+        return _run_of_today(read_yaml(path), str(path))
+    except YamlError as error:
         raise ModelError(f"{error} Copy the model folder again.") from None
+
+
+def parse_run(text: str, where: str) -> Run:
+    """A resolved config as this or an earlier version wrote it. Raises ModelError, ConfigError."""
+    try:
+        return _run_of_today(parse_mapping(text, where), where)
+    except YamlError as error:
+        raise ModelError(f"{error} Copy the folder again.") from None
+
+
+def _run_of_today(values: dict, where: str) -> Run:
     if not values:
-        raise ModelError(f"{path}: holds no keys; copy the model folder again.")
-    return validate(_of_today(values), {}, str(path))
+        raise ModelError(f"{where}: holds no keys; copy the folder again.")
+    return validate(_of_today(values), {}, where)
 
 
 def resolve_autoencoder(cfg: AutoencoderConfig, local: bool = True) -> AutoencoderConfig:
@@ -76,7 +87,9 @@ def resolve_autoencoder(cfg: AutoencoderConfig, local: bool = True) -> Autoencod
         raise ModelError(
             f"{folder} holds an autoencoder of kind {architecture.kind}; set autoencoder.kind={architecture.kind}."
         )
-    kept = {"quantize": cfg.quantize} if isinstance(cfg, VQGANConfig) else {}
+    kept: dict[str, object] = {"sha256": cfg.sha256}
+    if isinstance(cfg, VQGANConfig):
+        kept["quantize"] = cfg.quantize
     return architecture.model_copy(update={"pretrained": cfg.pretrained, **kept})
 
 

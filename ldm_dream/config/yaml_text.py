@@ -26,6 +26,10 @@ _NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
 _NO_DATE = "tag:yaml.org,2002:timestamp"
 
 
+class YamlError(ConfigError):
+    """A text that is no YAML, or none that a config may be."""
+
+
 class _Loader(yaml.SafeLoader):
     """SafeLoader with the limits above, for which 2e-4 is a number (YAML 1.1 wants 2.0e-4)."""
 
@@ -94,9 +98,9 @@ _Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping
 
 
 def parse_yaml(text: str, where: str) -> Any:
-    """YAML text -> its value. Raises ConfigError, which begins with `where`."""
+    """YAML text -> its value. Raises YamlError, which begins with `where`."""
     if len(text) > MOST_BYTES:
-        raise ConfigError(
+        raise YamlError(
             f"{where}: {len(text)} characters; a config has at most {MOST_BYTES}, and about 2000."
         )
     try:
@@ -104,31 +108,36 @@ def parse_yaml(text: str, where: str) -> Any:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
-        raise ConfigError(f"{where}: {place}{error.problem}.") from None
+        raise YamlError(f"{where}: {place}{error.problem}.") from None
     except (yaml.YAMLError, ValueError) as error:  # ValueError: a number such as 0x_
-        raise ConfigError(f"{where}: not valid YAML: {' '.join(str(error).split())}.") from None
+        raise YamlError(f"{where}: not valid YAML: {' '.join(str(error).split())}.") from None
 
 
 def read_yaml(path: Path, asked: str = "") -> dict[str, Any]:
-    """The mapping in a YAML file; an empty file gives none. Raises ConfigError. asked: who named
+    """The mapping in a YAML file; an empty file gives none. Raises YamlError. asked: who named
     the file, for the message.
     """
     try:
         with path.open("rb") as file:
             data = file.read(MOST_BYTES + 1)
         if len(data) > MOST_BYTES:
-            raise ConfigError(
+            raise YamlError(
                 f"{path}: larger than {MOST_BYTES} bytes{asked}; this is no config, which has about 2000."
             )
         text = data.decode("utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(
+        raise YamlError(
             f"{path}: cannot be read as a text file in UTF-8{asked}: {error}."
         ) from None
-    values = {} if (parsed := parse_yaml(text, str(path))) is None else parsed
+    return parse_mapping(text, str(path))
+
+
+def parse_mapping(text: str, where: str) -> dict[str, Any]:
+    """As `parse_yaml`, of a text that holds keys; an empty one gives none."""
+    values = {} if (parsed := parse_yaml(text, where)) is None else parsed
     if not isinstance(values, dict):
-        raise ConfigError(
-            f"{path}: a config is a mapping of keys to values, this is a {type(values).__name__}."
+        raise YamlError(
+            f"{where}: a config is a mapping of keys to values, this is a {type(values).__name__}."
         )
     return values
 

@@ -64,7 +64,7 @@ def _autoencoder_fits(run: DiffusionRun, starts: bool) -> None:
         if starts or Path(name).exists():
             raise
         return
-    for key in sorted(given.model_fields_set - {"kind", "pretrained"}):
+    for key in sorted(given.model_fields_set - {"kind", "pretrained", "sha256"}):
         if (value := getattr(given, key)) != getattr(own, key):
             raise ConfigError(
                 f"autoencoder.{key}={value} has no effect: {name} brings its own, {getattr(own, key)}; leave it out."

@@ -24,26 +24,185 @@ from ldm_dream.errors import UserError, shown
 from ldm_dream.model_config import resolve_autoencoder
 from ldm_dream.networks import build_network
 from ldm_dream.networks.autoencoders import build_autoencoder
+from ldm_dream.networks.vqgan import VQGAN
 from ldm_dream.process import build_process
 from ldm_dream.training.check import check_run
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 MOST_WORDS = 700  # characters of a sentence
 
-VALUES = """
-0 1 2 3 7 8 10 16 31 32 33 64 100 127 255 256 1000 4096 65536 100000 2147483647 4294967296
-9223372036854775807 9223372036854775808 99999999999999999999 -1 -7 0.5 1.0 1e-300 1e300 1e400 -0.0
-.inf -.inf .nan true false null ~ yes "" " " "\\0" "\\e[31m" "\\ud800" x lr z_lr eps v z0 bf16
-[] [0] [1] [1,2] [2,4] [1,2,4] [4,2,1] [0.9,0.99] [1,1] [7,21] [3,2] [lr] [z_lr] [lr,z_lr] [lr,lr]
-[true] [null] [[1]] [""] [-1,-2] [1000000,1] {} {a: 1} {kind: x} {kind: blind} {kind: bicubic}
-{kind: sr3} {kind: ldm} {kind: idm} {kind: resshift} {kind: pixel} {kind: taesd} {kind: vqgan}
-{kind: ddpm} {kind: flow} {kind: regression} {kind: residual_shift} {kind: ddim} linear sqrt_linear
-{kind: vqgan, pretrained: vq-f4-tiny} {kind: vqgan, pretrained: dream-latent-x4-tiny} group layer
-none hf:a/b ../.. /dev/zero /etc/passwd 0x_ 0b1 1:30:00 2024-13-01 !!int x !!python/name:os.system
-*a &a <<: 1_000 +1 1e4 1.5 8e7 0.999999999 1e-9 16.0 "5"
-""".split()
-TOKENS = (*VALUES, "&a [", "*a", "<<: *a", "? [a]", ": ", "\n", "\n  ", "[" * 30, "{" * 30, "\t", "#")
-TOKENS += ("- ", "base: ", "\0", "\x1b", "\ud7ff", "!!set {a}", "%YAML 9.9\n---\n", "---\n", "'", '"')
+VALUES = [
+    "0",
+    "1",
+    "2",
+    "3",
+    "7",
+    "8",
+    "10",
+    "16",
+    "31",
+    "32",
+    "33",
+    "64",
+    "100",
+    "127",
+    "255",
+    "256",
+    "1000",
+    "4096",
+    "65536",
+    "100000",
+    "2147483647",
+    "4294967296",
+    "9223372036854775807",
+    "9223372036854775808",
+    "99999999999999999999",
+    "-1",
+    "-7",
+    "0.5",
+    "1.0",
+    "1e-300",
+    "1e300",
+    "1e400",
+    "-0.0",
+    ".inf",
+    "-.inf",
+    ".nan",
+    "true",
+    "false",
+    "null",
+    "~",
+    "yes",
+    '""',
+    '"',
+    '"',
+    '"\\0"',
+    '"\\e[31m"',
+    '"\\ud800"',
+    "x",
+    "lr",
+    "z_lr",
+    "eps",
+    "v",
+    "z0",
+    "bf16",
+    "[]",
+    "[0]",
+    "[1]",
+    "[1,2]",
+    "[2,4]",
+    "[1,2,4]",
+    "[4,2,1]",
+    "[0.9,0.99]",
+    "[1,1]",
+    "[7,21]",
+    "[3,2]",
+    "[lr]",
+    "[z_lr]",
+    "[lr,z_lr]",
+    "[lr,lr]",
+    "[true]",
+    "[null]",
+    "[[1]]",
+    '[""]',
+    "[-1,-2]",
+    "[1000000,1]",
+    "{}",
+    "{a:",
+    "1}",
+    "{kind:",
+    "x}",
+    "{kind:",
+    "blind}",
+    "{kind:",
+    "bicubic}",
+    "{kind:",
+    "sr3}",
+    "{kind:",
+    "ldm}",
+    "{kind:",
+    "idm}",
+    "{kind:",
+    "resshift}",
+    "{kind:",
+    "pixel}",
+    "{kind:",
+    "taesd}",
+    "{kind:",
+    "vqgan}",
+    "{kind:",
+    "ddpm}",
+    "{kind:",
+    "flow}",
+    "{kind:",
+    "regression}",
+    "{kind:",
+    "residual_shift}",
+    "{kind:",
+    "ddim}",
+    "linear",
+    "sqrt_linear",
+    "{kind:",
+    "vqgan,",
+    "pretrained:",
+    "vq-f4-tiny}",
+    "{kind:",
+    "vqgan,",
+    "pretrained:",
+    "dream-latent-x4-tiny}",
+    "group",
+    "layer",
+    "none",
+    "hf:a/b",
+    "../..",
+    "/dev/zero",
+    "/etc/passwd",
+    "0x_",
+    "0b1",
+    "1:30:00",
+    "2024-13-01",
+    "!!int",
+    "x",
+    "!!python/name:os.system",
+    "*a",
+    "&a",
+    "<<:",
+    "1_000",
+    "+1",
+    "1e4",
+    "1.5",
+    "8e7",
+    "0.999999999",
+    "1e-9",
+    "16.0",
+    '"5"',
+]
+TOKENS = (
+    *VALUES,
+    "&a [",
+    "*a",
+    "<<: *a",
+    "? [a]",
+    ": ",
+    "\n",
+    "\n  ",
+    "[" * 30,
+    "{" * 30,
+    "\t",
+    "#",
+)
+TOKENS += (
+    "- ",
+    "base: ",
+    "\0",
+    "\x1b",
+    "\ud7ff",
+    "!!set {a}",
+    "%YAML 9.9\n---\n",
+    "---\n",
+    "'",
+    '"',
+)
 
 
 def run(n: int, seed: int) -> Tally:
@@ -104,7 +263,8 @@ def attempt(run: Run) -> None:
         hr = torch.empty(1, 3, side, side)
         z = coder.encode(hr) if data.train else None
         if z is not None:
-            assert z.shape[1] == coder.channels and coder.decode(z).shape == hr.shape
+            decoded = coder.decode(z, False) if isinstance(coder, VQGAN) else coder.decode(z)
+            assert z.shape[1] == coder.channels and decoded.shape == hr.shape
         if not isinstance(run, DiffusionRun):
             return
         network = build_network(run.network)
