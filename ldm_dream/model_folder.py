@@ -97,6 +97,7 @@ def load_autoencoder(
     own = folder / "autoencoder.safetensors" if folder else None
     if isinstance(cfg, PixelConfig):
         return build_autoencoder(cfg).requires_grad_(False).eval()
+    wanted = cfg.sha256
     if own is None or not own.is_file():
         if not cfg.pretrained:
             raise ModelError(
@@ -104,7 +105,7 @@ def load_autoencoder(
             )
         own = find_model(cfg.pretrained, is_local) / "model.safetensors"
         cfg = resolve_autoencoder(cfg, is_local)
-    if cfg.sha256 and cfg.sha256 != weights_digest(read_tensors(own)):
+    if wanted and wanted != weights_digest(read_tensors(own)):
         raise ModelError(
             f"{own}: is not the autoencoder that this model was trained with (autoencoder.sha256); "
             "put that one back, or train on the new one."
