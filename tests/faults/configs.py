@@ -25,11 +25,12 @@ from ldm_dream.model_config import resolve_autoencoder
 from ldm_dream.networks import build_network
 from ldm_dream.networks.autoencoders import build_autoencoder
 from ldm_dream.networks.vqgan import VQGAN
-from ldm_dream.process import build_process
+from ldm_dream.process import Process, build_process
 from ldm_dream.training.check import check_run
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 MOST_WORDS = 700  # characters of a sentence
+SMALL = 10**7  # parameters of a network that is run once
 
 VALUES = (Path(__file__).parent / "config_values.txt").read_text().splitlines()
 TOKENS = (
@@ -103,50 +104,53 @@ def judge(path: Path, overrides: list[str]) -> str:
 
 def attempt(run: Run) -> None:
     """Builds what the run builds, and takes one step of it without memory."""
-    data, side = run.data, run.data.patch
-    if isinstance(data.degradation, BlindConfig) and side <= 256 and side % run.scale == 0:
-        small = torch.rand(1, 3, 16 * run.scale, 16 * run.scale) if run.scale < 9 else None
-        if small is not None:
-            lr = degrade_blind(small, run.scale, data.degradation, [1])
-            assert lr.isfinite().all()
-    if run.autoencoder.pretrained and not Path(run.autoencoder.pretrained).exists():
-        autoencoder = run.autoencoder  # a stranger's; its own knobs stand in
-    else:
-        autoencoder = resolve_autoencoder(run.autoencoder)
+    degradation, scale = run.data.degradation, run.scale
+    if isinstance(degradation, BlindConfig) and scale < 9:
+        assert (
+            degrade_blind(torch.rand(1, 3, *[16 * scale] * 2), scale, degradation, [1])
+            .isfinite()
+            .all()
+        )
+    autoencoder = run.autoencoder  # of one that is not here, its own knobs
+    if autoencoder.pretrained == "vq-f4-tiny":
+        autoencoder = resolve_autoencoder(autoencoder)
+    hr = torch.empty(1, 3, run.data.patch, run.data.patch, device="meta")
     with torch.device("meta"):
         coder = build_autoencoder(autoencoder)
-        hr = torch.empty(1, 3, side, side)
-        z = coder.encode(hr) if data.train else None
-        if z is not None:
-            decoded = coder.decode(z, False) if isinstance(coder, VQGAN) else coder.decode(z)
-            assert z.shape[1] == coder.channels and decoded.shape == hr.shape
-        if not isinstance(run, DiffusionRun):
-            return
+        z = coder.encode(hr)
+        decoded = coder.decode(z, False) if isinstance(coder, VQGAN) else coder.decode(z)
+    if run.data.train:
+        assert z.shape[1] == coder.channels and decoded.shape == hr.shape
+    if isinstance(run, DiffusionRun):
+        try_network(run, z)
+        try_process(build_process(run.process))
+
+
+def try_network(run: DiffusionRun, z: torch.Tensor) -> None:
+    """A forward pass on latents like z; of a large network, that it is built."""
+    with torch.device("meta"):
         network = build_network(run.network)
-        process = build_process_on_cpu(run)
-        if z is None or run.autoencoder.pretrained:
+        known = run.autoencoder.pretrained in (None, "vq-f4-tiny") and run.data.train
+        if not known or run.network.least_parameters > SMALL:
             return
-        lr = torch.empty(1, 3, side // run.scale, side // run.scale)
+        lr = torch.empty(1, 3, *[run.data.patch // run.scale] * 2)
         parts = {"lr": lr, "z_lr": z}
-        factor = network.cond_factor
-        cond = lr
-        if factor is not None:
-            size = [factor * length for length in z.shape[-2:]]
-            shapes = [(1, parts[name].shape[1], *size) for name in run.condition]
-            cond = torch.cat([torch.empty(1, 0, *size), *map(torch.empty, shapes)], 1)
-        emb = network.embed(torch.zeros(1))
-        out = network(z, emb, *network.prepare(cond, (z.shape[-2], z.shape[-1])))
-        assert out.shape == z.shape
+        if network.cond_factor is None:
+            cond = lr
+        else:
+            size = [network.cond_factor * length for length in z.shape[-2:]]
+            channels = [parts[name].shape[1] for name in run.condition]
+            cond = torch.empty(1, sum(channels), *size)
+        features = network.prepare(cond, (z.shape[-2], z.shape[-1]))
+        assert network(z, network.embed(torch.zeros(1)), *features).shape == z.shape
+
+
+def try_process(process: Process) -> None:
     steps = torch.arange(process.num_timesteps)
     for table in (process.a, process.s, process.weight):
         assert table(steps).isfinite().all()
     if process.num_timesteps > 1:
         assert process.posterior_variance(steps[1:], steps[:-1]).isfinite().all()
-
-
-def build_process_on_cpu(run: DiffusionRun):
-    with torch.device("cpu"):
-        return build_process(run.process)
 
 
 # ------------------------------------------------------------------------------------------ mutants
