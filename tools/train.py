@@ -9,6 +9,7 @@ from pathlib import Path
 from ldm_dream.cli import command_line, user_errors
 from ldm_dream.config.files import default_run_dir, dump_config, load_config
 from ldm_dream.training.check import check_run
+from ldm_dream.writing import check_place
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -42,6 +43,7 @@ def main() -> None:
     with user_errors():
         run = load_config(args.config, args.set)
         check_run(run, starts=not args.dry_run)
+        check_place(run_dir)
         if args.dry_run:
             print(f"# run folder: {run_dir}\n{dump_config(run)}", end="")
             return

@@ -215,6 +215,11 @@ class DataConfig(Strict):
     val: tuple[Name, ...] = Field(
         default=(), description="Folders of HR pictures for validation, searched likewise."
     )
+    license: str | None = Field(
+        default=None,
+        description="Licence of the training pictures, for the model card, as the hub names it "
+        "(`cc0-1.0`) or in words; null: not given.",
+    )
     exclude: tuple[Name, ...] = Field(
         default=(), description="A picture is left out if its path contains one of these texts."
     )

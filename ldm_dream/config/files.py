@@ -22,6 +22,8 @@ _RUN = TypeAdapter(Annotated[Run, Field(discriminator="task")])
 # sections whose keys depend on their `kind`; loss and sampler have a `kind` too, but one set of
 # keys
 _KEYS_BY_KIND = {("autoencoder",), ("network",), ("process",), ("data", "degradation")}
+# what a base says of itself, and no run that changes it may say
+OF_ONE_RUN = ("description", "expected")
 
 
 MOST_BASES = 16  # files in one chain
@@ -117,6 +119,8 @@ def _read(path: Path, chain: tuple[Path, ...]) -> tuple[dict, dict[tuple, str]]:
             f"{path}: `base` is {short(repr(base))}; it is the name of one config file, relative to this one."
         )
     merged, origin = _read(path.parent / base, (*chain, path)) if base else ({}, {})
+    for key in OF_ONE_RUN:
+        merged.pop(key, None)
     _merge(merged, values, origin, str(path))
     return merged, origin
 

@@ -262,6 +262,7 @@ class Trainer:
             "config": dump_config(self.run),
             "micro_batches": self.micro_batches,
             "pictures": self.pictures,
+            "counts": self.counts,
             "history": self.start.history,
         }
         save_checkpoint(run_dir, step, tensors, meta, self.run.train.keep_checkpoints)

@@ -78,6 +78,15 @@ def test_a_base_is_relative_to_the_file_that_names_it(write, monkeypatch, tmp_pa
     assert load_config(path).scale == 8
 
 
+def test_a_run_does_not_say_of_itself_what_its_base_said(write):
+    write("a.yaml", "description: DREAM\nexpected: 27 dB\ndata: {license: cc0-1.0}")
+    run = load_config(write("b.yaml", "base: a.yaml\nloss: {strength: 0}"))
+    assert (run.description, run.expected) == ("", "not run")
+    assert run.data.license == "cc0-1.0"
+    own = load_config(write("c.yaml", "base: a.yaml\nexpected: 26 dB"))
+    assert (own.description, own.expected) == ("", "26 dB")
+
+
 def test_a_circle_of_bases_is_refused_with_its_members(write):
     write("a.yaml", "base: b.yaml")
     with pytest.raises(ConfigError, match=r"circle: b\.yaml -> a\.yaml -> b\.yaml"):

@@ -5,7 +5,6 @@ measured quality.
 import pytest
 import torch
 
-from conftest import SHARED
 from dream_kernels import backend
 from ldm_dream.config.model import PixelConfig, TAESDConfig, VQGANConfig
 from ldm_dream.config.run import AutoencoderRun
@@ -19,6 +18,7 @@ from ldm_dream.networks.vqgan import VQGAN, Attention
 from ldm_dream.scoring.metrics import psnr
 from ldm_dream.training.autoencoder import AutoencoderObjective
 from runs import VQGAN_TINY as LOCAL
+from tests.conftest import SHARED
 
 
 def test_published_defaults_have_the_published_parameter_count():

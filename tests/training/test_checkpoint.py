@@ -46,6 +46,16 @@ def test_pretrained_brings_the_architecture_of_its_folder(tmp_path):
     assert not any(p.requires_grad for p in loaded.parameters())
 
 
+def test_a_run_folder_means_its_best_model_and_else_its_last(tmp_path):
+    run = tmp_path / "run"
+    autoencoder_folder(run / "model")
+    (run / "config.yaml").write_text("task: autoencoder")
+    assert find_model(run) == run / "model"
+    autoencoder_folder(run / "model-best")
+    assert find_model(run) == run / "model-best"
+    assert find_model(run / "model") == run / "model"
+
+
 def test_unknown_model_lists_the_bundled_ones():
     with pytest.raises(ModelError, match="neither a model folder"):
         find_model("no-such-model")
