@@ -80,7 +80,9 @@ IMPORT_RULES = {
         ("torch", "numpy", "safetensors", "taming", "tqdm", "huggingface_hub"),
     ),
     "ldm_dream.upscaling": May((*MODEL, *root("upscaling")), ("torch", "numpy", "PIL")),
-    "ldm_dream.interchange": May((*MODEL, *root("interchange")), ("torch", "safetensors")),
+    "ldm_dream.interchange": May(
+        (*MODEL, *root("interchange")), ("torch", "safetensors", "pydantic")
+    ),
     "dream_kernels": May(KERNELS, ("torch", "triton")),
     "tools": May(ALL, ("torch", "numpy", "tqdm")),
     "benchmarks": May((*ALL, "benchmarks"), ("torch", "numpy", "PIL", "taming")),
