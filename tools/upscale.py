@@ -128,11 +128,13 @@ def run(args: argparse.Namespace) -> int:
 
     jobs = plan_jobs(args.input, args.output, args.recursive, args.suffix, args.ext)
     upscaler = Upscaler.from_pretrained(args.model, args.device, args.dtype, args.compile)
-    names = (
-        "scale", "steps", "sampler", "seed", "tile", "tile_pad", "batch_size", "color_fix",
-        "max_pixels",
-    )  # fmt: skip
-    options = {name: getattr(args, name) for name in names}
+    options = {
+        name: getattr(args, name)
+        for name in (
+            "scale", "steps", "sampler", "seed", "tile", "tile_pad", "batch_size", "color_fix",
+            "max_pixels",
+        )
+    }  # fmt: skip
 
     def upscale(picture: Image) -> Image:
         return upscaler(picture, **options)
