@@ -13,6 +13,7 @@ picture; both [B, 3, H, W] in [-1, 1].
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, TypeAlias, TypeVar, overload
 
 import numpy as np
@@ -63,9 +64,7 @@ def _unpack_image(image: Image) -> Unpacked[Image]:
 
     def pack(rgb: Tensor, alpha: Tensor | None) -> Image:
         bands = pack_bands(rgb, alpha)
-        return Image(
-            bands[..., :3], None if alpha is None else bands[..., 3], image.icc, image.was_gray
-        )
+        return replace(image, pixels=bands[..., :3], alpha=None if alpha is None else bands[..., 3])
 
     return rgb, alpha, pack
 
