@@ -33,17 +33,18 @@ def root(*names: str) -> tuple[str, ...]:
 CONFIG = root("errors", "config")
 KERNELS = ("dream_kernels",)
 METHOD = root("process", "denoiser", "loss", "sampler")
-MODEL = (*CONFIG, *METHOD, *root("model_folder", "hub", "data", "networks", "__init__"))
+MODEL = (*CONFIG, *METHOD, *root("writing", "model_folder", "hub", "data", "networks", "__init__"))
 ALL = ("ldm_dream", *KERNELS)
 
 IMPORT_RULES = {
     "ldm_dream.__init__": May(root("upscaling.upscaler")),  # on use
     "ldm_dream.errors": May(()),
+    "ldm_dream.writing": May(root("errors")),
     "ldm_dream.cli": May(CONFIG),
     "ldm_dream.hub": May(CONFIG, ("huggingface_hub",)),
     "ldm_dream.config": May(CONFIG, ("pydantic", "yaml")),
     "ldm_dream.data": May(
-        (*CONFIG, *root("data")), ("torch", "torchvision", "numpy", "PIL", "pyvips")
+        (*CONFIG, *root("writing", "data")), ("torch", "torchvision", "numpy", "PIL", "pyvips")
     ),
     # a network knows no other network; the two files that say which networks there are know all
     "ldm_dream.networks": May(
@@ -60,11 +61,11 @@ IMPORT_RULES = {
     "ldm_dream.loss": May((*CONFIG, *KERNELS, *METHOD), ("torch",)),
     "ldm_dream.sampler": May((*CONFIG, *KERNELS, *METHOD), ("torch", "numpy")),
     "ldm_dream.model_folder": May(
-        (*CONFIG, *METHOD, *root("hub", "networks")), ("torch", "yaml", "safetensors")
+        (*CONFIG, *METHOD, *root("writing", "hub", "networks")), ("torch", "yaml", "safetensors")
     ),
     # scoring is given its models
     "ldm_dream.scoring": May(
-        (*CONFIG, *root("data", "scoring")),
+        (*CONFIG, *root("writing", "data", "scoring")),
         ("torch", "torchvision", "numpy", "PIL", "lpips", "torch_fidelity"),
     ),
     # these three never import each other

@@ -1,0 +1,269 @@
+"""Writing: a file or a folder is whole or not there, and what was not written here is not removed.
+
+Everything is written to a draft beside its place, synced, and renamed. A draft's name is short and
+says which process writes it, so a draft whose process is gone is known and removed. Every folder
+written here holds `SHA256SUMS`, the digests of its files as `sha256sum -c` reads them.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import itertools
+import logging
+import os
+import re
+import shutil
+import socket
+import zlib
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from ldm_dream.errors import UserError
+
+log = logging.getLogger(__name__)
+
+SUMS = "SHA256SUMS"
+# of folders that earlier versions wrote without digests
+_WITHOUT_SUMS = {"config.yaml", "model.safetensors", "autoencoder.safetensors", "README.md"}
+
+
+class WriteError(UserError, OSError):
+    """A place that cannot or must not be written to; its text is complete for the user."""
+
+
+# ------------------------------------------------------------------------- before the work begins
+
+
+def check_outputs(outputs: Iterable[Path], inputs: Iterable[Path]) -> None:
+    """Raises WriteError unless every output file can be written, and none of them is an input or a
+    link to one. Makes the folders that are missing.
+    """
+    read = {_identity(path): path for path in inputs if path.exists()}
+    for path in outputs:
+        if path.is_dir():
+            raise WriteError(f"{path}: is a folder; name a file to write.")
+        if path.exists() and (source := read.get(_identity(path))):
+            also = "" if source == path else f" (by the name {source})"
+            raise WriteError(f"{path}: is an input{also} and would be lost; name another output.")
+        make_folder(path.parent)
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder that files can be written to. Raises WriteError."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise WriteError(f"{folder}: a file stands where a folder is needed.") from None
+    except OSError as error:
+        raise WriteError(f"{folder}: the folder cannot be made: {error.strerror}.") from None
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise WriteError(f"{folder}: this folder may not be written to; name another.")
+
+
+def check_folder(folder: Path) -> None:
+    """Raises WriteError unless `folder` is new, empty, or all of it was written by `whole_folder`
+    and never changed since.
+    """
+    if foreign := _not_ours(folder):
+        raise WriteError(
+            f"{folder}: holds {foreign}, which was not written here; "
+            "name a new folder, or move that away."
+        )
+    make_folder(folder.resolve().parent)
+
+
+def _identity(path: Path) -> tuple[int, int]:
+    status = path.stat()
+    return status.st_dev, status.st_ino
+
+
+def _not_ours(folder: Path) -> str | None:
+    """What of an existing folder was not written by `whole_folder`: a name, or None."""
+    if folder.is_symlink():
+        return "a link"
+    if not folder.exists():
+        return None
+    if not folder.is_dir():
+        return "a file"
+    found = {path.relative_to(folder).as_posix(): path for path in _files(folder)}
+    sums = read_sums(folder)
+    if not sums:
+        extra = sorted(found.keys() - _WITHOUT_SUMS)
+        whole = {"config.yaml", "model.safetensors"} <= found.keys()
+        return extra[0] if extra else None if whole or not found else next(iter(found))
+    for name, path in sorted(found.items()):
+        if name == SUMS:
+            continue
+        # a text may have been edited by hand
+        if name not in sums or (path.suffix != ".safetensors" and digest(path) != sums[name]):
+            return name
+    return None
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    """All but folders, links included; an empty folder counts as a file."""
+    for path in folder.iterdir():
+        if path.is_symlink() or not path.is_dir() or not any(path.iterdir()):
+            yield path
+        else:
+            yield from _files(path)
+
+
+# ---------------------------------------------------------------------------------------- digests
+
+
+def digest(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    found = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(2**20):
+            found.update(block)
+    return found.hexdigest()
+
+
+def read_sums(folder: Path) -> dict[str, str]:
+    """File name -> digest, of a folder written by `whole_folder`; empty where it has none."""
+    try:
+        lines = (folder / SUMS).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError):
+        return {}
+    return {name: number for number, _, name in (line.partition("  ") for line in lines)}
+
+
+def damaged(path: Path) -> str | None:
+    """What is wrong with a file of a folder with digests, in a few words; None for a whole one and
+    for a folder without digests.
+    """
+    expected = read_sums(path.parent).get(path.name)
+    if expected and digest(path) != expected:
+        return f"its bytes are not those that were written ({SUMS} beside it)"
+    return None
+
+
+# ---------------------------------------------------------------------------------------- writing
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """A draft to write, which takes the place of `path` when the body is done. Raises WriteError."""
+    draft = _draft(path.parent, path.suffix)
+    try:
+        yield draft
+        _sync(draft)
+        os.replace(draft, path)
+        _sync(path.parent)
+    except OSError as error:
+        if isinstance(error, UserError):
+            raise
+        raise WriteError(f"{path}: cannot be written: {error.strerror or error}.") from error
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+@contextmanager
+def whole_folder(folder: Path) -> Iterator[Path]:
+    """A draft folder to fill, which takes the place of `folder` when the body is done; an older one
+    stands until then. One that holds what was not written here is moved aside. Raises WriteError.
+    """
+    make_folder(folder.resolve().parent)
+    draft = _draft(folder.parent, "")
+    try:
+        draft.mkdir()
+        yield draft
+        files = sorted(path.relative_to(draft).as_posix() for path in _files(draft))
+        text = "".join(f"{digest(draft / name)}  {name}\n" for name in files)
+        (draft / SUMS).write_text(text, encoding="utf-8")
+        mode = (draft / SUMS).stat().st_mode  # what the user's umask allows
+        for path in (*(draft / name for name in files), draft / SUMS, draft):
+            if path.is_file():
+                path.chmod(mode)  # safetensors makes its files for the owner alone
+            _sync(path)
+        _place(draft, folder)
+    except OSError as error:
+        if isinstance(error, UserError):
+            raise
+        raise WriteError(
+            f"{folder}: cannot be written: {error.strerror or error}; nothing was changed."
+        ) from error
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+
+
+def _place(draft: Path, folder: Path) -> None:
+    if foreign := _not_ours(folder):
+        kept = _free_name(folder, "kept")
+        log.warning("%s holds %s, not written here: it is now %s.", folder, foreign, kept.name)
+        folder.rename(kept)
+    if not folder.exists():
+        draft.rename(folder)
+    elif not _exchange(draft, folder):
+        old = _free_name(folder, "old")
+        folder.rename(old)
+        draft.rename(folder)
+        shutil.rmtree(old)
+    _sync(folder.parent)
+
+
+def _free_name(folder: Path, word: str) -> Path:
+    names = (folder.with_name(f"{folder.name}.{word}-{i}") for i in itertools.count(1))
+    return next(name for name in names if not name.exists())
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Both names change places at once, so that neither is missing at any time (renameat2 of Linux);
+    False where the system or its file system cannot.
+    """
+    call = getattr(ctypes.CDLL(None), "renameat2", None)
+    at_cwd, exchange = -100, 2
+    names = os.fsencode(one), os.fsencode(other)
+    return call is not None and call(at_cwd, names[0], at_cwd, names[1], exchange) == 0
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+# ----------------------------------------------------------------------------------------- drafts
+
+_HOST = f"{zlib.crc32(socket.gethostname().encode()):08x}"
+_DRAFT = re.compile(
+    rf"\.draft-{_HOST}-(?P<process>\d+)-\d+(\.\w{{1,8}})?"
+    r"|\.step-\d+\.(?P<earlier>\d+)\.tmp"  # of earlier versions
+)
+_numbers = itertools.count()
+_swept: set[Path] = set()
+
+
+def _draft(folder: Path, suffix: str) -> Path:
+    """A new name in `folder`; what killed processes left there is removed at the first time."""
+    if folder not in _swept:
+        _swept.add(folder)
+        _sweep(folder)
+    suffix = suffix if re.fullmatch(r"\.\w{1,8}", suffix) else ""
+    return folder / f".draft-{_HOST}-{os.getpid()}-{next(_numbers)}{suffix}"
+
+
+def _sweep(folder: Path) -> None:
+    for path in folder.iterdir():
+        if not (found := _DRAFT.fullmatch(path.name)):
+            continue
+        process = int(found["process"] or found["earlier"])
+        if process == os.getpid() or not is_running(process):  # none of this one's is open yet
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+
+
+def is_running(process: int) -> bool:
+    """Whether a process of that number lives on this machine, whoever owns it."""
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
