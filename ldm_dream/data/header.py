@@ -18,6 +18,7 @@ import PIL.Image
 import pyvips
 
 from ldm_dream.data.formats import (
+    BY_SUFFIX,
     HEAD,
     HEIC,
     MAX_BYTES,
@@ -118,6 +119,20 @@ def check_limits(header: Header, max_pixels: int = MAX_PIXELS) -> None:
         )
 
 
+def needs_alpha(path: Path) -> bool:
+    """Whether a file is named as a kind without alpha and yet has one (a PNG named .jpg); False for
+    what cannot be read.
+    """
+    named = BY_SUFFIX.get(path.suffix.lower())
+    if named is None or named.has_alpha:
+        return False
+    try:
+        with header_of(path) as header:
+            return header.has_alpha
+    except ImageError:
+        return False
+
+
 def broken(path: Path, reason: str) -> ImageError:
     return ImageError(f"{shown(path)}: broken or truncated picture ({shown(reason)}).")
 
@@ -126,9 +141,9 @@ def broken(path: Path, reason: str) -> ImageError:
 def _open(path: Path) -> Iterator[BinaryIO]:
     """A regular file that is not empty. Raises ImageError."""
     name = shown(path)
-    if path.is_dir():
+    if os.path.isdir(path):
         raise ImageError(f"{name}: is a folder, not a picture.")
-    if not path.exists():
+    if not os.path.exists(path):  # False for a name that no file can have, too
         raise ImageError(f"{name}: no such file.")
     try:
         # what is no file (a pipe) may block for ever

@@ -6,11 +6,13 @@ The parts: `image` (one picture in memory), `formats` (the kinds), `header` and 
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
 from ldm_dream.data.formats import BY_SUFFIX, MAX_PIXELS, READABLE, SUFFIXES, WRITES
+from ldm_dream.data.header import needs_alpha
 from ldm_dream.data.image import Image, ImageError, from_tensor, to_tensor, to_uint8
 from ldm_dream.data.reader import image_size, read_image
 from ldm_dream.data.writer import check_writable, write_image
@@ -27,7 +29,9 @@ __all__ = [
     "find_images",
     "from_tensor",
     "image_size",
+    "in_words",
     "list_images",
+    "needs_alpha",
     "read_image",
     "to_tensor",
     "to_uint8",
@@ -53,12 +57,16 @@ def find_images(path: str | Path, recursive: bool = False) -> list[Path]:
 def list_images(path: str | Path, recursive: bool = False) -> Listing:
     """As `find_images`, with what it leaves out."""
     path = Path(path)
-    if path.is_file():
+    if os.path.isfile(path):  # not Path.is_file, which raises for a name that is too long
         return Listing([path], {})
-    if not path.is_dir():
+    if not os.path.isdir(path):
         raise ImageError(f"{shown(path)}: no such file or folder.")
     pictures, left_out = [], Counter()
-    for found in path.rglob("*") if recursive else path.iterdir():
+    try:
+        candidates = list(path.rglob("*") if recursive else path.iterdir())
+    except OSError as error:
+        raise ImageError(f"{shown(path)}: cannot be read: {error.strerror}.") from None
+    for found in candidates:
         reason = _left_out(found, recursive)
         if reason is None:
             pictures.append(found)

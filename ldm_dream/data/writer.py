@@ -52,7 +52,8 @@ def write_image(path: str | Path, image: Image) -> None:
     that is not opaque is refused there. What else a kind does not hold is said in a warning.
     """
     path = Path(path)
-    kind = check_writable(path, *image.pixels.shape[1::-1], image.alpha)
+    height, width = image.pixels.shape[:2]
+    kind = check_writable(path, width, height, image.alpha)
     data = _encode(path, kind, image)
     make_folder(path.parent)
     with whole_file(path) as draft:

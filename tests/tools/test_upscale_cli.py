@@ -77,10 +77,11 @@ def test_a_folder_with_a_bad_file_is_done_to_the_end_and_exits_1(model, photos, 
     assert code == 1
     lines = out.splitlines()
     assert (
-        len(lines) == 3
+        len(lines) == 4
         and "6x5 -> 18x15" in lines[0]
         and "failed" in lines[1]
         and "4x7 -> 12x21" in lines[2]
+        and lines[3] == "2 done, 1 failed"
     )
     assert err.startswith("failed: ") and "notes.png" in err and len(err.splitlines()) == 1
     gray = read_image(tmp_path / "out/gray_x3.tif")
@@ -90,7 +91,7 @@ def test_a_folder_with_a_bad_file_is_done_to_the_end_and_exits_1(model, photos, 
     assert entries["settings"]["scale"] == 3 and entries["settings"]["seed"] == 0
 
     _, out, _ = upscale(*options, "--skip-existing")
-    assert out.count("skipped") == 2
+    assert out.splitlines()[-1] == "2 skipped, 1 failed"
 
 
 def test_one_picture_to_a_file_name_exits_0(model, photos, tmp_path, upscale):
