@@ -9,6 +9,7 @@ command or in the one picture given, 130 or 143 stopped by Ctrl-C or SIGTERM.
 
 import argparse
 import sys
+from functools import partial
 from pathlib import Path
 
 from ldm_dream.cli import EXIT_USER_ERROR, command_line, stoppable, user_errors
@@ -121,7 +122,6 @@ def run(args: argparse.Namespace) -> int:
     # here, so that --help answers without torch
     from tqdm import tqdm
 
-    from ldm_dream.data.images import Image
     from ldm_dream.upscaling.folder import (
         Naming,
         Work,
@@ -133,24 +133,21 @@ def run(args: argparse.Namespace) -> int:
     )
     from ldm_dream.upscaling.upscaler import Upscaler
 
-    naming = Naming(args.suffix, args.ext)
-    plan = plan_jobs(args.input, args.output, args.recursive, naming)
+    plan = plan_jobs(args.input, args.output, args.recursive, Naming(args.suffix, args.ext))
     check_places(plan, args.json_report)
     upscaler = Upscaler.from_pretrained(args.model, args.device, args.dtype, args.compile)
     names = ("scale", "steps", "sampler", "seed", "tile", "tile_pad", "batch_size", "color_fix")
-    options = {name: getattr(args, name) for name in names}
-
-    def upscale(picture: Image) -> Image:
-        return upscaler(picture, **options)
-
+    upscale = partial(upscaler, **{name: getattr(args, name) for name in names})
     scale = upscaler.run.scale if args.scale is None else args.scale
     work = Work(upscale, scale, args.skip_existing, args.metadata == "keep")
     results = []
     try:
-        done = upscale_all(plan.jobs, work)
-        # a bar for a folder, on a terminal (None)
-        bar = tqdm(done, total=len(plan.jobs), unit="picture", disable=args.input.is_file() or None)
-        for result in bar:
+        for result in tqdm(
+            upscale_all(plan.jobs, work),
+            total=len(plan.jobs),
+            unit="picture",
+            disable=args.input.is_file() or None,  # a bar for a folder, on a terminal (None)
+        ):
             results.append(result)
             tqdm.write(str(result))
             sys.stdout.flush()

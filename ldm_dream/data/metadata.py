@@ -103,19 +103,18 @@ def _set(image: pyvips.Image, name: str, value: Any) -> None:
 def _iptc(image: pyvips.Image) -> bytes | None:
     """As a JPEG holds it; a TIFF has either all resources of Photoshop or the bare records."""
     if image.get_typeof("photoshop-data"):
-        return _PHOTOSHOP + _bytes(image, "photoshop-data")
+        return _PHOTOSHOP + _get(image, "photoshop-data")
     if not image.get_typeof("iptc-data"):
         return None
-    data = _bytes(image, "iptc-data")
+    data = _get(image, "iptc-data")
     if data.startswith(_PHOTOSHOP):
         return data
     resource = b"8BIM\x04\x04\0\0" + len(data).to_bytes(4, "big") + data
     return _PHOTOSHOP + resource + b"\0" * (len(data) % 2)
 
 
-def _bytes(image: pyvips.Image, name: str) -> bytes:
-    value: Any = image.get(name)  # pyvips' annotations leave bytes out
-    return bytes(value)
+def _get(image: pyvips.Image, name: str) -> Any:
+    return image.get(name)  # pyvips' annotations leave bytes out
 
 
 def _adapted(xmp: bytes, width: int, height: int) -> bytes:
