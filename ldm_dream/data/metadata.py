@@ -50,7 +50,7 @@ class Kept(NamedTuple):
 
 def read_metadata(image: pyvips.Image, exif: bytes | None = None) -> Metadata:
     """Of a picture that libvips opened. exif: what was read apart from it."""
-    fields = {name: image.get(name) for name in image.get_fields() if name.startswith(_KEPT)}
+    fields = {name: _get(image, name) for name in image.get_fields() if name.startswith(_KEPT)}
     if (block := _iptc(image)) is not None:
         fields["iptc-data"] = block
     if exif is not None:
