@@ -38,7 +38,7 @@ def download(repo_id: str) -> Path:
     Raises HubError.
     """
     hub = _hub()
-    wanted = ["config.yaml", "*.safetensors", "README.md"]
+    wanted = ["config.yaml", "*.safetensors", "README.md", "SHA256SUMS"]
     try:
         return Path(hub.snapshot_download(repo_id, allow_patterns=wanted))
     # hub errors are OSErrors; a malformed id is a ValueError

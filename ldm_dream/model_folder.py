@@ -1,14 +1,14 @@
 """Model folders: what a user loads. Safetensors and YAML only, never a pickle.
 
-`model.safetensors`, `config.yaml` (the resolved run), `README.md` (its card). A diffusion model's
-folder names its autoencoder's folder in `config.yaml` (`autoencoder.pretrained`), or holds the
-weights itself as `autoencoder.safetensors`.
+`model.safetensors`, `config.yaml` (the resolved run), `README.md` (its card), `SHA256SUMS`. A latent
+model knows its autoencoder by content: `autoencoder.sha256` in `config.yaml`. The weights lie in the
+folder as `autoencoder.safetensors`, unless they are those of a bundled autoencoder
+(`autoencoder.pretrained`).
 """
 
 from __future__ import annotations
 
-import os
-import shutil
+import hashlib
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,6 +27,7 @@ from ldm_dream.networks import build_network
 from ldm_dream.networks.autoencoders import build_autoencoder
 from ldm_dream.networks.base import Autoencoder, Network
 from ldm_dream.process import Process, build_process
+from ldm_dream.writing import WriteError, damaged, whole_folder
 
 BUNDLED = Path(__file__).parent / "weights"
 
@@ -57,13 +58,15 @@ def save_model(
     card: str,
     autoencoder: dict[str, Tensor] | None = None,
 ) -> None:
-    """Write a model folder as a whole; an older one of that name is replaced only when the new one
-    is complete.
-    """
+    """Write a model folder as a whole. autoencoder: its weights, where the folder is to hold them."""
+    if autoencoder is not None and isinstance(run, DiffusionRun):
+        own = {"pretrained": None, "sha256": weights_digest(autoencoder)}
+        kept = run.autoencoder.model_copy(update=own)
+        run = run.model_copy(update={"autoencoder": kept})
     with whole_folder(folder) as draft:
-        save_file(packed(state), draft / "model.safetensors")
+        write_tensors(draft / "model.safetensors", state)
         if autoencoder is not None:
-            save_file(packed(autoencoder), draft / "autoencoder.safetensors")
+            write_tensors(draft / "autoencoder.safetensors", autoencoder)
         (draft / "config.yaml").write_text(dump_config(run), encoding="utf-8")
         (draft / "README.md").write_text(card, encoding="utf-8")
 
@@ -85,23 +88,49 @@ def load_model(name_or_dir: str | Path) -> LoadedModel:
 
 def load_autoencoder(cfg: AutoencoderConfig, folder: Path | None = None) -> Autoencoder:
     """Frozen autoencoder of a run: from `folder/autoencoder.safetensors` if there, else from
-    `cfg.pretrained`.
+    `cfg.pretrained`. Raises ModelError where the weights are not those of `cfg.sha256`.
     """
     own = folder / "autoencoder.safetensors" if folder else None
     if isinstance(cfg, PixelConfig):
-        autoencoder = build_autoencoder(cfg)
-    elif own and own.is_file():
-        autoencoder = build_autoencoder(cfg)
-        load_weights(autoencoder, own)
+        return build_autoencoder(cfg).requires_grad_(False).eval()
+    if own and own.is_file():
+        path, architecture = own, cfg
     elif cfg.pretrained:
-        source = find_model(cfg.pretrained)
-        autoencoder = build_autoencoder(resolve_autoencoder(cfg))
-        load_weights(autoencoder, source / "model.safetensors")
+        path = find_model(cfg.pretrained) / "model.safetensors"
+        architecture = resolve_autoencoder(cfg)
     else:
         raise ModelError(
             "autoencoder.pretrained is not set: name a bundled autoencoder, the folder of one, or hf:owner/name."
         )
+    if cfg.sha256 and cfg.sha256 != weights_digest(read_tensors(path)):
+        raise ModelError(
+            f"{path}: is not the autoencoder that this model was trained with (autoencoder.sha256); "
+            "put that one back, or train on the new one."
+        )
+    autoencoder = build_autoencoder(architecture)
+    load_weights(autoencoder, path)
     return autoencoder.requires_grad_(False).eval()
+
+
+def own_autoencoder(cfg: AutoencoderConfig) -> tuple[AutoencoderConfig, dict[str, Tensor] | None]:
+    """A config that names a pretrained autoencoder -> the config with its architecture and digest,
+    and the weights that whoever stands on it must keep: None of a bundled one, and of pixels.
+    """
+    if isinstance(cfg, PixelConfig) or not cfg.pretrained:
+        return cfg, None
+    folder = find_model(cfg.pretrained)
+    tensors = read_tensors(folder / "model.safetensors")
+    known = resolve_autoencoder(cfg).model_copy(update={"sha256": weights_digest(tensors)})
+    return known, None if folder.parent == BUNDLED else tensors
+
+
+def weights_digest(tensors: dict[str, Tensor]) -> str:
+    """SHA-256 over names, types, shapes and bytes, whatever file they come from."""
+    found = hashlib.sha256()
+    for name, value in sorted(packed(tensors).items()):
+        found.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
+        found.update(value.reshape(-1).view(torch.uint8).numpy().data)
+    return found.hexdigest()
 
 
 def resolve_autoencoder(cfg: AutoencoderConfig) -> AutoencoderConfig:
@@ -116,7 +145,9 @@ def resolve_autoencoder(cfg: AutoencoderConfig) -> AutoencoderConfig:
         raise ModelError(
             f"{folder} holds an autoencoder of kind {architecture.kind}; set autoencoder.kind={architecture.kind}."
         )
-    kept = {"quantize": cfg.quantize} if isinstance(cfg, VQGANConfig) else {}
+    kept: dict[str, object] = {"sha256": cfg.sha256}
+    if isinstance(cfg, VQGANConfig):
+        kept["quantize"] = cfg.quantize
     return architecture.model_copy(update={"pretrained": cfg.pretrained, **kept})
 
 
@@ -142,12 +173,20 @@ def find_model(name_or_dir: str | Path) -> Path:
 def read_run(folder: Path) -> Run:
     path = folder / "config.yaml"
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError):
+        return parse_run(path.read_text(encoding="utf-8"), str(path))
+    except UnicodeDecodeError:
         raise ModelError(f"{path}: not a readable config; copy the model folder again.") from None
+
+
+def parse_run(text: str, where: str) -> Run:
+    """A resolved config as this or an earlier version wrote it. Raises ModelError, ConfigError."""
+    try:
+        values = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise ModelError(f"{where}: not a readable config; copy the folder again.") from None
     if not isinstance(values, dict):
-        raise ModelError(f"{path}: holds no keys; copy the model folder again.")
-    return validate(_of_today(values), {}, str(path))
+        raise ModelError(f"{where}: holds no keys; copy the folder again.")
+    return validate(_of_today(values), {}, where)
 
 
 def _of_today(values: dict) -> dict:
@@ -178,60 +217,23 @@ def load_weights(module: nn.Module, path: Path) -> None:
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """A safetensors file; missing or cut short raises ModelError."""
+    """A safetensors file; missing, cut short or changed since it was written raises ModelError."""
     if not path.is_file():
         raise ModelError(f"{path}: no such file; the model folder is incomplete, copy it again.")
     try:
+        if wrong := damaged(path):
+            raise ModelError(f"{path}: cut short or damaged: {wrong}; copy it again.")
         return load_file(path)
     except (SafetensorError, OSError) as error:
         raise ModelError(f"{path}: cut short or damaged ({error}); copy it again.") from None
 
 
-# ------------------------------------------------------------------------------------------ writing
-
-
-class whole_folder:  # noqa: N801
-    """Context: a draft folder beside the target; synced and put in the target's place on success,
-    removed on failure.
-    """
-
-    def __init__(self, folder: Path):
-        self.folder = folder
-        self.draft = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
-
-    def __enter__(self) -> Path:
-        try:
-            self.folder.parent.mkdir(parents=True, exist_ok=True)
-            shutil.rmtree(self.draft, ignore_errors=True)
-            self.draft.mkdir()
-        except OSError as error:
-            raise ModelError(
-                f"{self.folder}: cannot be written ({error.strerror}); nothing was changed."
-            ) from None
-        return self.draft
-
-    def __exit__(self, kind, error, trace) -> None:
-        if error is not None:
-            shutil.rmtree(self.draft, ignore_errors=True)
-            if isinstance(error, (OSError, SafetensorError)):
-                raise ModelError(
-                    f"{self.folder}: could not be written ({error}); the earlier ones are untouched."
-                ) from error
-            return
-        for path in (*self.draft.iterdir(), self.draft):
-            _sync(path)
-        if self.folder.exists():
-            shutil.rmtree(self.folder)
-        self.draft.rename(self.folder)
-        _sync(self.folder.parent)
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
+def write_tensors(path: Path, state: dict[str, Tensor]) -> None:
+    """A safetensors file. Raises WriteError."""
     try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+        save_file(packed(state), path)
+    except SafetensorError as error:
+        raise WriteError(f"{path}: cannot be written: {error}.") from None
 
 
 def packed(state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -47,7 +47,7 @@ def main() -> None:
             train,  # here, so that --help and --dry-run answer without torch
         )
 
-        train(run, run_dir)
+        raise SystemExit(train(run, run_dir))
 
 
 if __name__ == "__main__":

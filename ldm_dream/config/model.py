@@ -26,6 +26,14 @@ Pretrained = Annotated[
         "the knobs below; null: those count."
     ),
 ]
+Sha256 = Annotated[
+    str | None,
+    Field(
+        pattern="^[0-9a-f]{64}$",
+        description="Digest of the pretrained weights, which a run fills in when it starts; other "
+        "weights are then refused.",
+    ),
+]
 LatentScale = Annotated[
     float,
     Field(
@@ -49,6 +57,7 @@ class VQGANConfig(Strict):
 
     kind: Literal["vqgan"] = "vqgan"
     pretrained: Pretrained = None
+    sha256: Sha256 = None
     ch: int = Field(
         default=128, ge=1, description="Channels of the level with the full resolution."
     )
@@ -116,6 +125,7 @@ class TAESDConfig(Strict):
 
     kind: Literal["taesd"] = "taesd"
     pretrained: Pretrained = None
+    sha256: Sha256 = None
     latent_channels: int = Field(
         default=32,
         ge=1,

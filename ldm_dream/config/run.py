@@ -143,6 +143,10 @@ class TrainConfig(Strict):
         ge=16,
         description="Largest side of their centre crop in HR pixels; null: whole pictures.",
     )
+    best: Literal["psnr_y", "ssim_y", "lpips"] = Field(
+        default="psnr_y",
+        description="Validation figure by which `model-best` is chosen; lpips needs lpips_weights.",
+    )
     save_every: int = Field(default=500, ge=1, description="Steps between two checkpoints.")
     keep_checkpoints: int = Field(default=2, ge=1, description="Newest checkpoints that are kept.")
     init_from: str | None = Field(
@@ -156,6 +160,29 @@ class TrainConfig(Strict):
     )
 
 
+# what a run that is resumed may change; any other knob would make it another run
+MAY_CHANGE = (
+    "description",
+    "expected",
+    "lpips_weights",  # a place on this disk, as the folders are; their pictures may not change
+    "data.train",
+    "data.val",
+    "autoencoder.pretrained",  # its weights may not change (autoencoder.sha256)
+    "train.steps",
+    "train.learning_rate",
+    "train.learning_rate_end",
+    "train.warmup_steps",
+    "train.decay",
+    "train.compile",
+    "train.log_every",
+    "train.val_every",
+    "train.val_images",
+    "train.val_crop",
+    "train.best",
+    "train.save_every",
+    "train.keep_checkpoints",
+)
+
 Description = Annotated[str, Field(description="What the run is, for its model card.")]
 Expected = Annotated[
     str, Field(description="Figures of the finished run and the command that prints them.")
@@ -168,6 +195,14 @@ LpipsWeights = Annotated[
         "validation; null: no LPIPS."
     ),
 ]
+
+
+def _lpips_has_its_weights(run):
+    if run.train.best == "lpips" and run.lpips_weights is None:
+        raise ValueError("train.best=lpips needs lpips_weights; name them, or choose psnr_y")
+    return run
+
+
 Data = Annotated[DataConfig, Field(description="Pictures and how pairs are made of them.")]
 Train = Annotated[TrainConfig, Field(description="How it is trained.")]
 
@@ -204,6 +239,10 @@ class DiffusionRun(Strict):
     data: Data = DataConfig()
     train: Train = TrainConfig()
     lpips_weights: LpipsWeights = None
+
+    @model_validator(mode="after")
+    def _lpips_has_its_weights(self):
+        return _lpips_has_its_weights(self)
 
     @model_validator(mode="after")
     def _process_allows_prediction_and_dream(self):
@@ -293,6 +332,10 @@ class AutoencoderRun(Strict):
     data: Data = DataConfig()
     train: Train = TrainConfig()
     lpips_weights: LpipsWeights = None
+
+    @model_validator(mode="after")
+    def _lpips_has_its_weights(self):
+        return _lpips_has_its_weights(self)
 
     @field_validator("data")
     @classmethod

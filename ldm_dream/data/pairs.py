@@ -15,6 +15,7 @@ its LR patch, made at `scale`, stays as it is.
 from __future__ import annotations
 
 import functools
+import hashlib
 import logging
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -136,6 +137,21 @@ class PairDataset:
     def __len__(self) -> int:
         """Number of pictures: an epoch is one patch from each."""
         return len(self.files)
+
+    def fingerprint(self) -> dict[str, int | str]:
+        """How many pictures, and the digest of their names and sizes in bytes, in order: another one
+        means other samples.
+        """
+        lines = (f"{path.name} {path.stat().st_size}\n" for path in self.files)
+        found = hashlib.sha256("".join(lines).encode(errors="surrogateescape"))
+        return {"count": len(self.files), "sha256": found.hexdigest()}
+
+    def counts(self) -> dict[str, int]:
+        """Folder of `cfg.train` -> how many of its pictures are used."""
+        return {
+            folder: sum(Path(folder) in path.parents for path in self.files)
+            for folder in self.cfg.train
+        }
 
     def batch(self, number: int, batch_size: int) -> Batch:
         """Batch number 0, 1, .. of the run; equal arguments give equal tensors, in any order of

@@ -74,9 +74,7 @@ class AutoencoderObjective:
                 + cfg.commitment * quantized.commitment_loss
             )
             logged["quantization"] = quantized.commitment_loss
-            logged["codes_used"], logged["codes_revived"] = self.usage.update(
-                self.model, quantized, x, cfg.revive_after, generator
-            )
+            self.usage.note(quantized, x)
         if self.critic is not None and step >= cfg.adversarial_start:
             adversarial = self.critic.adversarial(x, fake)
             total = (
@@ -92,6 +90,9 @@ class AutoencoderObjective:
         wanted = torch.autograd.grad(reconstruction, last, retain_graph=True)[0].norm()
         given = torch.autograd.grad(adversarial, last, retain_graph=True)[0].norm()
         return (wanted / (given + 1e-4)).clamp(0, 1e4).detach()
+
+    def after_step(self, generator: torch.Generator) -> dict[str, Tensor]:
+        return self.usage.after_step(self.model, self.run.loss.revive_after, generator)
 
     def evaluate(self, hr: Tensor, lr: Tensor, generator: torch.Generator) -> Tensor:
         return self.model(hr, bool(self.usage.initialised))[0]
@@ -125,7 +126,7 @@ class Critic:
 
 
 class CodeUsage(nn.Module):
-    """Counts the steps for which each code was not chosen, and moves dead codes onto random latents
+    """Counts the optimizer steps for which each code was not chosen, and moves dead codes onto random latents
     of the batch.
     """
 
@@ -136,6 +137,8 @@ class CodeUsage(nn.Module):
         super().__init__()
         self.register_buffer("idle", torch.zeros(codes, dtype=torch.int64))
         self.register_buffer("initialised", torch.tensor(initialised))
+        self._chosen: Tensor | None = None  # bool [codes], of this step so far
+        self._x: Tensor | None = None  # its last micro-batch
 
     @torch.no_grad()
     def start(self, model: VQGAN, x: Tensor, generator: torch.Generator) -> None:
@@ -146,27 +149,32 @@ class CodeUsage(nn.Module):
         codes.copy_(distributed.of_first(self._random_rows(model, x, len(codes), generator)))
         self.initialised.fill_(True)
 
+    def note(self, quantized: Quantized, x: Tensor) -> None:
+        """The codes that a micro-batch [B,3,H,W] of this step has chosen."""
+        chosen = torch.bincount(quantized.indices, minlength=len(self.idle)) > 0
+        self._chosen = chosen if self._chosen is None else self._chosen | chosen
+        self._x = x
+
     @torch.no_grad()
-    def update(
-        self,
-        model: VQGAN,
-        quantized: Quantized,
-        x: Tensor,
-        revive_after: int,
-        generator: torch.Generator,
-    ) -> tuple[Tensor, Tensor]:
-        """-> (share of the codebook chosen in this batch, codes moved: none of a frozen codebook)."""
+    def after_step(
+        self, model: VQGAN, revive_after: int, generator: torch.Generator
+    ) -> dict[str, Tensor]:
+        """Share of the codebook chosen in this step, and codes moved: none of a frozen codebook, and
+        none before quantisation begins.
+        """
+        if self._chosen is None or self._x is None:
+            return {}
         codes = model.quantize.embedding.weight
-        chosen = distributed.anywhere(
-            torch.bincount(quantized.indices, minlength=len(self.idle)) > 0
-        )
+        chosen = distributed.anywhere(self._chosen)
         self.idle.add_(1).masked_fill_(chosen, 0)
         dead = (self.idle >= revive_after).nonzero().flatten() if codes.requires_grad else []
         if len(dead):
-            codes[dead] = distributed.of_first(self._random_rows(model, x, len(dead), generator))
+            rows = self._random_rows(model, self._x, len(dead), generator)
+            codes[dead] = distributed.of_first(rows)
             self.idle[dead] = 0
+        self._chosen = self._x = None
         moved = torch.tensor(float(len(dead)), device=chosen.device)
-        return chosen.float().mean(), moved
+        return {"codes_used": chosen.float().mean(), "codes_revived": moved}
 
     @staticmethod
     def _random_rows(model: VQGAN, x: Tensor, count: int, generator: torch.Generator) -> Tensor:

@@ -78,6 +78,9 @@ class DiffusionObjective:
                 terms["lpips"] = cfg.lpips, self.lpips(decoded, hr).mean()
         return terms
 
+    def after_step(self, generator: torch.Generator) -> dict[str, Tensor]:
+        return {}
+
     def evaluate(self, hr: Tensor, lr: Tensor, generator: torch.Generator) -> Tensor:
         """SR picture [1,3,H,W] of one validation pair with the config's sampler."""
         z_lr = self.autoencoder.encode(upsample(lr, size_of(hr))).float()

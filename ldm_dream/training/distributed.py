@@ -6,9 +6,13 @@ from __future__ import annotations
 
 import gc
 import os
+import sys
+import threading
+import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import NamedTuple
 
 import torch
@@ -43,13 +47,66 @@ def start() -> Iterator[Rank]:
     device = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if cuda else torch.device("cpu")
     if cuda:
         torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if cuda else "gloo")
+    # gloo beside NCCL: what processes agree on in main memory does not wait for the device
+    dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo")
     try:
-        yield Rank(dist.get_rank(), dist.get_world_size(), device)
-        dist.barrier()  # nobody leaves while the first one still writes
+        with watched(dist.get_rank(), dist.get_world_size()):
+            yield Rank(dist.get_rank(), dist.get_world_size(), device)
+            dist.barrier()  # nobody leaves while the first one still writes
     finally:
         gc.collect()  # the wrappers of `share_gradients` go before what they talk through
         dist.destroy_process_group()
+
+
+BEAT = 2.0  # seconds between two signs of life of a process
+SILENCE = 30.0  # seconds without one, after which a process counts as lost
+
+
+@contextmanager
+def watched(number: int, world: int) -> Iterator[None]:
+    """In the body a process that is stopped or cut off ends the others too, by one line and exit
+    status 1; without this they would wait in a collective call for half an hour.
+
+    Every process counts up a number of its own in the store that torchrun keeps, and looks at those
+    of the others.
+    """
+    store = dist.TCPStore(  # type: ignore  # documented, but not in __all__
+        os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False,
+        timeout=timedelta(seconds=SILENCE),
+    )  # fmt: skip
+    done = threading.Event()
+
+    def watch() -> None:
+        seen: dict[int, tuple[int, float]] = dict.fromkeys(range(world), (0, time.monotonic()))
+        while not done.wait(BEAT):
+            try:
+                store.add(f"alive/{number}", 1)
+                beats = {other: store.add(f"alive/{other}", 0) for other in seen}
+            except (RuntimeError, ConnectionError):  # the store went with its process
+                _leave("the store of torchrun", number)
+            now = time.monotonic()
+            for other, beat in beats.items():
+                if beat != seen[other][0]:
+                    seen[other] = (beat, now)
+                elif now - seen[other][1] >= SILENCE:
+                    _leave(f"process {other}", number)
+
+    thread = threading.Thread(target=watch, name="watch", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+
+
+def _leave(lost: str, number: int) -> None:
+    sys.stderr.write(
+        f"error: {lost} gave no sign for {SILENCE:.0f} s, so process {number} ends too; "
+        "the same command goes on from the last checkpoint.\n"
+    )
+    sys.stderr.flush()
+    os._exit(1)
 
 
 def share_gradients(module: nn.Module, some_unused: bool = False) -> nn.Module:
@@ -85,6 +142,12 @@ def anywhere(mask: Tensor) -> Tensor:
     count = mask.int()
     dist.all_reduce(count)
     return count > 0
+
+
+def wait() -> None:
+    """Until every process is here."""
+    if dist.is_initialized():
+        dist.barrier()
 
 
 def of_first(x: Tensor) -> Tensor:

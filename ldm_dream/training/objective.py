@@ -45,6 +45,10 @@ class Objective(Protocol):
         """Called once, before the first step: gradients become means over all processes."""
         ...
 
+    def after_step(self, generator: torch.Generator) -> dict[str, Tensor]:
+        """Called once in every step, when all parts were stepped; -> more to log."""
+        ...
+
     def evaluate(self, hr: Tensor, lr: Tensor, generator: torch.Generator) -> Tensor:
         """The result [1,3,H,W] for one validation pair hr [1,3,H,W], lr [1,3,h,w] in [-1,1]."""
         ...

@@ -1,5 +1,5 @@
 """Training, the file to read first: data -> objective -> optimizer -> EMA -> log, validation,
-checkpoint.
+model, checkpoint.
 
 Every random choice is a function of the seed and of a micro-batch's number in the run, so there is
 no random state to keep: a run that was killed and started again by the same command ends with the
@@ -9,38 +9,29 @@ torchrun train as one process that accumulates n micro-batches. `metrics.jsonl` 
 
 from __future__ import annotations
 
-import json
 import math
 import os
-import platform
-import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
-from ldm_dream import __version__
 from ldm_dream.config.files import dump_config
 from ldm_dream.config.run import DiffusionRun, Run, TrainConfig
 from ldm_dream.data.pairs import PairDataset, validation_pairs
 from ldm_dream.errors import UserError
-from ldm_dream.model_folder import (
-    find_model,
-    load_autoencoder,
-    load_weights,
-    resolve_autoencoder,
-    save_model,
-)
+from ldm_dream.model_folder import find_model, load_autoencoder, load_weights, save_model
 from ldm_dream.networks import compile_blocks
 from ldm_dream.networks.base import Network
 from ldm_dream.scoring.metrics import load_lpips
 from ldm_dream.training import distributed
 from ldm_dream.training.autoencoder import AutoencoderObjective
+from ldm_dream.training.card import card
 from ldm_dream.training.checkpoint import (
+    Checkpoint,
     flatten_optimizer,
     latest_checkpoint,
     restore_optimizer,
@@ -49,7 +40,11 @@ from ldm_dream.training.checkpoint import (
 from ldm_dream.training.diffusion import DiffusionObjective
 from ldm_dream.training.heap import keep_freed_memory
 from ldm_dream.training.latents import LatentDataset
+from ldm_dream.training.log import Log, Means
 from ldm_dream.training.objective import Data, Objective
+from ldm_dream.training.run_folder import claim
+from ldm_dream.training.signals import Stop
+from ldm_dream.training.start import Start, open_run
 from ldm_dream.training.validation import validate
 
 
@@ -59,45 +54,60 @@ class TrainingError(UserError, RuntimeError):
     """
 
 
-def train(run: Run, run_dir: Path) -> None:
-    """Train `run` to its last step in `run_dir`, resuming from the newest whole checkpoint there.
-    Writes `run_dir/model`.
+def train(run: Run, run_dir: Path) -> int:
+    """Train `run` to its last step in `run_dir`, resuming from the newest whole checkpoint there;
+    -> exit status: 0, or 128 + the number of the signal that ended it.
+
+    Writes `run_dir/model` and `run_dir/model-best`. Raises UserError.
     """
-    with distributed.start() as rank:
-        cfg, is_first = run.train, rank.is_first
-        val = []
-        if is_first:
-            val = validation_pairs(run.data, run.scale, cfg.val_images, cfg.val_crop)
-        trainer = Trainer(run, rank, run_dir)
-        step = trainer.resume(run_dir)
-        log = Log(run_dir, step, cfg.steps, is_first)
-        log.line(f"{trainer.describe()}, from step {step}")
-        while step < cfg.steps:
-            scalars = trainer.step(step)
-            step += 1
-            log.bar.update()
-            if step % cfg.log_every == 0 or step == cfg.steps:
-                means = {k: distributed.mean(v.detach()).item() for k, v in scalars.items()}
-                log(step, means | {"learning_rate": learning_rate(cfg, step - 1)})
-            if not is_first:
-                continue
-            if val and (step % cfg.val_every == 0 or step == cfg.steps):
-                grid = run_dir / "samples" / f"step-{step:08d}.png"
-                with trainer.averaged():
-                    log(step, validate(trainer.objective, val, trainer.lpips, grid, run.seed))
-            if step % cfg.save_every == 0 or step == cfg.steps:
-                trainer.save(run_dir, step)
-        if is_first:
-            with trainer.averaged():
-                release(trainer.run, run_dir / "model", trainer.objective.model)
-        log.bar.close()
+    with distributed.start() as rank, Stop() as stop:
+        if not rank.is_first:
+            return _train(run, run_dir, rank, stop, None)
+        with claim(run_dir) as said:
+            return _train(run, run_dir, rank, stop, said)
+
+
+def _train(run: Run, run_dir: Path, rank: distributed.Rank, stop: Stop, said: str | None) -> int:
+    cfg, found = run.train, latest_checkpoint(run_dir)
+    start = open_run(run, run_dir, rank, found)
+    trainer = Trainer(start, rank, run_dir)
+    val = []
+    if rank.is_first:
+        val = validation_pairs(run.data, run.scale, cfg.val_images, cfg.val_crop)
+    step = trainer.resume(found, run_dir) if found else 0
+    log = Log(run_dir, step, cfg.steps, rank.is_first)
+    for line in (said, *start.said, f"{trainer.describe()}, from step {step}"):
+        if line:
+            log.line(line)
+    saved, stopped = step, False
+    while True:
+        if rank.is_first:
+            trainer.report(run_dir, step, val, log)
+        due = step % cfg.save_every == 0 or step >= cfg.steps or stopped
+        if due and step != saved:
+            trainer.save(run_dir, step)
+            saved = step
+        if step >= cfg.steps or stopped:
+            break
+        trainer.means.add(trainer.step(step))
+        step += 1
+        log.bar.update()
+        if step % cfg.log_every == 0 or step == cfg.steps:
+            log(step, trainer.means.take() | {"learning_rate": learning_rate(cfg, step - 1)})
+        stopped = distributed.anywhere(torch.tensor(stop.signal is not None)).item()
+    log.bar.close()
+    if step < cfg.steps:
+        log.line(f"stopped at step {step}, checkpoint written; the same command goes on from there")
+    else:
         log.line(f"done: {run_dir / 'model'}")
+    return stop.status
 
 
 class Trainer:
     """A run in memory: its data, its objective, one optimizer a part, the EMA of the model."""
 
-    def __init__(self, run: Run, rank: distributed.Rank, run_dir: Path):
+    def __init__(self, start: Start, rank: distributed.Rank, run_dir: Path):
+        run = start.run
         cfg, device = run.train, rank.device
         self.rank, self.device = rank, device
         self.layout = torch.channels_last if cfg.channels_last else torch.contiguous_format
@@ -105,7 +115,11 @@ class Trainer:
         if device.type == "cpu":
             keep_freed_memory()
         self.lpips = load_lpips(run.lpips_weights).to(device) if run.lpips_weights else None
-        self.run, self.objective, self.data = self._build(run)
+        self.start, self.run, self.means = start, run, Means()
+        self.micro_batches = cfg.accumulate * rank.world
+        pairs = PairDataset(run.data, run.scale, run.seed)
+        self.pictures, self.counts = pairs.fingerprint(), pairs.counts()
+        self.objective, self.data = self._build(run, pairs, run_dir)
 
         model = self.objective.model
         if cfg.init_from:
@@ -124,18 +138,15 @@ class Trainer:
         ]
         self.ema = [p.detach().clone() for p in model.parameters()]
 
-    def _build(self, run: Run) -> tuple[Run, Objective, Data]:
+    def _build(self, run: Run, pairs: PairDataset, run_dir: Path) -> tuple[Objective, Data]:
         if not isinstance(run, DiffusionRun):
-            data = PairDataset(run.data, run.scale, run.seed)
-            return run, AutoencoderObjective(run, self.lpips), data
-        run = run.model_copy(update={"autoencoder": resolve_autoencoder(run.autoencoder)})
-        data = PairDataset(run.data, run.scale, run.seed)
-        autoencoder = load_autoencoder(run.autoencoder)
+            return AutoencoderObjective(run, self.lpips), pairs
+        autoencoder = load_autoencoder(run.autoencoder, run_dir)
         autoencoder.to(self.device).to(memory_format=self.layout)
         objective = DiffusionObjective(run, autoencoder, self.lpips)
         if run.data.cache_latents:
-            return run, objective, LatentDataset(data, autoencoder, run.data.cache_latents)
-        return run, objective, data
+            return objective, LatentDataset(pairs, autoencoder, run.data.cache_latents)
+        return objective, pairs
 
     def describe(self) -> str:
         parameters = sum(p.numel() for p in self.objective.model.parameters())
@@ -143,12 +154,16 @@ class Trainer:
         return f"{parameters:,} parameters, {len(self.data)} pictures, {world}"
 
     def step(self, step: int) -> dict[str, Tensor]:
-        """Optimizer step number `step`, 0, 1, ..: every part once, then the EMA. -> what to log."""
-        cfg, scalars = self.run.train, {}
-        first = step * cfg.accumulate
-        numbers = [  # of this process's micro-batches in the run
-            (first + i) * self.rank.world + self.rank.number for i in range(cfg.accumulate)
-        ]
+        """Optimizer step number `step`, 0, 1, ..: every part once, then the EMA. -> what to log.
+
+        A step has as many micro-batches as when the run was started, on however many processes. A
+        process that has none left repeats one of the step with weight 0.
+        """
+        cfg, scalars, total = self.run.train, {}, self.micro_batches
+        world = self.rank.world
+        places = range(self.rank.number, -(-total // world) * world, world)
+        numbers = [step * total + place % total for place in places]
+        weights = [world / total if place < total else 0.0 for place in places]
         with self._autocast():
             batches = [
                 self.data.batch(number, cfg.batch_size).to(self.device, self.layout)
@@ -157,14 +172,17 @@ class Trainer:
         for part, optimizer in zip(self.objective.parts, self.optimizers):
             if step < part.start:
                 continue
-            for number, batch in zip(numbers, batches):
+            means: dict[str, Tensor] = {}
+            for number, batch, weight in zip(numbers, batches, weights):
                 torch.manual_seed(_seed(self.run.seed, number, 0))  # dropout
-                seed = _seed(self.run.seed, number, 1)
-                generator = torch.Generator(self.device).manual_seed(seed)
+                generator = self._generator(number, 1)
                 with self._autocast():
                     loss, logged = part.loss(batch, step, generator)
-                (loss / cfg.accumulate).backward()
-                scalars |= {f"loss/{part.name}": loss.detach(), **logged}
+                (loss * weight).backward()
+                for name, value in {f"loss/{part.name}": loss, **logged}.items():
+                    share = weight * value.detach().float()
+                    means[name] = means[name] + share if name in means else share
+            scalars |= means
             norm = nn.utils.clip_grad_norm_(part.parameters, cfg.clip_grad or math.inf)
             if not (torch.isfinite(scalars[f"loss/{part.name}"]) and torch.isfinite(norm)):
                 raise TrainingError(
@@ -177,10 +195,15 @@ class Trainer:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             scalars[f"grad_norm/{part.name}"] = norm
+        scalars |= self.objective.after_step(self._generator(numbers[-1], 2))
         decay = min(cfg.ema, (2 + step) / (11 + step))  # short memory at the start
         weights = [p.detach() for p in self.objective.model.parameters()]
         torch._foreach_lerp_(self.ema, weights, 1 - decay)  # type: ignore  # no public name
         return scalars
+
+    def _generator(self, number: int, stream: int) -> torch.Generator:
+        seed = _seed(self.run.seed, number, stream)
+        return torch.Generator(self.device).manual_seed(seed)
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
@@ -196,27 +219,57 @@ class Trainer:
             _put(model, kept)
             model.train()
 
+    def report(self, run_dir: Path, step: int, val: list, log: Log) -> None:
+        """At a step that is due and was not reported: validate, and write the model with the averaged
+        weights.
+        """
+        cfg = self.run.train
+        last = step >= cfg.steps
+        if val and step and (step % cfg.val_every == 0 or last) and step not in log.validations:
+            grid = run_dir / "samples" / f"step-{step:08d}.png"
+            with self.averaged():
+                log(step, validate(self.objective, val, self.lpips, grid, self.run.seed))
+                self.release(run_dir / "model", step, log)
+                if best_step(log.validations, cfg.best) == step:
+                    self.release(run_dir / "model-best", step, log)
+        elif (last and not (run_dir / "model" / "config.yaml").is_file()) or (
+            not val and step and (step % cfg.save_every == 0 or last)
+        ):
+            with self.averaged():
+                self.release(run_dir / "model", step, log)
+
+    def release(self, folder: Path, step: int, log: Log) -> None:
+        """Write a model folder with the model's present weights."""
+        facts = self.start.facts(folder.parent.name, step, self.counts, log.validations)
+        save_model(
+            folder,
+            self.run,
+            self.objective.model.state_dict(),
+            card(self.run, facts),
+            self.start.autoencoder,
+        )
+
     def save(self, run_dir: Path, step: int) -> None:
-        tensors = {f"trained.{k}": v for k, v in self.objective.trained.state_dict().items()}
+        """Called in every process; the first one writes."""
+        tensors = {f"mean.{name}": pair for name, pair in self.means.state().items()}
+        if not self.rank.is_first:
+            return
+        tensors |= {f"trained.{k}": v for k, v in self.objective.trained.state_dict().items()}
         tensors |= {f"ema.{i}": v for i, v in enumerate(self.ema)}
         for part, optimizer in zip(self.objective.parts, self.optimizers):
             tensors |= flatten_optimizer(part.name, optimizer)
         meta = {
             "config": dump_config(self.run),
-            "versions": {
-                "ldm_dream": __version__,
-                "torch": torch.__version__,
-                "python": platform.python_version(),
-            },
-            "command": " ".join(sys.argv),
+            "micro_batches": self.micro_batches,
+            "pictures": self.pictures,
+            "history": self.start.history,
         }
         save_checkpoint(run_dir, step, tensors, meta, self.run.train.keep_checkpoints)
 
-    def resume(self, run_dir: Path) -> int:
-        """The newest whole checkpoint of `run_dir` -> its step; 0 where there is none."""
-        found = latest_checkpoint(run_dir)
-        if found is None:
-            return 0
+    def resume(self, found: Checkpoint, run_dir: Path) -> int:
+        """-> its step. Raises TrainingError for one that lacks something or is of other data."""
+        self._refuse_other_pictures(found.meta.get("pictures", self.pictures), run_dir)
+        self.micro_batches = found.meta.get("micro_batches", self.micro_batches)
         mark, trained = "trained.", self.objective.trained
         state = {k.removeprefix(mark): v for k, v in found.tensors.items() if k.startswith(mark)}
         own = trained.state_dict()
@@ -225,12 +278,30 @@ class Trainer:
                 f"{run_dir} holds a run of another model; "
                 "give another --run-dir or the config it was started with."
             )
+        parts = [part.name for part in self.objective.parts if part.start < found.step]
+        wanted = [f"ema.{i}" for i in range(len(self.ema))] + [f"optimizer.{p}." for p in parts]
+        for name in wanted:
+            if not any(key.startswith(name) for key in found.tensors):
+                raise TrainingError(
+                    f"{run_dir}: the checkpoint of step {found.step} lacks {name.rstrip('.')}; "
+                    "it is no whole checkpoint, put another back."
+                )
         trained.load_state_dict(state)
         for i, average in enumerate(self.ema):
             average.copy_(found.tensors[f"ema.{i}"])
         for part, optimizer in zip(self.objective.parts, self.optimizers):
             restore_optimizer(part.name, optimizer, found.tensors)
+        sums = {k: v for k, v in found.tensors.items() if k.startswith("mean.")}
+        self.means.sums = {k.removeprefix("mean."): v.to(self.device) for k, v in sums.items()}
         return found.step
+
+    def _refuse_other_pictures(self, then: dict[str, Any], run_dir: Path) -> None:
+        if then != self.pictures:
+            raise TrainingError(
+                f"data.train: holds {self.pictures['count']} pictures that are not the "
+                f"{then['count']} by name and size that the run in {run_dir} was started with; put "
+                "those back, or give another --run-dir with train.init_from."
+            )
 
     def _autocast(self) -> torch.autocast:
         lower = self.run.train.precision == "bf16"
@@ -257,54 +328,18 @@ def learning_rate(cfg: TrainConfig, step: int) -> float:
     )
 
 
-def release(run: Run, folder: Path, model: nn.Module) -> None:
-    """Write the model folder with the model's present weights."""
-    text = run.description or "Trained with ldm_dream."
-    card = f"# {folder.parent.name}\n\n{text}\n\nExpected: {run.expected}\n"
-    save_model(folder, run, model.state_dict(), card)
+def best_step(validations: dict[int, dict[str, float]], figure: str) -> int | None:
+    """The first step with the best value of `figure`, of which higher is better but for LPIPS."""
+    sign = -1 if figure == "lpips" else 1
+    values = {step: row.get(f"val/{figure}") for step, row in validations.items()}
+    known = {step: sign * value for step, value in values.items() if value is not None}
+    return max(known, key=lambda step: (known[step], -step)) if known else None
 
 
 @torch.no_grad()
 def _put(model: nn.Module, values: list[Tensor]) -> None:
     for p, value in zip(model.parameters(), values):
         p.copy_(value)
-
-
-class Log:
-    """One call writes the numbers to `metrics.jsonl` and a line to stdout, above a progress bar
-    where stderr is a terminal; nothing unless this is the run's first process.
-    """
-
-    def __init__(self, run_dir: Path, step: int, steps: int, active: bool):
-        run_dir.mkdir(parents=True, exist_ok=True)
-        self.path, self.steps, self.active = run_dir / "metrics.jsonl", steps, active
-        self.since, self.at = time.monotonic(), step
-        off = None if active else True  # None: only on a terminal
-        self.bar = tqdm(initial=step, total=steps, unit="step", disable=off, dynamic_ncols=True)
-
-    def __call__(self, step: int, scalars: dict[str, float]) -> None:
-        if not self.active:
-            return
-        row = {"step": step, **scalars}
-        self.bar.set_postfix({k: v for k, v in scalars.items() if k.startswith("loss/")})
-        if step > self.at:
-            now = time.monotonic()
-            row["steps_per_second"] = (step - self.at) / (now - self.since)
-            row["eta_s"] = (self.steps - step) / row["steps_per_second"]
-            self.since, self.at = now, step
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
-        self.line(
-            "  ".join(
-                f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in row.items()
-            )
-        )
-
-    def line(self, text: str) -> None:
-        if self.active:
-            with self.bar.external_write_mode():
-                sys.stdout.write(text + "\n")
-                sys.stdout.flush()
 
 
 def _freeze(model: nn.Module, prefixes: tuple[str, ...]) -> None:

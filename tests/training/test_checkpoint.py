@@ -1,5 +1,7 @@
 """Model folders and checkpoints are whole or not there, and what is broken is named."""
 
+import shutil
+
 import pytest
 import torch
 import yaml
@@ -10,8 +12,11 @@ from ldm_dream.model_folder import (
     find_model,
     load_autoencoder,
     load_model,
+    own_autoencoder,
     read_run,
     save_model,
+    weights_digest,
+    write_tensors,
 )
 from ldm_dream.networks import build_network
 from ldm_dream.training.checkpoint import latest_checkpoint, save_checkpoint
@@ -87,36 +92,99 @@ def test_an_autoencoder_is_no_upscaler(tmp_path):
         load_model(autoencoder_folder(tmp_path / "vq"))
 
 
-def test_a_broken_checkpoint_is_named_and_the_one_before_is_taken(tmp_path, caplog):
-    for step in (1, 2):
-        save_checkpoint(
-            tmp_path, step, {"x": torch.full((3,), float(step))}, {"note": step}, keep=2
-        )
-    path = tmp_path / "checkpoints" / "step-00000002" / "state.safetensors"
-    path.write_bytes(path.read_bytes()[:20])
+def save(run_dir, *steps, keep=2):
+    for step in steps:
+        save_checkpoint(run_dir, step, {"x": torch.full((30,), float(step))}, {}, keep)
+
+
+def names(run_dir):
+    return sorted(path.name for path in (run_dir / "checkpoints").iterdir())
+
+
+def flip(path, place=-3):
+    data = bytearray(path.read_bytes())
+    data[place] ^= 1
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("damage", ["cut", "bit", "meta", "gone"])
+def test_a_damaged_checkpoint_is_named_and_the_one_before_is_taken(tmp_path, caplog, damage):
+    save(tmp_path, 1, 2)
+    folder = tmp_path / "checkpoints" / "step-00000002"
+    path = folder / "state.safetensors"
+    if damage == "cut":
+        path.write_bytes(path.read_bytes()[:20])
+    elif damage == "gone":
+        path.unlink()
+    else:
+        flip(folder / "meta.json" if damage == "meta" else path)
     found = latest_checkpoint(tmp_path)
-    assert found.step == 1 and torch.equal(found.tensors["x"], torch.ones(3))
+    assert found and found.step == 1 and torch.equal(found.tensors["x"], torch.ones(30))
     assert "step-00000002" in caplog.text
 
 
 def test_only_the_newest_checkpoints_are_kept(tmp_path):
-    for step in range(5):
-        save_checkpoint(tmp_path, step, {"x": torch.zeros(1)}, {}, keep=2)
-    assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == [
-        "step-00000003",
-        "step-00000004",
-    ]
+    save(tmp_path, *range(5))
+    assert names(tmp_path) == ["step-00000003", "step-00000004"]
 
 
-def test_a_failed_write_leaves_the_old_folder_and_no_draft(tmp_path, monkeypatch):
-    folder = save_tiny(tmp_path)
-    before = (folder / "model.safetensors").read_bytes()
+def test_new_checkpoints_stay_beside_damaged_later_ones(tmp_path):
+    save(tmp_path, 1, 10, 11, keep=3)
+    for name in ("step-00000010", "step-00000011"):
+        flip(tmp_path / "checkpoints" / name / "state.safetensors")
+    for step in (2, 3, 4):
+        save(tmp_path, step)
+        assert latest_checkpoint(tmp_path).step == step
+    assert names(tmp_path) == [f"step-{step:08d}" for step in (3, 4, 10, 11)]
 
-    def full(*_):
-        raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("ldm_dream.model_folder.save_file", full)
-    with pytest.raises(ModelError, match="No space left"):
-        save_model(folder, diffusion_run(tmp_path), {}, "new")
-    assert (folder / "model.safetensors").read_bytes() == before
-    assert not list(tmp_path.glob(".*.tmp"))
+def test_what_was_put_among_checkpoints_stays_and_misleads_nobody(tmp_path):
+    save(tmp_path, 1)
+    folder = tmp_path / "checkpoints"
+    shutil.copytree(folder / "step-00000001", folder / "step-best")
+    (folder / "step-tmp").mkdir()
+    (folder / "notes.txt").write_text("mine")
+    for step in (2, 3):
+        save(tmp_path, step, keep=1)
+        assert latest_checkpoint(tmp_path).step == step
+    assert names(tmp_path) == ["notes.txt", "step-00000003", "step-best", "step-tmp"]
+
+
+def test_where_no_checkpoint_is_whole_nothing_starts_from_0(tmp_path):
+    save(tmp_path, 1)
+    flip(tmp_path / "checkpoints/step-00000001/state.safetensors")
+    with pytest.raises(ModelError, match="no whole checkpoint; put one back"):
+        latest_checkpoint(tmp_path)
+
+
+def test_a_flipped_bit_in_a_model_is_named(tmp_path):
+    path = save_tiny(tmp_path) / "model.safetensors"
+    flip(path)
+    with pytest.raises(ModelError, match="not those that were written"):
+        load_model(path.parent)
+
+
+def test_a_latent_model_keeps_its_autoencoder(tmp_path):
+    """Training the autoencoder further, or moving folders, changes no picture of the model."""
+    run, folder = diffusion_run(tmp_path), tmp_path / "model"
+    cfg, tensors = own_autoencoder(run.autoencoder)
+    known = run.model_copy(update={"autoencoder": cfg})
+    save_model(folder, known, build_network(run.network).state_dict(), "a card", tensors)
+    shutil.rmtree(tmp_path / "vq")
+    moved = folder.rename(tmp_path / "moved")
+    model = load_model(moved)
+    assert model.run.autoencoder.pretrained is None
+    assert model.run.autoencoder.sha256 == cfg.sha256 == weights_digest(tensors)
+    z = model.autoencoder.encode(torch.zeros(1, 3, 16, 16))
+    assert z.shape == (1, 4, 4, 4)
+    wrong = {name: value + 1 for name, value in tensors.items()}
+    write_tensors(moved / "autoencoder.safetensors", wrong)
+    (moved / "SHA256SUMS").unlink()
+    with pytest.raises(ModelError, match="not the autoencoder that this model was trained with"):
+        load_model(moved)
+
+
+def test_a_bundled_autoencoder_is_known_by_its_name_and_digest():
+    cfg, tensors = own_autoencoder(VQGANConfig(pretrained="vq-f4-tiny"))
+    assert tensors is None and cfg.pretrained == "vq-f4-tiny"
+    assert cfg.sha256 == load_model("dream-latent-x4-tiny").run.autoencoder.sha256

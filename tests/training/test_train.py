@@ -3,8 +3,6 @@
 import json
 import math
 import os
-import random
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -22,41 +20,15 @@ from ldm_dream.data.pairs import PairDataset
 from ldm_dream.data.resize import upsample
 from ldm_dream.model_folder import load_autoencoder, load_model, resolve_autoencoder
 from ldm_dream.networks.idm import ImplicitUNet
+from ldm_dream.networks.vqgan import VQGAN
 from ldm_dream.training.autoencoder import CodeUsage
 from ldm_dream.training.diffusion import DiffusionObjective
 from ldm_dream.training.latents import LatentDataset
-from ldm_dream.training.train import TrainingError, learning_rate, train
+from ldm_dream.training.train import TrainingError, best_step, learning_rate, train
 from ldm_dream.upscaling.upscaler import Upscaler
 from runs import VQGAN_TINY, autoencoder_folder, diffusion_run, pictures
 
 ROOT = Path(__file__).resolve().parents[2]
-
-
-def start(config: Path, run_dir: Path) -> subprocess.Popen:
-    command = [sys.executable, ROOT / "tools/train.py", config, "--run-dir", run_dir]
-    return subprocess.Popen(
-        command, stdout=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}
-    )
-
-
-def test_a_run_killed_three_times_ends_with_the_same_weights_bit_for_bit(tmp_path):
-    config = tmp_path / "run.yaml"
-    config.write_text(dump_config(diffusion_run(tmp_path, steps=24, save_every=5)))
-    whole = start(config, tmp_path / "whole")
-    assert whole.wait() == 0
-    choose = random.Random(0)
-    for _ in range(3):
-        process = start(config, tmp_path / "killed")
-        for _ in range(choose.randint(2, 9)):  # lines of progress until the end comes
-            process.stdout.readline()
-        process.send_signal(signal.SIGKILL)
-        assert process.wait() == -signal.SIGKILL
-    assert start(config, tmp_path / "killed").wait() == 0
-    want, got = (
-        load_file(tmp_path / name / "model" / "model.safetensors") for name in ("whole", "killed")
-    )
-    assert want.keys() == got.keys()
-    assert all(torch.equal(want[k], got[k]) for k in want)
 
 
 def test_a_finished_run_leaves_a_model_folder_that_loads(tmp_path):
@@ -84,16 +56,6 @@ def test_a_non_finite_loss_stops_before_the_optimizer_step(tmp_path, monkeypatch
         train(run, tmp_path / "run")
     kept = load_file(tmp_path / "run" / "checkpoints" / "step-00000003" / "state.safetensors")
     assert all(v.isfinite().all() for v in kept.values())
-
-
-def test_a_folder_of_another_run_is_refused(tmp_path):
-    train(diffusion_run(tmp_path, steps=3), tmp_path / "run")
-    other = diffusion_run(tmp_path, steps=9)
-    other = other.model_copy(
-        update={"network": other.network.model_copy(update={"model_channels": 32})}
-    )
-    with pytest.raises(TrainingError, match="another model"):
-        train(other, tmp_path / "run")
 
 
 def autoencoder_run(tmp_path, **loss) -> AutoencoderRun:
@@ -159,17 +121,31 @@ def test_a_mistyped_prefix_to_freeze_is_named_with_those_there_are(tmp_path):
 
 def test_dead_codes_are_moved_onto_latents():
     torch.manual_seed(0)
-    from ldm_dream.networks.vqgan import VQGAN
-
     model, usage = VQGAN(VQGAN_TINY), CodeUsage(VQGAN_TINY.n_embed, initialised=True)
     x = torch.rand(1, 3, 32, 32)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         model.quantize.embedding.weight.fill_(1e3)
         model.quantize.embedding.weight[0] = 0
-    used, moved = usage.update(model, model(x)[1], x, 1, generator)
-    assert used == 1 / VQGAN_TINY.n_embed and moved == VQGAN_TINY.n_embed - 1
+    usage.note(model(x)[1], x)
+    logged = usage.after_step(model, 1, generator)
+    assert logged["codes_used"] == 1 / VQGAN_TINY.n_embed
+    assert logged["codes_revived"] == VQGAN_TINY.n_embed - 1
     assert model.quantize.embedding.weight.abs().max() < 1e2
+
+
+def test_codes_are_idle_by_steps_whatever_a_step_accumulates():
+    torch.manual_seed(0)
+    model, usage = VQGAN(VQGAN_TINY), CodeUsage(VQGAN_TINY.n_embed, initialised=True)
+    x, generator = torch.rand(1, 3, 32, 32), torch.Generator()
+    with torch.no_grad():
+        model.quantize.embedding.weight.fill_(1e3)
+        model.quantize.embedding.weight[0] = 0
+        for _ in range(3):
+            usage.note(model(x)[1], x)
+        usage.after_step(model, 200, generator)
+    assert usage.idle.tolist() == [0] + [1] * (VQGAN_TINY.n_embed - 1)
+    assert usage.after_step(model, 200, generator) == {}  # before quantisation begins
 
 
 @pytest.mark.parametrize("kind", ["bicubic", "blind"])
@@ -219,6 +195,29 @@ def test_bf16_trains_with_and_without_cached_latents(tmp_path, cached):
 def test_learning_rate_warms_up_and_follows_the_cosine(step, want):
     cfg = TrainConfig(steps=100, learning_rate=1.0, learning_rate_end=0.2, warmup_steps=10)
     assert learning_rate(cfg, step) == pytest.approx(want, abs=1e-9)
+
+
+def test_the_best_step_is_the_first_with_the_best_figure():
+    figures = [(1, 20.0, 0.3), (2, 21.0, 0.4), (3, 21.0, 0.2), (4, None, None)]
+    rows = {step: {"val/psnr_y": psnr, "val/lpips": lpips} for step, psnr, lpips in figures}
+    assert best_step(rows, "psnr_y") == 2 and best_step(rows, "lpips") == 3
+    assert best_step({}, "psnr_y") is None
+
+
+def test_logged_losses_are_means_over_all_micro_batches(tmp_path):
+    """One row over two steps of two micro-batches is the mean of four rows of one."""
+    rows = []
+    for name, changes in (
+        ("each", {"accumulate": 1, "steps": 4, "log_every": 1}),
+        ("means", {"accumulate": 2, "steps": 2, "log_every": 2}),
+    ):
+        run = diffusion_run(tmp_path, learning_rate=1e-12, val_images=0, **changes)
+        train(run, tmp_path / name)
+        text = (tmp_path / name / "metrics.jsonl").read_text()
+        rows.append([json.loads(line)["loss/network"] for line in text.splitlines()])
+    each, means = rows
+    assert len(each) == 4 and len(means) == 1 and len(set(each)) == 4
+    assert means[0] == pytest.approx(sum(each) / 4, rel=1e-5)
 
 
 def idm_run(tmp_path) -> DiffusionRun:

@@ -1,0 +1,124 @@
+"""What a run says: `metrics.jsonl`, one row of numbers for a step, and a line on stdout."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from ldm_dream.training import distributed
+from ldm_dream.writing import WriteError, whole_file
+
+METRICS = "metrics.jsonl"
+
+
+class Means:
+    """Running means since they were last taken. They are part of a checkpoint, so that a row after a
+    resume is the mean over all of its steps.
+    """
+
+    def __init__(self):
+        self.sums: dict[str, Tensor] = {}  # name -> float64 [sum, count]
+
+    def add(self, scalars: dict[str, Tensor]) -> None:
+        for name, value in scalars.items():
+            one = torch.ones((), dtype=torch.float64, device=value.device)
+            pair = torch.stack([value.detach().to(torch.float64), one])
+            self.sums[name] = self.sums[name] + pair if name in self.sums else pair
+
+    def state(self) -> dict[str, Tensor]:
+        """Over all processes, each of which has to call."""
+        return {name: distributed.mean(pair) for name, pair in self.sums.items()}
+
+    def take(self) -> dict[str, float]:
+        means = {name: (pair[0] / pair[1]).item() for name, pair in self.state().items()}
+        self.sums = {}
+        return means
+
+
+class Log:
+    """One call writes the numbers to `metrics.jsonl` and a line to stdout, above a progress bar
+    where stderr is a terminal; nothing unless this is the run's first process.
+
+    Rows after `step`, which a killed process wrote and this one makes again, are removed, so a step
+    has one row of each kind.
+    """
+
+    def __init__(self, run_dir: Path, step: int, steps: int, active: bool):
+        self.path, self.steps, self.active = run_dir / METRICS, steps, active
+        self.since, self.at = time.monotonic(), step
+        self.validations: dict[int, dict[str, float]] = {}
+        if active:
+            self._keep_until(step)
+        off = None if active else True  # None: only on a terminal
+        self.bar = tqdm(initial=step, total=steps, unit="step", disable=off, dynamic_ncols=True)
+
+    def _keep_until(self, step: int) -> None:
+        rows = [row for row in read_rows(self.path) if row["step"] <= step]
+        if rows or self.path.exists():
+            with whole_file(self.path) as draft:
+                draft.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        for row in rows:
+            self._note(row)
+
+    def _note(self, row: dict[str, Any]) -> None:
+        figures = {key: value for key, value in row.items() if key.startswith("val/")}
+        if figures:
+            self.validations[row["step"]] = figures
+
+    def __call__(self, step: int, scalars: dict[str, float]) -> None:
+        if not self.active:
+            return
+        row = {"step": step, **scalars}
+        self.bar.set_postfix({k: v for k, v in scalars.items() if k.startswith("loss/")})
+        if step > self.at:
+            now = time.monotonic()
+            row["steps_per_second"] = (step - self.at) / (now - self.since)
+            row["eta_s"] = (self.steps - step) / row["steps_per_second"]
+            self.since, self.at = now, step
+        try:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(_finite(row)) + "\n")
+        except OSError as error:
+            raise WriteError(f"{self.path}: cannot be written: {error.strerror}.") from error
+        self._note(row)
+        self.line(
+            "  ".join(
+                f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in row.items()
+            )
+        )
+
+    def line(self, text: str) -> None:
+        if self.active:
+            with self.bar.external_write_mode():
+                sys.stdout.write(text + "\n")
+                sys.stdout.flush()
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """Rows of a `metrics.jsonl`; a last one that was cut short, by a kill or a full disk, is left
+    out.
+    """
+    if not path.is_file():
+        return []
+    rows = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            row = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(row, dict) and isinstance(row.get("step"), int):
+            rows.append(row)
+    return rows
+
+
+def _finite(row: dict[str, Any]) -> dict[str, Any]:
+    """JSON knows no infinity: such a figure is null."""
+    return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}

@@ -1,0 +1,191 @@
+"""A run folder holds one run, and one process trains it at a time.
+
+`claim` is the door: it refuses a folder of something else and a folder in use. `settle` compares the
+run with the one that the newest checkpoint was written by, and refuses what would make it another.
+`config.yaml` and `history.jsonl` (one row a start: when, from which step, command, versions, what
+changed) are there before any data is read.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import platform
+import shlex
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ldm_dream import __version__
+from ldm_dream.config.files import dump_config
+from ldm_dream.config.run import MAY_CHANGE, Run
+from ldm_dream.errors import UserError
+from ldm_dream.model_folder import parse_run
+from ldm_dream.training.checkpoint import Checkpoint, checkpoints
+from ldm_dream.writing import WriteError, make_folder, whole_file
+
+LOCK, CONFIG, HISTORY, METRICS = "lock", "config.yaml", "history.jsonl", "metrics.jsonl"
+_WRITTEN = (
+    "model",
+    "model-best",
+    "checkpoints",
+    "samples",
+    CONFIG,
+    METRICS,
+    "autoencoder.safetensors",
+)
+
+
+class RunFolderError(UserError, RuntimeError):
+    """A run folder that this run may not use; its text is complete for the user."""
+
+
+# ---------------------------------------------------------------------------------------- the door
+
+
+@contextmanager
+def claim(run_dir: Path) -> Iterator[str | None]:
+    """This process alone may write to `run_dir` in the body; -> what is to be said of a lock that
+    was left behind. Raises RunFolderError, WriteError.
+
+    The lock is held by the system and so is gone with its process; the file says whose it is. A
+    machine that does not share locks with this one is known by its name.
+    """
+    make_folder(run_dir)
+    _refuse_foreign(run_dir)
+    path = run_dir / LOCK
+    try:
+        file = path.open("a+", encoding="utf-8")
+    except OSError as error:
+        raise WriteError(f"{path}: cannot be written: {error.strerror}.") from None
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            taken = False
+        except BlockingIOError:
+            taken = True
+        file.seek(0)
+        owner = _owner(file.read())
+        here = socket.gethostname()
+        if taken or (owner and owner[0] != here):
+            host, process = owner or (here, "?")
+            gone = "" if taken else f"; if that process is gone, remove {path}"
+            raise RunFolderError(
+                f"{run_dir}: process {process} on {host} trains this run; "
+                f"wait for it, stop it, or give another --run-dir{gone}."
+            )
+        _write_lock(file, f"{here} {os.getpid()}\n")
+        try:
+            yield owner and f"the lock of process {owner[1]}, which is gone, is taken over"
+        finally:
+            _write_lock(file, "")
+
+
+def _owner(text: str) -> tuple[str, str] | None:
+    words = text.split()
+    return (words[0], words[1]) if len(words) == 2 else None
+
+
+def _write_lock(file, text: str) -> None:
+    file.seek(0)
+    file.truncate()
+    file.write(text)
+    file.flush()
+
+
+def _refuse_foreign(run_dir: Path) -> None:
+    if (run_dir / HISTORY).is_file() or checkpoints(run_dir):
+        return
+    if there := [name for name in _WRITTEN if os.path.lexists(run_dir / name)]:
+        raise RunFolderError(
+            f"{run_dir}: holds {there[0]} but no run that was started here; "
+            "give another --run-dir, or move that away."
+        )
+
+
+# --------------------------------------------------------------------------------- one run a folder
+
+
+def run_of(found: Checkpoint, run_dir: Path) -> Run:
+    """The run that wrote a checkpoint. Raises RunFolderError."""
+    try:
+        return parse_run(found.meta["config"], f"the checkpoint of step {found.step}")
+    except (KeyError, UserError) as error:
+        raise RunFolderError(
+            f"{run_dir}: was written by another version of ldm_dream, whose config this one "
+            f"cannot read ({error}); finish it there, or give another --run-dir."
+        ) from None
+
+
+def changes(earlier: Run, run: Run) -> dict[str, list[Any]]:
+    """Key -> [value then, value now] of all knobs that differ."""
+    then, now = _flat(earlier.model_dump(mode="json")), _flat(run.model_dump(mode="json"))
+    keys = [*then, *(key for key in now if key not in then)]
+    return {key: [then.get(key), now.get(key)] for key in keys if then.get(key) != now.get(key)}
+
+
+def refuse_another_run(run_dir: Path, changed: dict[str, list[Any]]) -> None:
+    """Raises RunFolderError for a change of anything but MAY_CHANGE."""
+    wrong = {key: values for key, values in changed.items() if key not in MAY_CHANGE}
+    if wrong:
+        listed = ", ".join(
+            f"{key} was {old!r} and is now {new!r}" for key, (old, new) in wrong.items()
+        )
+        raise RunFolderError(
+            f"{run_dir} holds a run with other settings: {listed}; "
+            "set them back, or give another --run-dir (train.init_from takes over weights)."
+        )
+
+
+def record(run_dir: Path, run: Run, step: int, changed: dict[str, list[Any]]) -> dict[str, Any]:
+    """Write what is started: `config.yaml`, and a row of `history.jsonl`; -> that row."""
+    row = {
+        "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "step": step,
+        "command": shlex.join(sys.argv),
+        "versions": {
+            "ldm_dream": __version__,
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+        },
+        "commit": commit(),
+        "changed": changed,
+    }
+    with whole_file(run_dir / CONFIG) as draft:
+        draft.write_text(dump_config(run), encoding="utf-8")
+    with (run_dir / HISTORY).open("a", encoding="utf-8") as file:
+        file.write(json.dumps(row) + "\n")
+    return row
+
+
+def commit() -> str | None:
+    """Commit of the checkout that this code runs from, marked where files were changed; None outside
+    of one, such as in site-packages below someone's project.
+    """
+    git = ["git", "-C", str(Path(__file__).parent)]
+    place = ["rev-parse", "--show-prefix"]
+    name = ["describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        answers = [
+            subprocess.run([*git, *ask], capture_output=True, text=True, timeout=10)
+            for ask in (place, name)
+        ]
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    ours = answers[0].stdout.strip() == "ldm_dream/training/"
+    return answers[1].stdout.strip() if ours and answers[1].returncode == 0 else None
+
+
+def _flat(values: dict, above: str = "") -> dict[str, Any]:
+    found = {}
+    for key, value in values.items():
+        found |= _flat(value, f"{above}{key}.") if isinstance(value, dict) else {above + key: value}
+    return found

@@ -1,0 +1,36 @@
+"""A signal ends a run after the step in work, with a whole checkpoint."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from types import FrameType
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+
+
+class Stop:
+    """Context in which Ctrl-C, SIGTERM and SIGUSR1 are only noted; Ctrl-C twice ends at once."""
+
+    def __init__(self):
+        self.signal: signal.Signals | None = None
+
+    def __enter__(self) -> Stop:
+        self._before = {number: signal.signal(number, self._note) for number in SIGNALS}
+        return self
+
+    def __exit__(self, *_) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self.signal == number == signal.SIGINT:
+            raise KeyboardInterrupt
+        if self.signal is None:
+            self.signal = signal.Signals(number)
+            sys.stderr.write(f"{self.signal.name}: the run ends after this step; wait.\n")
+
+    @property
+    def status(self) -> int:
+        """Exit status as a shell gives it: 130 for Ctrl-C, 143 for SIGTERM; 0 without a signal."""
+        return 128 + self.signal if self.signal else 0
