@@ -65,7 +65,7 @@ class Format:
 # chroma at full resolution, since an upscaler's colour edges are what it is judged by
 PNG = Format(
     "PNG", (".png", ".apng"), "pngload", "PNG", {"compression": 6}, has_16_bits=True,
-    holds=("exif-data", "xmp-data", "png-comment-"), densest=8 * 1040,  # deflate: 1032 : 1, 1-bit pixels
+    holds=("exif-data", "xmp-data"), densest=8 * 1040,  # deflate: 1032 : 1, 1-bit pixels
 )  # fmt: skip
 JPEG = Format(
     "JPEG", (".jpg", ".jpeg", ".jpe", ".jfif"), "jpegload", None,
@@ -79,7 +79,7 @@ WEBP = Format(
 TIFF = Format(
     "TIFF", (".tif", ".tiff"), "tiffload", None,
     {"compression": "deflate", "predictor": "horizontal"}, has_16_bits=True,
-    holds=("exif-data", "xmp-data", "iptc-data", "photoshop-data", "image-description"),
+    holds=("exif-data", "xmp-data", "iptc-data", "photoshop-data"),
 )  # fmt: skip
 AVIF = Format(
     "AVIF", (".avif",), "heifload", "AVIF",

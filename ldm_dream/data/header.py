@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import os
 import stat
-import struct
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -31,6 +30,7 @@ from ldm_dream.data.formats import (
 )
 from ldm_dream.data.image import ImageError
 from ldm_dream.data.jpeg import first_line
+from ldm_dream.data.png import Chunks, read_chunks
 from ldm_dream.data.tiff import exif_of, is_associated
 from ldm_dream.errors import shown
 
@@ -41,7 +41,6 @@ PILLOW_MODES = {
     "1": "L", "L": "L", "LA": "LA", "P": "RGB", "PA": "RGBA", "RGB": "RGB", "RGBA": "RGBA",
     "RGBX": "RGB", "CMYK": "RGB", "YCbCr": "RGB", "I;16": "I;16",
 }  # fmt: skip
-_MAX_CHUNKS = 10000  # of a PNG before its pixels; a few are usual
 
 
 @dataclass(frozen=True)
@@ -51,7 +50,7 @@ class Header:
     width, height: as stored, before `orientation` (1 to 8, as in EXIF) is applied. channels: grey 1,
     RGB 3, CMYK 4, plus 1 with alpha. depth: bytes a channel. frames: pages, or frames of an
     animation. is_associated: colours are multiplied by alpha. exif: of a TIFF, which
-    libvips leaves out. cicp: colour space of a PNG.
+    libvips leaves out. chunks: of a PNG, likewise.
     """
 
     path: Path
@@ -67,7 +66,7 @@ class Header:
     frames: int = 1
     is_associated: bool = False
     exif: bytes | None = None
-    cicp: bytes | None = None
+    chunks: Chunks = Chunks()
 
     @property
     def size(self) -> tuple[int, int]:
@@ -160,7 +159,7 @@ def _open(path: Path) -> Iterator[BinaryIO]:
 
 def _by_libvips(path: Path, kind: Format, file: BinaryIO) -> Header:
     associated, exif = (is_associated(file), exif_of(file)) if kind is TIFF else (False, None)
-    frames, cicp = _png_signals(file) if kind is PNG else (1, None)
+    chunks = read_chunks(file) if kind is PNG else Chunks()
     file.seek(0)
     try:
         # by descriptor: names with brackets or of bytes that are not UTF-8 are names like others,
@@ -190,8 +189,8 @@ def _by_libvips(path: Path, kind: Format, file: BinaryIO) -> Header:
         )
     return Header(
         path, kind, image, image.width, image.height, image.bands, _DEPTHS[image.format], gray,
-        image.bands > colours, _number(image, "orientation"), max(frames, _number(image, "n-pages")),
-        associated, exif, cicp,
+        image.bands > colours, _number(image, "orientation"), max(chunks.frames, _number(image, "n-pages")),
+        associated, exif, chunks,
     )  # fmt: skip
 
 
@@ -237,22 +236,3 @@ def _number(image: pyvips.Image, field: str) -> int:
     """A whole number of the header; 1 where it holds none."""
     value = image.get(field) if image.get_typeof(field) else 1
     return value if isinstance(value, int) else 1
-
-
-def _png_signals(file: BinaryIO) -> tuple[int, bytes | None]:
-    """(frames of an animation, content of cICP) from the chunks before the pixels."""
-    file.seek(8)
-    frames, cicp = 1, None
-    for _ in range(_MAX_CHUNKS):
-        head = file.read(8)
-        if len(head) < 8 or head[4:] in (b"IDAT", b"IEND"):
-            break
-        length = struct.unpack(">I", head[:4])[0]
-        if head[4:] == b"acTL" and length == 8:
-            frames = struct.unpack(">I", file.read(4))[0]
-            length -= 4
-        elif head[4:] == b"cICP" and length == 4:
-            cicp = file.read(4)
-            length = 0
-        file.seek(length + 4, os.SEEK_CUR)
-    return frames, cicp

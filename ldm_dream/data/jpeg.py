@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import numpy as np
 import pyvips
@@ -30,12 +30,9 @@ class BrokenJpeg(Exception):
     """Its text is the reason, in a few words."""
 
 
-def decode(data: bytes, prepare: Callable[[pyvips.Image], pyvips.Image]) -> tuple[np.ndarray, str]:
-    """-> pixels [H, W, bands] and what was mended ("" for a whole file). Raises BrokenJpeg.
-
-    prepare: what libvips does with the picture before it is in memory.
-    """
-    error = _try(data, prepare)
+def decode(data: bytes) -> tuple[np.ndarray, str]:
+    """-> pixels [H, W, bands] and what was mended ("" for a whole file). Raises BrokenJpeg."""
+    error = _try(data)
     if isinstance(error, np.ndarray):
         return error, ""
     for mend, what in (
@@ -44,12 +41,12 @@ def decode(data: bytes, prepare: Callable[[pyvips.Image], pyvips.Image]) -> tupl
         (_with_plain_header, "its header is unusual, but every pixel is there"),
     ):
         mended = mend(data)
-        if mended is not None and isinstance(found := _try(mended, prepare), np.ndarray):
+        if mended is not None and isinstance(found := _try(mended), np.ndarray):
             return found, what
     raise BrokenJpeg(error)
 
 
-def _try(data: bytes, prepare: Callable[[pyvips.Image], pyvips.Image]) -> np.ndarray | str:
+def _try(data: bytes) -> np.ndarray | str:
     """-> pixels of a file without any warning, else the first one."""
     if reason := _incomplete(data):
         return reason
@@ -57,7 +54,7 @@ def _try(data: bytes, prepare: Callable[[pyvips.Image], pyvips.Image]) -> np.nda
         with _buffer:
             pyvips.vips_lib.vips_error_clear()
             image = pyvips.Image.jpegload_buffer(data, access="sequential", fail_on="warning")
-            pixels = prepare(image).numpy()
+            pixels = image.numpy()
             warnings = pyvips.ffi.string(pyvips.vips_lib.vips_error_buffer())
     except pyvips.Error as error:
         return first_line(error.detail)

@@ -11,20 +11,18 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import pyvips
 
-from ldm_dream.data.formats import TIFF, Format
+from ldm_dream.data.formats import PNG, TIFF, Format
 
-_KEPT = ("exif-data", "xmp-data", "iptc-data", "png-comment-", "image-description")
+_KEPT = ("exif-data", "xmp-data", "iptc-data")
 _THUMBNAIL = ("exif-ifd1-", "jpeg-thumbnail-data")
 _WORDS = {
     "exif-data": "EXIF",
     "xmp-data": "XMP",
     "iptc-data": "IPTC",
-    "png-comment-": "text",
-    "image-description": "description",
 }
 _MM = 25.4  # an inch
 _USUAL_DPI = 72.0
@@ -35,12 +33,18 @@ _PHOTOSHOP = b"Photoshop 3.0\0"
 _XMP_NUMBER = rb'((?:tiff|exif):%s(?:="|>\s*))\d+'
 
 
+Texts: TypeAlias = tuple[tuple[bytes, bytes], ...]
+
+
 @dataclass(frozen=True)
 class Metadata:
-    """fields: by libvips' names. dpi: pixels an inch along x and y, None where the file is silent."""
+    """fields: by libvips' names. dpi: pixels an inch along x and y, None where the file is silent.
+    texts: chunks of a PNG, (name, content).
+    """
 
     fields: Mapping[str, Any]
     dpi: tuple[float, float] | None = None
+    texts: Texts = ()
 
 
 class Kept(NamedTuple):
@@ -48,8 +52,8 @@ class Kept(NamedTuple):
     lost: list[str]  # what the format does not hold, in words
 
 
-def read_metadata(image: pyvips.Image, exif: bytes | None = None) -> Metadata:
-    """Of a picture that libvips opened. exif: what was read apart from it."""
+def read_metadata(image: pyvips.Image, exif: bytes | None, texts: Texts) -> Metadata:
+    """Of a picture that libvips opened. exif, texts: what was read apart from it."""
     fields = {name: _get(image, name) for name in image.get_fields() if name.startswith(_KEPT)}
     if (block := _iptc(image)) is not None:
         fields["iptc-data"] = block
@@ -57,7 +61,8 @@ def read_metadata(image: pyvips.Image, exif: bytes | None = None) -> Metadata:
         fields["exif-data"] = exif
     # libvips says one pixel a mm where a file says nothing
     is_given = (image.xres, image.yres) != (1.0, 1.0)
-    return Metadata(fields, (image.xres * _MM, image.yres * _MM) if is_given else _exif_dpi(image))
+    dpi = (image.xres * _MM, image.yres * _MM) if is_given else _exif_dpi(image)
+    return Metadata(fields, dpi, texts)
 
 
 def with_metadata(image: pyvips.Image, metadata: Metadata | None, kind: Format) -> Kept:
@@ -65,23 +70,23 @@ def with_metadata(image: pyvips.Image, metadata: Metadata | None, kind: Format) 
     metadata = metadata or Metadata({})
     dpi_x, dpi_y = metadata.dpi or (_USUAL_DPI, _USUAL_DPI)
     image = image.copy(xres=dpi_x / _MM, yres=dpi_y / _MM)
-    _set(image, "resolution-unit", "in")
-    fields, lost = dict(metadata.fields), []
+    set_field(image, "resolution-unit", "in")
+    fields, lost = dict(metadata.fields), ["text"] if metadata.texts and kind is not PNG else []
     if kind is TIFF and fields.get("iptc-data", b"").startswith(_PHOTOSHOP):
         fields["photoshop-data"] = fields.pop("iptc-data")[len(_PHOTOSHOP) :]
     for name, value in fields.items():
         if name.startswith(kind.holds):
             if name == "xmp-data":
                 value = _adapted(value, image.width, image.height)
-            _set(image, name, value)
+            set_field(image, name, value)
         else:
-            lost += [word for start, word in _WORDS.items() if name.startswith(start)]
+            lost.append(_WORDS[name])
     if image.get_typeof("exif-data"):  # libvips has taken it apart into fields, which count
-        _set(image, "orientation", 1)
+        set_field(image, "orientation", 1)
         for name in image.get_fields():
             if name.startswith(_THUMBNAIL):
                 image.remove(name)
-    return Kept(image, sorted(set(lost)))
+    return Kept(image, lost)
 
 
 def _exif_dpi(image: pyvips.Image) -> tuple[float, float] | None:
@@ -95,7 +100,8 @@ def _exif_dpi(image: pyvips.Image) -> tuple[float, float] | None:
     return (float(x) * scale, float(y) * scale) if x > 0 and y > 0 else None
 
 
-def _set(image: pyvips.Image, name: str, value: Any) -> None:
+def set_field(image: pyvips.Image, name: str, value: Any) -> None:
+    """Of a picture that is to be written."""
     kinds = {bytes: pyvips.GValue.blob_type, int: pyvips.GValue.gint_type}
     image.set_type(kinds.get(type(value), pyvips.GValue.gstr_type), name, value)
 

@@ -18,7 +18,8 @@ from ldm_dream.data import jpeg
 from ldm_dream.data.formats import JPEG, MAX_PIXELS
 from ldm_dream.data.header import Header, broken, check_limits, header_of, pillow_mode, reason_of
 from ldm_dream.data.image import Image, ImageError
-from ldm_dream.data.metadata import Metadata, read_metadata
+from ldm_dream.data.metadata import Metadata, read_metadata, set_field
+from ldm_dream.data.tiff import libvips_divides
 from ldm_dream.errors import shown
 
 log = logging.getLogger(__name__)
@@ -64,16 +65,21 @@ def _say_what_changes(header: Header) -> None:
         log.warning("%s: has %d pages or frames; only the first is used.", name, header.frames)
     if header.is_associated and header.has_alpha:
         log.warning("%s: its colours are multiplied by alpha; they become straight.", name)
-    if header.cicp and header.cicp[1] not in _SRGB_TRANSFERS:
+    cicp, damaged = header.chunks.cicp, header.chunks.damaged
+    if header.chunks.is_doubtful:
+        raise broken(header.path, f"chunk {', '.join(damaged)}: wrong checksum")
+    if damaged:
+        log.warning("%s: damaged, and left out: %s.", name, shown(", ".join(damaged)))
+    if cicp and cicp[1] not in _SRGB_TRANSFERS:
         log.warning(
             "%s: its colours are of another kind than sRGB (cICP primaries %d, transfer %d); "
             "they are enlarged as they stand, and only a PNG keeps the mark.",
-            name, *header.cicp[:2],
+            name, *cicp[:2],
         )  # fmt: skip
 
 
 def _from_libvips(header: Header, image: pyvips.Image) -> Image:
-    metadata, icc = read_metadata(image, header.exif), _profile(image)
+    metadata, icc = read_metadata(image, header.exif, header.chunks.texts), _profile(image)
     bands = _decode(header, image)
     if image.interpretation == "cmyk":
         icc = None
@@ -81,28 +87,33 @@ def _from_libvips(header: Header, image: pyvips.Image) -> Image:
 
 
 def _decode(header: Header, image: pyvips.Image) -> np.ndarray:
-    """-> [H, W, bands] as stored."""
-
-    def prepare(image: pyvips.Image) -> pyvips.Image:
-        if image.interpretation == "cmyk":
-            image = image.icc_transform("srgb", embedded=True, input_profile="cmyk")
-        if header.is_associated and header.has_alpha:
-            kind, top = image.format, {1: 255, 2: 65535}.get(header.depth, 1)
-            image = image.unpremultiply(max_alpha=top)
-            image = image.rint().cast(kind) if header.depth < 4 else image.cast(kind)
-        return image
-
+    """-> [H, W, bands] of grey or RGB, alpha straight."""
     try:
-        if header.kind is not JPEG:
-            return np.atleast_3d(prepare(image).numpy())
-        bands, mended = jpeg.decode(header.path.read_bytes(), prepare)
+        if header.kind is JPEG:
+            bands, mended = jpeg.decode(header.path.read_bytes())
+            if mended:
+                log.warning("%s: %s.", shown(header.path), mended)
+            if image.interpretation != "cmyk":
+                return np.atleast_3d(bands)
+            profile = _profile(image)
+            image = pyvips.Image.new_from_array(bands).copy(interpretation="cmyk")
+            if profile:
+                set_field(image, "icc-profile-data", profile)
+        return np.atleast_3d(_converted(header, image).numpy())
     except pyvips.Error as error:
         raise broken(header.path, reason_of(error)) from None
     except jpeg.BrokenJpeg as error:
         raise broken(header.path, str(error)) from None
-    if mended:
-        log.warning("%s: %s.", shown(header.path), mended)
-    return np.atleast_3d(bands)
+
+
+def _converted(header: Header, image: pyvips.Image) -> pyvips.Image:
+    if image.interpretation == "cmyk":
+        image = image.icc_transform("srgb", embedded=True, input_profile="cmyk")
+    if header.is_associated and header.has_alpha and not libvips_divides():
+        kind, top = image.format, {1: 255, 2: 65535}.get(header.depth, 1)
+        image = image.unpremultiply(max_alpha=top)
+        image = image.rint().cast(kind) if header.depth < 4 else image.cast(kind)
+    return image
 
 
 def _profile(image: pyvips.Image) -> bytes | None:
@@ -132,7 +143,7 @@ def _picture(header: Header, bands: np.ndarray, icc: bytes | None, metadata: Met
     pixels = np.ascontiguousarray(bands[..., :colours])
     pixels = np.repeat(pixels, 3, axis=2) if header.is_gray else pixels
     alpha = np.ascontiguousarray(bands[..., colours]) if header.has_alpha else None
-    return Image(pixels, alpha, icc, header.is_gray, header.cicp, metadata)
+    return Image(pixels, alpha, icc, header.is_gray, header.chunks.cicp, metadata)
 
 
 def _sixteen_bits(path: Path, bands: np.ndarray) -> np.ndarray:

@@ -6,20 +6,24 @@ and two more directories hang on it (EXIF 2.32, 4.5). Pillow reads and writes di
 
 from __future__ import annotations
 
+import io
 import struct
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import BinaryIO
 
+import pyvips
+from PIL import Image
 from PIL.Image import Exif
 from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
 _EXTRA_SAMPLES, _ASSOCIATED = 338, 1
 _EXIF, _GPS = 0x8769, 0x8825
 _WIDTH, _HEIGHT = 0xA002, 0xA003
-# make, model, software, date, artist, copyright; all others of the first directory are of the pixels
-_TOLD = (271, 272, 305, 306, 315, 33432)
+# description, make, model, software, date, artist, copyright; all others of the first directory are of the pixels
+_TOLD = (270, 271, 272, 305, 306, 315, 33432)
 
 
 def is_associated(file: BinaryIO) -> bool:
@@ -32,6 +36,17 @@ def is_associated(file: BinaryIO) -> bool:
     return (extra if isinstance(extra, tuple) else (extra,))[:1] == (_ASSOCIATED,)
 
 
+@cache
+def libvips_divides() -> bool:
+    """Whether the libvips at hand makes such colours straight itself: newer ones do."""
+    one = Image.new("RGBA", (1, 1), (60, 60, 60, 120))
+    buffer = io.BytesIO()
+    one.save(buffer, "TIFF")
+    straight = struct.pack("=HHIHH", _EXTRA_SAMPLES, 3, 1, 2, 0)  # Pillow writes no other mark
+    marked = buffer.getvalue().replace(straight, straight[:8] + struct.pack("=HH", 1, 0))
+    return pyvips.Image.tiffload_buffer(marked)(0, 0)[0] > 90
+
+
 def exif_of(file: BinaryIO) -> bytes | None:
     """A block of EXIF, as other kinds have it; None for a TIFF that has none."""
     try:
@@ -39,13 +54,13 @@ def exif_of(file: BinaryIO) -> bytes | None:
             first, told = _directory(file), Exif()
             for tag in _TOLD:
                 if tag in first:
-                    told[tag] = first[tag]
+                    told[tag] = _bytes(first[tag])
             found = Exif()
             file.seek(0)
             found.load_from_fp(file)
             for tag in (_EXIF, _GPS):
                 if inner := found.get_ifd(tag):
-                    told[tag] = dict(inner)
+                    told[tag] = {name: _bytes(value) for name, value in inner.items()}
             return told.tobytes() if len(told) else None
     except Exception:  # damaged EXIF is no reason to refuse whole pixels
         return None
@@ -78,11 +93,19 @@ def _told(head: bytes, block: bytes, width: int, height: int) -> ImageFileDirect
         given.load(block)
         for tag in _TOLD:
             if tag in given:
-                told[tag] = given[tag]
+                told[tag] = _bytes(given[tag])
         for tag in (_EXIF, _GPS):
-            if inner := dict(given.get_ifd(tag)):
+            if given.get_ifd(tag):
+                inner = {name: _bytes(value) for name, value in given.get_ifd(tag).items()}
                 told[tag] = inner | ({_WIDTH: width, _HEIGHT: height} if tag == _EXIF else {})
     return told
+
+
+def _bytes(value: object) -> object:
+    """A text as it stands in the file: Pillow reads Latin-1, whatever it is, and writes ASCII."""
+    if not isinstance(value, str) or value.isascii():
+        return value
+    return value.encode("latin-1", "replace")
 
 
 def _entries(data: bytes, at: int, order: str) -> list[bytes]:

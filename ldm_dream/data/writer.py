@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import logging
-import struct
-import zlib
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyvips
@@ -14,14 +11,13 @@ import pyvips
 from ldm_dream.data.formats import PNG, TIFF, WRITES, Format, output_format
 from ldm_dream.data.header import reason_of
 from ldm_dream.data.image import Image, ImageError, to_uint8
-from ldm_dream.data.metadata import with_metadata
+from ldm_dream.data.metadata import set_field, with_metadata
+from ldm_dream.data.png import with_chunks
 from ldm_dream.data.tiff import with_exif
 from ldm_dream.errors import shown
 from ldm_dream.writing import make_folder, whole_file
 
 log = logging.getLogger(__name__)
-
-_PNG_START = 33  # signature and IHDR
 
 
 def check_writable(path: Path, width: int, height: int, alpha: np.ndarray | None = None) -> Format:
@@ -74,8 +70,7 @@ def _encode(path: Path, kind: Format, image: Image) -> bytes:
     ]
     picture = pyvips.Image.new_from_array(np.ascontiguousarray(pixels)).copy(interpretation=space)
     if image.icc is not None:
-        blob: Any = image.icc  # pyvips' annotations leave bytes out
-        picture.set_type(pyvips.GValue.blob_type, "icc-profile-data", blob)
+        set_field(picture, "icc-profile-data", image.icc)
     picture, lost = with_metadata(picture, image.metadata, kind)
     if lost:
         log.warning(
@@ -86,21 +81,12 @@ def _encode(path: Path, kind: Format, image: Image) -> bytes:
         data = picture.write_to_buffer(kind.suffixes[0], **(kind.save or {}))
     except pyvips.Error as error:
         raise ImageError(f"{shown(path)}: cannot be encoded ({shown(reason_of(error))}).") from None
-    if image.cicp and kind is PNG:
-        return data[:_PNG_START] + _chunk(b"cICP", image.cicp) + data[_PNG_START:]
+    if kind is PNG:
+        cicp = [(b"cICP", image.cicp)] if image.cicp else []
+        return with_chunks(data, [*cicp, *(image.metadata.texts if image.metadata else ())])
     if kind is TIFF and (exif := image.metadata and image.metadata.fields.get("exif-data")):
         with_tags = with_exif(data, exif, picture.width, picture.height)
         if with_tags is None:
             log.warning("%s: written without its EXIF, which is damaged.", shown(path))
         return with_tags or data
     return data
-
-
-def _chunk(name: bytes, content: bytes) -> bytes:
-    """Of a PNG: length, name, content, checksum."""
-    return (
-        struct.pack(">I", len(content))
-        + name
-        + content
-        + struct.pack(">I", zlib.crc32(name + content))
-    )
