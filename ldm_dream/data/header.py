@@ -4,6 +4,7 @@ not possible, before any pixel is decoded.
 
 from __future__ import annotations
 
+import io
 import os
 import stat
 import warnings
@@ -11,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import PIL.Image
 import pyvips
@@ -137,7 +138,7 @@ def broken(path: Path, reason: str) -> ImageError:
 
 
 @contextmanager
-def _open(path: Path) -> Iterator[BinaryIO]:
+def _open(path: Path) -> Iterator[io.BufferedReader]:
     """A regular file that is not empty. Raises ImageError."""
     name = shown(path)
     if os.path.isdir(path):
@@ -157,7 +158,7 @@ def _open(path: Path) -> Iterator[BinaryIO]:
         yield file
 
 
-def _by_libvips(path: Path, kind: Format, file: BinaryIO) -> Header:
+def _by_libvips(path: Path, kind: Format, file: io.BufferedReader) -> Header:
     associated, exif = (is_associated(file), exif_of(file)) if kind is TIFF else (False, None)
     chunks = read_chunks(file) if kind is PNG else Chunks()
     file.seek(0)
@@ -194,10 +195,10 @@ def _by_libvips(path: Path, kind: Format, file: BinaryIO) -> Header:
     )  # fmt: skip
 
 
-def _by_pillow(path: Path, kind: Format, file: BinaryIO) -> Header:
+def _by_pillow(path: Path, kind: Format, file: io.BufferedReader) -> Header:
     with warnings.catch_warnings():  # of many pixels: check_limits decides
         warnings.simplefilter("ignore")
-        image = PIL.Image.open(file, formats=(str(kind.pillow),))
+        image = PIL.Image.open(_Bounded(file.raw), formats=(str(kind.pillow),))
     if image.mode not in PILLOW_MODES:
         raise ImageError(
             f"{shown(path)}: pixels of kind {image.mode} are not supported; convert to 8-bit RGB."
@@ -208,6 +209,14 @@ def _by_pillow(path: Path, kind: Format, file: BinaryIO) -> Header:
         path, kind, image, *image.size, channels, 2 if mode == "I;16" else 1, mode[0] in "LI",
         mode[-1] == "A", turn if isinstance(turn, int) else 1, getattr(image, "n_frames", 1),
     )  # fmt: skip
+
+
+class _Bounded(io.BufferedReader):
+    """A file whose `read` never makes room for more than is left: Pillow asks for what headers say."""
+
+    def read(self, size: int | None = -1) -> bytes:
+        left = max(0, os.fstat(self.fileno()).st_size - self.tell())
+        return super().read(left if size is None or size < 0 else min(size, left))
 
 
 def pillow_mode(image: PIL.Image.Image) -> str:

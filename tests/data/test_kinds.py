@@ -2,6 +2,7 @@
 
 import os
 import struct
+import tracemalloc
 import zlib
 from dataclasses import replace
 
@@ -105,6 +106,19 @@ def test_a_png_bomb_is_refused_by_its_header(tmp_path):
         read_image(tmp_path / "bomb.png")
     with pytest.raises(ImageError, match="bytes cannot hold 40000x40000"):
         read_image(tmp_path / "bomb.png", max_pixels=2**40)
+
+
+def test_no_room_is_made_for_what_only_a_header_says(tmp_path):
+    PillowImage.fromarray(pixels()).save(tmp_path / "x.jp2")
+    data = bytearray((tmp_path / "x.jp2").read_bytes())
+    box = data.index(b"jp2h") - 4
+    data[box : box + 4] = b"\xff\xff\xff\x2d"  # its length, 4 GB
+    (tmp_path / "x.jp2").write_bytes(data)
+    tracemalloc.start()
+    with pytest.raises(ImageError, match="broken"):
+        read_image(tmp_path / "x.jp2")
+    assert tracemalloc.get_traced_memory()[1] < 2**24
+    tracemalloc.stop()
 
 
 # ------------------------------------------------------------------------ what is read otherwise

@@ -38,6 +38,7 @@ from ldm_dream.data.images import Image, ImageError, read_image, write_image
 
 HEIGHT, WIDTH = 24, 40
 TOLERANCE = 3.0  # mean levels between two decoders of one lossy file
+ENDS = ("refused", "said", "same", "agreed", "unchecked")
 LOSSLESS = {"png", "tif", "gif", "bmp"}
 
 
