@@ -10,7 +10,8 @@ SUPPORTED = import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))
 RUN = .venv/bin/python
 
 # small tensors: more than four threads only wait for each other
-OMP_NUM_THREADS ?= $(shell n=$$(getconf _NPROCESSORS_ONLN); [ $$n -lt 4 ] && echo $$n || echo 4)
+CORES := $(shell n=$$(getconf _NPROCESSORS_ONLN); [ $$n -lt 4 ] && echo $$n || echo 4)
+OMP_NUM_THREADS ?= $(CORES)
 export OMP_NUM_THREADS
 
 .PHONY: demo test check fmt
@@ -18,8 +19,9 @@ export OMP_NUM_THREADS
 demo: .venv/core.stamp
 	$(RUN) tools/demo.py
 
+# a process a core, each of one thread: on tensors of tests two threads take longer than one
 test: .venv/dev.stamp
-	$(RUN) -m pytest
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n $(CORES) --dist loadfile
 
 check: .venv/dev.stamp
 	$(RUN) -m ruff check .

@@ -1,4 +1,4 @@
-"""Model folders on the Hugging Face hub, through huggingface_hub (extra `hub`).
+"""Model folders on the Hugging Face hub, through huggingface_hub.
 
 Where a local folder may be named too, a model of the hub is written `hf:owner/name`: a folder that
 is missing must not become a question to strangers.
@@ -63,12 +63,8 @@ def upload(folder: Path, repo_id: str, private: bool = False) -> str:
 
 
 def _hub():
-    try:
-        import huggingface_hub
-    except ImportError:
-        raise HubError(
-            "Models of the hub need huggingface_hub; install it with: pip install 'ldm_dream[hub]'."
-        ) from None
+    import huggingface_hub  # on use: it takes a while
+
     return huggingface_hub
 
 

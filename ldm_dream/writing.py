@@ -50,16 +50,28 @@ def check_outputs(outputs: Iterable[Path], inputs: Iterable[Path]) -> None:
         make_folder(path.parent)
 
 
+def check_place(folder: Path) -> None:
+    """Raises WriteError unless `folder` is there and can be written to, or can be made. Writes
+    nothing.
+    """
+    there = folder
+    while not os.path.lexists(there):
+        there = there.parent
+    if not there.is_dir():
+        raise WriteError(f"{there}: a file stands where a folder is needed.")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise WriteError(f"{there}: this folder may not be written to; name another.")
+
+
 def make_folder(folder: Path) -> None:
     """Make a folder that files can be written to. Raises WriteError."""
     try:
+        check_place(folder)
         folder.mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError):
-        raise WriteError(f"{folder}: a file stands where a folder is needed.") from None
+    except UserError:
+        raise
     except OSError as error:
         raise WriteError(f"{folder}: the folder cannot be made: {error.strerror}.") from None
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise WriteError(f"{folder}: this folder may not be written to; name another.")
 
 
 def check_folder(folder: Path) -> None:
@@ -150,7 +162,10 @@ def whole_file(path: Path) -> Iterator[Path]:
     """A draft to write, which takes the place of `path` when the body is done. Raises WriteError."""
     draft = _draft(path.parent, path.suffix)
     try:
+        draft.touch()
+        mode = draft.stat().st_mode  # what the user's umask allows
         yield draft
+        draft.chmod(mode)  # safetensors makes its files for the owner alone
         _sync(draft)
         os.replace(draft, path)
         _sync(path.parent)
@@ -175,10 +190,10 @@ def whole_folder(folder: Path) -> Iterator[Path]:
         files = sorted(path.relative_to(draft).as_posix() for path in _files(draft))
         text = "".join(f"{digest(draft / name)}  {name}\n" for name in files)
         (draft / SUMS).write_text(text, encoding="utf-8")
-        mode = (draft / SUMS).stat().st_mode  # what the user's umask allows
+        mode = (draft / SUMS).stat().st_mode
         for path in (*(draft / name for name in files), draft / SUMS, draft):
             if path.is_file():
-                path.chmod(mode)  # safetensors makes its files for the owner alone
+                path.chmod(mode)
             _sync(path)
         _place(draft, folder)
     except OSError as error:

@@ -15,7 +15,7 @@ from ldm_dream.errors import UserError, shown
         ("caf\xe9 \u4e2d\u6587 \U0001f600.png", "caf\xe9 \u4e2d\u6587 \U0001f600.png"),
         ("a\nb\x1b[31m\x00", r"a\nb\x1b[31m\x00"),
         ("\x9b31m\u2028\u202egnp.exe", r"\x9b31m\u2028\u202egnp.exe"),
-        (os.fsdecode(b"caf\xe9"), r"caf\xe9"),
+        (os.fsdecode(b"caf\xe9"), r"caf\udce9"),
         ("\ud800", r"\ud800"),
     ],
 )

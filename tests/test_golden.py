@@ -22,13 +22,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-import conftest
-from conftest import SHARED
 from golden import KINDS, Kind, idm_unet, kind_of, resshift_unet, sr3
 from golden.reading import RECORD, Case, UnknownKey, read_case, watching
 from ldm_dream.interchange.system import PublishedSystem
 from ldm_dream.interchange.systems import IDM, RESSHIFT, SR3
 from ldm_dream.networks import build_network
+from tests import conftest
+from tests.conftest import SHARED
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -5,7 +5,6 @@ import types
 
 import pytest
 
-from ldm_dream import hub
 from ldm_dream.config.files import load_config
 from ldm_dream.config.model import VQGANConfig
 from ldm_dream.hub import HubError, repo_id_of, upload
@@ -93,12 +92,6 @@ def test_out_of_reach_is_one_sentence(fake):
         find_model("hf:me/model")
     with pytest.raises(HubError, match=r"could not be sent to the hub \(Cannot reach the hub\)"):
         upload(None, "me/model")
-
-
-def test_without_the_package_the_extra_is_named(monkeypatch):
-    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    with pytest.raises(HubError, match=r"ldm_dream\[hub\]"):
-        hub.download("me/model")
 
 
 def test_a_folder_is_sent_whole(fake, tmp_path):

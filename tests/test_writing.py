@@ -107,6 +107,9 @@ def test_files_have_the_mode_that_the_umask_gives(tmp_path):
     try:
         with whole_folder(tmp_path / "model") as draft:
             os.close(os.open(draft / "model.safetensors", os.O_CREAT | os.O_WRONLY, 0o600))
+        with whole_file(tmp_path / "model" / "x.safetensors") as draft:
+            draft.unlink()
+            os.close(os.open(draft, os.O_CREAT | os.O_WRONLY, 0o600))
     finally:
         os.umask(before)
     modes = {path.stat().st_mode & 0o777 for path in (tmp_path / "model").iterdir()}
@@ -153,7 +156,7 @@ def test_outputs_are_no_inputs_by_any_name(tmp_path):
     with pytest.raises(WriteError, match="is a folder"):
         check_outputs([tmp_path], [])
     with pytest.raises(WriteError, match="a file stands where a folder is needed"):
-        check_outputs([picture / "report.json"], [])
+        check_outputs([picture / "new" / "report.json"], [])
     check_outputs([tmp_path / "new" / "report.json"], [picture])
     assert (tmp_path / "new").is_dir()
 

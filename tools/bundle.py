@@ -6,19 +6,32 @@ Of an autoencoder, the scale of its latents is measured on the way.
 """
 
 import argparse
+import re
 from pathlib import Path
 
 from ldm_dream.cli import command_line, user_errors
+from ldm_dream.errors import UserError
+from ldm_dream.writing import check_folder
 
 
 def build_parser() -> argparse.ArgumentParser:
     parser = command_line("bundle.py", __doc__)
     parser.add_argument(
-        "model", type=Path, metavar="MODEL_DIR", help="a folder that tools/train.py wrote"
+        "model",
+        type=Path,
+        metavar="MODEL_DIR",
+        help="a folder that tools/train.py wrote: the run or a model in it",
     )
     parser.add_argument("name", help="its name among the bundled models")
     parser.add_argument("--card", type=Path, required=True, help="README.md of the model folder")
     return parser
+
+
+def read_card(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: no card can be read from it ({error}); name a text.") from None
 
 
 def main() -> None:
@@ -27,10 +40,18 @@ def main() -> None:
         import torch
 
         from ldm_dream.config.run import AutoencoderRun
-        from ldm_dream.model_folder import BUNDLED, read_run, read_tensors, save_model
+        from ldm_dream.model_config import BUNDLED, find_model, read_run
+        from ldm_dream.model_folder import read_tensors, save_model
         from ldm_dream.training.autoencoder import latent_scale
 
-        run, state = read_run(args.model), read_tensors(args.model / "model.safetensors")
+        if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", args.name):
+            raise UserError(f"{args.name!r}: is no name of a model; give one such as vq-f4-tiny.")
+        model, folder = find_model(args.model), BUNDLED / args.name
+        run, state = read_run(model), read_tensors(model / "model.safetensors")
+        if folder.exists() and folder.samefile(model):
+            raise UserError(f"{args.model}: is the bundled model itself; give the one of a run.")
+        check_folder(folder)
+        card = read_card(args.card)
         if isinstance(run, AutoencoderRun):
             scale = latent_scale(run, state)
             print(f"latent scale {scale:.4f}")
@@ -41,8 +62,8 @@ def main() -> None:
             name: value.to(torch.float16) if value.is_floating_point() else value
             for name, value in state.items()
         }
-        save_model(BUNDLED / args.name, run, half, args.card.read_text(encoding="utf-8"))
-        print(f"{BUNDLED / args.name}: {sum(v.numel() for v in half.values()):,} parameters")
+        save_model(folder, run, half, card)
+        print(f"{folder}: {sum(v.numel() for v in half.values()):,} parameters")
 
 
 if __name__ == "__main__":

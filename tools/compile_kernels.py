@@ -12,6 +12,7 @@ from pathlib import Path
 
 from ldm_dream.cli import command_line, user_errors
 from ldm_dream.errors import UserError
+from ldm_dream.writing import check_outputs, whole_file
 
 TABLE = Path(__file__).resolve().parents[1] / "benchmarks/results/kernels-aot.csv"
 
@@ -49,8 +50,9 @@ def main() -> None:
                 f"{', '.join(sorted(unknown))}: no such op; there are {', '.join(OPS)}."
             )
         ops = args.ops or list(OPS)
-        rows = _aot.report(ops)
+        check_outputs([] if args.check else [args.table], [])
         kept = _aot.read(args.table) if args.table.is_file() else []
+        rows = _aot.report(ops)
     for row in rows:
         print(
             "  ".join(
@@ -62,7 +64,8 @@ def main() -> None:
         losses = _aot.worse(rows, kept)
         print(*losses, f"{len(rows)} rows, {len(losses)} worse than {args.table.name}", sep="\n")
         raise SystemExit(bool(losses))
-    _aot.write(args.table, rows + [row for row in kept if args.ops and row.op not in ops])
+    with user_errors(), whole_file(args.table) as draft:
+        _aot.write(draft, rows + [row for row in kept if args.ops and row.op not in ops])
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from ldm_dream.cli import command_line, user_errors
 from ldm_dream.config.reference import json_schema, markdown
+from ldm_dream.writing import whole_file
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 
@@ -35,7 +36,8 @@ def main() -> None:
             if args.check:
                 print(f"{path} is not current; run python tools/config_reference.py")
             else:
-                path.write_text(texts[path], encoding="utf-8")
+                with whole_file(path) as draft:
+                    draft.write_text(texts[path], encoding="utf-8")
                 print(f"wrote {path}")
         sys.exit(1 if stale and args.check else 0)
 

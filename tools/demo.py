@@ -7,6 +7,7 @@ import argparse
 from pathlib import Path
 
 from ldm_dream.cli import command_line, user_errors
+from ldm_dream.writing import check_outputs
 
 PHOTO = Path(__file__).parent / "assets/coffee.png"  # CC0; see assets/README.md
 LOWER, HIGHER = "lower is better", "higher is better"
@@ -37,17 +38,22 @@ def main() -> None:
 
         from ldm_dream import Upscaler
         from ldm_dream.data.images import Image, read_image, write_image
-        from ldm_dream.scoring.evaluation import bicubic, low_resolution, table
+        from ldm_dream.scoring.evaluation import bicubic, low_resolution
         from ldm_dream.scoring.metrics import consistency, gmsd, lpips_or_reason, scores
+        from ldm_dream.scoring.report import table
 
+        names = ("lr", "after", "before-after")
+        targets = {name: args.output / f"{name}.png" for name in names}
+        model = Path(args.model)
+        read = [PHOTO, *(model.rglob("*") if model.is_dir() else ())]
+        check_outputs(targets.values(), read + ([args.lpips_weights] if args.lpips_weights else []))
         lpips, why = lpips_or_reason(args.lpips_weights)
         hr = read_image(PHOTO).pixels
         lr = low_resolution(hr, 4)
         before, after = bicubic(lr, 4), Upscaler.from_pretrained(args.model)(lr, scale=4)
-        args.output.mkdir(parents=True, exist_ok=True)
         both = np.concatenate([before, after, hr], axis=1)
-        for name, pixels in (("lr", lr), ("after", after), ("before-after", both)):
-            write_image(args.output / f"{name}.png", Image(pixels))
+        for path, pixels in zip(targets.values(), (lr, after, both)):
+            write_image(path, Image(pixels))
 
         rows = {}
         for method, sr in (("bicubic", before), (args.model, after)):
@@ -62,7 +68,7 @@ def main() -> None:
         better = [n for n in ours if gain[n] > 0]
         worse = [n for n in ours if n not in better]
         print(f"\nbetter than bicubic: {', '.join(better) or '-'}; not: {', '.join(worse) or '-'}")
-        print(f"{args.output / 'before-after.png'}: bicubic x4 | {args.model} | original")
+        print(f"{targets['before-after']}: bicubic x4 | {args.model} | original")
 
 
 if __name__ == "__main__":

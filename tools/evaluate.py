@@ -9,11 +9,13 @@ their own names.
 """
 
 import argparse
-import json
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from ldm_dream.cli import command_line, user_errors
+from ldm_dream.errors import UserError
+from ldm_dream.writing import check_outputs
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -22,24 +24,34 @@ def build_parser() -> argparse.ArgumentParser:
     add("--hr", type=Path, required=True, metavar="DIR", help="original pictures")
     add("--match", default="", metavar="TEXT", help="only pictures whose name holds this")
     what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--sr", type=Path, metavar="DIR", help="results with the same names")
+    what.add_argument(
+        "--sr", type=Path, metavar="DIR", help="results, named as the originals (see --suffix)"
+    )
     what.add_argument("-n", "--model", help="bundled model, model folder or hf:owner/name to run")
     add(
         "--lr",
         type=Path,
         metavar="DIR",
-        help="LR pictures with the same names (default: bicubic from --hr; with --sr: none)",
+        help="LR pictures, named as the originals (default: bicubic from --hr; with --sr: none)",
     )
     add(
         "--scale",
         type=int,
-        default=4,
         metavar="N",
-        help="HR over LR size, and the border that is cut (default: 4)",
+        help="HR over LR size, and the border that is cut (default: the model's; with --sr: 4)",
+    )
+    add(
+        "--suffix",
+        metavar="TEXT",
+        help="of the names in --sr, e.g. _x4 (default: none, or the only one that fits all)",
     )
     add("--steps", type=int, metavar="N", help="sampling steps (default: the model's)")
-    add("--color-fix", choices=("none", "wavelet", "adain"), default="wavelet")
-    add("--dtype", choices=("auto", "fp32", "bf16", "fp16"), default="auto")
+    add(
+        "--color-fix",
+        choices=("none", "wavelet", "adain"),
+        help="(default: wavelet; dream-legacy: none)",
+    )
+    add("--dtype", choices=("auto", "fp32", "bf16", "fp16"), help="(default: auto)")
     add(
         "--protocol",
         choices=("standard", "dream-legacy"),
@@ -63,42 +75,52 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def refuse_ignored(args: argparse.Namespace) -> None:
+    names = ("steps", "color_fix", "dtype") if args.sr else ("suffix",)
+    given = [f"--{name.replace('_', '-')}" for name in names if getattr(args, name) is not None]
+    if given:
+        there = "with --sr, where no model runs" if args.sr else "without --sr"
+        raise UserError(f"{' and '.join(given)}: has no effect {there}; leave it out.")
+
+
 def main() -> None:
     args = build_parser().parse_args()
     with user_errors():
-        import numpy as np
+        from ldm_dream.scoring import evaluation, report
 
-        from ldm_dream.data.images import find_images
-        from ldm_dream.scoring.evaluation import (
-            PROTOCOLS,
-            Evaluator,
-            evaluate_folder,
-            evaluate_model,
-            report_text,
+        refuse_ignored(args)
+        weights = args.lpips_weights, args.inception
+        check_outputs(
+            [args.json] if args.json else [],
+            evaluation.files_read((args.hr, args.sr, args.lr), args.model, weights),
         )
-
-        protocol = PROTOCOLS[args.protocol]
-        if args.lpips_net:
-            protocol = replace(protocol, lpips_net=args.lpips_net)
-        evaluator = Evaluator.load(protocol, args.scale, args.lpips_weights, args.inception)
-        files = [path for path in find_images(args.hr) if args.match in path.name]
+        files = evaluation.find_originals(args.hr, args.match)
+        protocol = evaluation.PROTOCOLS[args.protocol]
+        protocol = replace(protocol, lpips_net=args.lpips_net or protocol.lpips_net)
         if args.sr:
-            evaluate_folder(evaluator, files, args.sr, args.lr)
+            evaluator = evaluation.Evaluator.load(
+                protocol, 4 if args.scale is None else args.scale, *weights
+            )
+            evaluation.evaluate_folder(evaluator, files, args.sr, args.lr, args.suffix)
         else:
             from ldm_dream.upscaling.upscaler import Upscaler
 
-            upscaler = Upscaler.from_pretrained(args.model, dtype=args.dtype)
-
-            def upscale(lr: np.ndarray) -> np.ndarray:
-                return upscaler(lr, scale=args.scale, steps=args.steps, color_fix=args.color_fix)
-
-            evaluate_model(evaluator, files, args.lr, upscale, Path(args.model).name)
-        report = evaluator.report()
-        print(f"{args.hr} {args.match}")
-        print(report_text(report))
+            upscaler = Upscaler.from_pretrained(args.model, dtype=args.dtype or "auto")
+            scale = upscaler.run.scale if args.scale is None else args.scale
+            fix = args.color_fix or protocol.color_fix
+            evaluator = evaluation.Evaluator.load(protocol, scale, *weights)
+            evaluator.notes.append(f"{args.model} ran with the colour fix {fix}.")
+            evaluation.evaluate_model(
+                evaluator,
+                files,
+                args.lr,
+                partial(upscaler, scale=scale, steps=args.steps, color_fix=fix),
+                Path(args.model).name,
+            )
+        found = evaluator.report()
+        print(f"{args.hr} {args.match}\n{report.report_text(found)}")
         if args.json:
-            args.json.parent.mkdir(parents=True, exist_ok=True)
-            args.json.write_text(json.dumps(report, indent=1) + "\n")
+            report.write_report(args.json, found)
 
 
 if __name__ == "__main__":

@@ -14,14 +14,15 @@ def build_parser() -> argparse.ArgumentParser:
     parser = command_line("plot.py", __doc__)
     add = parser.add_argument
     add("runs", nargs="+", type=Path, metavar="RUN_DIR", help="folder with a metrics.jsonl")
-    add(
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument(
         "-o",
         "--output",
         type=Path,
         metavar="FILE.svg",
         help="(default: curves.svg in the first RUN_DIR)",
     )
-    add(
+    where.add_argument(
         "--tensorboard",
         type=Path,
         metavar="DIR",
@@ -33,10 +34,12 @@ def build_parser() -> argparse.ArgumentParser:
 def main() -> None:
     args = build_parser().parse_args()
     with user_errors():
-        from ldm_dream.training.curves import read_runs, write_svg, write_tensorboard
+        from ldm_dream.training.curves import check_svg, read_runs, write_svg, write_tensorboard
 
         runs = read_runs(args.runs)
         output = args.tensorboard or args.output or args.runs[0] / "curves.svg"
+        if not args.tensorboard:
+            check_svg(output, args.runs)
         (write_tensorboard if args.tensorboard else write_svg)(runs, output)
     print(f"{', '.join(runs)} -> {output}")
 

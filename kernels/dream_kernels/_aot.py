@@ -155,12 +155,18 @@ def worse(rows: list[Row], kept: list[Row]) -> list[str]:
 
 
 def read(path: Path) -> list[Row]:
+    """A table that `write` wrote. Raises BackendError for any other file."""
     kinds = get_type_hints(Row)
-    with open(path, newline="", encoding="utf-8") as file:
-        return [
-            Row(**{name: kinds[name](value) for name, value in line.items()})
-            for line in csv.DictReader(file)
-        ]
+    try:
+        with open(path, newline="", encoding="utf-8") as file:
+            return [
+                Row(**{name: kinds[name](value) for name, value in line.items()})
+                for line in csv.DictReader(file)
+            ]
+    except (KeyError, TypeError, ValueError):
+        raise BackendError(
+            f"{path}: is no table of compiled kernels and is left as it is; name another file."
+        ) from None
 
 
 def write(path: Path, rows: list[Row]) -> None:

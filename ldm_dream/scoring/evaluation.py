@@ -6,12 +6,15 @@ that of SR tables (BasicSR). `dream-legacy` is that of DREAM's own code (jinxinz
 sr3/core/metrics.py), which departs from it: no border is cut, PSNR and SSIM are on RGB, and LPIPS
 (VGG) sees pictures in [0, 1] though it was trained on [-1, 1]. DREAM's FID came from pytorch_fid,
 which resizes pictures a little differently from torch-fidelity.
+
+All scores are of 8-bit colours: what else a picture holds, such as alpha, is counted in `notes`.
 """
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -34,6 +37,8 @@ from ldm_dream.scoring.metrics import (
     psnr,
     ssim,
 )
+from ldm_dream.scoring.pairing import Partners, check_sizes, find_partners
+from ldm_dream.scoring.report import Means, infinite, means, plain_row
 from ldm_dream.scoring.set_metrics import SetMetric, load_set_metric
 
 PROTOCOL = "uint8 RGB; PSNR/SSIM: Y = BT.601 16-235 unrounded, border {scale} px cut; LPIPS (Alex): whole RGB picture"
@@ -53,6 +58,7 @@ class Protocol:
     lpips_net: Literal["alex", "vgg"]
     lpips_black: float  # LPIPS sees [lpips_black, 1]
     shrinks: Literal["MATLAB", "Pillow"]  # whose bicubic makes LR pictures that are not given
+    color_fix: Literal["wavelet", "none"]  # of a model that is run, unless another is asked for
 
     def border(self, scale: int) -> int:
         return scale if self.cuts_border else 0
@@ -82,8 +88,8 @@ class Protocol:
 
 
 PROTOCOLS = {
-    "standard": Protocol("standard", ("y", "rgb"), True, "alex", -1.0, "MATLAB"),
-    "dream-legacy": Protocol("dream-legacy", ("rgb",), False, "vgg", 0.0, "Pillow"),
+    "standard": Protocol("standard", ("y", "rgb"), True, "alex", -1.0, "MATLAB", "wavelet"),
+    "dream-legacy": Protocol("dream-legacy", ("rgb",), False, "vgg", 0.0, "Pillow", "none"),
 }
 
 
@@ -91,7 +97,7 @@ class Evaluator:
     """Scores in one protocol: `add` every picture, then `report` the set.
 
     lpips, sets: networks of LPIPS and of FID or its stand-in, or None. absent: metric -> why it was
-    not computed.
+    not computed. notes: what the figures leave out, in sentences.
     """
 
     def __init__(
@@ -106,6 +112,8 @@ class Evaluator:
         self.protocol, self.scale, self.lpips, self.sets = protocol, scale, lpips, sets
         self.rows: list[dict] = []
         self.absent: dict[str, str] = {}
+        self.notes: list[str] = []
+        self._unscored: dict[str, set[Path]] = {"alpha": set(), "more than 8 bits": set()}
         self._hr_features: dict[str, Tensor] = {}  # picture -> [D]
         self._sr_features: dict[str, dict[str, Tensor]] = {}  # method -> picture -> [D]
 
@@ -123,6 +131,15 @@ class Evaluator:
         evaluator = cls(protocol, scale, lpips, sets)
         evaluator.absent |= absent if lpips else {"lpips": reason, **absent}
         return evaluator
+
+    def read(self, path: Path) -> np.ndarray:
+        """uint8 [H, W, 3], which is what is scored; the rest of the picture is noted."""
+        image = read_image(path)
+        if image.alpha is not None:
+            self._unscored["alpha"].add(path)
+        if image.pixels.dtype != np.uint8:
+            self._unscored["more than 8 bits"].add(path)
+        return to_uint8(image.pixels)
 
     def add(
         self,
@@ -152,9 +169,14 @@ class Evaluator:
         row: dict[str, str | float] = {"picture": picture, "method": method}
         for name, metric in metrics.items():
             try:
-                row[name] = metric()
+                value = metric()
             except MetricError as reason:
                 self.absent[name] = f"{picture}: {reason}"
+                continue
+            if math.isnan(value):
+                self.absent[name] = f"{picture}: its value is not a number."
+            else:
+                row[name] = value
         self.rows.append(row | measured)
         if self.sets is not None:
             if picture not in self._hr_features:
@@ -163,7 +185,7 @@ class Evaluator:
 
     def report(self) -> dict:
         """What JSON holds and `report_text` prints: scale, pictures, protocol, means by method,
-        absent metrics, rows.
+        absent metrics, infinite values (see `report.py`), notes, rows.
         """
         if not self.rows:
             raise EvaluationError(
@@ -173,6 +195,11 @@ class Evaluator:
         if self.sets is not None:
             texts |= self._add_sets(self.sets, averages)
         shown = {metric for row in averages.values() for metric in row}
+        unscored = [
+            f"{len(paths)} of the pictures have {kind}; only 8-bit colours are scored."
+            for kind, paths in self._unscored.items()
+            if paths
+        ]
         return {
             "scale": self.scale,
             "pictures": len({row["picture"] for row in self.rows}),
@@ -182,10 +209,12 @@ class Evaluator:
             },
             "means": averages,
             "absent": self.absent,
-            "rows": self.rows,
+            "infinite": infinite(self.rows),
+            "notes": [*self.notes, *unscored],
+            "rows": [plain_row(row) for row in self.rows],
         }
 
-    def _add_sets(self, sets: SetMetric, averages: dict[str, dict[str, float]]) -> dict[str, str]:
+    def _add_sets(self, sets: SetMetric, averages: Means) -> dict[str, str]:
         """The metrics of each method's whole set go into its `averages`; -> what they are."""
         texts = {}
         for method, found in self._sr_features.items():
@@ -194,43 +223,61 @@ class Evaluator:
             described = sets.describe(*sr.shape)
             texts |= described
             try:
-                averages[method] |= sets.compare(sr, hr)
+                values = sets.compare(sr, hr)
             except MetricUnavailable as reason:
                 self.absent |= dict.fromkeys(described, str(reason))
+                continue
+            for name, value in values.items():
+                if math.isfinite(value):
+                    averages[method][name] = value
+                else:
+                    self.absent[name] = f"its value for {method} is not a finite number."
         return texts
 
 
-def report_text(report: dict) -> str:
-    """Table, then one line a metric: its protocol, or why it is absent."""
-    protocol = dict(report["protocol"])
-    head = f"protocol {protocol.pop('name')}, x{report['scale']}, HR cut to its multiples; mean of {report['pictures']} pictures:"
-    lines = [table(report["means"]), head]
-    lines += [f"  {metric}: {text}" for metric, text in protocol.items()]
-    lines += [f"  {metric}: not computed: {reason}" for metric, reason in report["absent"].items()]
-    return "\n".join(lines)
+def files_read(
+    folders: Iterable[Path | None], model: str | None, weights: Iterable[Path | None]
+) -> list[Path]:
+    """All that an evaluation reads: pictures, the files of a model folder, weights of metrics."""
+    pictures = [path for folder in folders if folder for path in find_images(folder)]
+    return [
+        *pictures,
+        *(Path(model).rglob("*") if model and Path(model).is_dir() else ()),
+        *(path for path in weights if path),
+    ]
+
+
+def find_originals(folder: Path, text: str = "") -> list[Path]:
+    """The pictures of `folder` whose name holds `text`. Raises EvaluationError for none."""
+    found = find_images(folder)
+    files = [path for path in found if text in path.name]
+    if not files:
+        raise EvaluationError(
+            f"{folder}: no picture was scored: none of its {len(found)} has {text!r} in its name; "
+            "look at --hr and --match."
+        )
+    return files
 
 
 def evaluate_folder(
-    evaluator: Evaluator, hr_files: list[Path], sr_dir: Path, lr_dir: Path | None = None
+    evaluator: Evaluator,
+    hr_files: list[Path],
+    sr_dir: Path,
+    lr_dir: Path | None = None,
+    ending: str | None = None,
 ) -> None:
-    """HR pictures against pictures of the same name in `sr_dir`, and these against `lr_dir` for
-    consistency.
+    """HR pictures against their results in `sr_dir`, and these against `lr_dir` for consistency,
+    matched as in `pairing.py`. ending: of the results' names.
 
     HR, and SR that is as large, are cut to multiples of the scale.
     """
-    sr_files, lr_files = _by_name(sr_dir), _by_name(lr_dir) if lr_dir else {}
+    sr_of = _noted(evaluator, sr_dir, find_partners(hr_files, sr_dir, ending))
+    lr_of = _lr_files(evaluator, hr_files, lr_dir)
+    check_sizes(sr_of, lr_of, evaluator.scale, hr_files)
     for path in hr_files:
-        sr, whole = _pixels(_partner(path, sr_files, sr_dir)), _pixels(path)
-        hr = _cut(whole, evaluator.scale)
-        if sr.shape not in (hr.shape, whole.shape):
-            raise EvaluationError(
-                f"{path}: is {_size(whole)} and its result {_size(sr)}; the result must have its size."
-            )
-        sr = _cut(sr, evaluator.scale)
-        lr = _pixels(_partner(path, lr_files, lr_dir)) if lr_dir else None
-        if lr is not None:
-            _check_lr(path, hr, lr, evaluator.scale)
-        evaluator.add(sr_dir.name, path.stem, sr, hr, lr)
+        hr, sr = (_cut(evaluator.read(p), evaluator.scale) for p in (path, sr_of[path]))
+        lr = evaluator.read(lr_of[path]) if lr_of else None
+        evaluator.add(sr_dir.resolve().name, path.name, sr, hr, lr)
 
 
 def evaluate_model(
@@ -243,20 +290,37 @@ def evaluate_model(
     """Two rows a picture, bicubic and the model. LR pictures come from `lr_dir` by name, or are
     made by bicubic from HR.
     """
-    scale, lr_files = evaluator.scale, _by_name(lr_dir) if lr_dir else {}
+    scale, lr_of = evaluator.scale, _lr_files(evaluator, hr_files, lr_dir)
+    check_sizes(None, lr_of, scale, hr_files)
+    name = f"model {name}" if name == "bicubic" else name
     for path in hr_files:
-        hr = _cut(_pixels(path), scale)
-        lr = (
-            _pixels(_partner(path, lr_files, lr_dir))
-            if lr_dir
-            else low_resolution(hr, scale, evaluator.protocol.shrinks)
-        )
-        _check_lr(path, hr, lr, scale)
-        evaluator.add("bicubic", path.stem, bicubic(lr, scale), hr, lr)
+        hr = _cut(evaluator.read(path), scale)
+        if lr_of:
+            lr = evaluator.read(lr_of[path])
+        else:
+            lr = low_resolution(hr, scale, evaluator.protocol.shrinks)
+        evaluator.add("bicubic", path.name, bicubic(lr, scale), hr, lr)
         start = time.perf_counter()
         sr = upscale(lr)
         seconds = time.perf_counter() - start
-        evaluator.add(name, path.stem, sr, hr, lr, seconds=seconds)
+        evaluator.add(name, path.name, sr, hr, lr, seconds=seconds)
+
+
+def _lr_files(
+    evaluator: Evaluator, hr_files: list[Path], lr_dir: Path | None
+) -> dict[Path, Path] | None:
+    return _noted(evaluator, lr_dir, find_partners(hr_files, lr_dir)) if lr_dir else None
+
+
+def _noted(evaluator: Evaluator, folder: Path, partners: Partners) -> dict[Path, Path]:
+    """The files, and a word on how they were found."""
+    if partners.ending:
+        evaluator.notes.append(f"names of {folder} were matched with {partners.ending} behind.")
+    if partners.spare:
+        evaluator.notes.append(
+            f"{partners.spare} pictures of {folder} belong to no original that was scored."
+        )
+    return partners.files
 
 
 def low_resolution(
@@ -276,60 +340,6 @@ def bicubic(lr: np.ndarray, scale: int) -> np.ndarray:
     return x.round().clamp(0, 255).to(torch.uint8).permute(1, 2, 0).numpy()
 
 
-def means(rows: list[dict]) -> dict[str, dict[str, float]]:
-    """Rows -> {method: {metric: mean}}, of the metrics that every picture of the method has."""
-    methods = list(dict.fromkeys(row["method"] for row in rows))
-    return {m: _mean([row for row in rows if row["method"] == m]) for m in methods}
-
-
-def table(averages: dict[str, dict[str, float]]) -> str:
-    """Text table of `means`."""
-    columns = {key: max(10, len(key) + 2) for row in averages.values() for key in row}
-    lines = [f"{'method':24}" + "".join(f"{c:>{width}}" for c, width in columns.items())]
-    for name, row in averages.items():
-        cells = (
-            f"{row[c]:{width}.3f}" if c in row else f"{'-':>{width}}"
-            for c, width in columns.items()
-        )
-        lines.append(f"{name:24}" + "".join(cells))
-    return "\n".join(lines)
-
-
-def _mean(rows: list[dict]) -> dict[str, float]:
-    keys = [
-        key
-        for key in rows[0]
-        if key not in ("picture", "method") and all(key in row for row in rows)
-    ]
-    return {key: float(np.mean([row[key] for row in rows])) for key in keys}
-
-
-def _check_lr(path: Path, hr: np.ndarray, lr: np.ndarray, scale: int) -> None:
-    if tuple(side * scale for side in lr.shape[:2]) != hr.shape[:2]:
-        raise EvaluationError(
-            f"{path}: {_size(hr)} is not {scale} times its LR picture {_size(lr)}."
-        )
-
-
 def _cut(pixels: np.ndarray, scale: int) -> np.ndarray:
     """To the largest multiple of `scale`, at the lower right."""
     return pixels[: pixels.shape[0] // scale * scale, : pixels.shape[1] // scale * scale]
-
-
-def _size(pixels: np.ndarray) -> str:
-    return f"{pixels.shape[1]}x{pixels.shape[0]}"
-
-
-def _pixels(path: Path) -> np.ndarray:
-    return to_uint8(read_image(path).pixels)
-
-
-def _by_name(folder: Path) -> dict[str, Path]:
-    # of two with one name the first
-    return {path.stem: path for path in reversed(find_images(folder))}
-
-
-def _partner(path: Path, files: dict[str, Path], folder: Path) -> Path:
-    if path.stem not in files:
-        raise EvaluationError(f"{folder}: no picture named {path.stem}, which {path.parent} has.")
-    return files[path.stem]

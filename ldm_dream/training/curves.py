@@ -7,12 +7,12 @@ from __future__ import annotations
 import json
 import logging
 import math
-import os
 from collections.abc import Mapping
 from html import escape
 from pathlib import Path
 
 from ldm_dream.errors import UserError
+from ldm_dream.writing import check_folder, check_outputs, whole_file, whole_folder
 
 log = logging.getLogger(__name__)
 
@@ -30,6 +30,7 @@ COLORS = (
 )
 WIDTH, HEIGHT, LEFT, TOP, COLUMNS = 480, 240, 64, 28, 2  # of a panel, and its margins, in pixels
 NO_CURVE = ("step", "eta_s")
+LARGEST = 1e300  # of what is drawn: a difference of two is still a number
 
 
 class PlotError(UserError, ValueError):
@@ -37,32 +38,33 @@ class PlotError(UserError, ValueError):
 
 
 def read_runs(run_dirs: list[Path]) -> dict[str, dict[str, Curve]]:
-    """Curves of each run, by the name of its folder; by its whole path where two have the same."""
-    names = [run_dir.resolve().name for run_dir in run_dirs]
-    distinct = (
-        names
-        if len(set(names)) == len(names)
-        else [run_dir.as_posix().strip("/") for run_dir in run_dirs]
+    """Curves of each run, by the name of its folder, with as many of the folders above it as tell
+    two of one name apart. A run that is given twice counts once.
+    """
+    places = list(dict.fromkeys(run_dir.resolve() for run_dir in run_dirs))
+    length = next(
+        n
+        for n in range(1, max(len(place.parts) for place in places) + 1)
+        if len({place.parts[-n:] for place in places}) == len(places)
     )
-    return {name: read_curves(run_dir) for name, run_dir in zip(distinct, run_dirs)}
+    # a step back in a name would lead out of the folder of event files
+    return {"/".join(place.parts[-length:]).strip("/"): read_curves(place) for place in places}
 
 
 def read_curves(run_dir: Path) -> dict[str, Curve]:
-    """Curves of a run, by name. Of a step that was logged twice, before a stop and after it, the
-    later counts.
+    """Curves of a run, by name, NaN and infinite values included. Of a step that was logged twice,
+    before a stop and after it, the later counts; a line that is not whole is named and passed over.
     """
     path = run_dir / "metrics.jsonl"
     if not path.is_file():
         raise PlotError(f"{run_dir}: no metrics.jsonl in it; give the --run-dir of a training run.")
     found: dict[str, dict[int, float]] = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    text = path.read_text(encoding="utf-8", errors="replace")
+    for number, line in enumerate(text.splitlines(), start=1):
         try:
-            row = json.loads(line)
-            step, values = (
-                row["step"],
-                {name: float(value) for name, value in row.items() if name not in NO_CURVE},
-            )
-        except (ValueError, KeyError, TypeError):  # a run that was killed while it wrote
+            step, values = _row(line)
+        # a run that was killed while it wrote, or a file that is none of ours
+        except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
             log.warning(
                 "%s: line %d is no row of numbers with a step and is passed over.", path, number
             )
@@ -76,16 +78,40 @@ def read_curves(run_dir: Path) -> dict[str, Curve]:
     return {name: sorted(points.items()) for name, points in found.items()}
 
 
+def _row(line: str) -> tuple[int, dict[str, float]]:
+    """Step and values; a null, as JSON writes what is no number, is NaN. Raises one of several
+    errors for anything else.
+    """
+    row = json.loads(line)
+    step, values = row["step"], {k: v for k, v in row.items() if k not in NO_CURVE}
+    if type(step) is not int or not 0 <= step < 2**53:
+        raise ValueError(f"step {step!r}")
+    if not all(v is None or type(v) in (int, float) for v in values.values()):
+        raise TypeError(f"{values} are not all numbers")
+    return step, {k: math.nan if v is None else float(v) for k, v in values.items()}
+
+
+def check_svg(path: Path, run_dirs: list[Path]) -> None:
+    """Raises PlotError or WriteError unless an SVG may be written there."""
+    if path.suffix.lower() != ".svg":
+        raise PlotError(f"{path}: the plot is an SVG; name a file that ends in .svg.")
+    check_outputs([path], [run_dir / "metrics.jsonl" for run_dir in run_dirs])
+
+
 def write_tensorboard(runs: Mapping[str, dict[str, Curve]], folder: Path) -> None:
-    """Event files in folder/<run>, one a run."""
+    """Event files in folder/<run>, one a run; those of an earlier call are replaced. Raises
+    WriteError for a folder that holds anything else, before any is written.
+    """
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         raise PlotError(
             "TensorBoard's files need the package tensorboard: pip install 'ldm_dream[train]'."
         ) from None
+    for run in runs:
+        check_folder(folder / run)
     for run, curves in runs.items():
-        with SummaryWriter(folder / run) as writer:
+        with whole_folder(folder / run) as draft, SummaryWriter(draft) as writer:
             for name, points in curves.items():
                 for step, value in points:
                     writer.add_scalar(name, value, step)
@@ -93,10 +119,8 @@ def write_tensorboard(runs: Mapping[str, dict[str, Curve]], folder: Path) -> Non
 
 def write_svg(runs: Mapping[str, dict[str, Curve]], path: Path) -> None:
     """One panel a curve, one colour a run."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    draft.write_text(svg(runs), encoding="utf-8")
-    draft.replace(path)
+    with whole_file(path) as draft:
+        draft.write_text(svg(runs), encoding="utf-8")
 
 
 # ------------------------------------------------------------------------------------------ drawing
@@ -120,18 +144,23 @@ def svg(runs: Mapping[str, dict[str, Curve]]) -> str:
         parts.append(
             f'<path d="M{LEFT} {y}h24" stroke="{COLORS[i % len(COLORS)]}" stroke-width="2"/>'
         )
-        parts.append(f'<text x="{LEFT + 32}" y="{y + 4}">{escape(run)}</text>')
+        parts.append(f'<text x="{LEFT + 32}" y="{y + 4}">{_label(run)}</text>')
     return "\n".join([*parts, "</svg>\n"])
 
 
+def _label(text: str) -> str:
+    """For XML, which has no control characters and no half of a pair (a name that is not UTF-8)."""
+    return escape("".join(c if c.isprintable() else "?" for c in text))
+
+
 def _finite(points: Curve) -> Curve:
-    return [(step, value) for step, value in points if math.isfinite(value)]
+    return [(step, value) for step, value in points if abs(value) < LARGEST]
 
 
 def _panel(name: str, curves: Mapping[str, Curve]) -> str:
     """Title, ticks with a grid, a line a run."""
     points = [point for curve in curves.values() for point in curve]
-    title = f'<text x="{LEFT}" y="{TOP - 10}" font-weight="bold">{escape(name)}</text>'
+    title = f'<text x="{LEFT}" y="{TOP - 10}" font-weight="bold">{_label(name)}</text>'
     if not points:
         return title + f'<text x="{LEFT}" y="{HEIGHT // 2}">no finite value</text>'
     right, bottom = WIDTH - 20, HEIGHT - 28
@@ -168,9 +197,10 @@ def _panel(name: str, curves: Mapping[str, Curve]) -> str:
 
 
 def _range(values: tuple[float, ...]) -> tuple[float, float]:
-    """Least and greatest, or around the only one."""
+    """Least and greatest, or around the only one; two that agree in 12 digits count as one."""
     low, high = min(values), max(values)
-    margin = 0 if high > low else abs(low) / 2 or 1.0
+    size = max(abs(low), abs(high))
+    margin = 0 if high - low > max(size * 1e-12, 1 / LARGEST) else size / 2 or 1.0
     return low - margin, high + margin
 
 

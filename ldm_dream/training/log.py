@@ -35,7 +35,7 @@ class Means:
 
     def state(self) -> dict[str, Tensor]:
         """Over all processes, each of which has to call."""
-        return {name: distributed.mean(pair) for name, pair in self.sums.items()}
+        return {name: distributed.mean(pair) for name, pair in sorted(self.sums.items())}
 
     def take(self) -> dict[str, float]:
         means = {name: (pair[0] / pair[1]).item() for name, pair in self.state().items()}
@@ -65,13 +65,7 @@ class Log:
         if rows or self.path.exists():
             with whole_file(self.path) as draft:
                 draft.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-        for row in rows:
-            self._note(row)
-
-    def _note(self, row: dict[str, Any]) -> None:
-        figures = {key: value for key, value in row.items() if key.startswith("val/")}
-        if figures:
-            self.validations[row["step"]] = figures
+        self.validations = _validations(rows)
 
     def __call__(self, step: int, scalars: dict[str, float]) -> None:
         if not self.active:
@@ -88,7 +82,7 @@ class Log:
                 file.write(json.dumps(_finite(row)) + "\n")
         except OSError as error:
             raise WriteError(f"{self.path}: cannot be written: {error.strerror}.") from error
-        self._note(row)
+        self.validations |= _validations([row])
         self.line(
             "  ".join(
                 f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in row.items()
@@ -117,6 +111,19 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
         if isinstance(row, dict) and isinstance(row.get("step"), int):
             rows.append(row)
     return rows
+
+
+def validations(path: Path) -> dict[int, dict[str, float]]:
+    """Step -> figures of its validation, of a `metrics.jsonl`."""
+    return _validations(read_rows(path))
+
+
+def _validations(rows: list[dict[str, Any]]) -> dict[int, dict[str, float]]:
+    found: dict[int, dict[str, float]] = {}
+    for row in rows:
+        if figures := {key: value for key, value in row.items() if key.startswith("val/")}:
+            found[row["step"]] = figures
+    return found
 
 
 def _finite(row: dict[str, Any]) -> dict[str, Any]:

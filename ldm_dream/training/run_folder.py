@@ -28,7 +28,7 @@ from ldm_dream import __version__
 from ldm_dream.config.files import dump_config
 from ldm_dream.config.run import MAY_CHANGE, Run
 from ldm_dream.errors import UserError
-from ldm_dream.model_folder import parse_run
+from ldm_dream.model_config import parse_run
 from ldm_dream.training.checkpoint import Checkpoint, checkpoints
 from ldm_dream.writing import WriteError, make_folder, whole_file
 

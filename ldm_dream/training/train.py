@@ -23,7 +23,8 @@ from ldm_dream.config.files import dump_config
 from ldm_dream.config.run import DiffusionRun, Run, TrainConfig
 from ldm_dream.data.pairs import PairDataset, validation_pairs
 from ldm_dream.errors import UserError
-from ldm_dream.model_folder import find_model, load_autoencoder, load_weights, save_model
+from ldm_dream.model_config import find_model
+from ldm_dream.model_folder import load_autoencoder, load_weights, save_model
 from ldm_dream.networks import compile_blocks
 from ldm_dream.networks.base import Network
 from ldm_dream.scoring.metrics import load_lpips
@@ -262,6 +263,7 @@ class Trainer:
             "config": dump_config(self.run),
             "micro_batches": self.micro_batches,
             "pictures": self.pictures,
+            "counts": self.counts,
             "history": self.start.history,
         }
         save_checkpoint(run_dir, step, tensors, meta, self.run.train.keep_checkpoints)

@@ -29,8 +29,8 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from conftest import SHARED
 from ldm_dream.process import linear_abar, linear_betas
+from tests.conftest import SHARED
 
 TOOL = Path(__file__).resolve().parents[2] / "tools/import_checkpoint.py"
 STATUS, RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")

@@ -11,7 +11,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from conftest import SHARED
 from ldm_dream.config.model import VQGANConfig
 from ldm_dream.config.networks import LDMConfig
 from ldm_dream.interchange.published import CheckpointImportError, import_state, load_first_stage
@@ -28,6 +27,7 @@ from published_systems import (
     schedule_buffers,
     size,
 )
+from tests.conftest import SHARED
 
 UNET, EMA = "model.diffusion_model.", "model_ema.diffusion_model"
 

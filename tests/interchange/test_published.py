@@ -17,7 +17,6 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from conftest import SHARED
 from golden import resshift_unet, sr3, vqgan
 from golden.reading import Case
 from ldm_dream.config.model import DDPMConfig, PixelConfig, ResidualShiftConfig, VQGANConfig
@@ -42,6 +41,7 @@ from published_systems import (
     save_halves,
     size,
 )
+from tests.conftest import SHARED
 
 EACH = pytest.mark.parametrize("system", SYSTEMS.values(), ids=SYSTEMS)
 

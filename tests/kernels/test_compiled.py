@@ -3,6 +3,7 @@ what is worse.
 """
 
 import os
+import runpy
 import subprocess
 import sys
 
@@ -68,6 +69,18 @@ def test_check_exits_with_1_and_leaves_the_table(tmp_path):
     assert done.returncode == 1, done.stderr
     assert "q_sample/fp32 on sm_90: load_bits 128, was 256" in done.stdout
     assert table.read_bytes() == before
+
+
+def test_a_file_that_is_no_table_is_left_as_it_is(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(_aot, "report", lambda ops: pytest.fail("compiled before it was refused"))
+    for name, text in (("notes.md", "# Notes\n\nof mine"), ("other.csv", "a,b\n1,2\n")):
+        path = tmp_path / name
+        path.write_text(text)
+        monkeypatch.setattr(sys, "argv", [str(TOOL), "q_sample", "--table", str(path)])
+        with pytest.raises(SystemExit) as end:
+            runpy.run_path(str(TOOL), run_name="__main__")
+        assert end.value.code == 2 and "is no table of compiled" in capsys.readouterr().err
+        assert path.read_text() == text
 
 
 @pytest.mark.skipif("TRITON_INTERPRET" not in os.environ, reason="kernels are not interpreted here")

@@ -1,5 +1,6 @@
 """Scores of folders and models, the protocols they follow, and what cannot be compared."""
 
+import json
 import math
 
 import numpy as np
@@ -15,10 +16,10 @@ from ldm_dream.scoring.evaluation import (
     evaluate_folder,
     evaluate_model,
     low_resolution,
-    report_text,
-    table,
 )
 from ldm_dream.scoring.metrics import downsample
+from ldm_dream.scoring.pairing import PairingError
+from ldm_dream.scoring.report import report_text, table
 from ldm_dream.scoring.set_metrics import SetMetric
 from runs import pictures
 
@@ -189,6 +190,54 @@ def test_the_evaluator_loads_what_is_here_and_names_the_rest(monkeypatch, tmp_pa
     )
 
 
+def test_equal_pictures_are_null_with_a_word_and_counted():
+    """Infinity is no JSON; one equal picture does not hide the others."""
+    evaluator = Evaluator(STANDARD, 4)
+    evaluator.add("ours", "equal.png", flat(100), flat(100), None)
+    evaluator.add("ours", "other.png", flat(101), flat(100), None)
+    evaluator.add("perfect", "equal.png", flat(100), flat(100), None)
+    report = json.loads(json.dumps(evaluator.report(), allow_nan=False))
+    equal, other, _ = report["rows"]
+    assert equal["psnr_rgb"] is None and equal["infinite"] == ["psnr_y", "psnr_rgb"]
+    assert equal["ssim_rgb"] == 1 and "infinite" not in other
+    assert report["means"]["ours"]["psnr_rgb"] == other["psnr_rgb"] > 40
+    assert report["means"]["perfect"]["psnr_rgb"] is None
+    assert report["infinite"]["ours"] == {"psnr_y": 1, "psnr_rgb": 1}
+    text = report_text(report)
+    assert "psnr_rgb of ours: 1 equal the original, which is infinite; not in the mean" in text
+    assert " inf " in text.splitlines()[2]
+
+
+def test_a_value_that_is_not_a_number_leaves_no_mean():
+    class Broken(Darkest):
+        def forward(self, x, y):
+            return x.sum()[None] * torch.nan
+
+    evaluator = Evaluator(STANDARD, 4, Broken())
+    evaluator.add("ours", "a.png", flat(101), flat(100), None)
+    report = evaluator.report()
+    assert report["absent"]["lpips"] == "a.png: its value is not a number."
+    assert "lpips" not in report["means"]["ours"]
+
+
+def test_what_the_figures_leave_out_is_said(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+    for folder in ("hr", "sr"):
+        (tmp_path / folder).mkdir()
+    write_image(tmp_path / "hr/a.png", Image(pixels, alpha=pixels[..., 0].copy()))
+    write_image(tmp_path / "hr/b.png", Image(pixels.astype(np.uint16) * 257))
+    for name in ("a", "b", "c"):
+        write_image(tmp_path / f"sr/{name}_x4.png", Image(pixels))
+    evaluator = Evaluator(STANDARD, 4)
+    evaluate_folder(evaluator, find_images(tmp_path / "hr"), tmp_path / "sr")
+    assert evaluator.report()["notes"] == [
+        f"names of {tmp_path / 'sr'} were matched with _x4 behind.",
+        f"1 pictures of {tmp_path / 'sr'} belong to no original that was scored.",
+        "1 of the pictures have alpha; only 8-bit colours are scored.",
+        "1 of the pictures have more than 8 bits; only 8-bit colours are scored.",
+    ]
+
+
 # -------------------------------------------------------------------------- what cannot be compared
 
 
@@ -202,13 +251,13 @@ def test_results_may_have_the_size_of_hr_or_of_its_multiple_of_the_scale(tmp_pat
     for name in ("same", "cut"):
         evaluate_folder(evaluator, files, tmp_path / name)
     assert [row["psnr_rgb"] for row in evaluator.rows] == [math.inf, math.inf]
-    with pytest.raises(EvaluationError, match="is 34x33 and its result 34x32"):
+    with pytest.raises(PairingError, match="is 34x33 and its result 34x32"):
         evaluate_folder(evaluator, files, tmp_path / "other")
 
 
 def test_a_missing_partner_is_named(tmp_path):
     hr, sr = pictures(tmp_path / "hr", count=2), pictures(tmp_path / "sr", count=1)
-    with pytest.raises(EvaluationError, match="no picture named 1"):
+    with pytest.raises(PairingError, match="no picture named 1 .* 1 of 2;"):
         evaluate_folder(Evaluator(STANDARD, 4), find_images(hr), sr)
 
 
@@ -218,7 +267,7 @@ def test_an_lr_picture_of_another_size_is_named(tmp_path):
         lambda e: evaluate_model(e, find_images(hr), lr, lambda x: x, "ours"),
         lambda e: evaluate_folder(e, find_images(hr), hr, lr),
     ):
-        with pytest.raises(EvaluationError, match="48x48 is not 4 times its LR picture 24x24"):
+        with pytest.raises(PairingError, match="48x48 is not 4 times its LR picture 24x24"):
             run(Evaluator(STANDARD, 4))
 
 

@@ -59,3 +59,15 @@ def test_the_demo_writes_its_three_pictures(demo):
         "after": (320, 320, 3),
         "before-after": (320, 960, 3),
     }
+
+
+def test_the_demo_writes_over_no_input(tmp_path, monkeypatch, capsys):
+    weights = tmp_path / "weights.pth"
+    weights.write_bytes(b"weights")
+    (tmp_path / "after.png").hardlink_to(weights)
+    words = [str(TOOL), "-o", str(tmp_path), "--lpips-weights", str(weights)]
+    monkeypatch.setattr(sys, "argv", words)
+    with pytest.raises(SystemExit) as end:
+        runpy.run_path(str(TOOL), run_name="__main__")
+    assert end.value.code == 2 and "after.png: is an input" in capsys.readouterr().err
+    assert weights.read_bytes() == b"weights" and not (tmp_path / "lr.png").exists()

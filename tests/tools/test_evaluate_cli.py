@@ -2,6 +2,7 @@ import json
 import runpy
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -92,3 +93,58 @@ def test_a_match_that_fits_nothing_is_one_sentence(evaluate, folders, capsys):
     with pytest.raises(SystemExit) as stop:
         evaluate("--hr", hr, "--sr", sr, "--match", "set5")
     assert stop.value.code == 2 and "no picture was scored" in capsys.readouterr().err
+
+
+def test_a_model_is_scored_at_its_scale_without_colour_fix_under_legacy(
+    evaluate, folders, tmp_path, monkeypatch
+):
+    """A model of scale 2 is scored at 2; --scale goes first."""
+    from ldm_dream.upscaling import upscaler
+
+    calls = []
+
+    class Stand:
+        run = SimpleNamespace(scale=2)
+
+        def __call__(self, lr, scale, steps, color_fix):
+            calls.append((scale, steps, color_fix))
+            return bicubic(lr, scale)
+
+    monkeypatch.setattr(upscaler.Upscaler, "from_pretrained", lambda *a, **k: Stand())
+    hr = folders[0]
+    out, _ = evaluate("--hr", hr, "-n", "x2", "--protocol", "dream-legacy", "--steps", 3)
+    assert "protocol dream-legacy, x2" in out and "x2 ran with the colour fix none." in out
+    evaluate("--hr", hr, "-n", "x2", "--scale", 4, "--match", "1")
+    legacy = ("--protocol", "dream-legacy")
+    evaluate("--hr", hr, "-n", "x2", "--match", "1", *legacy, "--color-fix", "adain")
+    assert calls == [(2, 3, "none"), (2, 3, "none"), (4, None, "wavelet"), (2, None, "adain")]
+
+
+@pytest.mark.parametrize(
+    "words, text",
+    [
+        (["--sr", "sr", "--steps", 4], "--steps: has no effect with --sr, where no model runs"),
+        (["-n", "dream-latent-x4-tiny", "--suffix", "_x4"], "--suffix: has no effect without --sr"),
+    ],
+)
+def test_what_would_be_ignored_is_refused(evaluate, folders, capsys, words, text):
+    with pytest.raises(SystemExit) as stop:
+        evaluate("--hr", folders[0], *words)
+    assert stop.value.code == 2 and text in capsys.readouterr().err
+
+
+def test_json_is_never_written_over_an_input(evaluate, folders, tmp_path, capsys):
+    hr, lr, sr = folders
+    weights = tmp_path / "weights.pth"
+    weights.write_bytes(b"weights")
+    soft, hard = tmp_path / "soft.json", tmp_path / "hard.json"
+    soft.symlink_to(hr / "0.png")
+    hard.hardlink_to(sr / "1.png")
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*.p*") if path.is_file()}
+    for target in (hr / "0.png", lr / "1.png", soft, hard, weights, hr):
+        with pytest.raises(SystemExit) as stop:
+            words = ("--hr", hr, "--sr", sr, "--lr", lr, "--lpips-weights", weights)
+            evaluate(*words, "--json", target)
+        out, err = capsys.readouterr()
+        assert stop.value.code == 2 and not out and err.count("\n") == 1, target
+    assert before == {path: path.read_bytes() for path in before}

@@ -46,6 +46,16 @@ def test_pretrained_brings_the_architecture_of_its_folder(tmp_path):
     assert not any(p.requires_grad for p in loaded.parameters())
 
 
+def test_a_run_folder_means_its_best_model_and_else_its_last(tmp_path):
+    run = tmp_path / "run"
+    autoencoder_folder(run / "model")
+    (run / "config.yaml").write_text("task: autoencoder")
+    assert find_model(run) == run / "model"
+    autoencoder_folder(run / "model-best")
+    assert find_model(run) == run / "model-best"
+    assert find_model(run / "model") == run / "model"
+
+
 def test_unknown_model_lists_the_bundled_ones():
     with pytest.raises(ModelError, match="neither a model folder"):
         find_model("no-such-model")
@@ -79,11 +89,11 @@ def test_a_model_folder_of_an_earlier_version_loads(tmp_path):
     assert read_run(path.parent).sampler.kind == "ancestral"
 
 
-@pytest.mark.parametrize("text", ["", "- a list\n"])
-def test_a_config_without_keys_is_named(tmp_path, text):
+@pytest.mark.parametrize("text, says", [("", "holds no keys"), ("- a list\n", "this is a list")])
+def test_a_config_without_keys_is_named(tmp_path, text, says):
     folder = save_tiny(tmp_path)
     (folder / "config.yaml").write_text(text)
-    with pytest.raises(ModelError, match="holds no keys"):
+    with pytest.raises(ModelError, match=says):
         load_model(folder)
 
 

@@ -5,6 +5,7 @@ hold.
 from __future__ import annotations
 
 import json
+import math
 import re
 import runpy
 import sys
@@ -22,6 +23,7 @@ from ldm_dream.training.curves import (
     ticks,
     write_tensorboard,
 )
+from ldm_dream.writing import WriteError
 
 TOOL = Path(__file__).resolve().parents[2] / "tools/plot.py"
 SVG = "{http://www.w3.org/2000/svg}"
@@ -77,7 +79,18 @@ def test_lines_of_the_svg_lie_where_the_values_are(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "values", [[0.0, 0.0], [5e-5], [float("nan")], [1e9, -1e9], [1.0, 1.0 + 1e-9]]
+    "values",
+    [
+        [0.0, 0.0],
+        [5e-5],
+        [float("nan")],
+        [1e9, -1e9],
+        [1.0, 1.0 + 1e-9],
+        [1.0, 1.0 + 1e-15],
+        [1.7e308, -1.7e308],
+        [0.0, 5e-324],
+        [9e299, -9e299],
+    ],
 )
 def test_any_values_can_be_drawn(values):
     ElementTree.fromstring(svg({"run": {"x": list(enumerate(values))}}))
@@ -137,3 +150,62 @@ def test_the_tool_draws_several_runs_and_says_a_mistake_in_one_sentence(
         with pytest.raises(SystemExit) as end:
             tool(folder)
         assert end.value.code == 2 and re.search(text, capsys.readouterr().err)
+
+
+def tool(monkeypatch, *words: object) -> None:
+    monkeypatch.setattr(sys, "argv", [str(TOOL), *map(str, words)])
+    runpy.run_path(str(TOOL), run_name="__main__")
+
+
+def test_lines_that_are_no_rows_are_named_and_passed_over(tmp_path, caplog):
+    """Of a killed run, of a full disk, or of another program."""
+    lines = [
+        '{"step": 10, "x": 1.0}',
+        "",
+        "\0\0\0",
+        '{"step": "10", "x": 5.0}',
+        '{"step": true, "x": 5.0}',
+        '{"step": -1, "x": 5.0}',
+        '{"step": 11, "x": "5"}',
+        '{"step": 11, "x": 1' + 400 * "0" + "}",
+        "[" * 100_000,
+        '{"step": 12, "x": 2.0}{"step": 13',
+        '{"step": 14, "x": NaN}',
+        '{"step": 15, "x": -Infinity}',
+        '{"step": 16, "x": null}',
+        '{"step": 17, "x": 3.0}',
+        '{"step": 18, "x',
+    ]
+    folder = run_dir(tmp_path / "a", [])
+    (folder / "metrics.jsonl").write_bytes("\n".join(lines).encode() + b"\xff")
+    curve = read_curves(folder)["x"]
+    assert [step for step, _ in curve] == [10, 14, 15, 16, 17]
+    assert [value for _, value in curve if math.isfinite(value)] == [1.0, 3.0]
+    assert len(re.findall("is no row of numbers", caplog.text)) == 10
+    ElementTree.fromstring(svg({"a\x00\udce9": {"\x1b[": curve}}))
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "config.yaml", "link.svg"])
+def test_a_plot_is_never_written_over_a_run(tmp_path, monkeypatch, capsys, name):
+    run = run_dir(tmp_path / "a", ROWS)
+    (run / "config.yaml").write_text("scale: 4")
+    (run / "link.svg").hardlink_to(run / "metrics.jsonl")
+    before = {path: path.read_bytes() for path in run.iterdir()}
+    with pytest.raises(SystemExit) as end:
+        tool(monkeypatch, run, "-o", run / name)
+    assert end.value.code == 2 and capsys.readouterr().err.count("\n") == 1
+    assert {path: path.read_bytes() for path in run.iterdir()} == before
+
+
+def test_event_files_replace_those_of_before_and_nothing_else(tmp_path):
+    pytest.importorskip("tensorboard")
+    a, b = (run_dir(tmp_path / name / "run", ROWS) for name in "ab")
+    runs = read_runs([a, tmp_path / "b/../b/run", b])
+    assert list(runs) == ["a/run", "b/run"]
+    events = tmp_path / "events"
+    write_tensorboard(runs, events)
+    write_tensorboard(runs, events)
+    assert all(len(list((events / name).glob("events*"))) == 1 for name in runs)
+    with pytest.raises(WriteError, match="holds metrics.jsonl, which was not written here"):
+        write_tensorboard(runs, tmp_path)
+    assert (a / "metrics.jsonl").is_file()

@@ -248,10 +248,11 @@ def test_every_name_is_written_and_shown_in_one_line(tmp_path):
     results = list(upscale_all(plan.jobs, DOUBLE))
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == sorted(NAMES)
     said = "".join(map(str, results)) + "".join(r.error or "" for r in results)
-    assert said.isprintable() and "caf\\xe9.png" in said and "new\\nline\\x1b[31m" in said
+    assert said.isprintable() and "caf\\udce9.png" in said and "new\\nline\\x1b[31m" in said
     write_report(tmp_path / "report.json", {"input": plan.jobs[0].source}, plan, results)
     text = (tmp_path / "report.json").read_bytes().decode("utf-8")
-    assert "\\ud" not in text and len(json.loads(text)["pictures"]) == 5
+    sources = [entry["source"] for entry in json.loads(text)["pictures"]]
+    assert len(sources) == 5 and "".join(sources).encode("utf-8")
 
 
 def test_a_result_whose_name_would_be_too_long_fails_alone(tmp_path):

@@ -1,0 +1,92 @@
+"""Rows of scores -> means, their table, and a report that standard JSON can hold.
+
+A PSNR of equal pictures is infinite. JSON has no such number, and one would make every mean
+infinite: in the report it is null, the row names it in `infinite`, and a mean is over the other
+pictures, with the count of those it leaves out in the report's `infinite`; null where none is left.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from ldm_dream.writing import whole_file
+
+Means = dict[str, dict[str, float | None]]  # method -> metric -> mean
+_LABELS = ("picture", "method")
+
+
+def means(rows: list[dict]) -> Means:
+    """Of the metrics that every picture of the method has, over the finite values."""
+    by_method: dict[str, list[dict]] = {}
+    for row in rows:
+        by_method.setdefault(row["method"], []).append(row)
+    return {method: _mean(own) for method, own in by_method.items()}
+
+
+def infinite(rows: list[dict]) -> dict[str, dict[str, int]]:
+    """Method -> metric -> pictures whose value is infinite; only those above 0."""
+    found: dict[str, dict[str, int]] = {}
+    for row in rows:
+        for metric in _infinite(row):
+            counts = found.setdefault(row["method"], {})
+            counts[metric] = counts.get(metric, 0) + 1
+    return found
+
+
+def plain_row(row: dict) -> dict:
+    """A row as JSON takes it."""
+    names = _infinite(row)
+    return row | dict.fromkeys(names) | ({"infinite": names} if names else {})
+
+
+def write_report(path: Path, report: dict) -> None:
+    """As standard JSON. Raises WriteError."""
+    with whole_file(path) as draft:
+        draft.write_text(json.dumps(report, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def report_text(report: dict) -> str:
+    """Table, then one line a metric: its protocol, or why it is absent; then what is left out."""
+    protocol = dict(report["protocol"])
+    head = f"protocol {protocol.pop('name')}, x{report['scale']}, HR cut to its multiples; mean of {report['pictures']} pictures:"
+    lines = [table(report["means"]), head]
+    lines += [f"  {metric}: {text}" for metric, text in protocol.items()]
+    lines += [f"  {metric}: not computed: {reason}" for metric, reason in report["absent"].items()]
+    for method, counts in report["infinite"].items():
+        lines += [
+            f"  {metric} of {method}: {n} equal the original, which is infinite; not in the mean"
+            for metric, n in counts.items()
+        ]
+    return "\n".join([*lines, *(f"  note: {note}" for note in report["notes"])])
+
+
+def table(averages: Mapping[str, Mapping[str, float | None]]) -> str:
+    """Text table of `means`; a null is the mean of infinite values alone."""
+    columns = {key: max(10, len(key) + 2) for row in averages.values() for key in row}
+    lines = [f"{'method':24}" + "".join(f"{c:>{width}}" for c, width in columns.items())]
+    for name, row in averages.items():
+        cells = (f"{_cell(row, c):>{width}}" for c, width in columns.items())
+        lines.append(f"{name:24}" + "".join(cells))
+    return "\n".join(lines)
+
+
+def _cell(row: Mapping[str, float | None], column: str) -> str:
+    if column not in row:
+        return "-"
+    value = row[column]
+    return "inf" if value is None else f"{value:.3f}"
+
+
+def _infinite(row: dict) -> list[str]:
+    return [name for name, value in row.items() if isinstance(value, float) and math.isinf(value)]
+
+
+def _mean(rows: list[dict]) -> dict[str, float | None]:
+    shared = [key for key in rows[0] if key not in _LABELS and all(key in row for row in rows)]
+    values = {key: [row[key] for row in rows if math.isfinite(row[key])] for key in shared}
+    return {key: float(np.mean(found)) if found else None for key, found in values.items()}

@@ -1,0 +1,102 @@
+"""A model folder to give away: of a run's best or last model, or of one of its checkpoints."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ldm_dream.config.run import DiffusionRun, Run
+from ldm_dream.errors import UserError
+from ldm_dream.model_config import find_model
+from ldm_dream.model_folder import load_autoencoder, read_tensors, save_model
+from ldm_dream.networks import build_network
+from ldm_dream.networks.autoencoders import build_autoencoder
+from ldm_dream.training.card import card
+from ldm_dream.training.check import KEPT_AUTOENCODER
+from ldm_dream.training.checkpoint import Checkpoint, latest_checkpoint, read_checkpoint
+from ldm_dream.training.log import METRICS, validations
+from ldm_dream.training.run_folder import run_of
+from ldm_dream.training.start import Start
+from ldm_dream.writing import check_folder, whole_folder
+
+WEIGHTS = "model.safetensors"
+
+
+class ReleaseError(UserError, ValueError):
+    """What cannot be released; its text is complete for the user."""
+
+
+def release(source: Path, folder: Path) -> str:
+    """Write a model folder from a run folder (its best model, else its last, else its newest
+    checkpoint), a model folder, or one checkpoint, with the averaged weights; -> what it was made
+    from. Raises ReleaseError, ModelError, WriteError, before anything is written.
+    """
+    is_checkpoint = (source / "meta.json").is_file()
+    run_dir = source.resolve().parents[1] if is_checkpoint else source.resolve()
+    _check_target(folder, run_dir)
+    if is_checkpoint:
+        found = read_checkpoint(source)
+    elif ((model := find_model(source)) / WEIGHTS).is_file():
+        _copy(model, folder)
+        return str(model)
+    elif (found := latest_checkpoint(source)) is None:
+        raise ReleaseError(f"{source}: has no model and no checkpoint yet; train it further.")
+    _from_checkpoint(found, run_dir, folder)
+    return f"the averaged weights of step {found.step}"
+
+
+def averaged_state(run: Run, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors of a checkpoint -> state dict of the run's model with its averaged parameters. Raises
+    ReleaseError for one that is missing.
+    """
+    diffuses = isinstance(run, DiffusionRun)
+    with torch.device("meta"):
+        model = build_network(run.network) if diffuses else build_autoencoder(run.autoencoder)
+    prefix = "trained." if diffuses else "trained.model."
+    names = {name: prefix + name for name in model.state_dict()}
+    names |= {name: f"ema.{i}" for i, (name, _) in enumerate(model.named_parameters())}
+    own = model.state_dict()
+    for name, key in names.items():
+        if key not in tensors or tensors[key].shape != own[name].shape:
+            raise ReleaseError(f"the checkpoint lacks {key}, or it is of another model.")
+    return {name: tensors[key] for name, key in names.items()}
+
+
+def _check_target(folder: Path, run_dir: Path) -> None:
+    """A folder of training's own is never replaced, nor is one that is no model."""
+    if folder.resolve().is_relative_to(run_dir):
+        raise ReleaseError(f"{folder}: is the run's own; name a folder outside {run_dir}.")
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / WEIGHTS).is_file():
+        raise ReleaseError(f"{folder}: is no model folder; name a new one, or move that away.")
+    check_folder(folder)
+
+
+def _copy(model: Path, folder: Path) -> None:
+    for path in model.glob("*.safetensors"):
+        read_tensors(path)  # raises for a damaged one
+    with whole_folder(folder) as draft:
+        for path in (*model.glob("*.safetensors"), model / "config.yaml", model / "README.md"):
+            if path.is_file():
+                shutil.copyfile(path, draft / path.name)
+
+
+def _from_checkpoint(found: Checkpoint, run_dir: Path, folder: Path) -> None:
+    run = run_of(found, run_dir)
+    state = averaged_state(run, found.tensors)
+    earlier = {"command": "", "commit": None, "versions": {}, "changed": {}, "step": 0}
+    start = Start(run, _autoencoder(run, run_dir), found.meta.get("history") or [earlier])
+    counts = found.meta.get("counts", {})
+    facts = start.facts(run_dir.name, found.step, counts, validations(run_dir / METRICS))
+    save_model(folder, run, state, card(run, facts), start.autoencoder)
+
+
+def _autoencoder(run: Run, run_dir: Path) -> dict[str, Tensor] | None:
+    """The run's own copy; None where it stands on a bundled one or on pixels."""
+    if not isinstance(run, DiffusionRun):
+        return None
+    load_autoencoder(run.autoencoder, run_dir)  # raises for another than that of the run
+    kept = run_dir / KEPT_AUTOENCODER
+    return read_tensors(kept) if kept.is_file() else None

@@ -1,0 +1,1 @@
+"""Laws of the project; `python -m tests.faults` is their long form."""
