@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from ldm_dream.errors import UserError
+from ldm_dream.errors import UserError, shown
 
 EXIT_USER_ERROR = 2  # argparse uses the same status for a wrong command line
 
@@ -31,5 +31,5 @@ def user_errors() -> Iterator[None]:
     except Exception as error:
         if not isinstance(error, UserError) and not getattr(error, "is_for_users", False):
             raise
-        sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
+        sys.stderr.write(f"error: {shown(' '.join(str(error).split()))}\n")
         raise SystemExit(EXIT_USER_ERROR) from None

@@ -13,27 +13,26 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-import yaml
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from ldm_dream.config.files import dump_config, validate
-from ldm_dream.config.model import AutoencoderConfig, PixelConfig, VQGANConfig
+from ldm_dream.config.files import dump_config
+from ldm_dream.config.model import AutoencoderConfig, PixelConfig
 from ldm_dream.config.run import DiffusionRun, Run
-from ldm_dream.errors import UserError
-from ldm_dream.hub import PREFIX, download, is_repo_id, repo_id_of
+from ldm_dream.hub import repo_id_of
+from ldm_dream.model_config import (
+    BUNDLED,
+    ModelError,
+    find_model,
+    read_run,
+    resolve_autoencoder,
+)
 from ldm_dream.networks import build_network
 from ldm_dream.networks.autoencoders import build_autoencoder
 from ldm_dream.networks.base import Autoencoder, Network
 from ldm_dream.process import Process, build_process
-from ldm_dream.writing import WriteError, damaged, whole_folder
-
-BUNDLED = Path(__file__).parent / "weights"
-
-
-class ModelError(UserError, ValueError):
-    """A model folder or checkpoint that cannot be used; its text is complete for the user."""
+from ldm_dream.writing import damaged, whole_folder
 
 
 class LoadedModel(NamedTuple):
@@ -79,36 +78,41 @@ def load_model(name_or_dir: str | Path) -> LoadedModel:
         raise ModelError(
             f"{folder}: this is an autoencoder, not a super-resolution model; name a folder with task: diffusion."
         )
-    autoencoder = load_autoencoder(run.autoencoder, folder)
+    # who made a model of the hub does not choose among the folders of who loads it
+    is_local = repo_id_of(str(name_or_dir)) is None
+    autoencoder = load_autoencoder(run.autoencoder, folder, is_local)
     with torch.device("meta"):  # first weights would be made for nothing
         network = build_network(run.network)
     load_weights(network, folder / "model.safetensors")
     return LoadedModel(run, network.eval(), autoencoder, build_process(run.process), folder)
 
 
-def load_autoencoder(cfg: AutoencoderConfig, folder: Path | None = None) -> Autoencoder:
+def load_autoencoder(
+    cfg: AutoencoderConfig, folder: Path | None = None, is_local: bool = True
+) -> Autoencoder:
     """Frozen autoencoder of a run: from `folder/autoencoder.safetensors` if there, else from
-    `cfg.pretrained`. Raises ModelError where the weights are not those of `cfg.sha256`.
+    `cfg.pretrained`, which is no folder of the user where the config is not `is_local`. Raises
+    ModelError where the weights are not those of `cfg.sha256`.
     """
     own = folder / "autoencoder.safetensors" if folder else None
     if isinstance(cfg, PixelConfig):
         return build_autoencoder(cfg).requires_grad_(False).eval()
-    if own and own.is_file():
-        path, architecture = own, cfg
-    elif cfg.pretrained:
-        path = find_model(cfg.pretrained) / "model.safetensors"
-        architecture = resolve_autoencoder(cfg)
-    else:
+    wanted = cfg.sha256
+    if own is None or not own.is_file():
+        if not cfg.pretrained:
+            raise ModelError(
+                "autoencoder.pretrained is not set: name a bundled autoencoder, the folder of one, or hf:owner/name."
+            )
+        own = find_model(cfg.pretrained, is_local) / "model.safetensors"
+        cfg = resolve_autoencoder(cfg, is_local)
+    if wanted and wanted != weights_digest(read_tensors(own)):
         raise ModelError(
-            "autoencoder.pretrained is not set: name a bundled autoencoder, the folder of one, or hf:owner/name."
-        )
-    if cfg.sha256 and cfg.sha256 != weights_digest(read_tensors(path)):
-        raise ModelError(
-            f"{path}: is not the autoencoder that this model was trained with (autoencoder.sha256); "
+            f"{own}: is not the autoencoder that this model was trained with (autoencoder.sha256); "
             "put that one back, or train on the new one."
         )
-    autoencoder = build_autoencoder(architecture)
-    load_weights(autoencoder, path)
+    with torch.device("meta"):
+        autoencoder = build_autoencoder(cfg)
+    load_weights(autoencoder, own)
     return autoencoder.requires_grad_(False).eval()
 
 
@@ -133,90 +137,28 @@ def weights_digest(tensors: dict[str, Tensor]) -> str:
     return found.hexdigest()
 
 
-def resolve_autoencoder(cfg: AutoencoderConfig) -> AutoencoderConfig:
-    """With `pretrained`, the architecture of that folder; a VQGAN's `quantize` stays as this config
-    says.
-    """
-    if isinstance(cfg, PixelConfig) or not cfg.pretrained:
-        return cfg
-    folder = find_model(cfg.pretrained)
-    architecture = read_run(folder).autoencoder
-    if architecture.kind != cfg.kind:
-        raise ModelError(
-            f"{folder} holds an autoencoder of kind {architecture.kind}; set autoencoder.kind={architecture.kind}."
-        )
-    kept: dict[str, object] = {"sha256": cfg.sha256}
-    if isinstance(cfg, VQGANConfig):
-        kept["quantize"] = cfg.quantize
-    return architecture.model_copy(update={"pretrained": cfg.pretrained, **kept})
-
-
-def find_model(name_or_dir: str | Path) -> Path:
-    """Folder of a model: an existing folder, a bundled name, or a model of the hub
-    (`hf:owner/name`), fetched. A run folder means its best model, else its last. Raises ModelError,
-    HubError.
-    """
-    if repo_id := repo_id_of(str(name_or_dir)):
-        return download(repo_id)
-    for folder in (Path(name_or_dir), BUNDLED / str(name_or_dir)):
-        of_a_run = () if (folder / "model.safetensors").is_file() else ("model-best", "model")
-        for place in (*(folder / name for name in of_a_run), folder):
-            if (place / "config.yaml").is_file():
-                return place
-    if is_repo_id(str(name_or_dir)) and not Path(name_or_dir).exists():
-        raise ModelError(
-            f"{name_or_dir}: no such folder; for a model of the hub write {PREFIX}{name_or_dir}."
-        )
-    names = ", ".join(sorted(path.parent.name for path in BUNDLED.glob("*/config.yaml"))) or "none"
-    raise ModelError(
-        f"{name_or_dir}: neither a model folder (with a config.yaml) nor a bundled model; bundled are: {names}."
-    )
-
-
-def read_run(folder: Path) -> Run:
-    path = folder / "config.yaml"
-    try:
-        return parse_run(path.read_text(encoding="utf-8"), str(path))
-    except UnicodeDecodeError:
-        raise ModelError(f"{path}: not a readable config; copy the model folder again.") from None
-
-
-def parse_run(text: str, where: str) -> Run:
-    """A resolved config as this or an earlier version wrote it. Raises ModelError, ConfigError."""
-    try:
-        values = yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise ModelError(f"{where}: not a readable config; copy the folder again.") from None
-    if not isinstance(values, dict):
-        raise ModelError(f"{where}: holds no keys; copy the folder again.")
-    return validate(_of_today(values), {}, where)
-
-
-def _of_today(values: dict) -> dict:
-    """A config as earlier versions wrote it: `loss.fraction` is gone, and regression samples by
-    ancestral alone.
-    """
-    if isinstance(values.get("loss"), dict):
-        values["loss"].pop("fraction", None)
-    if isinstance(values.get("process"), dict) and values["process"].get("kind") == "regression":
-        values["sampler"] = {"kind": "ancestral"}
-    return values
-
-
 def load_weights(module: nn.Module, path: Path) -> None:
-    """Strict: what is missing, extra or of another shape raises ModelError."""
+    """Strict: what is missing, extra, of another shape or kind, or not finite raises ModelError."""
     state = read_tensors(path)
     own = module.state_dict()
-    wrong = [k for k in own if k not in state or state[k].shape != own[k].shape] + [
+    wrong = [k for k in own if k not in state or not _fits(state[k], own[k])] + [
         k for k in state if k not in own
     ]
     if wrong:
         raise ModelError(
             f"{path}: {len(wrong)} weights do not fit config.yaml beside it, the first is {wrong[0]!r}."
         )
+    if broken := [k for k, value in state.items() if not value.isfinite().all()]:
+        raise ModelError(
+            f"{path}: {len(broken)} weights hold NaN or infinity, the first is {broken[0]!r}; take another copy."
+        )
     # copies: a file's tensors lie unaligned in memory, where sums round otherwise
     state = {key: value.to(own[key].dtype, copy=True) for key, value in state.items()}
     module.load_state_dict(state, assign=any(x.is_meta for x in own.values()))
+
+
+def _fits(value: Tensor, own: Tensor) -> bool:
+    return value.shape == own.shape and value.is_floating_point() == own.is_floating_point()
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
@@ -227,16 +169,17 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         if wrong := damaged(path):
             raise ModelError(f"{path}: cut short or damaged: {wrong}; copy it again.")
         return load_file(path)
-    except (SafetensorError, OSError) as error:
+    # KeyError: a dtype that this torch has not
+    except (SafetensorError, OSError, KeyError, ValueError) as error:
         raise ModelError(f"{path}: cut short or damaged ({error}); copy it again.") from None
 
 
 def write_tensors(path: Path, state: dict[str, Tensor]) -> None:
-    """A safetensors file. Raises WriteError."""
+    """A safetensors file. Raises OSError, as every other file does."""
     try:
         save_file(packed(state), path)
     except SafetensorError as error:
-        raise WriteError(f"{path}: cannot be written: {error}.") from None
+        raise OSError(str(error)) from error
 
 
 def packed(state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -357,8 +357,9 @@ def build_process(cfg: ProcessConfig) -> Process:
             cfg.continuous,
         )
     if isinstance(cfg, ResidualShiftConfig):
-        start = min(cfg.min_noise_level / cfg.kappa, cfg.min_noise_level)
-        sqrt_eta = exponential_sqrt_eta(cfg.num_timesteps, start, cfg.sqrt_eta_end, cfg.power)
+        sqrt_eta = exponential_sqrt_eta(
+            cfg.num_timesteps, cfg.sqrt_eta_start, cfg.sqrt_eta_end, cfg.power
+        )
         return ResidualShift(sqrt_eta, cfg.kappa, cfg.normalize_input)
     if isinstance(cfg, RegressionConfig):  # no noise (kappa = 0), no z0: one step from z_lr alone
         process = ResidualShift(torch.ones(1), kappa=0.0)

@@ -162,7 +162,10 @@ def whole_file(path: Path) -> Iterator[Path]:
     """A draft to write, which takes the place of `path` when the body is done. Raises WriteError."""
     draft = _draft(path.parent, path.suffix)
     try:
+        draft.touch()
+        mode = draft.stat().st_mode  # what the user's umask allows
         yield draft
+        draft.chmod(mode)  # safetensors makes its files for the owner alone
         _sync(draft)
         os.replace(draft, path)
         _sync(path.parent)
@@ -187,10 +190,10 @@ def whole_folder(folder: Path) -> Iterator[Path]:
         files = sorted(path.relative_to(draft).as_posix() for path in _files(draft))
         text = "".join(f"{digest(draft / name)}  {name}\n" for name in files)
         (draft / SUMS).write_text(text, encoding="utf-8")
-        mode = (draft / SUMS).stat().st_mode  # what the user's umask allows
+        mode = (draft / SUMS).stat().st_mode
         for path in (*(draft / name for name in files), draft / SUMS, draft):
             if path.is_file():
-                path.chmod(mode)  # safetensors makes its files for the owner alone
+                path.chmod(mode)
             _sync(path)
         _place(draft, folder)
     except OSError as error:

@@ -33,7 +33,11 @@ def root(*names: str) -> tuple[str, ...]:
 CONFIG = root("errors", "config")
 KERNELS = ("dream_kernels",)
 METHOD = root("process", "denoiser", "loss", "sampler")
-MODEL = (*CONFIG, *METHOD, *root("writing", "model_folder", "hub", "data", "networks", "__init__"))
+MODEL = (
+    *CONFIG,
+    *METHOD,
+    *root("writing", "model_config", "model_folder", "hub", "data", "networks", "__init__"),
+)
 ALL = ("ldm_dream", *KERNELS)
 
 IMPORT_RULES = {
@@ -60,8 +64,10 @@ IMPORT_RULES = {
     ),
     "ldm_dream.loss": May((*CONFIG, *KERNELS, *METHOD), ("torch",)),
     "ldm_dream.sampler": May((*CONFIG, *KERNELS, *METHOD), ("torch", "numpy")),
+    "ldm_dream.model_config": May((*CONFIG, *root("hub"))),
     "ldm_dream.model_folder": May(
-        (*CONFIG, *METHOD, *root("writing", "hub", "networks")), ("torch", "yaml", "safetensors")
+        (*CONFIG, *METHOD, *root("writing", "hub", "model_config", "networks")),
+        ("torch", "safetensors"),
     ),
     # scoring is given its models
     "ldm_dream.scoring": May(
@@ -74,7 +80,9 @@ IMPORT_RULES = {
         ("torch", "numpy", "safetensors", "taming", "tqdm", "huggingface_hub"),
     ),
     "ldm_dream.upscaling": May((*MODEL, *root("upscaling")), ("torch", "numpy", "PIL")),
-    "ldm_dream.interchange": May((*MODEL, *root("interchange")), ("torch", "safetensors")),
+    "ldm_dream.interchange": May(
+        (*MODEL, *root("interchange")), ("torch", "safetensors", "pydantic")
+    ),
     "dream_kernels": May(KERNELS, ("torch", "triton")),
     "tools": May(ALL, ("torch", "numpy", "tqdm")),
     "benchmarks": May((*ALL, "benchmarks"), ("torch", "numpy", "PIL", "taming")),

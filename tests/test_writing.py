@@ -107,6 +107,9 @@ def test_files_have_the_mode_that_the_umask_gives(tmp_path):
     try:
         with whole_folder(tmp_path / "model") as draft:
             os.close(os.open(draft / "model.safetensors", os.O_CREAT | os.O_WRONLY, 0o600))
+        with whole_file(tmp_path / "model" / "x.safetensors") as draft:
+            draft.unlink()
+            os.close(os.open(draft, os.O_CREAT | os.O_WRONLY, 0o600))
     finally:
         os.umask(before)
     modes = {path.stat().st_mode & 0o777 for path in (tmp_path / "model").iterdir()}

@@ -40,7 +40,8 @@ def main() -> None:
         import torch
 
         from ldm_dream.config.run import AutoencoderRun
-        from ldm_dream.model_folder import BUNDLED, find_model, read_run, read_tensors, save_model
+        from ldm_dream.model_config import BUNDLED, find_model, read_run
+        from ldm_dream.model_folder import read_tensors, save_model
         from ldm_dream.training.autoencoder import latent_scale
 
         if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", args.name):

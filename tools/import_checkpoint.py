@@ -11,6 +11,8 @@ import argparse
 from pathlib import Path
 
 from ldm_dream.cli import command_line, user_errors
+from ldm_dream.config.run import DiffusionRun
+from ldm_dream.writing import check_folder
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -34,6 +36,14 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="MODEL",
         help="imported VQGAN that belongs to the network: model folder, bundled name or hf:owner/name",
     )
+    parser.add_argument(
+        "--set",
+        action="extend",
+        nargs="+",
+        default=[],
+        metavar="a.b=value",
+        help="what the file does not tell, such as network.norm_groups=16 scale=4",
+    )
     return parser
 
 
@@ -42,34 +52,39 @@ def main() -> None:
     with user_errors():
         # here, so that --help answers without torch
         from ldm_dream.interchange.published import (
+            check_told,
             load_first_stage,
             load_published,
             load_schedule,
             published_card,
             published_run,
+            tell,
         )
-        from ldm_dream.model_folder import save_model
+        from ldm_dream.model_folder import own_autoencoder, save_model
 
+        check_folder(args.output)
         config, state = load_published(args.published)
         autoencoder = args.autoencoder
-        if autoencoder and Path(autoencoder).is_dir():
-            autoencoder = str(Path(autoencoder).resolve())
         first_stage = None if autoencoder else load_first_stage(args.published)
         schedule = load_schedule(args.published)
         run = published_run(
             config, args.published.name, autoencoder, first_stage and first_stage[0], schedule
         )
-        save_model(
-            args.output,
-            run,
-            state,
-            published_card(args.published, run),
-            first_stage and first_stage[1],
-        )
+        run, assumed = tell(run, args.published.name, schedule, args.set)
+        check_told(run, state, str(args.published))
+        card = published_card(args.published, run, assumed)
+        own = first_stage and first_stage[1]
+        if autoencoder and isinstance(run, DiffusionRun):
+            known, own = own_autoencoder(run.autoencoder)
+            run = run.model_copy(update={"autoencoder": known})
+        save_model(args.output, run, state, card, own)
     size = sum(tensor.numel() for tensor in state.values())
     print(
         f"{args.published} -> {args.output}: {type(config).__name__.removesuffix('Config')}, {size:,} parameters, task {run.task}"
     )
+    if assumed:
+        words = ", ".join(f"{key}={value}" for key, value in assumed.items())
+        print(f"assumed, as of the published model (change it by --set): {words}")
     if run.task == "diffusion":
         print(f"process: {run.process.kind}, {run.process.steps} steps; x{run.scale}")
         if run.autoencoder.kind != "pixel" and not autoencoder and not first_stage:

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field
 
-from ldm_dream.config.model import Strict
+from ldm_dream.config.strict import Name, Strict
 
 
 def _ordered(pair: tuple) -> tuple:
@@ -40,14 +40,20 @@ def _not_all_zero(weights: tuple[float, ...]) -> tuple[float, ...]:
 Probability = Annotated[float, Field(ge=0, le=1)]
 
 
-Positive = Annotated[float, Field(gt=0)]
+Positive = Annotated[float, Field(ge=0.01, le=100)]  # pixels, exponents
 
 
-NotNegative = Annotated[float, Field(ge=0)]
+NotNegative = Annotated[float, Field(ge=0, le=1000)]  # grey levels, factors, shares
+
+
+Factor = Annotated[float, Field(ge=0.01, le=16)]  # of a size
+
+
+KernelSide = Annotated[int, Field(ge=1, le=255)]
 
 
 Sizes = Annotated[
-    tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]],
+    tuple[KernelSide, KernelSide],
     AfterValidator(_ordered),
     AfterValidator(_odd),
 ]
@@ -66,6 +72,9 @@ RangeFromZero = Annotated[tuple[NotNegative, NotNegative], AfterValidator(_order
 
 
 RangeAroundOne = Annotated[tuple[Positive, Positive], AfterValidator(_around_one)]
+
+
+Factors = Annotated[tuple[Factor, Factor], AfterValidator(_around_one)]
 
 
 Scales = Annotated[
@@ -125,7 +134,7 @@ class FirstOrder(Strict):
     resize_weights: Weights3 = Field(
         default=(0.2, 0.7, 0.1), description="Relative frequency of: larger, smaller, same size."
     )
-    resize: RangeAroundOne = Field(
+    resize: Factors = Field(
         default=(0.15, 1.5),
         description="Factor on the HR size: smaller draws from [first, 1], larger from [1, second].",
     )
@@ -162,7 +171,7 @@ class SecondOrder(FirstOrder):
     kernel_size: Sizes = _again("kernel_size", (7, 15))
     sigma: Range = _again("sigma", (0.2, 1.5))
     resize_weights: Weights3 = _again("resize_weights", (0.3, 0.4, 0.3))
-    resize: RangeAroundOne = Field(
+    resize: Factors = Field(
         default=(0.3, 1.2),
         description="Factor on the LR size: smaller draws from [first, 1], larger from [1, second].",
     )
@@ -198,12 +207,12 @@ DegradationConfig = Annotated[BicubicConfig | BlindConfig, Field(discriminator="
 class DataConfig(Strict):
     """Pictures, and the pairs of patches that are made of them."""
 
-    train: tuple[str, ...] = Field(
+    train: tuple[Name, ...] = Field(
         default=(),
         description="Folders of HR pictures for training, searched recursively; relative to the "
         "working folder.",
     )
-    val: tuple[str, ...] = Field(
+    val: tuple[Name, ...] = Field(
         default=(), description="Folders of HR pictures for validation, searched likewise."
     )
     license: str | None = Field(
@@ -211,12 +220,13 @@ class DataConfig(Strict):
         description="Licence of the training pictures, for the model card, as the hub names it "
         "(`cc0-1.0`) or in words; null: not given.",
     )
-    exclude: tuple[str, ...] = Field(
+    exclude: tuple[Name, ...] = Field(
         default=(), description="A picture is left out if its path contains one of these texts."
     )
     patch: int = Field(
         default=128,
         ge=8,
+        le=65_536,
         description="Side of a training patch in HR pixels, a multiple of `scale`.",
     )
     scales: Scales | None = Field(

@@ -28,30 +28,38 @@ def explain(
         keys = (*keys, context["discriminator"].strip("'"))
         sentence = _choice_sentence(".".join(keys), context.get("tag"), choices)
     elif first["type"] == "extra_forbidden" and model:
-        sentence = (
-            f"unknown key `{'.'.join(keys)}`; {_hint(keys, model, tasks[values['task']], values)}"
-        )
+        sentence = f"unknown key `{short('.'.join(keys))}`; {_hint(keys, model, tasks[values['task']], values)}"
     else:
-        sentence = _value_sentence(".".join(keys), first["type"], first["input"], first["msg"])
+        sentence = _value_sentence(
+            short(".".join(keys)), first["type"], first["input"], first["msg"]
+        )
     source = next((origin[keys[:n]] for n in range(len(keys), 0, -1) if keys[:n] in origin), where)
     more = len({keys for keys, _ in places}) - 1
     return f"{source}: {sentence}" + (f" ({more} more after this one.)" if more else "")
 
 
+def short(text: object, most: int = 100) -> str:
+    """`text`, with dots in place of its middle where it is long."""
+    text = str(text)
+    return text if len(text) <= most else f"{text[: most // 2]}...{text[-most // 4 :]}"
+
+
 def _value_sentence(name: str, kind: str, given: Any, message: str) -> str:
-    message = message.removeprefix("Value error, ")
+    message, value = message.removeprefix("Value error, "), short(repr(given))
     if kind == "value_error":  # raised by one of our models, which names its keys itself
         return f"`{name}`: {message}." if name else f"{message}."
     if kind in ("model_type", "model_attributes_type"):
-        return f"`{name}` is {given!r}; it is a section, with keys of its own below it."
+        return f"`{name}` is {value}; it is a section, with keys of its own below it."
     if kind == "tuple_type":
-        return f"`{name}` is {given!r}; it should be a list, such as [a, b]."
-    return f"`{name}` is {given!r}; {message[0].lower()}{message[1:]}."
+        return f"`{name}` is {value}; it should be a list, such as [a, b]."
+    if kind in ("too_short", "string_too_short"):
+        return f"`{name}` is {value}; it should not be empty."
+    return f"`{name}` is {value}; {message[0].lower()}{message[1:]}."
 
 
 def _choice_sentence(name: str, given: str | None, choices: list[str]) -> str:
-    near = difflib.get_close_matches(str(given), choices, n=1, cutoff=0.5)
-    stated = "is missing" if given is None else f"is {given!r}"
+    near = difflib.get_close_matches(short(given), choices, n=1, cutoff=0.5)
+    stated = "is missing" if given is None else f"is {short(given)!r}"
     return f"`{name}` {stated}; choose one of {', '.join(choices)}." + (
         f" Did you mean {near[0]}?" if near else ""
     )

@@ -4,23 +4,27 @@ what DREAM does. Imports no torch.
 
 from __future__ import annotations
 
+from math import log, log1p
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
-
-class Strict(BaseModel):
-    """A section: unknown keys are refused, values are finite and never change."""
-
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False
-    )
-
+from ldm_dream.config.strict import (
+    GROUPS,
+    Blocks,
+    Levels,
+    Name,
+    Side,
+    Strict,
+    each_level,
+    not_too_many,
+    unet_weights,
+)
 
 # -------------------------------------------------------------------------------------- autoencoder
 
 Pretrained = Annotated[
-    str | None,
+    Name | None,
     Field(
         description="A bundled name, a model folder or `hf:owner/name`: its architecture replaces "
         "the knobs below; null: those count."
@@ -37,7 +41,8 @@ Sha256 = Annotated[
 LatentScale = Annotated[
     float,
     Field(
-        gt=0,
+        ge=1e-6,
+        le=1e6,
         description="`encode` multiplies the latent by it and `decode` divides; about 1 over the "
         "standard deviation of the latents.",
     ),
@@ -48,6 +53,9 @@ class PixelConfig(Strict):
     """No autoencoder: the process runs on pixels in [-1, 1]."""
 
     kind: Literal["pixel"] = "pixel"
+    pretrained: ClassVar[None] = None
+    channels: ClassVar[int] = 3
+    factor: ClassVar[int] = 1
 
 
 class VQGANConfig(Strict):
@@ -61,22 +69,22 @@ class VQGANConfig(Strict):
     ch: int = Field(
         default=128, ge=1, description="Channels of the level with the full resolution."
     )
-    ch_mult: tuple[int, ...] = Field(
+    ch_mult: Levels = Field(
         default=(1, 2, 4),
         description="Channels of each level as multiples of `ch`, highest resolution first; the "
         "latent is smaller by 2 ** (levels - 1).",
     )
-    num_res_blocks: int | tuple[int, ...] = Field(
+    num_res_blocks: Blocks | tuple[Blocks, ...] = Field(
         default=2,
         description="Residual blocks a level, one number or one for each level; the decoder has "
         "one more.",
     )
-    attn_resolutions: tuple[int, ...] = Field(
+    attn_resolutions: tuple[Side, ...] = Field(
         default=(),
         description="Sizes of features that have attention after each block, for an input of "
         "`resolution` pixels.",
     )
-    resolution: int = Field(default=256, ge=1, description="Side of that input in pixels.")
+    resolution: Side = Field(default=256, description="Side of that input in pixels.")
     mid_attention: bool = Field(
         default=True,
         description="Global attention at the lowest resolution; false: only convolutions, which "
@@ -106,12 +114,30 @@ class VQGANConfig(Strict):
     latent_scale: LatentScale = 1.0
 
     @model_validator(mode="after")
-    def _groups_divide(self):
+    def _can_be_built(self):
         if self.embed_dim % self.codebook_groups:
             raise ValueError(
                 f"codebook_groups={self.codebook_groups} does not divide embed_dim={self.embed_dim}"
             )
+        if self.norm == "group" and self.ch % GROUPS:
+            raise ValueError(
+                f"norm=group has {GROUPS} groups, which do not divide ch={self.ch}; "
+                f"use ch = {GROUPS}, {2 * GROUPS}, ... or norm: none"
+            )
+        codes = self.n_embed * self.embed_dim + 2 * self.z_channels * self.embed_dim
+        ends = 9 * self.ch * (6 + 2 * self.z_channels)
+        not_too_many(codes + ends + unet_weights(self.ch, self.ch_mult, self.blocks), "one")
         return self
+
+    @property
+    def blocks(self) -> list[int]:
+        """Residual blocks of each level on the way down."""
+        return each_level(self.num_res_blocks, len(self.ch_mult))
+
+    @property
+    def channels(self) -> int:
+        """Of the latent."""
+        return self.embed_dim
 
     @property
     def factor(self) -> int:
@@ -126,9 +152,11 @@ class TAESDConfig(Strict):
     kind: Literal["taesd"] = "taesd"
     pretrained: Pretrained = None
     sha256: Sha256 = None
+    factor: ClassVar[int] = 8
     latent_channels: int = Field(
         default=32,
         ge=1,
+        le=65_536,
         description="Channels of the latent: TAESD 4, TAEF1 and TAESD3 16, TAEF2 32.",
     )
     group_norm_branch: bool = Field(
@@ -137,11 +165,20 @@ class TAESDConfig(Strict):
     )
     latent_scale: LatentScale = 1.0
 
+    @property
+    def channels(self) -> int:
+        """Of the latent."""
+        return self.latent_channels
+
 
 AutoencoderConfig = Annotated[PixelConfig | VQGANConfig | TAESDConfig, Field(discriminator="kind")]
 
 
 # ------------------------------------------------------------------------------------------ process
+
+Timesteps = Annotated[int, Field(ge=2, le=100_000)]
+Beta = Annotated[float, Field(ge=1e-9, lt=1)]
+LEAST_SIGNAL = 1e-30  # of a DDPM's last step: abar, which float32 must hold
 
 
 class DDPMConfig(Strict):
@@ -151,13 +188,9 @@ class DDPMConfig(Strict):
     predictions: ClassVar[tuple[str, ...]] = ("eps", "z0", "v")
     samplers: ClassVar[tuple[str, ...]] = ("ancestral", "ddim", "dpm-solver++")
     has_noise: ClassVar[bool] = True
-    num_timesteps: int = Field(default=2000, ge=1, description="Steps of the schedule (SR3: 2000).")
-    beta_start: float = Field(
-        default=1e-6, gt=0, lt=1, description="beta of the first step (SR3: 1e-6)."
-    )
-    beta_end: float = Field(
-        default=1e-2, gt=0, lt=1, description="beta of the last step (SR3: 1e-2)."
-    )
+    num_timesteps: Timesteps = Field(default=2000, description="Steps of the schedule (SR3: 2000).")
+    beta_start: Beta = Field(default=1e-6, description="beta of the first step (SR3: 1e-6).")
+    beta_end: Beta = Field(default=1e-2, description="beta of the last step (SR3: 1e-2).")
     schedule: Literal["linear", "sqrt_linear"] = Field(
         default="linear",
         description="linear: beta is linear in t; sqrt_linear: its square root is, which LDM calls "
@@ -175,6 +208,21 @@ class DDPMConfig(Strict):
         "shares, as SR3 does.",
     )
 
+    @model_validator(mode="after")
+    def _the_picture_is_never_all_gone(self):
+        if self.respace and self.respace > self.num_timesteps:
+            raise ValueError(
+                f"respace={self.respace} keeps more steps than num_timesteps={self.num_timesteps} has"
+            )
+        # betas lie between the two ends: the mean of log(1 - beta) is at most that of the ends
+        signal = self.num_timesteps / 2 * (log1p(-self.beta_start) + log1p(-self.beta_end))
+        if signal < log(LEAST_SIGNAL):
+            raise ValueError(
+                f"num_timesteps={self.num_timesteps} with beta from {self.beta_start:g} to {self.beta_end:g} "
+                "leaves nothing of the picture long before the last step; lower beta_end or num_timesteps"
+            )
+        return self
+
     @property
     def steps(self) -> int:
         return self.respace or self.num_timesteps
@@ -189,25 +237,43 @@ class ResidualShiftConfig(Strict):
     predictions: ClassVar[tuple[str, ...]] = ("eps", "z0", "v")
     samplers: ClassVar[tuple[str, ...]] = ("ancestral", "ddim", "resshift")
     has_noise: ClassVar[bool] = True
-    num_timesteps: int = Field(default=15, ge=2, description="Steps (ResShift: 15, v3: 4).")
+    num_timesteps: Timesteps = Field(default=15, description="Steps (ResShift: 15, v3: 4).")
     kappa: float = Field(
-        default=2.0, gt=0, description="Standard deviation of the noise in z_t over sqrt(eta)."
+        default=2.0,
+        ge=1e-3,
+        le=1e3,
+        description="Standard deviation of the noise in z_t over sqrt(eta).",
     )
     min_noise_level: float = Field(
         default=0.04,
-        gt=0,
+        ge=1e-6,
         lt=1,
         description="Standard deviation of the noise at the first step, for kappa >= 1 (ResShift: 0.04, v3: 0.2).",
     )
     sqrt_eta_end: float = Field(default=0.99, gt=0, lt=1, description="sqrt(eta) of the last step.")
     power: float = Field(
         default=0.3,
-        gt=0,
+        ge=0.01,
+        le=100,
         description="Exponent p of the schedule (Eq. 9); a smaller one is noisier early.",
     )
     normalize_input: bool = Field(
         default=True, description="The network sees z_t / sqrt(1 + kappa^2 eta), as published."
     )
+
+    @model_validator(mode="after")
+    def _grows(self):
+        if self.sqrt_eta_start >= self.sqrt_eta_end:
+            raise ValueError(
+                f"sqrt_eta_end={self.sqrt_eta_end:g} is not above the first step's {self.sqrt_eta_start:g}, "
+                "which min_noise_level and kappa give; the noise must grow"
+            )
+        return self
+
+    @property
+    def sqrt_eta_start(self) -> float:
+        """sqrt(eta) of the first step."""
+        return min(self.min_noise_level / self.kappa, self.min_noise_level)
 
     @property
     def steps(self) -> int:
@@ -221,7 +287,7 @@ class FlowConfig(Strict):
     predictions: ClassVar[tuple[str, ...]] = ("eps", "z0", "v")
     samplers: ClassVar[tuple[str, ...]] = ("ancestral", "ddim", "dpm-solver++")
     has_noise: ClassVar[bool] = True
-    num_timesteps: int = Field(default=1000, ge=2, description="Steps between picture and noise.")
+    num_timesteps: Timesteps = Field(default=1000, description="Steps between picture and noise.")
 
     @property
     def steps(self) -> int:
@@ -248,13 +314,16 @@ ProcessConfig = Annotated[
 # ------------------------------------------------------------------------------- sampling and DREAM
 
 
+Steps = Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)]
+
+
 class Sampling(Strict):
     """How the reverse process is walked."""
 
     kind: Literal["ancestral", "ddim", "dpm-solver++", "resshift"] = Field(
         default="ancestral", description="The sampler; which of them fit is said at each process."
     )
-    steps: Annotated[int, Field(ge=1)] | tuple[Annotated[int, Field(ge=0)], ...] | None = Field(
+    steps: Annotated[int, Field(ge=1)] | Steps | None = Field(
         default=None,
         description="Calls of the network, evenly spaced; null: every step of the process; a list: "
         "these steps, descending, counted from 0.",
@@ -302,6 +371,7 @@ class Dream(Strict):
     p: float = Field(
         default=1.0,
         ge=0,
+        le=1000,
         description="Exponent of the adaptive strength: 1 is DREAM (its latent system: 3), 0 DRM.",
     )
     min_lam: float = Field(

@@ -10,6 +10,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from ldm_dream.config import fits
 from ldm_dream.config.data import DataConfig
 from ldm_dream.config.model import (
     AutoencoderConfig,
@@ -18,11 +19,11 @@ from ldm_dream.config.model import (
     ProcessConfig,
     ResidualShiftConfig,
     Sampling,
-    Strict,
     TAESDConfig,
     VQGANConfig,
 )
 from ldm_dream.config.networks import KINDS_OF_ANY_SCALE, NetworkConfig, ResShiftNetConfig
+from ldm_dream.config.strict import Name, Strict
 
 # -------------------------------------------------------------------------------- how it is trained
 
@@ -84,6 +85,9 @@ class AutoencoderLossConfig(Strict):
     )
 
 
+Decay = Annotated[float, Field(ge=0, lt=1)]
+
+
 class TrainConfig(Strict):
     """Optimizer, length, precision, and what is written when."""
 
@@ -93,9 +97,13 @@ class TrainConfig(Strict):
         default=1, ge=1, description="Micro-batches per step, whose gradients are averaged."
     )
     optimizer: Literal["adamw", "adam"] = Field(default="adamw", description="The optimizer.")
-    learning_rate: float = Field(default=5e-5, gt=0, description="Learning rate after the warm-up.")
-    betas: tuple[float, float] = Field(default=(0.9, 0.999), description="Adam's two decay rates.")
-    weight_decay: float = Field(default=0.0, ge=0, description="Weight decay of the optimizer.")
+    learning_rate: float = Field(
+        default=5e-5, gt=0, le=1000, description="Learning rate after the warm-up."
+    )
+    betas: tuple[Decay, Decay] = Field(default=(0.9, 0.999), description="Adam's two decay rates.")
+    weight_decay: float = Field(
+        default=0.0, ge=0, le=100, description="Weight decay of the optimizer."
+    )
     warmup_steps: int = Field(
         default=0,
         ge=0,
@@ -107,7 +115,7 @@ class TrainConfig(Strict):
         "learning_rate_end.",
     )
     learning_rate_end: float = Field(
-        default=0.0, ge=0, description="Learning rate at the last step of a cosine."
+        default=0.0, ge=0, le=1000, description="Learning rate at the last step of a cosine."
     )
     clip_grad: float | None = Field(
         default=1.0,
@@ -149,12 +157,12 @@ class TrainConfig(Strict):
     )
     save_every: int = Field(default=500, ge=1, description="Steps between two checkpoints.")
     keep_checkpoints: int = Field(default=2, ge=1, description="Newest checkpoints that are kept.")
-    init_from: str | None = Field(
+    init_from: Name | None = Field(
         default=None,
         description="A bundled name, a model folder or `hf:owner/name`, whose weights start the run "
         "(fine-tuning).",
     )
-    freeze: tuple[str, ...] = Field(
+    freeze: tuple[Name, ...] = Field(
         default=(),
         description="Parameters whose names begin with one of these texts stay as they are.",
     )
@@ -187,9 +195,9 @@ Description = Annotated[str, Field(description="What the run is, for its model c
 Expected = Annotated[
     str, Field(description="Figures of the finished run and the command that prints them.")
 ]
-Seed = Annotated[int, Field(ge=0, description="Seed of all random numbers of the run.")]
+Seed = Annotated[int, Field(ge=0, lt=2**63, description="Seed of all random numbers of the run.")]
 LpipsWeights = Annotated[
-    str | None,
+    Name | None,
     Field(
         description="File with AlexNet and the heads of LPIPS as one state dict, for losses and "
         "validation; null: no LPIPS."
@@ -214,7 +222,7 @@ class DiffusionRun(Strict):
     description: Description = ""
     expected: Expected = "not run"
     seed: Seed = 0
-    scale: int = Field(default=4, ge=1, description="Side of HR over side of LR.")
+    scale: int = Field(default=4, ge=1, le=1000, description="Side of HR over side of LR.")
     autoencoder: AutoencoderConfig = Field(
         default=PixelConfig(), description="Between pictures and latents."
     )
@@ -284,11 +292,12 @@ class DiffusionRun(Strict):
         return self
 
     @model_validator(mode="after")
-    def _pixels_are_no_latents(self):
-        if self.data.cache_latents and self.autoencoder.kind == "pixel":
-            raise ValueError(
-                "data.cache_latents has no effect with autoencoder.kind=pixel, which encodes nothing; leave it out"
-            )
+    def _parts_fit(self):
+        fits.patches(self)
+        fits.condition(self)
+        fits.cache(self)
+        if not self.autoencoder.pretrained:
+            fits.latent(self, self.autoencoder)
         return self
 
     @model_validator(mode="after")
@@ -332,6 +341,13 @@ class AutoencoderRun(Strict):
     data: Data = DataConfig()
     train: Train = TrainConfig()
     lpips_weights: LpipsWeights = None
+
+    @model_validator(mode="after")
+    def _parts_fit(self):
+        fits.patches(self)
+        fits.autoencoder(self)
+        fits.latent(self, self.autoencoder)
+        return self
 
     @model_validator(mode="after")
     def _lpips_has_its_weights(self):

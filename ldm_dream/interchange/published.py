@@ -10,13 +10,16 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
+from pydantic import ValidationError
 from torch import Tensor
 
+from ldm_dream.config.files import with_overrides
 from ldm_dream.config.model import DDPMConfig, VQGANConfig
 from ldm_dream.config.run import DiffusionRun, Run
-from ldm_dream.errors import CheckpointImportError
+from ldm_dream.errors import CheckpointImportError, shown
 from ldm_dream.interchange.checkpoint_file import read_checkpoint
 from ldm_dream.interchange.schedule import read_schedule
 from ldm_dream.interchange.system import Config, Facts, PublishedSystem
@@ -65,9 +68,9 @@ def import_state(state: Mapping[str, Tensor], path: str) -> tuple[Config, dict[s
         raise CheckpointImportError(
             f"{path}: looks like {system.name}, but the key {error} is missing."
         ) from None
-    except (ValueError, IndexError) as error:
+    except (ValueError, IndexError, ZeroDivisionError, AttributeError) as error:
         raise CheckpointImportError(
-            f"{path}: looks like {system.name}, but its shapes fit no network: {error}."
+            f"{path}: looks like {system.name}, but its shapes fit no network: {_reason(error)}."
         ) from None
     state = translate(system, state)
     _compare(path, system, expected, state)
@@ -95,21 +98,56 @@ def published_run(
     which SR3, IDM and LDM are taken to have their authors' published one.
     """
     facts = Facts(filename, autoencoder, first_stage, schedule)
-    return _system_of(config).run(config, facts)
+    try:
+        return _system_of(config).run(config, facts)
+    except ValidationError as error:
+        raise CheckpointImportError(
+            f"{shown(filename)}: its network fits no run: {_reason(error)}."
+        ) from None
 
 
-def published_card(path: Path, run: Run) -> str:
-    """Model card in Markdown: where the weights come from (SHA-256 of the file at `path`), the
-    publisher's terms, and what is not known about them.
+def tell(
+    run: Run, filename: str, schedule: DDPMConfig | None, told: list[str]
+) -> tuple[Run, dict[str, Any]]:
+    """A `published_run` with what its user tells (`a.b=value`) -> the run, and what is assumed: the
+    keys that nothing in the file tells, with the values of the published model of these shapes.
+    Raises CheckpointImportError where there is none and the user does not tell.
     """
-    config = run.network if isinstance(run, DiffusionRun) else run.autoencoder
+    config = _config_of(run)
+    untold = _system_of(config).untold(config, Facts(filename, schedule=schedule))
+    given = {text.partition("=")[0].strip() for text in told}
+    left = {key: value for key, value in untold.items() if key not in given}
+    if missing := [key for key, value in left.items() if value is None]:
+        raise CheckpointImportError(
+            f"{shown(filename)}: nothing in it tells {', '.join(missing)}, and it is no published model that is known; "
+            f"say what it was trained with: --set {' '.join(f'{key}=...' for key in missing)}."
+        )
+    return with_overrides(run, told) if told else run, left
+
+
+def check_told(run: Run, state: Mapping[str, Tensor], path: str) -> None:
+    """Whether the weights fit a run that its user changed. Raises CheckpointImportError."""
+    config = _config_of(run)
+    system = _system_of(config)
+    with torch.device("meta"):
+        _compare(f"{path}, with --set", system, system.build(config).state_dict(), state)
+
+
+def published_card(path: Path, run: Run, assumed: Mapping[str, Any] | None = None) -> str:
+    """Model card in Markdown: where the weights come from (SHA-256 of the file at `path`), the
+    publisher's terms, what is `assumed` of them and what is not known.
+    """
+    config = _config_of(run)
+    words = ", ".join(f"{key}={value}" for key, value in (assumed or {}).items())
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         while block := file.read(2**20):
             digest.update(block)
     return (
-        f"# {path.stem}\n\nImported from `{path.name}` (SHA-256 {digest.hexdigest()}) by `tools/import_checkpoint.py`.\n\n"
+        f"# {shown(path.stem)}\n\n"
+        f"Imported from `{shown(path.name)}` (SHA-256 {digest.hexdigest()}) by `tools/import_checkpoint.py`.\n\n"
         f"- Licence: that of the published file. As published: {_system_of(config).licence}.\n"
+        f"- Assumed, as of the published model, since nothing in the file tells: {words or 'nothing'}.\n"
         "- Training data: see the publisher.\n- Measured figures: none by this project.\n"
     )
 
@@ -123,6 +161,20 @@ def _system(state: Mapping[str, Tensor], path: str) -> PublishedSystem:
             f"{path}: unknown layout (first key {next(iter(state))!r}); known are: {known}."
         )
     return system
+
+
+def _config_of(run: Run) -> Config:
+    return run.network if isinstance(run, DiffusionRun) else run.autoencoder
+
+
+def _reason(error: Exception) -> str:
+    """Of a config that pydantic refuses, its first mistake alone."""
+    if isinstance(error, ValidationError):
+        first = error.errors(include_url=False)[0]
+        place = ".".join(str(part) for part in first["loc"])
+        message = first["msg"].removeprefix("Value error, ")
+        return f"{place}: {message}" if place else message
+    return " ".join(str(error).split())
 
 
 def _system_of(config: Config) -> PublishedSystem:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 
@@ -31,3 +32,8 @@ def ratio(part: int, whole: int, what: str) -> int:
 def one_or_each(counts: list[int]) -> int | tuple[int, ...]:
     """A number for each level as a config writes it: one where all are equal."""
     return counts[0] if len(set(counts)) == 1 else tuple(counts)
+
+
+def possible_groups(channels: int) -> int:
+    """A number of groups, at most 32, that divides the channels: shapes do not tell which was used."""
+    return math.gcd(32, channels)

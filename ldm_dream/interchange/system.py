@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from ldm_dream.config.model import AutoencoderConfig, DDPMConfig, VQGANConfig
 from ldm_dream.config.networks import NetworkConfig
 from ldm_dream.config.run import Run
+from ldm_dream.errors import shown
 
 Config = NetworkConfig | AutoencoderConfig
 State = Mapping[str, Tensor]  # key -> tensor
@@ -37,11 +38,28 @@ class Facts(NamedTuple):
     first_stage: VQGANConfig | None = None  # the one in the file
     schedule: DDPMConfig | None = None  # noise schedule of its buffers
 
+    @property
+    def description(self) -> str:
+        return f"imported from {shown(self.filename)}"
+
     def vqgan(self, published: VQGANConfig) -> VQGANConfig:
         """The autoencoder to use: the imported one, else that of the file, else `published`."""
         if self.autoencoder:
             return VQGANConfig(pretrained=self.autoencoder)
         return self.first_stage or published
+
+
+def all_told(config: Any, facts: Facts) -> dict[str, Any]:
+    """`PublishedSystem.untold` of a system whose shapes tell all."""
+    return {}
+
+
+def schedule_of(facts: Facts, published: DDPMConfig, is_known: bool) -> dict[str, Any]:
+    """`PublishedSystem.untold` of a noise schedule that the file does not carry."""
+    if facts.schedule:
+        return {}
+    names = ("num_timesteps", "beta_start", "beta_end")
+    return {f"process.{name}": getattr(published, name) if is_known else None for name in names}
 
 
 def alone(state: State, path: str) -> Models:
@@ -60,6 +78,9 @@ class PublishedSystem:
     read_config: Callable[[State], Any]  # KeyError, ValueError: the shapes fit no network
     build: Callable[[Any], nn.Module]  # config -> the module whose keys are ours
     run: Callable[[Any, Facts], Run]  # config, facts -> run; CheckpointImportError: none is known
+    # config, facts -> keys of the run that neither shapes nor file tell, with what the authors' own
+    # published model has; None: the model is another, and the user must tell
+    untold: Callable[[Any, Facts], dict[str, Any]] = all_told
     renames: tuple[tuple[str, str], ...] = ()  # (published, ours) pieces of keys, in their order
     # keys that hold nothing the network needs, or a function of the state where they depend on depth
     drops: str | Callable[[State], str] = NOTHING

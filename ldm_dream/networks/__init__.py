@@ -19,9 +19,7 @@ NETWORKS: dict[str, type[Network]] = {
 
 
 def build_network(cfg: NetworkConfig) -> Network:
-    """Network with fresh weights. Raises ValueError, naming the field, for a config that cannot be
-    built.
-    """
+    """Network with fresh weights."""
     return NETWORKS[cfg.kind](cfg)
 
 

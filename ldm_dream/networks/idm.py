@@ -42,17 +42,13 @@ DECODER_WIDTH = 256  # between the two layers of an implicit decoder, at every l
 
 
 class IDM(Network):
-    """LR encoder and U-Net; at the config's defaults the published 16 -> 128 network.
-
-    Raises ValueError (one sentence, with the field's name) for a config that cannot be built.
-    """
+    """LR encoder and U-Net; at the config's defaults the published 16 -> 128 network."""
 
     sees_noise_level = True
     cond_factor = None  # the LR picture comes at its own size
 
     def __init__(self, cfg: IDMConfig):
         super().__init__()
-        _check(cfg)
         self.repeated_blocks = (ResAttnBlock, ImplicitDecoder)
         self.encoder = LREncoder(cfg.cond_channels, cfg.encoder_channels, cfg.encoder_blocks)
         self.unet = ImplicitUNet(cfg)
@@ -381,16 +377,3 @@ def _linear_in_position(channels: int) -> nn.Linear:
     nn.init.normal_(layer.weight)
     nn.init.ones_(layer.bias)
     return layer
-
-
-def _check(cfg: IDMConfig) -> None:
-    width = cfg.model_channels * math.gcd(*cfg.channel_mult)
-    if width % cfg.norm_groups:
-        raise ValueError(
-            f"network.norm_groups={cfg.norm_groups} does not divide the {width} channels that network.model_channels and "
-            "network.channel_mult give; use a divisor of them."
-        )
-    if cfg.model_channels % 2:
-        raise ValueError(
-            f"network.model_channels={cfg.model_channels} is odd; the noise level's sines and cosines want it even."
-        )

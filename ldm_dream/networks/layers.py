@@ -15,10 +15,9 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from dream_kernels import dropout, group_norm_silu
+from ldm_dream.config.strict import GROUPS
 
 Layer = TypeVar("Layer", bound=nn.Module)
-
-GROUPS = 32  # of the group norms in most published U-Nets
 
 
 def timestep_embedding(t: Tensor, width: int, max_period: float = 10_000.0) -> Tensor:

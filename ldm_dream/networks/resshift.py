@@ -25,7 +25,6 @@ from torch import Tensor, nn
 from ldm_dream.config.networks import ResShiftNetConfig
 from ldm_dream.networks.base import Network
 from ldm_dream.networks.layers import (
-    GROUPS,
     Downsample,
     Dropout,
     EmbeddingMLP,
@@ -45,17 +44,13 @@ BLOCKED = -100.0
 
 
 class ResShiftNet(Network):
-    """Swin U-Net; at the config's defaults ResShift's x4 network with 118,593,583 parameters.
-
-    Raises ValueError (one sentence, with the field's name) for a config that cannot be built.
-    """
+    """Swin U-Net; at the config's defaults ResShift's x4 network with 118,593,583 parameters."""
 
     sees_noise_level = False
     cond_factor: int
 
     def __init__(self, cfg: ResShiftNetConfig):
         super().__init__()
-        blocks = _check(cfg)
         self.repeated_blocks = (ResBlock, SwinBlock)
         self.cond_factor, self.model_channels = cfg.cond_factor, cfg.model_channels
         self.time_embed = EmbeddingMLP(cfg.model_channels, 4 * cfg.model_channels)
@@ -70,7 +65,7 @@ class ResShiftNet(Network):
         self.input_blocks = nn.ModuleList(
             [Stage([nn.Conv2d((cfg.in_channels + cond_features) * fold, width, 3, padding=1)])]
         )
-        for level, (mult, count) in enumerate(zip(cfg.channel_mult, blocks)):
+        for level, (mult, count) in enumerate(zip(cfg.channel_mult, cfg.blocks)):
             for i in range(count):
                 stage = Stage([ResBlock(cfg, width, cfg.model_channels * mult)])
                 width = cfg.model_channels * mult
@@ -91,7 +86,7 @@ class ResShiftNet(Network):
         )
 
         self.output_blocks = nn.ModuleList()
-        for level, (mult, count) in reversed(list(enumerate(zip(cfg.channel_mult, blocks)))):
+        for level, (mult, count) in reversed(list(enumerate(zip(cfg.channel_mult, cfg.blocks)))):
             for i in range(count + 1):
                 stage = Stage([ResBlock(cfg, width + skips.pop(), cfg.model_channels * mult)])
                 width = cfg.model_channels * mult
@@ -349,37 +344,6 @@ def _constant(build: Callable[..., Tensor], *key: Hashable) -> Tensor:
 
 
 # -------------------------------------------------------------------------------------------- parts
-
-
-def _check(cfg: ResShiftNetConfig) -> list[int]:
-    """Residual blocks of each level; ValueError for what cannot be built."""
-    levels = len(cfg.channel_mult)
-    blocks = cfg.num_res_blocks
-    blocks = [blocks] * levels if isinstance(blocks, int) else list(blocks)
-    if len(blocks) != levels or min(blocks, default=0) < 1:
-        raise ValueError(
-            f"network.num_res_blocks={cfg.num_res_blocks} does not fit network.channel_mult={cfg.channel_mult}: "
-            "give one number >= 1, or one such number a level."
-        )
-    if cfg.image_size // cfg.patch_size >> (levels - 1) == 0:
-        raise ValueError(
-            f"network.image_size={cfg.image_size} is too small for {levels} levels; use {cfg.patch_size << (levels - 1)} or more."
-        )
-    if cfg.swin_embed_dim % cfg.num_head_channels:
-        raise ValueError(
-            f"network.num_head_channels={cfg.num_head_channels} does not divide network.swin_embed_dim={cfg.swin_embed_dim}."
-        )
-    widths = {
-        "model_channels * channel_mult": cfg.model_channels * math.gcd(*cfg.channel_mult),
-        "swin_embed_dim": cfg.swin_embed_dim,
-    }
-    for name, width in widths.items():
-        if cfg.norm == "group" and width % GROUPS:
-            raise ValueError(
-                f"network.{name} gives {width} channels, which network.norm=group cannot part into {GROUPS} groups; "
-                f"use multiples of {GROUPS}, or norm: layer."
-            )
-    return blocks
 
 
 def _feature_extractor(cfg: ResShiftNetConfig) -> tuple[nn.Module, int]:

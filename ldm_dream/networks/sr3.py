@@ -14,8 +14,6 @@ channels inner * mult[l].
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor, nn
 
@@ -42,7 +40,6 @@ class SR3Net(Network):
 
     def __init__(self, cfg: SR3Config):
         super().__init__()
-        _check(cfg)
         self.repeated_blocks = (Block,)
         self.multiple = 2 ** (len(cfg.channel_mult) - 1)
         self.inner = cfg.model_channels
@@ -149,18 +146,3 @@ def orthogonal(network: nn.Module) -> None:
             nn.init.orthogonal_(module.weight)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
-
-
-def _check(cfg: SR3Config) -> None:
-    """Raises ValueError for what cannot be built. Blocks on the way up see the channels of two
-    levels side by side.
-    """
-    step = cfg.model_channels * math.gcd(*cfg.channel_mult)
-    if step % cfg.norm_groups:
-        raise ValueError(
-            f"network.norm_groups={cfg.norm_groups} does not divide the {step} channels of network.model_channels x channel_mult."
-        )
-    if not cfg.image_size >> (len(cfg.channel_mult) - 1):
-        raise ValueError(
-            f"network.image_size={cfg.image_size} is too small for {len(cfg.channel_mult)} levels."
-        )

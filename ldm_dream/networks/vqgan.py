@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from dream_kernels import vq_lookup
 from ldm_dream.config.model import VQGANConfig
 from ldm_dream.networks.base import Autoencoder
-from ldm_dream.networks.layers import GroupNorm, Upsample
+from ldm_dream.networks.layers import GROUPS, GroupNorm, Upsample
 
 
 class Quantized(NamedTuple):
@@ -102,11 +102,7 @@ class Codebook(nn.Module):
 def norm(cfg: VQGANConfig, channels: int, silu: bool) -> nn.Module:
     if cfg.norm == "none":
         return nn.SiLU() if silu else nn.Identity()
-    if channels % 32:
-        raise ValueError(
-            f"autoencoder.norm=group has 32 groups, which do not divide {channels} channels; use ch = 32, 64, ... or norm: none."
-        )
-    return GroupNorm(channels, 32, silu, eps=1e-6)
+    return GroupNorm(channels, GROUPS, silu, eps=1e-6)
 
 
 class ResBlock(nn.Module):
@@ -196,27 +192,13 @@ class Middle(nn.Module):
         return self.block_2(self.attn_1(self.block_1(x)))
 
 
-def _blocks(cfg: VQGANConfig) -> list[int]:
-    levels = len(cfg.ch_mult)
-    counts = (
-        [cfg.num_res_blocks] * levels
-        if isinstance(cfg.num_res_blocks, int)
-        else list(cfg.num_res_blocks)
-    )
-    if len(counts) != levels:
-        raise ValueError(
-            f"autoencoder.num_res_blocks has {len(counts)} entries, ch_mult has {levels} levels."
-        )
-    return counts
-
-
 class Encoder(nn.Module):
     def __init__(self, cfg: VQGANConfig):
         super().__init__()
         self.conv_in = nn.Conv2d(3, cfg.ch, 3, padding=1)
         self.down = nn.ModuleList()
         channels = cfg.ch
-        for i, (mult, blocks) in enumerate(zip(cfg.ch_mult, _blocks(cfg))):
+        for i, (mult, blocks) in enumerate(zip(cfg.ch_mult, cfg.blocks)):
             attends, down = cfg.resolution // 2**i in cfg.attn_resolutions, i < len(cfg.ch_mult) - 1
             self.down.append(Level(cfg, channels, cfg.ch * mult, blocks, attends, down=down))
             channels = cfg.ch * mult
@@ -242,7 +224,7 @@ class Decoder(nn.Module):
         self.conv_in = nn.Conv2d(cfg.z_channels, channels, 3, padding=1)
         self.mid = Middle(cfg, channels)
         levels = []
-        for i, (mult, blocks) in reversed(list(enumerate(zip(cfg.ch_mult, _blocks(cfg))))):
+        for i, (mult, blocks) in reversed(list(enumerate(zip(cfg.ch_mult, cfg.blocks)))):
             attends = cfg.resolution // 2**i in cfg.attn_resolutions
             levels.insert(0, Level(cfg, channels, cfg.ch * mult, blocks + 1, attends, up=i > 0))
             channels = cfg.ch * mult

@@ -291,7 +291,7 @@ def test_a_mistake_names_the_file_it_stands_in(write):
         ),
         (
             "data: {degradation: {kind: blind, first: {sigma: [0, 1]}}}",
-            ["`data.degradation.first.sigma` is 0", "greater than 0"],
+            ["`data.degradation.first.sigma` is 0", "greater than or equal to 0.01"],
         ),
         (
             "data: {degradation: {kind: blind, first: {resize: [2, 3]}}}",
@@ -337,13 +337,15 @@ def test_a_mistake_names_the_file_it_stands_in(write):
         ("5: 3", ["`5`"]),
         ("[1, 2]", ["a config is a mapping", "list"]),
         ("just words", ["a config is a mapping", "str"]),
-        ("train: {steps: 5, steps: 6}", ["line 1, column 8", "'steps' is given twice"]),
+        ("train: {steps: 5, steps: 6}", ["line 1, column 19", "'steps' is given twice"]),
         ("scale: 2\ntrain: {steps: 5", ["line 2"]),
         ("scale: 2\n\ttrain: 3", ["line 2, column 1"]),
-        ("scale: !!python/object/apply:os.system [ls]", ["could not determine a constructor"]),
-        ("description: 2024-13-01", ["month must be in 1..12"]),
+        (
+            "scale: !!python/object/apply:os.system [ls]",
+            ["a tag (tag:yaml.org,2002:python/object/apply:os.system)"],
+        ),
         ("description: \x00", ["not valid YAML"]),
-        ("? [a, b]\n: 3", ["unhashable"]),
+        ("? [a, b]\n: 3", ["line 1, column 3: a list or mapping as a key"]),
     ],
 )
 def test_a_wrong_value_is_one_sentence_with_key_and_what_is_allowed(refusal, text, parts):
@@ -388,7 +390,10 @@ RUNS = [
         process=DDPMConfig(beta_start=1e-7, respace=50),
     ),
     DiffusionRun(
-        process=ResidualShiftConfig(kappa=1.5), condition=("lr", "z_lr"), lpips_weights="a: b"
+        process=ResidualShiftConfig(kappa=1.5),
+        network={"kind": "resshift", "cond_channels": 6},
+        condition=("lr", "z_lr"),
+        lpips_weights="a: b",
     ),
     DiffusionRun(data={"degradation": BlindConfig(second_order_prob=1)}),
     AutoencoderRun(),

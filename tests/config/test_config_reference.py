@@ -8,12 +8,12 @@ from pathlib import Path
 
 import jsonschema
 import pytest
-import yaml
 
 from ldm_dream.config.explain import kinds
-from ldm_dream.config.files import _Loader, dump_config, load_config
+from ldm_dream.config.files import dump_config, load_config
 from ldm_dream.config.reference import json_schema, markdown
 from ldm_dream.config.run import TASKS
+from ldm_dream.config.yaml_text import parse_yaml
 
 ROOT = Path(__file__).resolve().parents[2]
 SHIPPED = sorted((ROOT / "configs").rglob("*.yaml"))
@@ -129,7 +129,7 @@ def test_every_knob_has_a_row_and_every_link_a_heading():
 def test_an_editor_accepts_each_shipped_config(path, validator):
     """As its file stands, and with all knobs written out."""
     for text in (path.read_text("utf-8"), dump_config(load_config(path))):
-        assert not list(validator.iter_errors(yaml.load(text, Loader=_Loader)))
+        assert not list(validator.iter_errors(parse_yaml(text, "a config")))
 
 
 @pytest.mark.parametrize(
@@ -144,7 +144,7 @@ def test_an_editor_accepts_each_shipped_config(path, validator):
     ],
 )
 def test_an_editor_accepts_a_part_of_a_config(text, validator):
-    assert not list(validator.iter_errors(yaml.load(text, Loader=_Loader)))
+    assert not list(validator.iter_errors(parse_yaml(text, "a config")))
 
 
 @pytest.mark.parametrize(
@@ -172,7 +172,7 @@ def test_an_editor_accepts_a_part_of_a_config(text, validator):
     ],
 )
 def test_an_editor_marks_what_the_models_refuse(text, validator, tmp_path):
-    assert list(validator.iter_errors(yaml.load(text, Loader=_Loader)))
+    assert list(validator.iter_errors(parse_yaml(text, "a config")))
     (tmp_path / "run.yaml").write_text(text)
     with pytest.raises(ValueError):
         load_config(tmp_path / "run.yaml")

@@ -110,8 +110,8 @@ def test_training_begins_with_orthogonal_weights(model):
 
 @pytest.mark.parametrize(
     ("changes", "says"),
-    [({"norm_groups": 3}, "network.norm_groups=3"), ({"image_size": 2}, "network.image_size=2")],
+    [({"norm_groups": 3}, "norm_groups=3"), ({"image_size": 2}, "image_size=2")],
 )
 def test_what_cannot_be_built_is_one_sentence(changes, says):
     with pytest.raises(ValueError, match=says):
-        build_network(TINY.model_copy(update=changes))
+        SR3Config(**(TINY.model_dump() | changes))

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from ldm_dream.config.model import DDPMConfig, Sampling
 from ldm_dream.config.networks import IDMConfig
 from ldm_dream.config.run import DiffusionRun
-from ldm_dream.interchange.shapes import count, one_or_each, ratio
-from ldm_dream.interchange.system import Facts, PublishedSystem, State
+from ldm_dream.interchange.shapes import count, one_or_each, possible_groups, ratio
+from ldm_dream.interchange.system import Facts, PublishedSystem, State, schedule_of
 from ldm_dream.interchange.systems.sr3 import sr3_levels
 from ldm_dream.networks import build_network
 
@@ -37,7 +39,19 @@ def idm_config(state: State) -> IDMConfig:
         attention_resolutions=tuple(image_size >> level for level in attention),
         encoder_blocks=count(state, "encoder.body") - 1,
         encoder_channels=state["encoder.head.0.weight"].shape[0],
+        norm_groups=possible_groups(model_channels),
     )
+
+
+def idm_untold(config: IDMConfig, facts: Facts) -> dict[str, Any]:
+    """The published shapes, those of the defaults, are of 8x with 32 groups."""
+    is_known = config == IDMConfig()
+    return {
+        "network.norm_groups": config.norm_groups if is_known else None,
+        "network.max_scale": config.max_scale if is_known else None,
+        "scale": int(config.max_scale) if is_known else None,
+        **schedule_of(facts, DDPMConfig(), is_known),
+    }
 
 
 def idm_drops(state: State) -> str:
@@ -59,7 +73,7 @@ def idm_drops(state: State) -> str:
 
 def idm_run(config: IDMConfig, facts: Facts) -> DiffusionRun:
     return DiffusionRun(
-        description=f"imported from {facts.filename}",
+        description=facts.description,
         scale=int(config.max_scale),
         network=config,
         process=facts.schedule or DDPMConfig(),
@@ -89,4 +103,5 @@ IDM = PublishedSystem(
     read_config=idm_config,
     build=build_network,
     run=idm_run,
+    untold=idm_untold,
 )

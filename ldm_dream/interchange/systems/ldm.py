@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 import re
+from typing import Any
 
 from torch import Tensor
 
@@ -18,8 +19,8 @@ from ldm_dream.config.model import DDPMConfig, Sampling, VQGANConfig
 from ldm_dream.config.networks import LDMConfig
 from ldm_dream.config.run import DiffusionLossConfig, DiffusionRun
 from ldm_dream.errors import CheckpointImportError
-from ldm_dream.interchange.shapes import count, has
-from ldm_dream.interchange.system import Facts, Models, PublishedSystem, State
+from ldm_dream.interchange.shapes import count, has, ratio
+from ldm_dream.interchange.system import Facts, Models, PublishedSystem, State, schedule_of
 from ldm_dream.networks import build_network
 
 log = logging.getLogger(__name__)
@@ -110,10 +111,22 @@ def ldm_config(state: State) -> LDMConfig:
         out_channels=out_channels,
         cond_channels=state["input_blocks.0.0.weight"].shape[1] - out_channels,
         model_channels=model_channels,
-        channel_mult=tuple(level[0] // model_channels for level in widths),
+        channel_mult=tuple(
+            ratio(level[0], model_channels, "channels of a level over model_channels")
+            for level in widths
+        ),
         num_res_blocks=len(widths[0]),
         attention_resolutions=tuple(dict.fromkeys(attending)),
     )
+
+
+def ldm_untold(config: LDMConfig, facts: Facts) -> dict[str, Any]:
+    """The published shapes are those of the defaults, with heads of 32 channels."""
+    is_known = config == LDMConfig()
+    return {
+        "network.num_head_channels": config.num_head_channels if is_known else None,
+        **schedule_of(facts, PROCESS, is_known),
+    }
 
 
 def ldm_run(config: LDMConfig, facts: Facts) -> DiffusionRun:
@@ -128,7 +141,7 @@ def ldm_run(config: LDMConfig, facts: Facts) -> DiffusionRun:
             f"{channels[2]} channels of condition, is not LDM-SR, which has 3 of each."
         )
     return DiffusionRun(
-        description=f"LDM-SR, imported from {facts.filename}",
+        description=f"LDM-SR, {facts.description}",
         scale=autoencoder.factor,  # the LR picture is as large as the latent
         autoencoder=autoencoder,
         network=config,
@@ -148,5 +161,6 @@ LDM = PublishedSystem(
     read_config=ldm_config,
     build=build_network,
     run=ldm_run,
+    untold=ldm_untold,
     models=split_ldm,
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 from ldm_dream.config.model import ResidualShiftConfig, VQGANConfig
 from ldm_dream.config.networks import ResShiftNetConfig
@@ -110,9 +111,30 @@ def _image_size(state: State, layers: dict[int, str], windows: dict[int, int], l
     return windows[levels] << (levels - 1)
 
 
+def _steps(filename: str) -> int | None:
+    """The steps, which no tensor tells, are in a published file's name (`.._s4.pth`)."""
+    named = re.search(r"_s(\d+)", filename)
+    return int(named[1]) if named else None
+
+
+def resshift_untold(config: ResShiftNetConfig, facts: Facts) -> dict[str, Any]:
+    """By a published name: its schedule."""
+    steps = _steps(facts.filename)
+    known = PROCESSES.get(steps or 0)
+    return {
+        "process.num_timesteps": steps,
+        "process.min_noise_level": known.min_noise_level if known else None,
+        "process.kappa": _kappa(facts.filename) if known else None,
+    }
+
+
+def _kappa(filename: str) -> float:
+    return 1.0 if "bicsrx4_opencv" in filename else 2.0
+
+
 def resshift_run(config: ResShiftNetConfig, facts: Facts) -> DiffusionRun:
-    """The steps, which no tensor tells, are in the file's name (`.._s4.pth`); else 15. Raises
-    CheckpointImportError for a network of another task and for steps without a published schedule.
+    """Without a published name, the schedule of 15 steps. Raises CheckpointImportError for a network
+    of another task.
     """
     if config.cond_channels != 3 or config.in_channels not in AUTOENCODERS:
         raise CheckpointImportError(
@@ -121,19 +143,14 @@ def resshift_run(config: ResShiftNetConfig, facts: Facts) -> DiffusionRun:
             f"which have {' or '.join(map(str, AUTOENCODERS))} and 3."
         )
     vqgan = AUTOENCODERS[config.in_channels]
-    named = re.search(r"_s(\d+)", facts.filename)
-    steps = int(named[1]) if named else 15
-    if steps not in PROCESSES:
-        raise CheckpointImportError(
-            f"{facts.filename}: no published schedule has {steps} steps; known are {', '.join(map(str, PROCESSES))}."
-        )
-    kappa = 1.0 if "bicsrx4_opencv" in facts.filename else PROCESSES[steps].kappa
+    process = PROCESSES.get(_steps(facts.filename) or 15, PROCESSES[15])
+    kappa = _kappa(facts.filename)
     return DiffusionRun(
-        description=f"imported from {facts.filename}",
+        description=facts.description,
         scale=vqgan.factor // config.cond_factor,
         autoencoder=facts.vqgan(vqgan),
         network=config,
-        process=PROCESSES[steps].model_copy(update={"kappa": kappa}),
+        process=process.model_copy(update={"kappa": kappa}),
     )
 
 
@@ -148,4 +165,5 @@ RESSHIFT = PublishedSystem(
     read_config=resshift_config,
     build=build_network,
     run=resshift_run,
+    untold=resshift_untold,
 )

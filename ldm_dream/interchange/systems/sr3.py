@@ -4,25 +4,28 @@ which is the same).
 
 from __future__ import annotations
 
+from typing import Any
+
 from ldm_dream.config.model import DDPMConfig, Sampling
 from ldm_dream.config.networks import SR3Config
 from ldm_dream.config.run import DiffusionRun
 from ldm_dream.errors import CheckpointImportError
-from ldm_dream.interchange.shapes import count, has, ratio
-from ldm_dream.interchange.system import Facts, PublishedSystem, State
+from ldm_dream.interchange.shapes import count, has, possible_groups, ratio
+from ldm_dream.interchange.system import Facts, PublishedSystem, State, schedule_of
 from ldm_dream.networks import build_network
+
+SCALE = 8  # of the published models, 16 -> 128 and 64 -> 512
 
 
 def sr3_config(state: State) -> SR3Config:
-    """What the shapes of SR3's U-Net say. Not in them: dropout; norm_groups, which is 16 in the
-    published 64 -> 512 network (one block a level, no attention), 32 in the others; `image_size`,
-    which only places attention: all have it at size 16, if any.
+    """What the shapes of SR3's U-Net say. Not in them: dropout; norm_groups (`sr3_untold`);
+    `image_size`, which only places attention: all have it at size 16, if any.
     """
     inner = state["denoise_fn.downs.0.weight"].shape[0]
     levels, attn = sr3_levels(state)
     image_size = 16 << attn[0] if attn else 128
     out_channels = state["denoise_fn.final_conv.block.3.weight"].shape[0]
-    return SR3Config(
+    config = SR3Config(
         image_size=image_size,
         in_channels=out_channels,
         out_channels=out_channels,
@@ -33,8 +36,40 @@ def sr3_config(state: State) -> SR3Config:
         ),
         num_res_blocks=len(levels[0]),
         attention_resolutions=tuple(image_size >> level for level in attn),
-        norm_groups=16 if len(levels[0]) == 1 and not attn else 32,
+        norm_groups=possible_groups(inner),
     )
+    known = _published(config)
+    return config.model_copy(update={"norm_groups": known}) if known else config
+
+
+# the published networks: 16 -> 128 and 64 -> 512
+PUBLISHED = (
+    SR3Config(),
+    SR3Config(
+        channel_mult=(1, 2, 4, 8, 16), num_res_blocks=1, attention_resolutions=(), norm_groups=16
+    ),
+)
+
+
+def _published(config: SR3Config) -> int | None:
+    """Groups of the published network of these shapes."""
+    return next(
+        (
+            known.norm_groups
+            for known in PUBLISHED
+            if known == config.model_copy(update={"norm_groups": known.norm_groups})
+        ),
+        None,
+    )
+
+
+def sr3_untold(config: SR3Config, facts: Facts) -> dict[str, Any]:
+    groups = _published(config)
+    return {
+        "network.norm_groups": groups,
+        "scale": SCALE if groups else None,
+        **schedule_of(facts, DDPMConfig(), groups is not None),
+    }
 
 
 def sr3_levels(state: State) -> tuple[list[list[int]], list[int]]:
@@ -61,8 +96,8 @@ def sr3_run(config: SR3Config, facts: Facts) -> DiffusionRun:
             f"{facts.filename}: this SR3 network takes no low-resolution picture; import one that does."
         )
     return DiffusionRun(
-        description=f"imported from {facts.filename}",
-        scale=8,  # 16 -> 128 and 64 -> 512
+        description=facts.description,
+        scale=SCALE,
         network=config,
         process=(facts.schedule or DDPMConfig()).model_copy(update={"continuous": True}),
         prediction="eps",
@@ -92,5 +127,6 @@ SR3 = PublishedSystem(
     read_config=sr3_config,
     build=build_network,
     run=sr3_run,
+    untold=sr3_untold,
     prefix="denoise_fn.",
 )

@@ -45,7 +45,7 @@ def both_halves(state: State, path: str) -> Models:
 
 
 def taesd_run(config: TAESDConfig, facts: Facts) -> AutoencoderRun:
-    return AutoencoderRun(description=f"imported from {facts.filename}", autoencoder=config)
+    return AutoencoderRun(description=facts.description, autoencoder=config)
 
 
 TAESD = PublishedSystem(

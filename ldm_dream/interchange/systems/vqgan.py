@@ -41,7 +41,7 @@ def vqgan_config(state: State) -> VQGANConfig:
 
 
 def vqgan_run(config: VQGANConfig, facts: Facts) -> AutoencoderRun:
-    return AutoencoderRun(description=f"imported from {facts.filename}", autoencoder=config)
+    return AutoencoderRun(description=facts.description, autoencoder=config)
 
 
 VQGAN = PublishedSystem(

@@ -1,0 +1,110 @@
+"""Which folder a model is in, and what its config.yaml says: all of a model folder that can be read
+without torch.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ldm_dream.config.files import validate
+from ldm_dream.config.model import AutoencoderConfig, PixelConfig, VQGANConfig
+from ldm_dream.config.run import AutoencoderRun, Run
+from ldm_dream.config.yaml_text import YamlError, parse_mapping, read_yaml
+from ldm_dream.errors import UserError
+from ldm_dream.hub import PREFIX, download, is_repo_id, repo_id_of
+
+BUNDLED = Path(__file__).parent / "weights"
+
+
+class ModelError(UserError, ValueError):
+    """A model folder or checkpoint that cannot be used; its text is complete for the user."""
+
+
+def find_model(name_or_dir: str | Path, local: bool = True) -> Path:
+    """Folder of a model: an existing folder, a bundled name, or a model of the hub
+    (`hf:owner/name`), fetched. A run folder means its best model, else its last. local=False: no
+    folder, as a stranger's config may not name those of the user. Raises ModelError, HubError.
+    """
+    name = str(name_or_dir)
+    if repo_id := repo_id_of(name):
+        return download(repo_id)
+    bundled = sorted(path.parent.name for path in BUNDLED.glob("*/config.yaml"))
+    try:
+        if local and (folder := _in_folder(Path(name_or_dir))):
+            return folder
+        is_there = Path(name_or_dir).exists()
+    except (OSError, ValueError) as error:  # too long a name, NUL
+        raise ModelError(f"{name[:100]}: no name of a folder: {error}.") from None
+    if name in bundled:
+        return BUNDLED / name
+    if local and is_repo_id(name) and not is_there:
+        raise ModelError(f"{name}: no such folder; for a model of the hub write {PREFIX}{name}.")
+    what = (
+        "neither a model folder (with a config.yaml) nor a bundled model"
+        if local
+        else ("a model of the hub may name a bundled model or another of the hub, no folder")
+    )
+    raise ModelError(f"{name}: {what}; bundled are: {', '.join(bundled) or 'none'}.")
+
+
+def _in_folder(folder: Path) -> Path | None:
+    of_a_run = () if (folder / "model.safetensors").is_file() else ("model-best", "model")
+    places = (*(folder / name for name in of_a_run), folder)
+    return next((place for place in places if (place / "config.yaml").is_file()), None)
+
+
+def read_run(folder: Path) -> Run:
+    """The run in a model folder. Raises ModelError, ConfigError."""
+    path = folder / "config.yaml"
+    try:
+        return _run_of_today(read_yaml(path), str(path))
+    except YamlError as error:
+        raise ModelError(f"{error} Copy the model folder again.") from None
+
+
+def parse_run(text: str, where: str) -> Run:
+    """A resolved config as this or an earlier version wrote it. Raises ModelError, ConfigError."""
+    try:
+        return _run_of_today(parse_mapping(text, where), where)
+    except YamlError as error:
+        raise ModelError(f"{error} Copy the folder again.") from None
+
+
+def _run_of_today(values: dict, where: str) -> Run:
+    if not values:
+        raise ModelError(f"{where}: holds no keys; copy the folder again.")
+    return validate(_of_today(values), {}, where)
+
+
+def resolve_autoencoder(cfg: AutoencoderConfig, local: bool = True) -> AutoencoderConfig:
+    """With `pretrained`, the architecture of that folder; a VQGAN's `quantize` stays as this config
+    says. local: as for `find_model`.
+    """
+    if isinstance(cfg, PixelConfig) or not cfg.pretrained:
+        return cfg
+    folder = find_model(cfg.pretrained, local)
+    run = read_run(folder)
+    architecture = run.autoencoder
+    if not isinstance(run, AutoencoderRun):
+        raise ModelError(
+            f"{folder}: a super-resolution model, no autoencoder; set autoencoder.pretrained to one."
+        )
+    if architecture.kind != cfg.kind:
+        raise ModelError(
+            f"{folder} holds an autoencoder of kind {architecture.kind}; set autoencoder.kind={architecture.kind}."
+        )
+    kept: dict[str, object] = {"sha256": cfg.sha256}
+    if isinstance(cfg, VQGANConfig):
+        kept["quantize"] = cfg.quantize
+    return architecture.model_copy(update={"pretrained": cfg.pretrained, **kept})
+
+
+def _of_today(values: dict) -> dict:
+    """A config as earlier versions wrote it: `loss.fraction` is gone, and regression samples by
+    ancestral alone.
+    """
+    if isinstance(values.get("loss"), dict):
+        values["loss"].pop("fraction", None)
+    if isinstance(values.get("process"), dict) and values["process"].get("kind") == "regression":
+        values["sampler"] = {"kind": "ancestral"}
+    return values

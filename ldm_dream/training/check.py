@@ -1,0 +1,79 @@
+"""What can be judged of a run before torch is imported and a picture is read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ldm_dream.config import fits
+from ldm_dream.config.model import VQGANConfig
+from ldm_dream.config.run import DiffusionRun, Run
+from ldm_dream.errors import ConfigError
+from ldm_dream.hub import HubError, repo_id_of
+from ldm_dream.model_config import ModelError, find_model, resolve_autoencoder
+from ldm_dream.writing import check_place
+
+KEPT_AUTOENCODER = "autoencoder.safetensors"  # in the run folder, whatever became of its source
+
+
+def check_run(run: Run, run_dir: Path, starts: bool = True) -> None:
+    """Raises ConfigError, ModelError, HubError or WriteError for a run that would stop later. starts:
+    it is about to train, so that models of the hub are fetched and every file must be there; else
+    what is not here is not judged.
+    """
+    check_place(run_dir)
+    if run.loss.lpips and not run.lpips_weights:
+        raise ConfigError(
+            "loss.lpips is set but lpips_weights is not: name a file with AlexNet and LPIPS weights."
+        )
+    if run.lpips_weights:
+        _is_weights(Path(run.lpips_weights), starts)
+    if isinstance(run, DiffusionRun):
+        _autoencoder_fits(run, starts and not (run_dir / KEPT_AUTOENCODER).is_file())
+    elif not isinstance(run.autoencoder, VQGANConfig):
+        raise ConfigError(
+            f"autoencoder.kind={run.autoencoder.kind} cannot be trained, only imported; train a vqgan."
+        )
+    if run.train.init_from and starts:
+        find_model(run.train.init_from)
+
+
+def _is_weights(path: Path, must_exist: bool) -> None:
+    """By its first bytes: a zip archive or pickle of torch, or safetensors."""
+    if not must_exist and not path.exists():
+        return
+    try:
+        with path.open("rb") as file:
+            head = file.read(9)
+    except OSError as error:
+        raise ConfigError(
+            f"lpips_weights={path}: cannot be read ({error.strerror}); "
+            "name a file with AlexNet and LPIPS weights, or set it to null."
+        ) from None
+    is_safetensors = head[8:] == b"{" and int.from_bytes(head[:8], "little") < 10**8
+    if not is_safetensors and not head.startswith((b"PK\3\4", b"\x80")):
+        raise ConfigError(
+            f"lpips_weights={path}: no file of weights (.pth or .safetensors); "
+            "name one with AlexNet and LPIPS weights, or set it to null."
+        )
+
+
+def _autoencoder_fits(run: DiffusionRun, starts: bool) -> None:
+    """The network fits the autoencoder that `pretrained` names, and no knob beside it is ignored."""
+    given, name = run.autoencoder, run.autoencoder.pretrained
+    if not name or (repo_id_of(name) and not starts):
+        return
+    try:
+        own = resolve_autoencoder(given)
+    except (ModelError, HubError):
+        if starts or Path(name).exists():
+            raise
+        return
+    for key in sorted(given.model_fields_set - {"kind", "pretrained", "sha256"}):
+        if (value := getattr(given, key)) != getattr(own, key):
+            raise ConfigError(
+                f"autoencoder.{key}={value} has no effect: {name} brings its own, {getattr(own, key)}; leave it out."
+            )
+    try:
+        fits.latent(run, own)
+    except ValueError as error:
+        raise ConfigError(f"autoencoder.pretrained={name}: {error}.") from None
