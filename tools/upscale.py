@@ -146,8 +146,12 @@ def run(args: argparse.Namespace) -> int:
     upscaler = Upscaler.from_pretrained(args.model, args.device, args.dtype, args.compile)
     options = {field.name: getattr(args, field.name) for field in fields(Options)}
     scale = upscaler.run.scale if args.scale is None else args.scale
-    upscale = partial(upscaler, scale=scale, **options)
-    work = Work(upscale, scale, args.skip_existing, args.metadata == "keep")
+    work = Work(
+        partial(upscaler, scale=scale, **options),
+        scale,
+        args.skip_existing,
+        args.metadata == "keep",
+    )
     results = []
     try:
         for result in tqdm(
@@ -162,9 +166,8 @@ def run(args: argparse.Namespace) -> int:
     finally:
         if args.json_report:
             write_report(args.json_report, vars(args), plan, results)
-    failed = [result for result in results if result.status == "failed"]
-    for result in failed:
-        print(f"failed: {result.error}", file=sys.stderr)
+    failed = [f"failed: {result.error}\n" for result in results if result.status == "failed"]
+    sys.stderr.writelines(failed)
     if args.input.is_dir():
         print(summary(plan, results))
     return 0 if not failed else 1 if args.input.is_dir() else EXIT_USER_ERROR
