@@ -107,6 +107,7 @@ def step_way(config: str = CONFIG) -> Way:
                 "data.val=[]",
                 "data.cache_latents=0",
                 "train.batch_size=1",
+                "train.precision=fp32",  # the way is the same; bf16 is slow on an older CPU
                 "train.compile=false",
                 f"train.steps={STEPS}",
                 f"train.log_every={STEPS}",

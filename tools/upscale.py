@@ -9,6 +9,7 @@ command or in the one picture given, 130 or 143 stopped by Ctrl-C or SIGTERM.
 
 import argparse
 import sys
+from dataclasses import fields
 from functools import partial
 from pathlib import Path
 
@@ -84,6 +85,13 @@ def build_parser() -> argparse.ArgumentParser:
         help="(default: wavelet)",
     )
     parser.add_argument(
+        "--max-pixels",
+        type=int,
+        default=2**29,
+        metavar="N",
+        help="of a result; a larger one is refused (default: %(default)s)",
+    )
+    parser.add_argument(
         "--dtype", choices=("auto", "fp32", "bf16", "fp16"), default="auto", help="(default: auto)"
     )
     parser.add_argument(
@@ -131,14 +139,14 @@ def run(args: argparse.Namespace) -> int:
         upscale_all,
         write_report,
     )
-    from ldm_dream.upscaling.upscaler import Upscaler
+    from ldm_dream.upscaling.upscaler import Options, Upscaler
 
     plan = plan_jobs(args.input, args.output, args.recursive, Naming(args.suffix, args.ext))
     check_places(plan, args.json_report)
     upscaler = Upscaler.from_pretrained(args.model, args.device, args.dtype, args.compile)
-    names = ("scale", "steps", "sampler", "seed", "tile", "tile_pad", "batch_size", "color_fix")
-    upscale = partial(upscaler, **{name: getattr(args, name) for name in names})
+    options = {field.name: getattr(args, field.name) for field in fields(Options)}
     scale = upscaler.run.scale if args.scale is None else args.scale
+    upscale = partial(upscaler, scale=scale, **options)
     work = Work(upscale, scale, args.skip_existing, args.metadata == "keep")
     results = []
     try:

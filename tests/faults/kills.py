@@ -32,7 +32,7 @@ from ldm_dream.writing import digest
 from runs import diffusion_run
 
 STEPS = 12
-FULL = 100_000  # bytes that a file may have on the "full disk", less than a checkpoint
+FULL = 100_000  # bytes, less than a checkpoint has
 NOBODY = 65534
 
 
@@ -102,7 +102,8 @@ def _full(config: Run, folder: Path, after: float) -> tuple[str, str | None]:
 
         return "full disk (by RLIMIT_FSIZE)", _refused(start(config, folder, limit))
     disk = os.statvfs(folder.parent)
-    ballast.write_bytes(bytes(disk.f_bavail * disk.f_frsize - FULL))
+    left = int(after * FULL / 2)
+    ballast.write_bytes(bytes(max(0, disk.f_bavail * disk.f_frsize - left)))
     try:
         return "full disk (tmpfs)", _refused(start(config, folder))
     finally:
