@@ -144,14 +144,13 @@ def run(args: argparse.Namespace) -> int:
     plan = plan_jobs(args.input, args.output, args.recursive, Naming(args.suffix, args.ext))
     check_places(plan, args.json_report)
     upscaler = Upscaler.from_pretrained(args.model, args.device, args.dtype, args.compile)
-    options = {field.name: getattr(args, field.name) for field in fields(Options)}
     scale = upscaler.run.scale if args.scale is None else args.scale
-    work = Work(
-        partial(upscaler, scale=scale, **options),
-        scale,
-        args.skip_existing,
-        args.metadata == "keep",
+    upscale = partial(
+        upscaler,
+        scale=scale,
+        **{field.name: getattr(args, field.name) for field in fields(Options)},
     )
+    work = Work(upscale, scale, args.skip_existing, args.metadata == "keep")
     results = []
     try:
         for result in tqdm(
