@@ -22,21 +22,22 @@ class ModelError(UserError, ValueError):
 
 def find_model(name_or_dir: str | Path, local: bool = True) -> Path:
     """Folder of a model: an existing folder, a bundled name, or a model of the hub
-    (`hf:owner/name`), fetched. local=False: no folder, as a stranger's config may not name those of
-    the user. Raises ModelError, HubError.
+    (`hf:owner/name`), fetched. A run folder means its best model, else its last. local=False: no
+    folder, as a stranger's config may not name those of the user. Raises ModelError, HubError.
     """
     name = str(name_or_dir)
     if repo_id := repo_id_of(name):
         return download(repo_id)
     bundled = sorted(path.parent.name for path in BUNDLED.glob("*/config.yaml"))
     try:
-        if local and (Path(name_or_dir) / "config.yaml").is_file():
-            return Path(name_or_dir)
+        places = [*_places(Path(name_or_dir))] if local else []
+        places += _places(BUNDLED / name) if name in bundled else []
+        for place in places:
+            if (place / "config.yaml").is_file():
+                return place
         is_there = Path(name_or_dir).exists()
     except (OSError, ValueError) as error:  # too long a name, NUL
         raise ModelError(f"{name[:100]}: no name of a folder: {error}.") from None
-    if name in bundled:
-        return BUNDLED / name
     if local and is_repo_id(name) and not is_there:
         raise ModelError(f"{name}: no such folder; for a model of the hub write {PREFIX}{name}.")
     what = (
@@ -45,6 +46,12 @@ def find_model(name_or_dir: str | Path, local: bool = True) -> Path:
         else ("a model of the hub may name a bundled model or another of the hub, no folder")
     )
     raise ModelError(f"{name}: {what}; bundled are: {', '.join(bundled) or 'none'}.")
+
+
+def _places(folder: Path) -> list[Path]:
+    """Where the model of a folder may be: in that of a run, the best one, else the last."""
+    of_a_run = () if (folder / "model.safetensors").is_file() else ("model-best", "model")
+    return [*(folder / name for name in of_a_run), folder]
 
 
 def read_run(folder: Path) -> Run:

@@ -44,7 +44,6 @@ KNOWN_HEADS = {
     b"<": "a web page or XML",
     b"version https://git-lfs": "a pointer of Git LFS, fetch the file itself with: git lfs pull",
     b"\x1f\x8b": "compressed by gzip, unpack it first",
-    b"": "empty",
 }
 
 
@@ -115,7 +114,7 @@ def _what_it_is(path: Path, error: Exception) -> str:
     with path.open("rb") as file:
         head = file.read(200).lstrip()
     for start, name in KNOWN_HEADS.items():
-        if head.startswith(start) if start else not head:
+        if head.startswith(start):
             return f"{name}, no checkpoint; download it again"
     if code := _asks_for(path):
         return (

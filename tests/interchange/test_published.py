@@ -387,7 +387,6 @@ def test_the_scale_follows_from_the_sizes_of_latent_and_condition(channels, fact
     "config, filename, first_stage, text",
     [
         (ResShiftNetConfig(cond_channels=4), "x", None, "is none of ResShift's"),
-        (ResShiftNetConfig(), "x_s7.pth", None, "no published schedule has 7 steps"),
         (SR3Config(cond_channels=0), "x", None, "takes no low-resolution picture"),
         (LDMConfig(cond_channels=0), "x", VQGANConfig(), "is not LDM-SR, which has 3 of each"),
         (
@@ -402,3 +401,29 @@ def test_the_scale_follows_from_the_sizes_of_latent_and_condition(channels, fact
 def test_what_is_no_published_model_is_refused(config, filename, first_stage, text):
     with pytest.raises(CheckpointImportError, match=text):
         published_run(config, filename, first_stage=first_stage)
+
+
+# ------------------------------------------------------------------------------------------ wrappers
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda state: {"params": {"x": torch.zeros(1)}, "params_ema": state},
+        lambda state: {"model": {"state_dict": state}, "optimizer": {"lr": 1}, "epoch": 3},
+        lambda state: {"ema": state, "step": torch.tensor(3)},
+        lambda state: {"netG": {f"module.{key}": value for key, value in state.items()}},
+        lambda state: {f"netG.{key}": value for key, value in state.items()},
+    ],
+)
+def test_wrappers_of_training_codes_are_found(wrap, tmp_path):
+    state = published(SYSTEMS["sr3"])
+    torch.save(wrap(state), tmp_path / "x.pth")
+    got = load_published(tmp_path / "x.pth")[1]
+    assert all(torch.equal(got[key], value) for key, value in import_state(state, "x")[1].items())
+
+
+def test_a_file_without_a_state_dict_names_what_it_holds(tmp_path):
+    torch.save({"epoch": 3, "optim": {"lr": 0.1}}, tmp_path / "x.pth")
+    with pytest.raises(CheckpointImportError, match="its keys are epoch, optim; expected"):
+        load_published(tmp_path / "x.pth")
