@@ -9,7 +9,8 @@ import time
 import torch
 
 from ldm_dream.data.images import find_images, from_tensor, read_image, to_tensor
-from ldm_dream.model_folder import find_model, load_autoencoder, read_run
+from ldm_dream.model_config import find_model, read_run
+from ldm_dream.model_folder import load_autoencoder
 from ldm_dream.networks.vqgan import VQGAN
 from ldm_dream.scoring.evaluation import PROTOCOL
 from ldm_dream.scoring.metrics import lpips_or_reason, scores

@@ -30,14 +30,13 @@ def find_model(name_or_dir: str | Path, local: bool = True) -> Path:
         return download(repo_id)
     bundled = sorted(path.parent.name for path in BUNDLED.glob("*/config.yaml"))
     try:
-        places = [*_places(Path(name_or_dir))] if local else []
-        places += _places(BUNDLED / name) if name in bundled else []
-        for place in places:
-            if (place / "config.yaml").is_file():
-                return place
+        if local and (folder := _in_folder(Path(name_or_dir))):
+            return folder
         is_there = Path(name_or_dir).exists()
     except (OSError, ValueError) as error:  # too long a name, NUL
         raise ModelError(f"{name[:100]}: no name of a folder: {error}.") from None
+    if name in bundled:
+        return BUNDLED / name
     if local and is_repo_id(name) and not is_there:
         raise ModelError(f"{name}: no such folder; for a model of the hub write {PREFIX}{name}.")
     what = (
@@ -48,10 +47,10 @@ def find_model(name_or_dir: str | Path, local: bool = True) -> Path:
     raise ModelError(f"{name}: {what}; bundled are: {', '.join(bundled) or 'none'}.")
 
 
-def _places(folder: Path) -> list[Path]:
-    """Where the model of a folder may be: in that of a run, the best one, else the last."""
+def _in_folder(folder: Path) -> Path | None:
     of_a_run = () if (folder / "model.safetensors").is_file() else ("model-best", "model")
-    return [*(folder / name for name in of_a_run), folder]
+    places = (*(folder / name for name in of_a_run), folder)
+    return next((place for place in places if (place / "config.yaml").is_file()), None)
 
 
 def read_run(folder: Path) -> Run:

@@ -32,7 +32,7 @@ from ldm_dream.networks import build_network
 from ldm_dream.networks.autoencoders import build_autoencoder
 from ldm_dream.networks.base import Autoencoder, Network
 from ldm_dream.process import Process, build_process
-from ldm_dream.writing import WriteError, damaged, whole_folder
+from ldm_dream.writing import damaged, whole_folder
 
 
 class LoadedModel(NamedTuple):
@@ -175,11 +175,11 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def write_tensors(path: Path, state: dict[str, Tensor]) -> None:
-    """A safetensors file. Raises WriteError."""
+    """A safetensors file. Raises OSError, as every other file does."""
     try:
         save_file(packed(state), path)
     except SafetensorError as error:
-        raise WriteError(f"{path}: cannot be written: {error}.") from None
+        raise OSError(str(error)) from error
 
 
 def packed(state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -1,7 +1,8 @@
 """Samplers: from the prior's noise down to z0, over any process.
 
-`sample_steps` walks; each sampler is one step, from z_t to z at a less noisy index u, written side
-by side. What they know at a step (`Now`): z0_hat and eps_hat, from one network call.
+`sample_steps` walks; `Sampler` makes one step of a walk from what the network answered; each sampler
+is one such step, from z_t to z at a less noisy index u, written side by side. What they know at a
+step (`Now`): z0_hat and eps_hat, from one network call.
 
 Symbols as in process.py; u = -1 is the clean end; n = fresh noise of unit variance.
 """
@@ -9,6 +10,7 @@ Symbols as in process.py; u = -1 is the clean end; n = fresh noise of unit varia
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
 
@@ -38,6 +40,15 @@ class Step(NamedTuple):
     z_t: Tensor  # where it led: z at the next index; at the end z0
 
 
+class Seen(NamedTuple):
+    """What a step starts from; all of the same positions."""
+
+    output: Tensor  # of the network at z_t
+    z_t: Tensor
+    z_lr: Tensor
+    before: Step | None  # None at the first step, or where the sampler does not remember
+
+
 class Now(NamedTuple):
     """What a sampler has to step from. t, u: int64 [1] on the CPU, so coefficients are float64 and
     nobody waits for the device.
@@ -56,32 +67,68 @@ class Now(NamedTuple):
         return int(self.u) == -1
 
 
+class Turn(NamedTuple):
+    """The k-th step of a run, from index t to u; u = -1 is the clean end."""
+
+    k: int
+    t: int
+    u: int
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """One run of `sampling` over `process`, step by step: all but the network calls.
+
+    Every position of z is stepped by itself, so a caller may step a part of a picture before
+    another.
+    clip: bound of |z0_hat|; pixel systems clip to 1, latents are not clipped. With it the ancestral
+    mean and the solver use the clipped z0_hat; ddim keeps the network's own eps_hat (as diffusers).
+    """
+
+    process: Process
+    prediction: str
+    sampling: Sampling
+    clip: float | None = None
+
+    @property
+    def remembers(self) -> bool:
+        """Whether a step uses the one before it."""
+        return self.sampling.kind == "dpm-solver++"
+
+    def turns(self) -> list[Turn]:
+        """The steps, in their order. Raises SamplerError."""
+        path = plan(self.process, self.sampling)
+        return [Turn(k, t, u) for k, (t, u) in enumerate(zip(path, [*path[1:], -1]))]
+
+    def step(self, turn: Turn, seen: Seen, noise: Noise) -> Step:
+        """From z_t at turn.t to z at turn.u."""
+        output, z_t, z_lr, before = seen
+        at = torch.full((len(z_t),), turn.t, device=z_t.device)
+        z0_hat = self.process.to_z0(output, z_t, z_lr, at, self.prediction)
+        eps_hat = partial(self.process.to_eps, output, z_t, z_lr, at, self.prediction)
+        if self.clip is not None:
+            z0_hat = z0_hat.clamp(-self.clip, self.clip)
+        here, there = torch.tensor([turn.t]), torch.tensor([turn.u])
+        now = Now(here, there, z_t, z_lr, z0_hat, eps_hat, partial(noise, turn.k + 1))
+        z_u = SAMPLERS[self.sampling.kind](self.process, now, before, self.sampling)
+        return Step(turn.t, z0_hat, z_u)
+
+
 @torch.no_grad()
 def sample_steps(
     denoiser: Denoiser, inputs: Inputs, sampling: Sampling, noise: Noise, clip: float | None = None
 ) -> Iterator[Step]:
     """A Step after each network call; the last one's z_t is z0. `inputs.z_lr` gives the shape.
 
-    clip: bound of |z0_hat|; pixel systems clip to 1, latents are not clipped. With it the ancestral
-    mean and the solver use the clipped z0_hat; ddim keeps the network's own eps_hat (as diffusers).
-    Raises SamplerError.
+    clip: as of `Sampler`. Raises SamplerError.
     """
-    process, prediction, z_lr = denoiser.process, denoiser.prediction, inputs.z_lr
-    path = plan(process, sampling)
-    step, before = SAMPLERS[sampling.kind], None
-    z_t = process.prior(z_lr, noise(0))
-    for k, (t, u) in enumerate(zip(path, [*path[1:], -1])):
-        at = torch.full((len(z_t),), t, device=z_t.device)
-        output = denoiser(z_t, at, inputs)
-        z0_hat = process.to_z0(output, z_t, z_lr, at, prediction)
-        eps_hat = partial(process.to_eps, output, z_t, z_lr, at, prediction)
-        if clip is not None:
-            z0_hat = z0_hat.clamp(-clip, clip)
-        here, there = torch.tensor([t]), torch.tensor([u])
-        now = Now(here, there, z_t, z_lr, z0_hat, eps_hat, partial(noise, k + 1))
-        z_t = step(process, now, before, sampling)
-        before = now
-        yield Step(t, z0_hat, z_t)
+    sampler = Sampler(denoiser.process, denoiser.prediction, sampling, clip)
+    z_t, before = denoiser.process.prior(inputs.z_lr, noise(0)), None
+    for turn in sampler.turns():
+        output = denoiser(z_t, torch.full((len(z_t),), turn.t, device=z_t.device), inputs)
+        before = sampler.step(turn, Seen(output, z_t, inputs.z_lr, before), noise)
+        z_t = before.z_t
+        yield before
 
 
 def sample(
@@ -95,7 +142,7 @@ def sample(
 # -------------------------------------------------------------------------- one step of each sampler
 
 
-def ancestral(process: Process, now: Now, before: Now | None, sampling: Sampling) -> Tensor:
+def ancestral(process: Process, now: Now, before: Step | None, sampling: Sampling) -> Tensor:
     """z_u = posterior mean(z0_hat, z_t) + sigma n.
 
     DDPM, Algorithm 2 (SR3, guided-diffusion); on ResidualShift it is ResShift's Eq. 7.
@@ -107,7 +154,7 @@ def ancestral(process: Process, now: Now, before: Now | None, sampling: Sampling
     return _step(now, now.z0_hat, z_factor, z0_factor, sigma2.sqrt())
 
 
-def ddim(process: Process, now: Now, before: Now | None, sampling: Sampling) -> Tensor:
+def ddim(process: Process, now: Now, before: Step | None, sampling: Sampling) -> Tensor:
     """z_u = a_u z0_hat + b_u z_lr + sqrt(s_u^2 - sigma^2) eps_hat + sigma n.
 
     sigma = eta times the ancestral one (DDIM, arXiv 2010.02502, Eq. 12).
@@ -119,7 +166,7 @@ def ddim(process: Process, now: Now, before: Now | None, sampling: Sampling) -> 
     return mean + like(sigma2.sqrt(), mean) * now.noise() if sigma2.item() > 0 else mean
 
 
-def dpm_solver(process: Process, now: Now, before: Now | None, sampling: Sampling) -> Tensor:
+def dpm_solver(process: Process, now: Now, before: Step | None, sampling: Sampling) -> Tensor:
     """z_u = (s_u/s_t) z_t + (a_u - a_t s_u/s_t) D        DPM-Solver++ 2M (arXiv 2211.01095, Alg. 2)
 
     D = z0_hat + h / (2 h_before) (z0_hat - z0_hat_before), h = step in log(a/s); D = z0_hat at the
@@ -131,7 +178,8 @@ def dpm_solver(process: Process, now: Now, before: Now | None, sampling: Samplin
     ratio = s(now.u) / s(now.t)
     estimate = now.z0_hat
     if before is not None and not now.is_last:
-        earlier, here, there = ((a(t) / s(t)).log() for t in (before.t, now.t, now.u))
+        indices = (torch.tensor([before.t]), now.t, now.u)
+        earlier, here, there = ((a(t) / s(t)).log() for t in indices)
         # h_before is infinite after pure noise: first order
         slope = like((there - here) / (2 * (here - earlier)), estimate)
         estimate = estimate + slope * (now.z0_hat - before.z0_hat)
@@ -201,17 +249,24 @@ def gaussian(z_lr: Tensor, generator: torch.Generator | None = None) -> Noise:
     ).to(z_lr.device)
 
 
-def seeded(seed: int, z_lr: Tensor) -> Noise:
-    """Noise shaped as z_lr, a function of (seed, k, channel, y, x) and h x w.
+def seeded(seed: int, z_lr: Tensor, top: int = 0) -> Noise:
+    """Noise shaped as z_lr, a function of (seed, k, channel, y, x) and the width; `top` is the row
+    of the picture at which z_lr begins.
 
-    Drawn on the CPU for the whole picture, hence the same numbers on every device, for every tile
-    and batch size, and for each picture of a batch. Memory: 4 bytes a value, one step at a time.
+    Drawn on the CPU row by row, hence the same numbers on every device, for every tile and batch
+    size, for every part of the picture, and for each picture of a batch.
     """
+    channels, height, width = z_lr.shape[1:]
+    generator = torch.Generator()
+
+    def row(k: int, y: int) -> Tensor:
+        # mixes, so that (0, 1) and (1, 0) have nothing in common
+        state = np.random.SeedSequence((seed, k, y)).generate_state(1, np.uint64)
+        generator.manual_seed(int(state[0]))
+        return torch.randn(channels, width, generator=generator)
 
     def noise(k: int) -> Tensor:
-        # mixes, so that (0, 1) and (1, 0) have nothing in common
-        state = np.random.SeedSequence((seed, k)).generate_state(1, np.uint64)
-        generator = torch.Generator().manual_seed(int(state[0]))
-        return torch.randn(z_lr.shape[1:], generator=generator).to(z_lr).expand_as(z_lr)
+        rows = [row(k, y) for y in range(top, top + height)]
+        return torch.stack(rows, 1).to(z_lr).expand_as(z_lr)
 
     return noise

@@ -10,6 +10,7 @@ import argparse
 from pathlib import Path
 
 from ldm_dream.cli import command_line, user_errors
+from ldm_dream.writing import check_folder
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -27,6 +28,7 @@ def main() -> None:
         from ldm_dream.interchange.diffusers import export_diffusers, is_pipeline
         from ldm_dream.model_folder import load_model  # here, so that --help answers without torch
 
+        check_folder(args.output)
         model = load_model(args.model)
         parts = export_diffusers(model, args.output)
     for part in parts:

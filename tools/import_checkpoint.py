@@ -11,6 +11,8 @@ import argparse
 from pathlib import Path
 
 from ldm_dream.cli import command_line, user_errors
+from ldm_dream.config.run import DiffusionRun
+from ldm_dream.writing import check_folder
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -58,12 +60,11 @@ def main() -> None:
             published_run,
             tell,
         )
-        from ldm_dream.model_folder import save_model
+        from ldm_dream.model_folder import own_autoencoder, save_model
 
+        check_folder(args.output)
         config, state = load_published(args.published)
         autoencoder = args.autoencoder
-        if autoencoder and Path(autoencoder).is_dir():
-            autoencoder = str(Path(autoencoder).resolve())
         first_stage = None if autoencoder else load_first_stage(args.published)
         schedule = load_schedule(args.published)
         run = published_run(
@@ -71,13 +72,12 @@ def main() -> None:
         )
         run, assumed = tell(run, args.published.name, schedule, args.set)
         check_told(run, state, str(args.published))
-        save_model(
-            args.output,
-            run,
-            state,
-            published_card(args.published, run, assumed),
-            first_stage and first_stage[1],
-        )
+        card = published_card(args.published, run, assumed)
+        own = first_stage and first_stage[1]
+        if autoencoder and isinstance(run, DiffusionRun):
+            known, own = own_autoencoder(run.autoencoder)
+            run = run.model_copy(update={"autoencoder": known})
+        save_model(args.output, run, state, card, own)
     size = sum(tensor.numel() for tensor in state.values())
     print(
         f"{args.published} -> {args.output}: {type(config).__name__.removesuffix('Config')}, {size:,} parameters, task {run.task}"

@@ -9,7 +9,6 @@ from pathlib import Path
 from ldm_dream.cli import command_line, user_errors
 from ldm_dream.config.files import default_run_dir, dump_config, load_config
 from ldm_dream.training.check import check_run
-from ldm_dream.writing import check_place
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -42,8 +41,7 @@ def main() -> None:
     run_dir = args.run_dir or default_run_dir(args.config)
     with user_errors():
         run = load_config(args.config, args.set)
-        check_run(run, starts=not args.dry_run)
-        check_place(run_dir)
+        check_run(run, run_dir, starts=not args.dry_run)
         if args.dry_run:
             print(f"# run folder: {run_dir}\n{dump_config(run)}", end="")
             return

@@ -83,6 +83,13 @@ def build_parser() -> argparse.ArgumentParser:
         help="(default: wavelet)",
     )
     parser.add_argument(
+        "--max-pixels",
+        type=int,
+        default=2**29,
+        metavar="N",
+        help="of a result; a larger one is refused (default: %(default)s)",
+    )
+    parser.add_argument(
         "--dtype", choices=("auto", "fp32", "bf16", "fp16"), default="auto", help="(default: auto)"
     )
     parser.add_argument(
@@ -121,8 +128,13 @@ def run(args: argparse.Namespace) -> int:
 
     jobs = plan_jobs(args.input, args.output, args.recursive, args.suffix, args.ext)
     upscaler = Upscaler.from_pretrained(args.model, args.device, args.dtype, args.compile)
-    names = ("scale", "steps", "sampler", "seed", "tile", "tile_pad", "batch_size", "color_fix")
-    options = {name: getattr(args, name) for name in names}
+    options = {
+        name: getattr(args, name)
+        for name in (
+            "scale", "steps", "sampler", "seed", "tile", "tile_pad", "batch_size", "color_fix",
+            "max_pixels",
+        )
+    }  # fmt: skip
 
     def upscale(picture: Image) -> Image:
         return upscaler(picture, **options)

@@ -12,9 +12,13 @@ both counted from 0.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import lru_cache
 
 import torch
 from torch import Tensor
+
+Cut = Callable[[slice, slice], Tensor]  # rows and columns of a picture -> that part of it
 
 
 def imresize(img: Tensor, scale: float, antialias: bool = True) -> Tensor:
@@ -47,6 +51,26 @@ def imresize_to(img: Tensor, height: int, width: int, antialias: bool = True) ->
     return _resize_rows(
         img.mT.contiguous(), width, width / img.shape[-1], antialias
     ).mT.contiguous()
+
+
+def imresize_part(
+    img: Cut, length: tuple[int, int], size: tuple[int, int], rows: slice, columns: slice
+) -> Tensor:
+    """Rows and columns of `imresize_to` of a picture, bit for bit, from what they depend on alone.
+
+    img: its own rows and columns -> that part of it, [..., h, w] floating. length: its (H, W).
+    size: (height, width) of the whole result. rows, columns: parts of that, with start and stop.
+    """
+    if length == size:
+        return img(rows, columns)
+    (high, down), (wide, across) = map(_taps_of_part, length, size, (rows, columns))
+    part = _sum_of_taps(img(high, wide), *down)
+    return _sum_of_taps(part.mT.contiguous(), *across).mT.contiguous()
+
+
+def rows_needed(length: int, size: int, rows: slice) -> slice:
+    """The input rows that `rows` of a result of `size` rows depend on; `length`: the input's."""
+    return rows if length == size else _taps_of_part(length, size, rows)[0]
 
 
 def size_of(img: Tensor) -> tuple[int, int]:
@@ -108,7 +132,10 @@ def _resize_rows(img: Tensor, size: int, scale: float, antialias: bool) -> Tenso
         raise ValueError(
             f"imresize: got {img.dtype}; it takes a floating image, convert with .float() first."
         )
-    index, weight = _taps(img.shape[-2], size, scale, antialias)
+    return _sum_of_taps(img, *_taps(img.shape[-2], size, scale, antialias))
+
+
+def _sum_of_taps(img: Tensor, index: Tensor, weight: Tensor) -> Tensor:
     index, weight = index.to(img.device), weight.to(img.device, img.dtype)[..., None]
     out = img.index_select(-2, index[0]) * weight[0]
     for i, w in zip(index[1:], weight[1:]):
@@ -116,6 +143,14 @@ def _resize_rows(img: Tensor, size: int, scale: float, antialias: bool) -> Tenso
     return out
 
 
+def _taps_of_part(length: int, size: int, part: slice) -> tuple[slice, tuple[Tensor, Tensor]]:
+    """-> the inputs that outputs `part` depend on, and the taps counted from the first of these."""
+    index, weight = (x[:, part] for x in _taps(length, size, size / length, True))
+    first, last = int(index.min()), int(index.max())
+    return slice(first, last + 1), (index - first, weight)
+
+
+@lru_cache(maxsize=8)  # parts of a picture ask again and again
 def _taps(length: int, size: int, scale: float, antialias: bool) -> tuple[Tensor, Tensor]:
     """-> input index int64 [taps, size] and weight float64 [taps, size] of each output; weights sum
     to 1 over taps.

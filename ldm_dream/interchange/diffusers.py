@@ -14,7 +14,6 @@ import json
 from pathlib import Path
 from typing import NamedTuple
 
-from safetensors.torch import save_file
 from torch import Tensor
 
 from ldm_dream import __version__
@@ -27,7 +26,8 @@ from ldm_dream.interchange.diffusers_names import (
     vqgan_arguments,
     vqgan_state,
 )
-from ldm_dream.model_folder import LoadedModel, whole_folder
+from ldm_dream.model_folder import LoadedModel, write_tensors
+from ldm_dream.writing import whole_folder
 
 VERSION = "0.32.0"  # the first diffusers that these files are tested to suit
 BETA_SCHEDULES = {"linear": "linear", "sqrt_linear": "scaled_linear"}  # ours -> theirs
@@ -58,9 +58,8 @@ def export_diffusers(model: LoadedModel, folder: Path) -> list[Part]:
                 config,
             )
             if part.state:
-                save_file(
-                    _contiguous(part.state),
-                    draft / part.folder / "diffusion_pytorch_model.safetensors",
+                write_tensors(
+                    draft / part.folder / "diffusion_pytorch_model.safetensors", part.state
                 )
         if is_pipeline(parts, model.run):
             index = {name: ["diffusers", kind] for name, kind in PIPELINE.items()}
@@ -143,7 +142,3 @@ def _scheduler(model: LoadedModel) -> Part | None:
 
 def _write_json(path: Path, values: dict) -> None:
     path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
-
-
-def _contiguous(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: value.detach().cpu().contiguous() for name, value in state.items()}

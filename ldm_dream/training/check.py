@@ -10,13 +10,17 @@ from ldm_dream.config.run import DiffusionRun, Run
 from ldm_dream.errors import ConfigError
 from ldm_dream.hub import repo_id_of
 from ldm_dream.model_config import ModelError, find_model, resolve_autoencoder
+from ldm_dream.writing import check_place
+
+KEPT_AUTOENCODER = "autoencoder.safetensors"  # in the run folder, whatever became of its source
 
 
-def check_run(run: Run, starts: bool = True) -> None:
-    """Raises ConfigError, ModelError or HubError for a run that would stop later. starts: it is
-    about to train, so that models of the hub are fetched and every file must be there; else what is
-    not here is not judged.
+def check_run(run: Run, run_dir: Path, starts: bool = True) -> None:
+    """Raises ConfigError, ModelError, HubError or WriteError for a run that would stop later. starts:
+    it is about to train, so that models of the hub are fetched and every file must be there; else
+    what is not here is not judged.
     """
+    check_place(run_dir)
     if run.loss.lpips and not run.lpips_weights:
         raise ConfigError(
             "loss.lpips is set but lpips_weights is not: name a file with AlexNet and LPIPS weights."
@@ -24,7 +28,7 @@ def check_run(run: Run, starts: bool = True) -> None:
     if run.lpips_weights:
         _is_weights(Path(run.lpips_weights), starts)
     if isinstance(run, DiffusionRun):
-        _autoencoder_fits(run, starts)
+        _autoencoder_fits(run, starts and not (run_dir / KEPT_AUTOENCODER).is_file())
     elif not isinstance(run.autoencoder, VQGANConfig):
         raise ConfigError(
             f"autoencoder.kind={run.autoencoder.kind} cannot be trained, only imported; train a vqgan."

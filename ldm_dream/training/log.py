@@ -9,38 +9,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
 from tqdm import tqdm
 
-from ldm_dream.training import distributed
 from ldm_dream.writing import WriteError, whole_file
 
 METRICS = "metrics.jsonl"
-
-
-class Means:
-    """Running means since they were last taken. They are part of a checkpoint, so that a row after a
-    resume is the mean over all of its steps.
-    """
-
-    def __init__(self):
-        self.sums: dict[str, Tensor] = {}  # name -> float64 [sum, count]
-
-    def add(self, scalars: dict[str, Tensor]) -> None:
-        for name, value in scalars.items():
-            one = torch.ones((), dtype=torch.float64, device=value.device)
-            pair = torch.stack([value.detach().to(torch.float64), one])
-            self.sums[name] = self.sums[name] + pair if name in self.sums else pair
-
-    def state(self) -> dict[str, Tensor]:
-        """Over all processes, each of which has to call."""
-        return {name: distributed.mean(pair) for name, pair in sorted(self.sums.items())}
-
-    def take(self) -> dict[str, float]:
-        means = {name: (pair[0] / pair[1]).item() for name, pair in self.state().items()}
-        self.sums = {}
-        return means
 
 
 class Log:

@@ -10,14 +10,16 @@ from torch import Tensor
 
 from ldm_dream.config.run import DiffusionRun, Run
 from ldm_dream.errors import UserError
-from ldm_dream.model_folder import find_model, load_autoencoder, read_tensors, save_model
+from ldm_dream.model_config import find_model
+from ldm_dream.model_folder import load_autoencoder, read_tensors, save_model
 from ldm_dream.networks import build_network
 from ldm_dream.networks.autoencoders import build_autoencoder
 from ldm_dream.training.card import card
+from ldm_dream.training.check import KEPT_AUTOENCODER
 from ldm_dream.training.checkpoint import Checkpoint, latest_checkpoint, read_checkpoint
 from ldm_dream.training.log import METRICS, validations
 from ldm_dream.training.run_folder import run_of
-from ldm_dream.training.start import AUTOENCODER, Start
+from ldm_dream.training.start import Start
 from ldm_dream.writing import check_folder, whole_folder
 
 WEIGHTS = "model.safetensors"
@@ -96,5 +98,5 @@ def _autoencoder(run: Run, run_dir: Path) -> dict[str, Tensor] | None:
     if not isinstance(run, DiffusionRun):
         return None
     load_autoencoder(run.autoencoder, run_dir)  # raises for another than that of the run
-    kept = run_dir / AUTOENCODER
+    kept = run_dir / KEPT_AUTOENCODER
     return read_tensors(kept) if kept.is_file() else None

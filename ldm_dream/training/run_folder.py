@@ -82,7 +82,10 @@ def claim(run_dir: Path) -> Iterator[str | None]:
                 f"{run_dir}: process {process} on {host} trains this run; "
                 f"wait for it, stop it, or give another --run-dir{gone}."
             )
-        _write_lock(file, f"{here} {os.getpid()}\n")
+        try:
+            _write_lock(file, f"{here} {os.getpid()}\n")
+        except OSError as error:
+            raise WriteError(f"{path}: cannot be written: {error.strerror}.") from None
         try:
             yield owner and f"the lock of process {owner[1]}, which is gone, is taken over"
         finally:
@@ -146,7 +149,9 @@ def refuse_another_run(run_dir: Path, changed: dict[str, list[Any]]) -> None:
 
 
 def record(run_dir: Path, run: Run, step: int, changed: dict[str, list[Any]]) -> dict[str, Any]:
-    """Write what is started: `config.yaml`, and a row of `history.jsonl`; -> that row."""
+    """Write what is started: a row of `history.jsonl`, by which the folder is known as a run's, and
+    `config.yaml`; -> that row.
+    """
     row = {
         "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "step": step,
@@ -159,10 +164,13 @@ def record(run_dir: Path, run: Run, step: int, changed: dict[str, list[Any]]) ->
         "commit": commit(),
         "changed": changed,
     }
+    try:
+        with (run_dir / HISTORY).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+    except OSError as error:
+        raise WriteError(f"{run_dir / HISTORY}: cannot be written: {error.strerror}.") from None
     with whole_file(run_dir / CONFIG) as draft:
         draft.write_text(dump_config(run), encoding="utf-8")
-    with (run_dir / HISTORY).open("a", encoding="utf-8") as file:
-        file.write(json.dumps(row) + "\n")
     return row
 
 

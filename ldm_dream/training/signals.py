@@ -4,18 +4,25 @@ from __future__ import annotations
 
 import signal
 import sys
+import threading
 from types import FrameType
+from typing import Any
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 
 class Stop:
-    """Context in which Ctrl-C, SIGTERM and SIGUSR1 are only noted; Ctrl-C twice ends at once."""
+    """Context in which Ctrl-C, SIGTERM and SIGUSR1 are only noted; Ctrl-C twice ends at once. Outside
+    of the main thread, which alone may say what signals do, nothing changes.
+    """
 
     def __init__(self):
         self.signal: signal.Signals | None = None
+        self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Stop:
+        if threading.current_thread() is not threading.main_thread():
+            return self
         self._before = {number: signal.signal(number, self._note) for number in SIGNALS}
         return self
 

@@ -12,11 +12,10 @@ from ldm_dream.config.run import DiffusionRun, Run
 from ldm_dream.model_folder import own_autoencoder, read_tensors, write_tensors
 from ldm_dream.training import distributed
 from ldm_dream.training.card import Facts
+from ldm_dream.training.check import KEPT_AUTOENCODER
 from ldm_dream.training.checkpoint import Checkpoint
 from ldm_dream.training.run_folder import changes, record, refuse_another_run, run_of
 from ldm_dream.writing import whole_file
-
-AUTOENCODER = "autoencoder.safetensors"
 
 
 @dataclass(frozen=True)
@@ -59,7 +58,7 @@ def open_run(run: Run, run_dir: Path, rank: distributed.Rank, found: Checkpoint 
     process writes and the others wait for it. Raises RunFolderError, ModelError, WriteError.
     """
     then, meta = (run_of(found, run_dir), found.meta) if found else (None, {})
-    kept = run_dir / AUTOENCODER
+    kept = run_dir / KEPT_AUTOENCODER
     tensors = None
     if isinstance(run, DiffusionRun):
         run, tensors = _with_autoencoder(run, then, kept)

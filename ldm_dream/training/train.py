@@ -23,7 +23,8 @@ from ldm_dream.config.files import dump_config
 from ldm_dream.config.run import DiffusionRun, Run, TrainConfig
 from ldm_dream.data.pairs import PairDataset, validation_pairs
 from ldm_dream.errors import UserError
-from ldm_dream.model_folder import find_model, load_autoencoder, load_weights, save_model
+from ldm_dream.model_config import find_model
+from ldm_dream.model_folder import load_autoencoder, load_weights, save_model
 from ldm_dream.networks import compile_blocks
 from ldm_dream.networks.base import Network
 from ldm_dream.scoring.metrics import load_lpips
@@ -40,7 +41,7 @@ from ldm_dream.training.checkpoint import (
 from ldm_dream.training.diffusion import DiffusionObjective
 from ldm_dream.training.heap import keep_freed_memory
 from ldm_dream.training.latents import LatentDataset
-from ldm_dream.training.log import Log, Means
+from ldm_dream.training.log import Log
 from ldm_dream.training.objective import Data, Objective
 from ldm_dream.training.run_folder import claim
 from ldm_dream.training.signals import Stop
@@ -68,20 +69,20 @@ def train(run: Run, run_dir: Path) -> int:
 
 
 def _train(run: Run, run_dir: Path, rank: distributed.Rank, stop: Stop, said: str | None) -> int:
-    cfg, found = run.train, latest_checkpoint(run_dir)
+    cfg, found, is_first = run.train, latest_checkpoint(run_dir), rank.is_first
     start = open_run(run, run_dir, rank, found)
     trainer = Trainer(start, rank, run_dir)
     val = []
-    if rank.is_first:
+    if is_first:
         val = validation_pairs(run.data, run.scale, cfg.val_images, cfg.val_crop)
     step = trainer.resume(found, run_dir) if found else 0
-    log = Log(run_dir, step, cfg.steps, rank.is_first)
+    log = Log(run_dir, step, cfg.steps, is_first)
     for line in (said, *start.said, f"{trainer.describe()}, from step {step}"):
         if line:
             log.line(line)
     saved, stopped = step, False
     while True:
-        if rank.is_first:
+        if is_first:
             trainer.report(run_dir, step, val, log)
         due = step % cfg.save_every == 0 or step >= cfg.steps or stopped
         if due and step != saved:
@@ -94,7 +95,9 @@ def _train(run: Run, run_dir: Path, rank: distributed.Rank, stop: Stop, said: st
         log.bar.update()
         if step % cfg.log_every == 0 or step == cfg.steps:
             log(step, trainer.means.take() | {"learning_rate": learning_rate(cfg, step - 1)})
-        stopped = distributed.anywhere(torch.tensor(stop.signal is not None)).item()
+        stopped = stop.signal is not None
+        if rank.world > 1:
+            stopped = distributed.anywhere(torch.tensor(stopped)).item()
     log.bar.close()
     if step < cfg.steps:
         log.line(f"stopped at step {step}, checkpoint written; the same command goes on from there")
@@ -307,6 +310,30 @@ class Trainer:
     def _autocast(self) -> torch.autocast:
         lower = self.run.train.precision == "bf16"
         return torch.autocast(self.device.type, torch.bfloat16, enabled=lower)
+
+
+class Means:
+    """Running means since they were last taken. They are part of a checkpoint, so that a row after a
+    resume is the mean over all of its steps.
+    """
+
+    def __init__(self):
+        self.sums: dict[str, Tensor] = {}  # name -> float64 [sum, count]
+
+    def add(self, scalars: dict[str, Tensor]) -> None:
+        for name, value in scalars.items():
+            one = torch.ones((), dtype=torch.float64, device=value.device)
+            pair = torch.stack([value.detach().to(torch.float64), one])
+            self.sums[name] = self.sums[name] + pair if name in self.sums else pair
+
+    def state(self) -> dict[str, Tensor]:
+        """Over all processes, each of which has to call."""
+        return {name: distributed.mean(pair) for name, pair in sorted(self.sums.items())}
+
+    def take(self) -> dict[str, float]:
+        means = {name: (pair[0] / pair[1]).item() for name, pair in self.state().items()}
+        self.sums = {}
+        return means
 
 
 def make_optimizer(cfg: TrainConfig, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:

@@ -1,11 +1,15 @@
-"""Overlapped tiles with feathered blending.
+"""Overlapped tiles with feathered blending, row by row of tiles.
 
 Where to blend? Whole pipelines a tile (encode, sample, decode, blend pixels) let neighbours drift
 apart: after K steps a pixel depends on what lies K receptive fields away, so the overlap would have
-to grow with K. Here z_t is kept for the whole picture and EVERY network call is tiled and blended
-(the idea of MultiDiffusion, arXiv 2302.08113): neighbours agree again after each step, and the
-overlap has to cover one receptive field only. The price is a whole z_t and noise field in memory, 4
-bytes a latent value.
+to grow with K. Here EVERY network call is tiled and blended (the idea of MultiDiffusion, arXiv
+2302.08113): neighbours agree again after each step, and the overlap has to cover one receptive
+field only.
+
+No pass needs the whole picture at once. A row of tiles is finished down to where the next row
+begins (a band), and reaches down into the bands below by its overlap. So `wavefront` lets every
+pass follow the one before it at a distance of a row of tiles: the same numbers as whole passes one
+after the other, in the memory of a few bands.
 
 Bound, held by tests/upscaling/test_tiling.py: a function that looks no further than 3/8 of the overlap is
 reproduced to rounding, and beyond that the error falls with the overlap (x4 model, random local
@@ -21,21 +25,31 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 
+class Tile(NamedTuple):
+    """Where a tile lies: picture of the batch, rows and columns."""
+
+    picture: int
+    rows: slice
+    columns: slice
+
+
 @dataclass(frozen=True)
 class Tiles:
-    """Square tiles of side `size` over a height x width grid; neighbours share at least `overlap`
-    pixels.
+    """Tiles of at most `size` x `size` over a height x width grid; neighbours share at least
+    `overlap` pixels.
 
     Height, width, size and overlap are multiples of `align`, so every tile starts on a multiple of
-    `align` and attention windows lie as in the whole picture. Along an axis shorter than `size`
-    tiles are as long as the axis: all tiles have one shape.
+    `align` and attention windows lie as in the whole picture. All tiles have one shape, which is as
+    small as their number allows, so that the last of a row does not lie on the one before it.
     """
 
     height: int
@@ -55,8 +69,9 @@ class Tiles:
         )
 
     @property
-    def is_whole(self) -> bool:
-        return self.size >= max(self.height, self.width)
+    def shape(self) -> tuple[int, int]:
+        """(height, width) of a tile."""
+        return self._side(self.height), self._side(self.width)
 
     def halved(self) -> Tiles | None:
         """The same picture in tiles of about half the side; None if they are as small as the
@@ -66,58 +81,44 @@ class Tiles:
         half = max(self.align * math.ceil(size / 2 / self.align), self.overlap + self.align)
         return replace(self, size=half) if half < size else None
 
-    def map(self, fn: Callable[..., Tensor], *inputs: Tensor, batch_size: int = 1) -> Tensor:
-        """Blend fn(*tiles): inputs [B, C, height * r, width * r], each with its own r -> [B, C',
-        height * q, width * q].
+    @property
+    def bands(self) -> list[slice]:
+        """Rows that are finished by each row of tiles; together all rows."""
+        starts = self._starts(self.height)
+        return [slice(a, b) for a, b in zip(starts, [*starts[1:], self.height])]
 
-        r is whole, or its inverse divides `align`.
-
-        `fn` gets `batch_size` tiles at a time (of any of the B pictures) and may change channels
-        and size (q). What it returns is blended where the first input lives, so `fn` may compute on
-        another device.
-        """
-        rows, columns = self._starts(self.height), self._starts(self.width)
-        places = list(
-            itertools.product(range(len(inputs[0])), range(len(rows)), range(len(columns)))
+    @property
+    def reach(self) -> int:
+        """How many bands below its own a row of tiles reaches into, at most."""
+        starts = self._starts(self.height)
+        return max(
+            sum(start < below < start + self.shape[0] for below in starts) for start in starts
         )
-        groups = [places[i : i + batch_size] for i in range(0, len(places), batch_size)]
 
-        def made(group: list[tuple[int, int, int]]) -> Tensor:
-            tiles = (
-                torch.cat([self._cut(x, picture, rows[i], columns[j]) for picture, i, j in group])
-                for x in inputs
-            )
-            return fn(*tiles).to(inputs[0].device)
-
-        result = made(groups[0])  # tells the channels and the size
-        q = result.shape[-1] // min(self.size, self.width)
-        out = result.new_zeros(len(inputs[0]), result.shape[1], self.height * q, self.width * q)
-        row_shares, column_shares = (self._shares(n, q).to(out) for n in (self.height, self.width))
-        results = itertools.chain([result], map(made, groups[1:]))
-        for group, result in zip(groups, results):
-            for (picture, i, j), tile in zip(group, result):
-                y, x = rows[i] * q, columns[j] * q
-                view = out[picture, :, y : y + tile.shape[-2], x : x + tile.shape[-1]]
-                view += tile * row_shares[i][:, None] * column_shares[j]
-        return out
-
-    def _cut(self, x: Tensor, picture: int, row: int, column: int) -> Tensor:
-        places = zip((row, column), x.shape[-2:], (self.height, self.width))
-        rows, columns = (
-            slice(start * n // whole, (start + self.size) * n // whole)
-            for start, n, whole in places
-        )
-        return x[picture : picture + 1, :, rows, columns]
-
-    def _starts(self, length: int) -> list[int]:
-        if length <= self.size:
-            return [0]
+    def row(self, i: int, pictures: int) -> list[Tile]:
+        """The i-th row of tiles of each picture, left to right."""
+        (height, width), top = self.shape, self._starts(self.height)[i]
         return [
-            min(start, length - self.size)
-            for start in range(0, length - self.overlap, self.size - self.overlap)
+            Tile(picture, slice(top, top + height), slice(left, left + width))
+            for picture in range(pictures)
+            for left in self._starts(self.width)
         ]
 
-    def _shares(self, length: int, ratio: int) -> Tensor:
+    def _side(self, length: int) -> int:
+        if length <= self.size:
+            return length
+        count = math.ceil((length - self.overlap) / (self.size - self.overlap))
+        total = length + (count - 1) * self.overlap
+        return self.align * -(-total // (count * self.align))
+
+    def _starts(self, length: int) -> list[int]:
+        side = self._side(length)
+        if length == side:
+            return [0]
+        steps = range(0, length - self.overlap, side - self.overlap)
+        return [min(start, length - side) for start in steps]
+
+    def shares(self, length: int, ratio: int) -> Tensor:
         """[tiles of the axis, tile length * ratio] float64: each tile's share of the blend; at
         every pixel they sum to 1.
 
@@ -125,7 +126,7 @@ class Tiles:
         surroundings, 1 past the inner 5/8; two ramps across one overlap sum to 1. Edges of the
         picture have no ramp.
         """
-        starts, size = self._starts(length), min(self.size, length) * ratio
+        starts, size = self._starts(length), self._side(length) * ratio
         inside = torch.arange(size, dtype=torch.float64) + 0.5
         shares, total = (
             torch.empty(len(starts), size, dtype=torch.float64),
@@ -146,3 +147,79 @@ class Tiles:
         for share, start in zip(shares, starts):
             share /= total[start * ratio : start * ratio + size]
         return shares
+
+
+class Pass:
+    """One function over all tiles of a picture, blended: a row of tiles in, a band out.
+
+    fn: parts of the inputs, [n, C, h, w] each -> [n, C', h * q, w * q]; it may change channels and
+    size, and compute on any device. It gets up to `batch_size` tiles of a row at a time. Rows come
+    in order. Memory: a row of tiles of what fn makes, on the CPU.
+    """
+
+    def __init__(self, tiles: Tiles, fn: Callable[..., Tensor], batch_size: int, pictures: int):
+        self.tiles, self.fn, self.batch_size, self.pictures = tiles, fn, batch_size, pictures
+        self.begun: Tensor | None = None  # what row i - 1 has added to rows of row i
+
+    def band(self, i: int, *inputs: Callable[[Tile], Tensor]) -> Tensor:
+        """inputs: each cuts a tile out of something, [1, C, h, w] -> [B, C', band * q, width * q]."""
+        row = self.tiles.row(i, self.pictures)
+        groups = [row[j : j + self.batch_size] for j in range(0, len(row), self.batch_size)]
+        results = (
+            self.fn(*(torch.cat([cut(tile) for tile in group]) for cut in inputs)).cpu()
+            for group in groups
+        )
+        first = next(results)  # tells the channels and the size
+        q = first.shape[-1] // self.tiles.shape[1]
+        out = self._begin(first, q)
+        down = self.tiles.shares(self.tiles.height, q)[i].to(out)[:, None]
+        across = itertools.cycle(self.tiles.shares(self.tiles.width, q).to(out))
+        made = (result for group in itertools.chain([first], results) for result in group)
+        for tile, result, share in zip(row, made, across):
+            view = out[tile.picture, :, :, tile.columns.start * q : tile.columns.stop * q]
+            view += result * down * share
+        band = self.tiles.bands[i]
+        finished = (band.stop - band.start) * q
+        self.begun = out[..., finished:, :].clone()
+        return out[..., :finished, :]
+
+    def _begin(self, made: Tensor, q: int) -> Tensor:
+        height, width = self.tiles.shape[0] * q, self.tiles.width * q
+        out = made.new_zeros(self.pictures, made.shape[1], height, width)
+        if self.begun is not None:
+            out[..., : self.begun.shape[-2], :] = self.begun
+        return out
+
+
+def across(tiles: Tiles, bands: Sequence[Tensor]) -> Callable[[Tile], Tensor]:
+    """Cuts tiles of the row that begins where `bands` [B, C, band, width] do."""
+
+    def cut(tile: Tile) -> Tensor:
+        pieces = [band[tile.picture : tile.picture + 1, ..., tile.columns] for band in bands]
+        return torch.cat(pieces, -2)[..., : tiles.shape[0], :]
+
+    return cut
+
+
+Stage = Callable[[int, Sequence[Any]], Any]
+
+
+def wavefront(tiles: Tiles, stages: Sequence[Stage]) -> Iterator[Any]:
+    """All stages over the picture, band by band -> the bands of the last one, top to bottom.
+
+    stage(i, bands): bands i, i + 1, .. of the stage before, as far as row i of tiles reaches (none
+    for the first stage) -> its band i. Each follows the one before it at that distance.
+    """
+    count, reach = len(tiles.bands), tiles.reach
+    # by each stage, and still needed by the next; before the first one is nothing
+    made: list[deque] = [deque() for _ in range(len(stages) + 1)]
+    for clock in range(count + reach * (len(stages) - 1)):
+        for k, stage in enumerate(stages):
+            i = clock - k * reach
+            if not 0 <= i < count:
+                continue
+            made[k + 1].append(stage(i, made[k]))
+            if made[k]:
+                made[k].popleft()
+        while made[-1]:
+            yield made[-1].popleft()

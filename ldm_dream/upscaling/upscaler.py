@@ -1,12 +1,13 @@
 """Upscaler: a picture in, the same kind of picture out, larger.
 
     lr -> bicubic x scale -> encode -> z_lr;  inputs from lr, z_lr -> sample z0 -> decode
-       -> colour fix -> crop -> wanted size
+       -> colour fix -> wanted size -> the picture's own type
 
-The picture is mirrored up to whole attention windows first and cropped afterwards, so every size
-works. Encoder, network and decoder run in overlapped tiles (`tiling.py`); z_t, noise and blends
-span the whole picture. They live on the device while the picture is one tile and in main memory
-otherwise, so accelerator memory depends on tile and batch size, not on the picture.
+The picture is mirrored on all sides first, up to whole attention windows, and cropped afterwards,
+so every size works and networks meet no border where the picture has one. A small picture takes
+this way in one piece. Another goes in bands (`in_tiles.py`): of it only the LR picture and the
+result are held whole, both in the depth they came in, and accelerator memory depends on tile and
+batch size. Colours and size are mended in strips either way, which changes no number.
 
 Symbols: f = autoencoder factor (HR pixels a latent pixel); scale = HR pixels an LR pixel.
 """
@@ -15,8 +16,8 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,29 +26,41 @@ import torch
 from torch import Tensor
 
 from ldm_dream.config.model import Sampling
-from ldm_dream.data.images import MAX_PIXELS, ImageError
-from ldm_dream.data.resize import imresize_to, size_of, upsample
-from ldm_dream.denoiser import Denoiser, Inputs
-from ldm_dream.errors import UserError
+from ldm_dream.data.images import ImageError
+from ldm_dream.data.resize import imresize_part, rows_needed, upsample
+from ldm_dream.denoiser import Denoiser
 from ldm_dream.hub import upload
 from ldm_dream.model_folder import LoadedModel, load_model
 from ldm_dream.networks import compile_blocks
-from ldm_dream.sampler import plan, sample, seeded
+from ldm_dream.sampler import Sampler, Turn, plan, sample, seeded
 from ldm_dream.upscaling.cuda_graphs import GraphedCall
-from ldm_dream.upscaling.pictures import COLOR_FIXES, Picture, unpack
+from ldm_dream.upscaling.devices import UpscaleError, device_named, dtype_named
+from ldm_dream.upscaling.hidden import filled
+from ldm_dream.upscaling.in_tiles import Calls, InTiles
+from ldm_dream.upscaling.pictures import (
+    COLOR_FIXES,
+    REACH,
+    Canvas,
+    Picture,
+    Pixels,
+    Source,
+    unpack,
+)  # fmt: skip
 from ldm_dream.upscaling.tiling import Tiles
 
 log = logging.getLogger(__name__)
 
 DEFAULT_MODEL = "dream-latent-x4-tiny"
 # LR pixels: tile=None takes a picture of up to 256 x 256 pixels whole, a larger one in tiles of
-# that side
-AUTO_TILE = 256
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+# that side; a very large one in smaller tiles, since its rows of tiles take memory too
+AUTO_TILE, VERY_LARGE, SMALL_TILE = 256, 2**22, 128
+# LR pixels of mirrored context on each side: with 4, the border of a flat picture is as its middle
+CONTEXT = 4
+STRIP, MIN_STRIP = 2**20, 32  # HR pixels and rows of a strip in which colours and size are mended
 
 
-class UpscaleError(UserError, ValueError):
-    """An option of the upscaler that is not possible; its text is complete for the user."""
+# -> the rows of all that a model makes, band by band, [B, 3, h, W] in about [-1, 1]
+Made = Callable[[], Iterator[Tensor]]
 
 
 @dataclass(frozen=True)
@@ -56,7 +69,8 @@ class Options:
 
     steps, sampler: None = the model's. seed: same seed, same picture, for every batch size up to
     float rounding. tile, tile_pad: LR pixels, rounded up to whole attention windows; tile=None is
-    automatic. batch_size: tiles at a time. color_fix: none, wavelet, adain.
+    automatic. batch_size: tiles at a time. color_fix: none, wavelet, adain (in tiles it samples
+    twice, since it wants the mean of the whole result first). max_pixels: of the result.
     """
 
     steps: int | None = None
@@ -66,9 +80,11 @@ class Options:
     tile_pad: int = 16
     batch_size: int = 1
     color_fix: str = "wavelet"
+    max_pixels: int = 2**29
 
     def __post_init__(self) -> None:
-        for name, least in (("seed", 0), ("tile", 1), ("tile_pad", 0), ("batch_size", 1)):
+        leasts = {"seed": 0, "tile": 1, "tile_pad": 0, "batch_size": 1, "max_pixels": 1}
+        for name, least in leasts.items():
             value = getattr(self, name)
             if value is not None and value < least:
                 raise UpscaleError(
@@ -78,33 +94,6 @@ class Options:
             raise UpscaleError(
                 f"color_fix={self.color_fix!r} is unknown; use one of {', '.join(COLOR_FIXES)}."
             )
-
-
-class TiledDenoiser(Denoiser):
-    """A denoiser whose network calls run in tiles on `device`; z_t and the condition span the whole
-    picture and stay where they are.
-    """
-
-    def __init__(self, whole: Denoiser, tiles: Tiles, batch_size: int, device: torch.device):
-        super().__init__(
-            whole.network, whole.process, whole.condition, whole.prediction, whole.call
-        )
-        self.tiles, self.batch_size, self.device = tiles, batch_size, device
-
-    def prepare(self, lr: Tensor, z_lr: Tensor) -> Inputs:
-        """Its one feature is the condition as it is; `network.prepare` follows tile by tile."""
-        return Inputs(z_lr, (self.cond(lr, z_lr),))
-
-    def __call__(self, z_t: Tensor, t: Tensor, inputs: Inputs) -> Tensor:
-        emb = self.embed(t[:1].to(self.device))  # one step for all tiles
-
-        def call(z: Tensor, cond: Tensor) -> Tensor:
-            z, cond = on_device(z, self.device), on_device(cond, self.device)
-            features = self.network.prepare(cond, size_of(z))
-            return self.call(z, emb.expand(len(z), -1), *features).float()
-
-        z_in = self.process.model_input(z_t, t)
-        return self.tiles.map(call, z_in, *inputs.features, batch_size=self.batch_size)
 
 
 class Upscaler:
@@ -118,8 +107,8 @@ class Upscaler:
         self, model: LoadedModel, device: str = "auto", dtype: str = "auto", compile: bool = False
     ):
         self.model, self.run = model, model.run
-        self.device = _device(device)
-        self.dtype = _dtype(dtype, self.device)
+        self.device = device_named(device)
+        self.dtype = dtype_named(dtype, self.device)
         network, self.autoencoder = model.network.eval(), model.autoencoder.eval()
         for module in (network, self.autoencoder):
             module.to(self.device).to(memory_format=torch.channels_last)
@@ -177,29 +166,25 @@ class Upscaler:
                 f"for example {self.run.scale}."
             )
         sampling = self._sampling(how)
-        rgb, alpha, pack = unpack(image)
-        height, width = (max(1, round(side * scale)) for side in rgb.shape[-2:])
-        largest = max(height * width, rgb.shape[-2] * rgb.shape[-1] * self.run.scale**2)
-        if largest > MAX_PIXELS:
+        pixels = unpack(image)
+        size = max(1, round(pixels.size[0] * scale)), max(1, round(pixels.size[1] * scale))
+        if size[0] * size[1] > how.max_pixels:
             raise ImageError(
-                f"the result has {largest} pixels, more than the {MAX_PIXELS} allowed; "
-                "cut it first."
+                f"the result has {size[0] * size[1]} pixels, more than the {how.max_pixels} "
+                "allowed; cut it first, or raise max_pixels (--max-pixels)."
             )
-        lr = rgb * 2 - 1
-        made = None
-        if self._is_native(scale, lr, how.tile):
+        if pixels.has_alpha:
+            pixels = filled(pixels)
+        canvas = Canvas(pixels, size)
+        if self._is_native(scale, pixels, how.tile):
             try:
-                made = self._whole(lr, (height, width), how, sampling)
+                frame = Frame(Source(pixels), size, 0, size)
+                self._draw(self._whole(frame, how, sampling), frame, how, canvas)
+                return canvas.picture()
             except torch.OutOfMemoryError:
                 log.warning("out of memory on %s: enlarged in tiles instead.", self.device)
-        sr, base = made or self._enlarge(lr, how, sampling)
-        sr = COLOR_FIXES[how.color_fix](sr, base)
-        if not sr.isfinite().all():
-            raise ImageError(
-                f"the model's result holds NaN or infinity in {self.dtype}; try dtype fp32."
-            )
-        sr = _resize((sr.clamp(-1, 1) + 1) / 2, height, width)
-        return pack(sr, None if alpha is None else _resize(alpha, height, width))
+        self._enlarge(pixels, how, sampling, canvas)
+        return canvas.picture()
 
     def _sampling(self, how: Options) -> Sampling:
         """The model's, with what was asked for. Raises SamplerError before the work begins."""
@@ -209,84 +194,104 @@ class Upscaler:
         plan(self.model.process, sampling)
         return sampling
 
-    def _is_native(self, scale: float, lr: Tensor, tile: int | None) -> bool:
+    def _is_native(self, scale: float, pixels: Pixels, tile: int | None) -> bool:
         """Whether the network makes this size itself: one that takes LR pictures at their own size,
         and no tiles.
         """
         network = self.run.network
-        whole = tile is None and lr.shape[-2] * lr.shape[-1] <= AUTO_TILE**2
+        whole = tile is None and _is_small(pixels)
         return network.cond_factor is None and whole and 1 <= scale <= network.largest_scale
 
-    def _enlarge(self, lr: Tensor, how: Options, sampling: Sampling) -> tuple[Tensor, Tensor]:
-        """LR [B, 3, H, W] in [-1, 1] -> result and bicubic base, [B, 3, H * scale, W * scale]."""
+    def _enlarge(self, pixels: Pixels, how: Options, sampling: Sampling, canvas: Canvas) -> None:
+        """By the model's own scale, whole or in tiles, as large as memory allows."""
         scale, factor = self.run.scale, self.autoencoder.factor
         align = self.denoiser.network.multiple
         if self.denoiser.network.cond_factor is None:  # tiles begin on LR pixels too
             align = math.lcm(align, scale)
-        padded = mirrored(lr, factor * align // math.gcd(factor * align, scale))
-        size = padded.shape[-2] * scale, padded.shape[-1] * scale
-        small = lr.shape[-2] * lr.shape[-1] <= AUTO_TILE**2
-        tile = how.tile or (max(padded.shape[-2:]) if small else AUTO_TILE)
+        source = Source(pixels, CONTEXT, factor * align // math.gcd(factor * align, scale))
+        size = source.size[0] * scale, source.size[1] * scale
+        inner = pixels.size[0] * scale, pixels.size[1] * scale
+        frame = Frame(source, size, CONTEXT * scale, inner)
+        small = how.tile is None and _is_small(pixels)
+        tile = max(source.size) if small else (how.tile or _auto_tile(pixels)) + 2 * CONTEXT
         side, pad = tile * scale / factor, how.tile_pad * scale / factor
         plan_tiles = partial(Tiles.plan, size[0] // factor, size[1] // factor, side, pad, align)
-        whole = how.tile is None and small and len(lr) <= how.batch_size
-        tiles = None if whole else plan_tiles()
+        tiles = None if small and source.count <= how.batch_size else plan_tiles()
         while True:
             try:
                 if tiles is None:
-                    made = self._whole(padded, size, how, sampling)
+                    made = self._whole(frame, how, sampling)
                 else:
-                    made = self._in_tiles(padded, tiles, how, sampling)
-                break
+                    made = self._in_tiles(source, tiles, how, sampling)
+                return self._draw(made, frame, how, canvas)
             except torch.OutOfMemoryError:
-                tiles = tiles or plan_tiles()
-                smaller = tiles.halved()
-            if smaller is None:
-                raise UpscaleError(
-                    f"{self.device} has too little memory for the smallest tiles; "
-                    "lower batch_size or use the CPU."
-                )
-            log.warning(
-                "out of memory on %s: tiles of %d latent pixels become tiles of %d.",
-                self.device, tiles.size, smaller.size,
-            )  # fmt: skip
-            tiles = smaller
-        sr, base = (x[..., : lr.shape[-2] * scale, : lr.shape[-1] * scale] for x in made)
-        return sr, base
+                tiles = self._smaller(tiles or plan_tiles())
 
-    def _whole(
-        self, lr: Tensor, size: tuple[int, int], how: Options, sampling: Sampling
-    ) -> tuple[Tensor, Tensor]:
-        """LR [B, 3, H, W] in [-1, 1] -> result and bicubic base, [B, 3, *size]."""
-        lr = on_device(lr, self.device)
-        base = upsample(lr, size)
+    def _smaller(self, tiles: Tiles) -> Tiles:
+        smaller = tiles.halved()
+        if smaller is None:
+            raise UpscaleError(
+                f"{self.device} has too little memory for the smallest tiles; "
+                "lower batch_size or use the CPU."
+            )
+        log.warning(
+            "out of memory on %s: tiles of %d latent pixels become tiles of %d.",
+            self.device, max(tiles.shape), max(smaller.shape),
+        )  # fmt: skip
+        return smaller
+
+    def _whole(self, frame: Frame, how: Options, sampling: Sampling) -> Made:
+        """In one piece, which stays on the device."""
+        lr = on_device(frame.source.whole(frame.source.size), self.device)
+        base = upsample(lr, frame.size)
         with self._autocast():
             inputs = self.denoiser.prepare(lr, self._encode(base))
-            return self._decode(self._sample(self.denoiser, inputs, how, sampling)), base
+            noise = seeded(how.seed, inputs.z_lr)
+            z0 = sample(self.denoiser, inputs, sampling, noise, clip=self.autoencoder.bound)
+        made = [self._decode(z0)]
+        return lambda: iter(made)
 
-    def _in_tiles(
-        self, lr: Tensor, tiles: Tiles, how: Options, sampling: Sampling
-    ) -> tuple[Tensor, Tensor]:
-        """As `_whole`, for LR on the grid of `tiles`."""
-        lr = lr.to(self.device if tiles.is_whole else "cpu")
-        base = upsample(lr, (lr.shape[-2] * self.run.scale, lr.shape[-1] * self.run.scale))
-        denoiser = TiledDenoiser(self.denoiser, tiles, how.batch_size, self.device)
-        with self._autocast():
-            z_lr = tiles.map(self._encode, base, batch_size=how.batch_size)
-            z0 = self._sample(denoiser, denoiser.prepare(lr, z_lr), how, sampling)
-            return tiles.map(self._decode, z0, batch_size=how.batch_size), base
+    def _in_tiles(self, source: Source, tiles: Tiles, how: Options, sampling: Sampling) -> Made:
+        """Band by band, in main memory but for the tiles."""
+        network, process = self.denoiser.network, self.denoiser.process
+        sampler = Sampler(process, self.denoiser.prediction, sampling, self.autoencoder.bound)
+        calls = Calls(
+            self._encode, self._denoise, self._decode, self.autoencoder.factor, network.cond_factor
+        )
+        noise = partial(seeded, how.seed)
+        return InTiles(calls, source, tiles, sampler, noise, how.batch_size).bands
 
-    def _sample(
-        self, denoiser: Denoiser, inputs: Inputs, how: Options, sampling: Sampling
-    ) -> Tensor:
-        noise = seeded(how.seed, inputs.z_lr)
-        return sample(denoiser, inputs, sampling, noise, clip=self.autoencoder.bound)
+    def _draw(self, made: Made, frame: Frame, how: Options, canvas: Canvas) -> None:
+        """Colours, then the wanted size, strip by strip."""
+        strips, height = frame.strips(canvas.size[0]), frame.inner[0]
+        needs = [rows_needed(height, canvas.size[0], strip) for strip in strips]
+        wants = [slice(max(0, r.start - REACH), min(height, r.stop + REACH)) for r in needs]
+        fix = COLOR_FIXES[how.color_fix](lambda: frame.pairs(made(), frame.strips(height)))
+        for strip, need, want, pair in zip(strips, needs, wants, frame.pairs(made(), wants)):
+            sr = fix(*pair)[..., need.start - want.start : need.stop - want.start, :]
+            if not sr.isfinite().all():
+                raise ImageError(
+                    f"the model's result holds NaN or infinity in {self.dtype}; try dtype fp32."
+                )
+            sr = (sr.clamp(-1, 1) + 1) / 2
+            canvas.write(strip, _resized(sr, need.start, frame.inner, canvas.size, strip))
 
     def _encode(self, x: Tensor) -> Tensor:
-        return self.autoencoder.encode(on_device(x, self.device)).float()
+        with self._autocast():
+            return self.autoencoder.encode(on_device(x, self.device)).float()
+
+    def _denoise(self, turn: Turn, z_t: Tensor, z_lr: Tensor, lr: Tensor) -> Tensor:
+        """Of tiles; the step is embedded once for all of them."""
+        z_t, z_lr, lr = (on_device(x, self.device) for x in (z_t, z_lr, lr))
+        t = torch.full((len(z_t),), turn.t, device=self.device)
+        with self._autocast():
+            inputs = self.denoiser.prepare(lr, z_lr)
+            emb = self.denoiser.embed(t[:1]).expand(len(z_t), -1)
+            return self.denoiser(z_t, t, replace(inputs, emb=emb)).float()
 
     def _decode(self, z: Tensor) -> Tensor:
-        return self.autoencoder.decode(on_device(z, self.device)).float()
+        with self._autocast():
+            return self.autoencoder.decode(on_device(z, self.device)).float()
 
     def _autocast(self) -> torch.autocast:
         """Without its cache of weights: a weight is used once a call, and graphs must own theirs."""
@@ -294,44 +299,76 @@ class Upscaler:
         return torch.autocast(self.device.type, self.dtype, enabled=lower, cache_enabled=False)
 
 
+@dataclass(frozen=True)
+class Frame:
+    """Where the result lies in what the model makes.
+
+    size: of all that it makes of `source`. edge: pixels of mirrored context at the top and left.
+    inner: size of the result in it.
+    """
+
+    source: Source
+    size: tuple[int, int]
+    edge: int
+    inner: tuple[int, int]
+
+    def strips(self, height: int) -> list[slice]:
+        """All rows of a result of `height` rows, in strips that hold about STRIP pixels here."""
+        most = max(MIN_STRIP, STRIP // self.inner[1]) * height // self.inner[0]
+        step = max(1, most)
+        return [slice(top, min(top + step, height)) for top in range(0, height, step)]
+
+    def pairs(
+        self, bands: Iterator[Tensor], wants: Iterable[slice]
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """bands: rows of all that the model makes. wants: rows of the result, downwards -> these
+        rows of it, and of the enlarged LR picture, [B, 3, h, W].
+        """
+        columns = slice(self.edge, self.edge + self.inner[1])
+        moved = [slice(r.start + self.edge, r.stop + self.edge) for r in wants]
+        for rows, sr in zip(moved, cut_anew(bands, moved)):
+            base = self.source.part(self.size, rows, columns).clamp(-1, 1)
+            yield sr[..., columns], base.to(sr.device)
+
+
+def cut_anew(bands: Iterator[Tensor], wants: Iterable[slice]) -> Iterator[Tensor]:
+    """Bands of rows, [..., h, W], from row 0 on -> the rows of each of `wants`, which go downwards
+    and may overlap.
+    """
+    held: list[tuple[int, Tensor]] = []  # what is still needed, and the row where it begins
+    bottom = 0
+    for want in wants:
+        while bottom < want.stop:
+            # copies, since a few rows that are needed would keep the whole band
+            held = [(max(y, want.start), _rows(x, y, want).clone()) for y, x in held]
+            held.append((bottom, next(bands)))
+            bottom += held[-1][1].shape[-2]
+        yield torch.cat([_rows(x, y, want) for y, x in held], -2)
+
+
+def _rows(x: Tensor, top: int, want: slice) -> Tensor:
+    """Those of `want` that are in x, whose first row is `top`."""
+    return x[..., max(0, want.start - top) : max(0, want.stop - top), :]
+
+
 def on_device(x: Tensor, device: torch.device) -> Tensor:
     return x.to(device, memory_format=torch.channels_last)
 
 
-def mirrored(x: Tensor, multiple: int) -> Tensor:
-    """[..., H, W] -> both sides up to the next multiple, mirrored at the bottom and right border;
-    works from 1x1 on.
-    """
-    for axis in (-2, -1):
-        length = x.shape[axis]
-        index = torch.arange(-(-length // multiple) * multiple, device=x.device) % (2 * length)
-        x = x.index_select(axis, torch.minimum(index, 2 * length - 1 - index))
-    return x
+def _resized(
+    x: Tensor, top: int, length: tuple[int, int], size: tuple[int, int], rows: slice
+) -> Tensor:
+    """Rows of a picture made `size` large; x: those rows of it from `top` on that they need."""
+
+    def cut(rows: slice, columns: slice) -> Tensor:
+        return x[..., rows.start - top : rows.stop - top, columns]
+
+    return imresize_part(cut, length, size, rows, slice(0, size[1])).clamp(0, 1)
 
 
-def _resize(x: Tensor, height: int, width: int) -> Tensor:
-    return x if x.shape[-2:] == (height, width) else imresize_to(x, height, width).clamp(0, 1)
+def _auto_tile(pixels: Pixels) -> int:
+    return AUTO_TILE if pixels.size[0] * pixels.size[1] <= VERY_LARGE else SMALL_TILE
 
 
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    kind, _, index = name.partition(":")
-    if kind not in ("cpu", "cuda") or (index and not index.isdigit()):
-        raise UpscaleError(f"device={name!r} is unknown; use auto, cpu, cuda or cuda:N.")
-    if kind == "cuda" and int(index or 0) >= torch.cuda.device_count():
-        raise UpscaleError(
-            f"device={name!r} is not there ({torch.cuda.device_count()} CUDA devices are); use auto or cpu."
-        )
-    return torch.device(name)
-
-
-def _dtype(name: str, device: torch.device) -> torch.dtype:
-    if name == "auto":
-        if device.type == "cpu":
-            return torch.float32
-        has_bf16 = torch.cuda.get_device_capability(device) >= (8, 0)  # Ampere and later
-        return torch.bfloat16 if has_bf16 else torch.float16
-    if name not in DTYPES:
-        raise UpscaleError(f"dtype={name!r} is unknown; use auto, {', '.join(DTYPES)}.")
-    return DTYPES[name]
+def _is_small(pixels: Pixels) -> bool:
+    return pixels.size[0] * pixels.size[1] <= AUTO_TILE**2

@@ -92,7 +92,7 @@ def judge(path: Path, overrides: list[str]) -> str:
     """Reads a config and tries it. Raises AssertionError for a sentence that is none."""
     try:
         run = load_config(path, overrides)
-        check_run(run, starts=False)
+        check_run(run, Path("run"), starts=False)
     except UserError as error:
         words = " ".join(str(error).split())
         assert words == str(error) and shown(words).isprintable(), f"no single line: {error!r}"

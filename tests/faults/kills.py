@@ -11,6 +11,7 @@ import json
 import os
 import random
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -31,7 +32,7 @@ from ldm_dream.writing import digest
 from runs import diffusion_run
 
 STEPS = 12
-FULL = 100_000  # bytes that a file may have on the "full disk", less than a checkpoint
+FULL = 100_000  # bytes, less than a checkpoint has
 NOBODY = 65534
 
 
@@ -43,7 +44,7 @@ def run(n: int, seed: int) -> Tally:
         wait(fork(lambda: make(tmp)))  # libvips' threads would not survive a fork either
         config = load_config(tmp / "run.yaml")
         began = time.monotonic()
-        assert _finish(config, tmp / "whole") == 0, "the undisturbed run fails"
+        assert _finish(config, tmp / "whole") == 0, said(tmp)
         length = time.monotonic() - began
         wanted, disturbed, runs = _end(tmp / "whole"), 0, 0
         while disturbed < n:
@@ -59,13 +60,14 @@ def run(n: int, seed: int) -> Tally:
                 disturbed += 1
                 tally.verdicts[verdict] += 1
                 if fault:
-                    tally.faults.append((disturbed, fault))
-            if (status := _finish(config, folder)) != 0:
-                tally.faults.append((disturbed, f"{folder.name}: the last start gave {status}"))
+                    tally.faults.append((disturbed, f"{folder.name}: {fault}; {said(tmp)}"))
+            if _finish(config, folder) != 0:
+                tally.faults.append((disturbed, f"{folder.name}: the last start: {said(tmp)}"))
             elif differs := [key for key, value in _end(folder).items() if value != wanted[key]]:
                 tally.faults.append((disturbed, f"{folder.name}: ends with other {differs}"))
             else:
                 tally.verdicts["runs ended bit for bit alike"] += 1
+            shutil.rmtree(folder)
     return tally
 
 
@@ -100,7 +102,8 @@ def _full(config: Run, folder: Path, after: float) -> tuple[str, str | None]:
 
         return "full disk (by RLIMIT_FSIZE)", _refused(start(config, folder, limit))
     disk = os.statvfs(folder.parent)
-    ballast.write_bytes(bytes(disk.f_bavail * disk.f_frsize - FULL))
+    left = int(after * FULL / 2)
+    ballast.write_bytes(bytes(max(0, disk.f_bavail * disk.f_frsize - left)))
     try:
         return "full disk (tmpfs)", _refused(start(config, folder))
     finally:
@@ -164,8 +167,8 @@ def make(tmp: Path) -> int:
 
 def start(config: Run, folder: Path, before: Callable[[], None] = lambda: None) -> int:
     def body() -> int:
-        before()
-        with _silent(), user_errors():
+        with _said_to(folder.with_name("said.txt")), user_errors():
+            before()
             return train(config, folder)
 
     return fork(body)
@@ -188,11 +191,16 @@ def fork(body: Callable[[], int]) -> int:
 
 
 @contextmanager
-def _silent() -> Iterator[None]:
-    with open(os.devnull, "w", encoding="utf-8") as nowhere:
-        os.dup2(nowhere.fileno(), 1)
-        os.dup2(nowhere.fileno(), 2)
+def _said_to(path: Path) -> Iterator[None]:
+    with path.open("w") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
         yield
+
+
+def said(tmp: Path) -> str:
+    """The last line of the process that was started last."""
+    return (tmp / "said.txt").read_text().strip().rpartition("\n")[2]
 
 
 def wait(process: int) -> int:

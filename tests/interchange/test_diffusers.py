@@ -119,6 +119,7 @@ def test_of_a_resshift_model_diffusers_has_the_autoencoder(model, tmp_path):
         ("vqvae", "VQModel"),
     ]
     assert sorted(path.name for path in (tmp_path / "parts").iterdir()) == [
+        "SHA256SUMS",
         "network",
         "run.yaml",
         "vqvae",

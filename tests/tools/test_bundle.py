@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from ldm_dream import model_folder
+from ldm_dream import model_config
 from ldm_dream.config.run import DiffusionRun
 from ldm_dream.model_folder import read_tensors, save_model
 
@@ -21,7 +21,7 @@ def bundle(monkeypatch, tmp_path):
     """
     save_model(tmp_path / "model", DiffusionRun(), {"w": torch.ones(2)}, "old card")
     (tmp_path / "card.md").write_text("new card")
-    monkeypatch.setattr(model_folder, "BUNDLED", tmp_path / "bundled")
+    monkeypatch.setattr(model_config, "BUNDLED", tmp_path / "bundled")
 
     def run(name: str, model: Path = tmp_path / "model", card: Path = tmp_path / "card.md") -> None:
         words = [str(TOOL), str(model), name, "--card", str(card)]

@@ -1,7 +1,11 @@
 import pytest
 import torch
 
-from ldm_dream.upscaling.pictures import COLOR_FIXES, adain, wavelet
+from ldm_dream.upscaling.pictures import COLOR_FIXES, no_new_colors, wavelet
+
+
+def fix(name: str, sr: torch.Tensor, base: torch.Tensor) -> torch.Tensor:
+    return COLOR_FIXES[name](lambda: [(sr, base)])(sr, base)
 
 
 def pictures(height=80, width=96):
@@ -30,7 +34,8 @@ def test_wavelet_keeps_detail_and_takes_coarse_colours():
 
 def test_adain_gives_the_mean_and_deviation_of_the_base():
     base, detail = pictures()
-    fixed = adain(3 * base + 0.7 + detail, base)
+    detail = detail.mean(1, keepdim=True)
+    fixed = fix("adain", 3 * base + 0.7 + detail, base)
     torch.testing.assert_close(fixed.mean((2, 3)), base.mean((2, 3)), rtol=0, atol=1e-5)
     torch.testing.assert_close(fixed.std((2, 3)), base.std((2, 3)), rtol=1e-4, atol=0)
 
@@ -39,9 +44,39 @@ def test_adain_gives_the_mean_and_deviation_of_the_base():
 @pytest.mark.parametrize("size", [(1, 1), (3, 200), (80, 96)])
 def test_every_fix_leaves_a_picture_with_the_colours_of_its_base_alone(name, size):
     base = pictures(*size)[0]
-    torch.testing.assert_close(COLOR_FIXES[name](base, base), base, rtol=0, atol=1e-6)
+    torch.testing.assert_close(fix(name, base, base), base, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", COLOR_FIXES)
 def test_every_fix_keeps_flat_pictures_finite(name):
-    assert COLOR_FIXES[name](torch.zeros(1, 3, 4, 4), torch.ones(1, 3, 4, 4)).isfinite().all()
+    assert fix(name, torch.zeros(1, 3, 4, 4), torch.ones(1, 3, 4, 4)).isfinite().all()
+
+
+def test_adain_measures_part_by_part_what_the_whole_has():
+    base, detail = pictures()
+    sr = 3 * base + 0.7 + detail
+    parts = [
+        (x[..., :30, :], y[..., :30, :]) for x, y in [(sr, base), (sr.flip(-2), base.flip(-2))]
+    ]
+    parts += [(sr[..., 30:50, :], base[..., 30:50, :])]
+    made = COLOR_FIXES["adain"](lambda: parts)(sr, base)
+    torch.testing.assert_close(made, fix("adain", sr, base), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["wavelet", "adain"])
+def test_grey_stays_grey_and_keeps_its_brightness(name):
+    base, detail = (x.mean(1, keepdim=True).expand(-1, 3, -1, -1) for x in pictures())
+    fringed = base + detail + torch.randn(1, 3, 80, 96) * 0.2
+    fixed = fix(name, fringed, base)
+    assert (fixed.amax(1) - fixed.amin(1)).max() < 1e-6
+    assert (no_new_colors(fringed, base) - base).abs().mean() > 0.05
+
+
+def test_a_grey_corner_stays_grey_beside_colours_that_stay():
+    base = torch.zeros(1, 3, 40, 80)
+    base[:, :, :, 40:] = torch.tensor([0.8, -0.6, 0.1]).view(3, 1, 1) * torch.randn(40, 40).sign()
+    sr = base + torch.randn(1, 3, 40, 80) * 0.1
+    fixed = no_new_colors(sr, base)
+    grey = fixed[..., : 40 - 9]
+    assert (grey.amax(1) - grey.amin(1)).max() < 1e-6
+    torch.testing.assert_close(fixed[..., 50:], sr[..., 50:])

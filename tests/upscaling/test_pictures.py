@@ -1,10 +1,14 @@
+import io
+
 import numpy as np
 import PIL.Image
 import pytest
 import torch
+from PIL import ExifTags
 
 from ldm_dream.data.images import Image, ImageError
-from ldm_dream.upscaling.pictures import unpack
+from ldm_dream.upscaling.hidden import filled
+from ldm_dream.upscaling.pictures import Canvas, Source, unpack
 
 RNG = np.random.default_rng(0)
 U8, U16 = (
@@ -33,16 +37,13 @@ PICTURES = {
 
 
 @pytest.mark.parametrize("name", PICTURES)
-def test_pack_undoes_unpack(name):
+def test_a_picture_written_again_is_the_picture(name):
     picture = PICTURES[name]
-    rgb, alpha, pack = unpack(picture)
-    assert (
-        rgb.shape[1:] == (3, 5, 7)
-        and rgb.dtype == torch.float32
-        and rgb.min() >= 0
-        and rgb.max() <= 1
-    )
-    again = pack(rgb, alpha)
+    pixels = unpack(picture)
+    rgb = pixels.cut(slice(0, pixels.colours), slice(0, 5), slice(0, 7))
+    assert pixels.size == (5, 7) and rgb.dtype == torch.float32
+    assert rgb.shape[1] in (1, 3) and rgb.min() >= 0 and rgb.max() <= 1
+    again = drawn(pixels)
     assert type(again) is type(picture)
     if isinstance(picture, PIL.Image.Image):
         assert again.mode == picture.mode
@@ -60,24 +61,114 @@ def test_pack_undoes_unpack(name):
         )
 
 
+def drawn(pixels, rgb=None):
+    """The picture that its own colours (or `rgb`) make, written in two pieces."""
+    if rgb is None:
+        rgb = Source(pixels).whole(pixels.size) / 2 + 0.5
+    canvas = Canvas(pixels, pixels.size)
+    for rows in (slice(0, 1), slice(1, pixels.size[0])):
+        canvas.write(rows, rgb[..., rows, :])
+    return canvas.picture()
+
+
 def test_alpha_is_apart_from_the_colours():
-    rgb, alpha, _ = unpack(U8)
+    pixels = unpack(U8)
+    everywhere = slice(None)
+    rgb = pixels.cut(slice(0, 3), everywhere, everywhere)
     assert torch.equal(rgb[0, 1], torch.from_numpy(U8[..., 1] / np.float32(255)))
+    alpha = pixels.alpha(pixels.size, slice(0, 5))
     assert torch.equal(alpha[0, 0], torch.from_numpy(U8[..., 3] / np.float32(255)))
 
 
 def test_grey_comes_back_as_the_mean_of_the_channels():
-    _, _, pack = unpack(U8[..., 0])
-    tinted = torch.tensor([0.2, 0.4, 0.6]).view(1, 3, 1, 1).expand(1, 3, 2, 2)
-    assert np.array_equal(pack(tinted, None), np.full((2, 2), 102, np.uint8))
+    pixels = unpack(U8[..., 0])
+    tinted = torch.tensor([0.2, 0.4, 0.6]).view(1, 3, 1, 1).expand(1, 3, 5, 7)
+    assert np.array_equal(drawn(pixels, tinted), np.full((5, 7), 102, np.uint8))
 
 
 def test_a_palette_with_transparency_becomes_rgba_and_the_profile_stays():
     palette = PIL.Image.fromarray(U8[..., :3]).quantize(4)
     palette.info |= {"transparency": 0, "icc_profile": b"profile"}
-    rgb, alpha, pack = unpack(palette)
-    assert alpha.unique().tolist() == [0, 1]
-    assert pack(rgb, alpha).mode == "RGBA" and pack(rgb, alpha).info["icc_profile"] == b"profile"
+    pixels = unpack(palette)
+    assert np.unique(pixels.bands[..., 3]).tolist() == [0, 255]
+    again = drawn(pixels)
+    assert again.mode == "RGBA" and again.info == {"icc_profile": b"profile"}
+
+
+def test_a_pil_picture_is_turned_upright_and_keeps_what_it_says():
+    exif = PIL.Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    exif[ExifTags.Base.Make] = "camera"
+    exif[ExifTags.Base.ImageWidth] = 7
+    exif.get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.ExifImageWidth] = 7
+    file = io.BytesIO()
+    PIL.Image.fromarray(U8[..., :3]).save(
+        file, "jpeg", exif=exif, dpi=(300, 300), icc_profile=b"profile"
+    )
+    picture = PIL.Image.open(file)
+    pixels = unpack(picture)
+    upright = np.asarray(picture).transpose(1, 0, 2)[:, ::-1]
+    assert np.array_equal(pixels.bands[0], upright)
+    again = drawn(pixels)
+    tags = again.getexif()
+    assert ExifTags.Base.Orientation not in tags and tags[ExifTags.Base.Make] == "camera"
+    assert tags[ExifTags.Base.ImageWidth] == 5
+    assert tags.get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.ExifImageWidth] == 5
+    assert again.info["dpi"] == (300, 300) and again.info["icc_profile"] == b"profile"
+    assert picture.getexif()[ExifTags.Base.Orientation] == 6, "the picture given stays as it is"
+
+
+def test_text_and_other_info_of_a_pil_picture_stay():
+    picture = PIL.Image.fromarray(U8)
+    picture.info |= {"Title": "a title", "dpi": (300, 300), "gamma": 0.45}
+    assert drawn(unpack(picture)).info == picture.info
+
+
+# ------------------------------------------------------------------------------------ hidden colours
+
+
+def hidden_under(colour: int, levels: int, dtype) -> np.ndarray:
+    """[12, 9, 4]: two dark halves, all but a small part of each hidden under `colour`."""
+    bands = np.full((12, 9, 4), colour * levels, dtype)
+    bands[..., 3] = 0
+    bands[2:4, 1:4] = [0.25 * levels, 0, 0, levels]
+    bands[8:11, 5:8] = [0.25 * levels, 0, 0.5 * levels, levels]
+    return bands
+
+
+@pytest.mark.parametrize("dtype, levels", [(np.uint8, 255), (np.uint16, 65535), (np.float32, 1)])
+def test_hidden_colours_become_those_of_their_visible_neighbours(dtype, levels):
+    ours = [filled(unpack(hidden_under(colour, levels, dtype))).bands[0] for colour in (0, 1)]
+    assert np.array_equal(*ours), "what is hidden does not matter"
+    given = hidden_under(0, levels, dtype)
+    seen = given[..., 3] > 0
+    assert np.array_equal(ours[0][seen], given[seen]) and ours[0].dtype == dtype
+    assert np.array_equal(ours[0][..., 3], given[..., 3])
+    assert np.ptp(ours[0][..., 0].astype(float)) <= 1e-6 * levels + 1
+    assert ours[0][1, 1, 2] < 0.1 * levels < 0.4 * levels < ours[0][11, 7, 2]
+
+
+def test_grey_pictures_have_hidden_colours_too():
+    bands = np.zeros((6, 6, 2), np.uint8)
+    bands[2:4, 2:4] = [200, 255]
+    pixels = filled(unpack(PIL.Image.fromarray(bands, "LA")))
+    assert (pixels.bands[..., 0] == 200).all()
+
+
+def test_hardly_visible_in_16_bits_is_hidden():
+    bands = np.zeros((6, 6, 4), np.uint16)
+    bands[..., 3] = 100  # 0 in 8 bits
+    bands[2:4, 2:4] = [9, 9, 9, 65535]
+    assert (filled(unpack(bands)).bands[..., :3] == 9).all()
+
+
+@pytest.mark.parametrize("alpha", [0, 255])
+def test_nothing_is_filled_where_all_or_nothing_is_seen(alpha):
+    pixels = unpack(np.dstack([U8[..., :3], np.full((5, 7), alpha, np.uint8)]))
+    assert filled(pixels) is pixels
+
+
+# ------------------------------------------------------------------------------------ what is refused
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from ldm_dream.config.model import (
     DDPMConfig,
@@ -94,8 +95,9 @@ def pictures() -> dict[str, torch.Tensor]:
     [
         ({"scale": 2.5}, {(25, 35)}),
         ({}, {(40, 56)}),
-        ({"scale": 6}, {(40, 56)}),  # beyond max_scale: its own scale, then bicubic
-        ({"scale": 2.5, "tile": 8, "tile_pad": 1}, {(32, 32)}),  # tiles: likewise
+        # beyond max_scale: its own scale, with mirrored pixels around, then bicubic
+        ({"scale": 6}, {(72, 88)}),
+        ({"scale": 2.5, "tile": 8, "tile_pad": 1}, {(40, 48)}),  # tiles: likewise
     ],
 )
 def test_idm_makes_any_scale_up_to_its_largest_itself(options, seen):
@@ -249,7 +251,7 @@ def test_tiles_leave_no_seam(name):
     """
     image = pictures()[name].repeat(1, 1, 3)[:, :32, :160]
     whole, tiled = (
-        upscaler()(image, tile=tile, tile_pad=16, color_fix="none") for tile in (160, 96)
+        upscaler()(image, tile=tile, tile_pad=16, seed=1, color_fix="none") for tile in (160, 96)
     )
     assert (tiled - whole).diff(dim=-1).abs().max() < 0.1 * whole.diff(dim=-1).abs().max()
 
@@ -260,14 +262,14 @@ def test_running_out_of_memory_halves_the_tile_and_says_so(caplog, monkeypatch):
 
     def small_decode(z):
         seen.append(z.shape[-1])
-        if z.shape[-1] > 40:
+        if z.shape[-1] > 32:
             raise torch.OutOfMemoryError
         return decode(z)
 
     monkeypatch.setattr(upscaler.autoencoder, "decode", small_decode)
     image = pictures()["noise"]
     out = upscaler(image, steps=1, tile_pad=4)
-    assert sorted(set(seen)) == [24, 48, 64]
+    assert sorted(set(seen)) == [32, 40, 72]
     assert [record.getMessage()[:13] for record in caplog.records] == ["out of memory"] * 2
     monkeypatch.setattr(upscaler.autoencoder, "decode", decode)
     torch.testing.assert_close(
@@ -282,6 +284,96 @@ def test_memory_that_no_tile_fits_is_one_sentence(monkeypatch):
     )
     with pytest.raises(UpscaleError, match="too little memory for the smallest tiles"):
         upscaler(pictures()["flat"], steps=1)
+
+
+# ----------------------------------------------------------------------- colours, borders, memory
+
+
+@cache
+def bundled() -> Upscaler:
+    return Upscaler.from_pretrained(device="cpu")
+
+
+def test_a_flat_picture_is_flat_up_to_its_border():
+    flat = np.zeros((24, 24, 3), np.uint8) + np.array([200, 30, 30], np.uint8)
+    off = np.abs(bundled()(flat).astype(int) - [200, 30, 30]).mean(2)
+    assert max(off.mean(0).max(), off.mean(1).max()) < 3
+
+
+def test_black_letters_on_white_have_no_coloured_fringe():
+    page = np.full((24, 24, 3), 255, np.uint8)
+    page[4:20, 6:8] = page[4:6, 6:18] = page[11:13, 6:14] = 0
+    out = bundled()(page).astype(int)
+    assert (out.max(2) - out.min(2)).max() <= 2
+    assert out[:, -12:].mean() > 254.5
+
+
+def test_what_is_hidden_under_alpha_changes_nothing_that_is_seen():
+    page = np.zeros((24, 24, 4), np.uint8)
+    page[8:16, 6:18] = [220, 40, 30, 255]
+    green = page.copy()
+    green[page[..., 3] == 0, :3] = [0, 255, 0]
+    made = [bundled()(picture, steps=1) for picture in (page, green)]
+    assert np.array_equal(*made)
+    rim = (made[0][..., 3] > 25) & (made[0][..., 3] < 230)
+    assert np.abs(made[0][rim][:, :3].astype(int) - [220, 40, 30]).mean() < 4
+
+
+@pytest.mark.parametrize("color_fix", ["none", "wavelet", "adain"])
+@pytest.mark.parametrize("scale", [0.5, 1.5, 4])
+def test_strips_change_no_number(color_fix, scale, monkeypatch):
+    image = Image(
+        *np.split(np.random.default_rng(0).integers(0, 256, (75, 21, 4), np.uint8), [3], 2)
+    )
+    image = Image(image.pixels, image.alpha[..., 0])
+    options = {"steps": 1, "scale": scale, "color_fix": color_fix, "tile": 24, "tile_pad": 2}
+    whole = upscaler()(image, **options)
+    monkeypatch.setattr(upscale_module, "STRIP", 21 * 4 * 13)
+    monkeypatch.setattr(upscale_module, "MIN_STRIP", 13)
+    strips = upscaler()(image, **options)
+    assert np.array_equal(strips.alpha, whole.alpha)
+    # the moments of adain are summed in another order
+    assert np.abs(strips.pixels.astype(int) - whole.pixels).max() <= (color_fix == "adain")
+
+
+class Largest(TorchDispatchMode):
+    """The most numbers that a tensor made under it holds."""
+
+    def __init__(self):
+        super().__init__()
+        self.numbers = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        made = function(*args, **(kwargs or {}))
+        for tensor in made if isinstance(made, tuple | list) else [made]:
+            if isinstance(tensor, torch.Tensor):
+                self.numbers = max(self.numbers, tensor.untyped_storage().nbytes() // 4)
+        return made
+
+
+@pytest.mark.parametrize("scale", [0.5, 4])
+def test_a_large_picture_is_never_whole_in_floats(scale, monkeypatch):
+    monkeypatch.setattr(upscale_module, "STRIP", 0)
+    image = np.random.default_rng(0).integers(0, 256, (320, 8, 3), np.uint8)
+    with Largest() as seen:
+        upscaler()(image, steps=1, scale=scale, tile=16, tile_pad=2)
+    assert seen.numbers < 0.3 * image.size * 16
+
+
+def test_a_very_large_picture_takes_smaller_tiles_by_itself(monkeypatch):
+    for name in ("AUTO_TILE", "SMALL_TILE", "VERY_LARGE"):
+        monkeypatch.setattr(
+            upscale_module, name, {"AUTO_TILE": 32, "SMALL_TILE": 16}.get(name, 4096)
+        )
+    model, sides = make(), []
+    encode = model.autoencoder.encode
+    monkeypatch.setattr(
+        model.autoencoder, "encode", lambda x: sides.append(x.shape[-1] // 4) or encode(x)
+    )
+    for height, side in ((32, 40), (64, 40), (65, 24)):
+        model(np.zeros((height, 64, 3), np.uint8), steps=1, tile_pad=0)
+        assert set(sides) == {side}
+        sides.clear()
 
 
 # ---------------------------------------------------------------------------- options and condition
@@ -313,6 +405,7 @@ def test_bf16_is_close_to_fp32():
         ({"tile": 0}, "tile=0"),
         ({"tile_pad": -1}, "tile_pad=-1"),
         ({"batch_size": 0}, "batch_size=0"),
+        ({"max_pixels": 0}, "max_pixels=0"),
         ({"color_fix": "ycbcr"}, "color_fix='ycbcr'.*none, wavelet, adain"),
         ({"sampler": "euler"}, "sampler 'euler'"),
         ({"sampler": "dpm-solver++"}, "dpm-solver"),
@@ -333,18 +426,32 @@ def test_unknown_devices_and_dtypes_are_one_sentence(options, says):
         Upscaler(model.model, **options)
 
 
-def test_a_result_beyond_the_limit_is_refused_before_the_work(monkeypatch):
-    monkeypatch.setattr(upscale_module, "MAX_PIXELS", 1000)
-    with pytest.raises(ImageError, match="1024 pixels, more than the 1000 allowed"):
-        upscaler()(np.zeros((8, 8, 3), np.uint8), scale=1)
-    with pytest.raises(ImageError, match="3600 pixels"):
-        upscaler()(np.zeros((6, 6, 3), np.uint8), scale=10)
+def test_the_limit_counts_what_is_made():
+    image = np.zeros((8, 8, 3), np.uint8)
+    assert upscaler()(image, scale=1, max_pixels=64, steps=1).shape == (8, 8, 3)
+    for scale, says in ((10, "6400 pixels, more than the 64 allowed"), (2, "--max-pixels")):
+        with pytest.raises(ImageError, match=says):
+            upscaler()(image, scale=scale, max_pixels=64)
+
+
+def test_ctrl_c_stops_between_tiles(monkeypatch):
+    upscaler, seen = make(), []
+
+    def stop(z):
+        seen.append(z)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(upscaler.autoencoder, "decode", stop)
+    for options in ({}, {"tile": 24}):
+        with pytest.raises(KeyboardInterrupt):
+            upscaler(pictures()["flat"], steps=1, **options)
+    assert len(seen) == 2
 
 
 def test_a_result_with_nan_is_refused(monkeypatch):
     upscaler = make()
     monkeypatch.setattr(
-        upscaler.autoencoder, "decode", lambda z: torch.full((len(z), 3, 64, 32), torch.nan)
+        upscaler.autoencoder, "decode", lambda z: torch.full((len(z), 3, 96, 64), torch.nan)
     )
     with pytest.raises(ImageError, match="NaN or infinity in torch.float32"):
         upscaler(torch.zeros(3, 9, 8), steps=1)
