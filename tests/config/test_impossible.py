@@ -72,17 +72,17 @@ CASES += [("dream-latent-x4-tiny", *case) for case in LATENT.items()]
 
 
 @pytest.mark.parametrize("name, change, says", CASES)
-def test_an_impossible_run_is_one_sentence_at_once(name, change, says):
+def test_an_impossible_run_is_one_sentence_at_once(name, change, says, tmp_path):
     start = time.process_time()
     with pytest.raises(UserError) as error:
-        check_run(load_config(CONFIGS / f"tiny/{name}.yaml", [change]), starts=False)
+        check_run(load_config(CONFIGS / f"tiny/{name}.yaml", [change]), tmp_path, starts=False)
     assert time.process_time() - start < 1
     assert says in str(error.value) and "\n" not in str(error.value), str(error.value)
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.rglob("*.yaml")), ids=lambda path: path.stem)
-def test_what_is_shipped_passes(path):
-    check_run(load_config(path), starts=False)
+def test_what_is_shipped_passes(path, tmp_path):
+    check_run(load_config(path), tmp_path, starts=False)
 
 
 @pytest.mark.parametrize("kind", [SR3Config, IDMConfig, LDMConfig, ResShiftNetConfig])
@@ -96,9 +96,9 @@ def test_the_least_parameters_are_no_more_than_there_are(kind):
 
 def test_a_pretrained_that_is_not_here_is_judged_when_it_starts(tmp_path):
     run = DiffusionRun(autoencoder={"kind": "vqgan", "pretrained": str(tmp_path / "none")})
-    check_run(run, starts=False)
+    check_run(run, tmp_path, starts=False)
     with pytest.raises(UserError, match="neither a model folder"):
-        check_run(run)
+        check_run(run, tmp_path)
 
 
 def test_a_run_is_judged_without_torch():
