@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from ldm_dream.config.files import load_config
+from ldm_dream.config.model import VQGANConfig
 from ldm_dream.config.networks import IDMConfig, LDMConfig, ResShiftNetConfig, SR3Config
 from ldm_dream.config.run import DiffusionRun
 from ldm_dream.errors import UserError
@@ -95,7 +96,7 @@ def test_the_least_parameters_are_no_more_than_there_are(kind):
 
 
 def test_a_pretrained_that_is_not_here_is_judged_when_it_starts(tmp_path):
-    run = DiffusionRun(autoencoder={"kind": "vqgan", "pretrained": str(tmp_path / "none")})
+    run = DiffusionRun(autoencoder=VQGANConfig(pretrained=str(tmp_path / "none")))
     check_run(run, tmp_path, starts=False)
     with pytest.raises(UserError, match="neither a model folder"):
         check_run(run, tmp_path)

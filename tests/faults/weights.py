@@ -24,6 +24,7 @@ from safetensors.torch import save_file
 
 from faults.configs import MOST_WORDS, damaged
 from faults.runner import Tally, run_all
+from ldm_dream.config.model import DDPMConfig
 from ldm_dream.config.networks import SR3Config
 from ldm_dream.config.run import DiffusionRun
 from ldm_dream.errors import UserError, shown
@@ -36,7 +37,7 @@ CONFIG = SR3Config(
     image_size=16, model_channels=8, channel_mult=(1, 2), num_res_blocks=1, norm_groups=4
 )
 RUN = DiffusionRun(
-    network=CONFIG, process={"kind": "ddpm"}, prediction="eps", condition=("z_lr",), scale=2
+    network=CONFIG, process=DDPMConfig(), prediction="eps", condition=("z_lr",), scale=2
 )
 CODE = ("os.system", "builtins.eval", "subprocess.Popen", "torch.load", "shutil.rmtree")
 
