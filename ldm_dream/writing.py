@@ -160,6 +160,7 @@ def damaged(path: Path) -> str | None:
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
     """A draft to write, which takes the place of `path` when the body is done. Raises WriteError."""
+    make_folder(path.parent)
     draft = _draft(path.parent, path.suffix)
     try:
         draft.touch()
