@@ -5,6 +5,7 @@ Imports no torch, so `--help` and `--dry-run` answer at once.
 """
 
 import argparse
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,6 +13,12 @@ from contextlib import contextmanager
 from ldm_dream.errors import UserError, shown
 
 EXIT_USER_ERROR = 2  # argparse uses the same status for a wrong command line
+EXIT_INTERRUPTED = 128 + signal.SIGINT  # as a shell has it
+EXIT_TERMINATED = 128 + signal.SIGTERM
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM came; whatever cleans up after Ctrl-C does so here too."""
 
 
 def command_line(name: str, doc: str | None) -> argparse.ArgumentParser:
@@ -33,3 +40,23 @@ def user_errors() -> Iterator[None]:
             raise
         sys.stderr.write(f"error: {shown(' '.join(str(error).split()))}\n")
         raise SystemExit(EXIT_USER_ERROR) from None
+
+
+@contextmanager
+def stoppable(what_stays: str) -> Iterator[None]:
+    """Body of a tool's `main`: Ctrl-C and SIGTERM -> one line of stderr with what stays of the work,
+    exit status 130 or 143.
+    """
+
+    def terminate(number: int, frame: object) -> None:
+        raise Terminated
+
+    before = signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    except KeyboardInterrupt as stop:
+        sys.stderr.write(f"stopped; {what_stays}.\n")
+        terminated = isinstance(stop, Terminated)
+        raise SystemExit(EXIT_TERMINATED if terminated else EXIT_INTERRUPTED) from None
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -3,15 +3,17 @@
     python tools/upscale.py -i photo.png -o out
     python tools/upscale.py -i photos -o out --recursive --skip-existing -s 3 --json-report out/report.json
 
-Exit status: 0 all done, 1 some pictures of a folder failed (listed at the end), 2 a mistake in the command or in the
-one picture given.
+Exit status: 0 all done, 1 some pictures of a folder failed (listed at the end), 2 a mistake in the
+command or in the one picture given, 130 or 143 stopped by Ctrl-C or SIGTERM.
 """
 
 import argparse
 import sys
+from dataclasses import fields
+from functools import partial
 from pathlib import Path
 
-from ldm_dream.cli import EXIT_USER_ERROR, command_line, user_errors
+from ldm_dream.cli import EXIT_USER_ERROR, command_line, stoppable, user_errors
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -22,7 +24,7 @@ def build_parser() -> argparse.ArgumentParser:
         type=Path,
         required=True,
         metavar="FILE_OR_DIR",
-        help="PNG, JPEG, WebP or TIFF, or a folder",
+        help="PNG, JPEG, WebP, TIFF, AVIF, GIF, BMP or JPEG 2000, or a folder",
     )
     parser.add_argument(
         "-o",
@@ -107,10 +109,16 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--ext",
         default="auto",
-        help="format of the outputs: auto (as the input), png, jpg, webp, tif",
+        help="format of the outputs: auto (as the input), png, jpg, webp, tif, avif",
     )
     parser.add_argument(
         "--suffix", default="", help="added to output names before the extension, e.g. _x4"
+    )
+    parser.add_argument(
+        "--metadata",
+        choices=("keep", "strip"),
+        default="keep",
+        help="EXIF (also the place, by GPS), XMP, IPTC, texts, resolution (default: keep)",
     )
     parser.add_argument(
         "--json-report", type=Path, metavar="FILE", help="settings and one entry a picture as JSON"
@@ -122,48 +130,50 @@ def run(args: argparse.Namespace) -> int:
     # here, so that --help answers without torch
     from tqdm import tqdm
 
-    from ldm_dream.data.images import Image
-    from ldm_dream.upscaling.folder import plan_jobs, upscale_all, write_report
-    from ldm_dream.upscaling.upscaler import Upscaler
+    from ldm_dream.upscaling.folder import (
+        Naming,
+        Work,
+        check_places,
+        plan_jobs,
+        summary,
+        upscale_all,
+        write_report,
+    )
+    from ldm_dream.upscaling.upscaler import Options, Upscaler
 
-    jobs = plan_jobs(args.input, args.output, args.recursive, args.suffix, args.ext)
+    plan = plan_jobs(args.input, args.output, args.recursive, Naming(args.suffix, args.ext))
+    check_places(plan, args.json_report)
     upscaler = Upscaler.from_pretrained(args.model, args.device, args.dtype, args.compile)
-    options = {
-        name: getattr(args, name)
-        for name in (
-            "scale", "steps", "sampler", "seed", "tile", "tile_pad", "batch_size", "color_fix",
-            "max_pixels",
-        )
-    }  # fmt: skip
-
-    def upscale(picture: Image) -> Image:
-        return upscaler(picture, **options)
-
+    options = {field.name: getattr(args, field.name) for field in fields(Options)}
+    scale = upscaler.run.scale if args.scale is None else args.scale
+    upscale = partial(upscaler, scale=scale, **options)
+    work = Work(upscale, scale, args.skip_existing, args.metadata == "keep")
     results = []
     try:
-        done = upscale_all(jobs, upscale, args.skip_existing)
-        # a bar for a folder, on a terminal (None)
-        for result in tqdm(done, total=len(jobs), unit="picture", disable=len(jobs) == 1 or None):
+        for result in tqdm(
+            upscale_all(plan.jobs, work),
+            total=len(plan.jobs),
+            unit="picture",
+            disable=args.input.is_file() or None,  # a bar for a folder, on a terminal (None)
+        ):
             results.append(result)
             tqdm.write(str(result))
             sys.stdout.flush()
     finally:
         if args.json_report:
-            write_report(args.json_report, vars(args), results)
+            write_report(args.json_report, vars(args), plan, results)
     failed = [result for result in results if result.status == "failed"]
     for result in failed:
         print(f"failed: {result.error}", file=sys.stderr)
+    if args.input.is_dir():
+        print(summary(plan, results))
     return 0 if not failed else 1 if args.input.is_dir() else EXIT_USER_ERROR
 
 
 def main() -> None:
     args = build_parser().parse_args()
-    try:
-        with user_errors():
-            raise SystemExit(run(args))
-    except KeyboardInterrupt:
-        print("stopped; the pictures listed above are complete.", file=sys.stderr)
-        raise SystemExit(130) from None
+    with user_errors(), stoppable("the pictures listed above are complete"):
+        raise SystemExit(run(args))
 
 
 if __name__ == "__main__":

@@ -1,20 +1,36 @@
 """Upscale a file or a folder: which file goes where, go on past bad pictures, report.
 
-Never writes over an input. Every output is written beside and renamed (`write_image`), so one that
-exists is whole and `skip_existing` may trust it.
+Never writes over an input. What cannot be written is refused before it is computed. Every output is
+written beside and renamed (`write_image`), so one that exists is whole and `skip_existing` may
+trust it.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import os
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
-from ldm_dream.data.images import SUFFIXES, Image, ImageError, find_images, read_image, write_image
-from ldm_dream.errors import UserError
+from ldm_dream.data.images import (
+    WRITES,
+    Image,
+    ImageError,
+    check_writable,
+    in_words,
+    list_images,
+    needs_alpha,
+    read_image,
+    write_image,
+)
+from ldm_dream.errors import UserError, shown
+from ldm_dream.writing import WriteError, check_outputs, whole_file
+
+LONGEST_NAME = 255  # bytes, of all common file systems
 
 
 class BatchError(UserError, ValueError):
@@ -23,14 +39,45 @@ class BatchError(UserError, ValueError):
 
 @dataclass(frozen=True)
 class Job:
+    """note: what is unusual about the target, to be told with the result."""
+
     source: Path
     target: Path
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """left_out: how many files of the folder are no input, by a few words on why."""
+
+    jobs: list[Job]
+    left_out: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Naming:
+    """Of outputs in a folder: NAME + suffix + ext. ext "auto" keeps the input's kind, or takes PNG
+    where that is not written. Raises BatchError.
+    """
+
+    suffix: str = ""
+    ext: str = "auto"
+
+    def __post_init__(self) -> None:
+        if self.ext != "auto" and f".{self.ext}" not in WRITES:
+            raise BatchError(
+                f"ext={self.ext!r} cannot be written; use auto or one of {', '.join(s[1:] for s in WRITES)}."
+            )
+        if set(self.suffix) & {"/", "\0", os.sep}:
+            raise BatchError(
+                f"suffix={self.suffix!r} is no part of a file name; take out the slash."
+            )
 
 
 @dataclass(frozen=True)
 class Result:
     """What became of one picture. Sizes are (width, height) in pixels, None where it was not read
-    or not made.
+    or not made. Names as they may be shown.
     """
 
     source: str
@@ -40,100 +87,100 @@ class Result:
     size_out: tuple[int, int] | None = None
     seconds: float = 0.0  # read, upscale and write
     error: str | None = None
+    note: str = ""
 
     def __str__(self) -> str:
         if self.size_in is None or self.size_out is None:
             return f"{self.source}  {self.status}: {self.error or 'its output is already there.'}"
         sizes = " -> ".join(f"{width}x{height}" for width, height in (self.size_in, self.size_out))
-        return f"{self.source} -> {self.target}  {sizes}  {self.seconds:.2f} s"
+        note = f"  ({self.note})" if self.note else ""
+        return f"{self.source} -> {self.target}  {sizes}  {self.seconds:.2f} s{note}"
 
 
-def plan_jobs(
-    source: Path, out: Path, recursive: bool = False, suffix: str = "", ext: str = "auto"
-) -> list[Job]:
+# ------------------------------------------------------------------------------- before the work
+
+
+def plan_jobs(source: Path, out: Path, recursive: bool = False, naming: Naming = Naming()) -> Plan:
     """Pictures of `source` and where each goes. Raises ImageError (nothing to read) or BatchError
     (nowhere to write).
 
     source a folder: `out` is a folder, subfolders are kept. source a file: `out` is a folder, or
-    the output's name if it has a suffix. Inside a folder the name is NAME + suffix + ext; ext
-    "auto" keeps the input's own format.
+    the output's name if it has a suffix. Earlier results are no inputs: what lies in an `out` inside
+    of `source`, and where both are one folder, what is named with the suffix.
     """
-    if ext != "auto" and f".{ext}" not in SUFFIXES:
-        raise BatchError(
-            f"ext={ext!r} cannot be written; use auto or one of {', '.join(s[1:] for s in SUFFIXES)}."
-        )
-    found = find_images(source, recursive)
+    listing = list_images(source, recursive)
     if source.is_file() and out.suffix and not out.is_dir():
-        if suffix or ext != "auto":
+        if naming != Naming():
             raise BatchError(
-                f"{out} names the output file, so a suffix and an ext change nothing; leave them out."
+                f"{shown(out)} names the output file, so a suffix and an ext change nothing; leave them out."
             )
-        if out.suffix.lower() not in SUFFIXES:
-            raise BatchError(f"{out}: cannot write {out.suffix}; use one of {', '.join(SUFFIXES)}.")
-        jobs = [Job(source, out)]
+        if out.suffix.lower() not in WRITES:
+            raise BatchError(
+                f"{shown(out)}: cannot write {shown(out.suffix)}; use one of {', '.join(WRITES)}."
+            )
+        plan = Plan([Job(source, out)])
     else:
         if out.exists() and not out.is_dir():
-            raise BatchError(f"{out} is a file; the output of a folder is a folder.")
+            raise BatchError(f"{shown(out)} is a file; the output of a folder is a folder.")
         root = source if source.is_dir() else source.parent
-        inside = out.resolve() != root.resolve() and out.resolve().is_relative_to(root.resolve())
-        # earlier results
-        found = [p for p in found if not (inside and p.resolve().is_relative_to(out.resolve()))]
-        jobs = [
-            Job(p, out / p.relative_to(root).with_name(p.stem + suffix + _ext(p, ext)))
-            for p in found
-        ]
-    _refuse_collisions(jobs)
-    return jobs
+        is_result = (
+            _earlier_results(root, out, naming.suffix) if source.is_dir() else lambda p: False
+        )
+        found = [path for path in listing.pictures if not is_result(path)]
+        results = len(listing.pictures) - len(found)
+        left_out = listing.left_out | ({"earlier result": results} if results else {})
+        plan = Plan(_named(found, root, out, naming), left_out)
+    _refuse_collisions(plan.jobs)
+    return plan
 
 
-def upscale_all(
-    jobs: list[Job], upscale: Callable[[Image], Image], skip_existing: bool = False
-) -> Iterator[Result]:
-    """Read, upscale and write job by job; an ImageError makes that picture `failed` and the loop
-    goes on, other errors end it.
+def check_places(plan: Plan, report: Path | None = None) -> None:
+    """Every output can be written and is no input; missing folders are made. Raises BatchError or
+    WriteError.
     """
-    for job in jobs:
-        names = str(job.source), str(job.target)
-        if skip_existing and job.target.exists():
-            yield Result(*names, "skipped")
-            continue
-        start = time.perf_counter()
-        try:
-            picture = read_image(job.source)
-            result = upscale(picture)
-            _make_folder(job.target.parent)
-            write_image(job.target, result)
-        except ImageError as error:
-            yield Result(*names, "failed", seconds=time.perf_counter() - start, error=str(error))
-        else:
-            sizes = (picture.pixels.shape[1::-1], result.pixels.shape[1::-1])
-            yield Result(*names, "done", *sizes, time.perf_counter() - start)
+    outputs = [job.target for job in plan.jobs if not _is_too_long(job.target)]
+    if report is not None:
+        if _is_too_long(report):
+            raise BatchError(
+                f"{shown(report)}: this name is too long; give the report a shorter one."
+            )
+        if report.resolve() in {path.resolve() for path in outputs}:
+            raise BatchError(f"{shown(report)} is an output; give the report another name.")
+        outputs.append(report)
+    check_outputs(outputs, [job.source for job in plan.jobs])
 
 
-def write_report(path: Path, settings: dict, results: list[Result]) -> None:
-    """JSON {"settings": .., "pictures": [Result, ..]}, written beside and renamed. Raises
-    BatchError.
-    """
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    report = {"settings": settings, "pictures": [asdict(result) for result in results]}
-    try:
-        beside.write_text(json.dumps(report, indent=1, default=str) + "\n", encoding="utf-8")
-        os.replace(beside, path)
-    except OSError as error:
-        raise BatchError(f"{path}: the report cannot be written: {error.strerror}.") from None
-    finally:
-        beside.unlink(missing_ok=True)
+def _earlier_results(root: Path, out: Path, suffix: str) -> Callable[[Path], bool]:
+    """What of the pictures under `root` this output folder and suffix made before."""
+    root, out = root.resolve(), out.resolve()
+    if root == out:
+        return lambda path: bool(suffix) and path.stem.endswith(suffix)
+    if out.is_relative_to(root):
+        return lambda path: path.resolve().is_relative_to(out)
+    return lambda path: False
 
 
-def _ext(source: Path, ext: str) -> str:
-    return source.suffix if ext == "auto" else f".{ext}"
+def _named(found: list[Path], root: Path, out: Path, naming: Naming) -> list[Job]:
+    """A job for each. Where a.gif and a.png would both become a.png, the first is a_gif.png."""
+    reasons = {path: _why_png(path) for path in found} if naming.ext == "auto" else {}
+    jobs: list[Job] = []
+    taken: set[Path] = set()
+    for path in sorted(found, key=lambda path: bool(reasons.get(path))):  # these give way
+        reason = reasons.get(path, "")
+        ext = f".{naming.ext}" if naming.ext != "auto" else ".png" if reason else path.suffix
+        target = out / path.relative_to(root).with_name(path.stem + naming.suffix + ext)
+        if reason and target in taken:
+            target = target.with_name(f"{path.stem}{naming.suffix}_{path.suffix[1:]}.png")
+        taken.add(target)
+        jobs.append(Job(path, target, reason))
+    return sorted(jobs, key=lambda job: job.source)
 
 
-def _make_folder(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ImageError(f"{folder}: the folder cannot be made: {error.strerror}.") from None
+def _why_png(path: Path) -> str:
+    """Why the result is not of the kind that its name says; "" where it is."""
+    if path.suffix.lower() not in WRITES:
+        return f"as PNG: {path.suffix.lower()[1:]} is not written"
+    return f"as PNG: {path.suffix.lower()[1:]} holds no transparency" if needs_alpha(path) else ""
 
 
 def _refuse_collisions(jobs: list[Job]) -> None:
@@ -143,10 +190,100 @@ def _refuse_collisions(jobs: list[Job]) -> None:
         target = job.target.resolve()
         if target in inputs:
             raise BatchError(
-                f"{job.target} is an input and would be overwritten; choose another -o or give a --suffix."
+                f"{shown(job.target)} is an input and would be overwritten; choose another -o or give a --suffix."
             )
         if target in targets:
             raise BatchError(
-                f"{targets[target]} and {job.source} would both become {job.target}; use --ext auto or rename one."
+                f"{shown(targets[target])} and {shown(job.source)} would both become {shown(job.target)}; "
+                "use --ext auto or rename one."
             )
         targets[target] = job.source
+
+
+def _is_too_long(path: Path) -> bool:
+    return len(os.fsencode(path.name)) > LONGEST_NAME
+
+
+# --------------------------------------------------------------------------------------- the work
+
+
+@dataclass(frozen=True)
+class Work:
+    """upscale: Image -> Image, `scale` times as large. Raises BatchError for an impossible scale."""
+
+    upscale: Callable[[Image], Image]
+    scale: float
+    skip_existing: bool = False
+    keep_metadata: bool = True
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.scale) and self.scale > 0):
+            raise BatchError(
+                f"scale={self.scale} is not possible; give a number above 0, for example 4."
+            )
+
+
+def upscale_all(jobs: list[Job], work: Work) -> Iterator[Result]:
+    """Read, upscale and write job by job. A bad picture, and a place where it cannot be written, make
+    it `failed` and the loop goes on; other errors end it.
+    """
+    for job in jobs:
+        source, target = shown(job.source), shown(job.target)
+        start = time.perf_counter()
+        try:
+            if _is_too_long(job.target):
+                raise ImageError(f"{target}: this name is too long; give a shorter --suffix.")
+            if work.skip_existing and job.target.exists():
+                yield Result(source, target, "skipped")
+                continue
+            sizes = _upscale_one(job, work)
+        except (ImageError, WriteError, MemoryError) as error:
+            reason = shown(error) or "too little memory for it"
+            reason = reason if source in reason else f"{source}: {reason}"
+            seconds = time.perf_counter() - start
+            yield Result(source, target, "failed", seconds=seconds, error=reason)
+        else:
+            seconds = time.perf_counter() - start
+            yield Result(source, target, "done", *sizes, seconds, note=job.note)
+
+
+def _upscale_one(job: Job, work: Work) -> tuple[tuple[int, int], tuple[int, int]]:
+    """-> (width, height) of the picture and of the result."""
+    picture = read_image(job.source)
+    height, width = picture.pixels.shape[:2]
+    wide, high = (max(1, round(side * work.scale)) for side in (width, height))
+    check_writable(job.target, wide, high, picture.alpha)
+    if not work.keep_metadata:
+        picture = replace(picture, metadata=None)
+    result = work.upscale(picture)
+    write_image(job.target, result)
+    return (width, height), (result.pixels.shape[1], result.pixels.shape[0])
+
+
+# ------------------------------------------------------------------------------------- the report
+
+
+def summary(plan: Plan, results: list[Result]) -> str:
+    """One line: what was done and what was left out, both by kind."""
+    counts = Counter(result.status for result in results)
+    if waiting := len(plan.jobs) - len(results):
+        counts["not reached"] = waiting
+    left_out = f"; left out: {in_words(plan.left_out)}" if plan.left_out else ""
+    return f"{in_words(counts) or 'no picture'}{left_out}"
+
+
+def write_report(path: Path, settings: dict, plan: Plan, results: list[Result]) -> None:
+    """JSON {"settings": .., "summary": .., "left_out": {kind: count}, "pictures": [Result, ..]},
+    written beside and renamed. Raises WriteError.
+    """
+    report = {
+        "settings": {
+            name: shown(value) if isinstance(value, str | Path) else value
+            for name, value in settings.items()
+        },
+        "summary": summary(plan, results),
+        "left_out": plan.left_out,
+        "pictures": [asdict(result) for result in results],
+    }
+    with whole_file(path) as draft:
+        draft.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")

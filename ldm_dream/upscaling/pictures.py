@@ -161,11 +161,11 @@ class Source:
     """
 
     def __init__(self, pixels: Pixels, context: int = 0, multiple: int = 1):
-        self.context, self.count = context, len(pixels.bands)
-        places = [_mirrored(length, context, multiple) for length in pixels.size]
-        padded = pixels.bands[:, :, places[1], : pixels.colours][:, places[0]]
-        self.pixels = replace(pixels, bands=padded)
-        self.size = self.pixels.size
+        self.pixels, self.count = pixels, len(pixels.bands)
+        height, width = pixels.size
+        self.rows = _mirrored(height, context, multiple)
+        self.columns = _mirrored(width, context, multiple)
+        self.size = len(self.rows), len(self.columns)
 
     def part(self, size: tuple[int, int], rows: slice, columns: slice) -> Tensor:
         """Of the whole at `size` by bicubic: a part, float32 [B, 3, h, w] in about [-1, 1] (the
@@ -184,8 +184,17 @@ class Source:
         return self.part(size, slice(0, size[0]), slice(0, size[1]))
 
     def _cut(self, rows: slice, columns: slice) -> Tensor:
-        rgb = self.pixels.cut(slice(0, self.pixels.colours), rows, columns)
+        high, y = _from(self.rows[rows])
+        wide, x = _from(self.columns[columns])
+        rgb = self.pixels.cut(slice(0, self.pixels.colours), high, wide)
+        rgb = rgb.index_select(2, y).index_select(3, x)
         return rgb.expand(-1, 3, -1, -1) * 2 - 1
+
+
+def _from(places: np.ndarray) -> tuple[slice, Tensor]:
+    """The stretch in which all places are, and the places counted from its start."""
+    first, last = int(places.min()), int(places.max())
+    return slice(first, last + 1), torch.from_numpy(places - first)
 
 
 def _mirrored(length: int, context: int, multiple: int) -> np.ndarray:

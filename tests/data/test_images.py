@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
+import os
 
 import numpy as np
 import pytest
@@ -12,7 +13,6 @@ import torch
 from PIL import Image as PillowImage
 from PIL import ImageCms
 
-from ldm_dream.data import images
 from ldm_dream.data.images import (
     Image,
     ImageError,
@@ -24,6 +24,7 @@ from ldm_dream.data.images import (
     to_uint8,
     write_image,
 )
+from ldm_dream.writing import WriteError
 
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 
@@ -180,7 +181,7 @@ def jpeg() -> bytes:
         (
             "drawing.svg",
             b'<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"></svg>',
-            "format is not supported",
+            "not a picture",
         ),
     ],
 )
@@ -210,19 +211,9 @@ def test_missing_path_and_folder_are_named(tmp_path):
 def test_too_many_pixels_are_refused_before_decoding(tmp_path, monkeypatch):
     write_image(tmp_path / "x.png", Image(pixels(20, 30)))
     assert read_image(tmp_path / "x.png", max_pixels=600).pixels.shape == (20, 30, 3)
-    monkeypatch.setattr(
-        pyvips.Image, "copy_memory", lambda self: pytest.fail("decoded"), raising=False
-    )
+    monkeypatch.setattr(pyvips.Image, "numpy", lambda self: pytest.fail("decoded"))
     with pytest.raises(ImageError, match="30x20 is more than the allowed 599"):
         read_image(tmp_path / "x.png", max_pixels=599)
-
-
-def test_float_pictures_are_refused_with_what_to_do(tmp_path):
-    pyvips.Image.black(8, 8, bands=3).cast("float").copy(interpretation="scrgb").write_to_file(
-        str(tmp_path / "x.tif")
-    )
-    with pytest.raises(ImageError, match="convert to 8 or 16-bit RGB"):
-        read_image(tmp_path / "x.tif")
 
 
 def test_jpeg_refuses_transparency_but_takes_an_opaque_alpha(tmp_path):
@@ -244,22 +235,23 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypat
     def full(descriptor):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(images.os, "fsync", full)
-    with pytest.raises(ImageError, match="No space left on device"):
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(WriteError, match="No space left on device"):
         write_image(tmp_path / "x.png", Image(255 - pixels()))
     assert (tmp_path / "x.png").read_bytes() == before and [p.name for p in tmp_path.iterdir()] == [
         "x.png"
     ]
 
 
-def test_writing_into_a_missing_folder_is_one_sentence(tmp_path):
-    with pytest.raises(ImageError, match="No such file or directory"):
-        write_image(tmp_path / "none" / "x.png", Image(pixels()))
+def test_a_missing_folder_is_made_and_a_file_in_its_place_is_one_sentence(tmp_path):
+    write_image(tmp_path / "new/sub/x.png", Image(pixels()))
+    assert (tmp_path / "new/sub/x.png").is_file()
+    with pytest.raises(WriteError, match="a file stands where a folder is needed"):
+        write_image(tmp_path / "new/sub/x.png/y.png", Image(pixels()))
 
 
 def test_what_an_encoder_cannot_hold_is_one_sentence(tmp_path):
-    with pytest.raises(ImageError, match="cannot be encoded"):
-        # WebP ends at 16383
+    with pytest.raises(ImageError, match="WebP ends at 16383 pixels"):
         write_image(tmp_path / "x.webp", Image(np.zeros((1, 17000, 3), np.uint8)))
     assert not list(tmp_path.iterdir())
 

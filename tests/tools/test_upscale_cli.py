@@ -1,5 +1,7 @@
 import json
+import os
 import runpy
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +16,7 @@ from ldm_dream.data.images import Image, read_image, write_image
 from ldm_dream.model_folder import save_model
 from ldm_dream.networks import build_network
 from ldm_dream.upscaling import folder as batch
+from ldm_dream.upscaling.upscaler import Upscaler
 
 TOOL = Path(__file__).resolve().parents[2] / "tools/upscale.py"
 
@@ -77,10 +80,11 @@ def test_a_folder_with_a_bad_file_is_done_to_the_end_and_exits_1(model, photos, 
     assert code == 1
     lines = out.splitlines()
     assert (
-        len(lines) == 3
+        len(lines) == 4
         and "6x5 -> 18x15" in lines[0]
         and "failed" in lines[1]
         and "4x7 -> 12x21" in lines[2]
+        and lines[3] == "2 done, 1 failed"
     )
     assert err.startswith("failed: ") and "notes.png" in err and len(err.splitlines()) == 1
     gray = read_image(tmp_path / "out/gray_x3.tif")
@@ -90,7 +94,7 @@ def test_a_folder_with_a_bad_file_is_done_to_the_end_and_exits_1(model, photos, 
     assert entries["settings"]["scale"] == 3 and entries["settings"]["seed"] == 0
 
     _, out, _ = upscale(*options, "--skip-existing")
-    assert out.count("skipped") == 2
+    assert out.splitlines()[-1] == "2 skipped, 1 failed"
 
 
 def test_one_picture_to_a_file_name_exits_0(model, photos, tmp_path, upscale):
@@ -132,26 +136,41 @@ def test_a_mistake_is_one_sentence_and_exit_2(model, photos, upscale, monkeypatc
     assert says in err and len(err.splitlines()) == 1
 
 
-def test_ctrl_c_ends_with_one_line_and_the_report_of_what_is_done(
-    model, photos, tmp_path, upscale, monkeypatch
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_with_one_line_and_the_report_of_what_is_done(
+    model, photos, tmp_path, upscale, monkeypatch, number
 ):
-    """As if the key were pressed while the second picture is read."""
+    """As if it came while the second picture is upscaled."""
 
     def read(path):
         if path.name == "rgb.png":
-            raise KeyboardInterrupt
+            os.kill(os.getpid(), number)
         return read_image(path)
 
     monkeypatch.setattr(batch, "read_image", read)
     code, out, err = upscale(
         "-i", photos, "-o", tmp_path / "out", "-n", model, "--json-report", tmp_path / "report.json"
     )
-    assert code == 130
+    assert code == 128 + number
     assert len(out.splitlines()) == len(err.splitlines()) == 1 and err.startswith("stopped")
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["gray.tif"]
-    assert [
-        p["status"] for p in json.loads((tmp_path / "report.json").read_text())["pictures"]
-    ] == ["done"]
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert [p["status"] for p in report["pictures"]] == ["done"]
+    assert report["summary"] == "1 done, 1 not reached"
+
+
+def test_no_output_takes_an_inputs_place_and_nothing_is_loaded_first(
+    photos, tmp_path, upscale, monkeypatch
+):
+    monkeypatch.setattr(Upscaler, "from_pretrained", lambda *_: pytest.fail("loaded"))
+    picture, link = photos / "rgb.png", tmp_path / "link.json"
+    link.hardlink_to(picture)
+    before = picture.read_bytes()
+    for report in (picture, link):
+        options = ("-i", photos, "-o", tmp_path / "out", "--json-report", report)
+        code, _, err = upscale(*options)
+        assert code == 2 and "is an input" in err and len(err.splitlines()) == 1
+    assert picture.read_bytes() == before
 
 
 def test_help_does_not_import_torch():

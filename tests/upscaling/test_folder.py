@@ -1,11 +1,26 @@
 import json
+import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image as PillowImage
 
 from ldm_dream.data.images import Image, ImageError, read_image, write_image
-from ldm_dream.upscaling.folder import BatchError, Job, plan_jobs, upscale_all, write_report
+from ldm_dream.upscaling.folder import (
+    BatchError,
+    Job,
+    Naming,
+    Plan,
+    Work,
+    check_places,
+    plan_jobs,
+    summary,
+    upscale_all,
+    write_report,
+)
+from ldm_dream.writing import WriteError
 
 
 def picture(height=3, width=5) -> Image:
@@ -13,7 +28,11 @@ def picture(height=3, width=5) -> Image:
 
 
 def double(image: Image) -> Image:
-    return Image(image.pixels.repeat(2, 0).repeat(2, 1), image.alpha, image.icc, image.was_gray)
+    alpha = None if image.alpha is None else image.alpha.repeat(2, 0).repeat(2, 1)
+    return replace(image, pixels=image.pixels.repeat(2, 0).repeat(2, 1), alpha=alpha)
+
+
+DOUBLE = Work(double, 2)
 
 
 @pytest.fixture
@@ -29,7 +48,7 @@ def test_a_folder_run_goes_on_past_bad_files_and_names_them(folder, tmp_path):
     (folder / "bb.png").touch()
     cut = (folder / "a.png").read_bytes()
     (folder / "cut.png").write_bytes(cut[: len(cut) // 2])
-    results = list(upscale_all(plan_jobs(folder, tmp_path / "out"), double))
+    results = list(upscale_all(plan_jobs(folder, tmp_path / "out").jobs, DOUBLE))
     assert [(Path(r.source).name, r.status) for r in results] == [
         ("a.png", "done"),
         ("aa.png", "failed"),
@@ -47,56 +66,68 @@ def test_errors_of_the_program_are_not_taken_for_bad_pictures(folder, tmp_path):
         raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
-        list(upscale_all(plan_jobs(folder, tmp_path / "out"), broken))
+        list(upscale_all(plan_jobs(folder, tmp_path / "out").jobs, Work(broken, 2)))
 
 
 def test_recursive_keeps_subfolders_suffix_and_ext_name_the_outputs(folder, tmp_path):
-    jobs = plan_jobs(folder, tmp_path / "out", recursive=True, suffix="_x4", ext="webp")
+    jobs = plan_jobs(folder, tmp_path / "out", True, Naming("_x4", "webp")).jobs
     assert [str(job.target.relative_to(tmp_path / "out")) for job in jobs] == [
         "a_x4.webp",
         "b_x4.webp",
         "sub/c_x4.webp",
     ]
-    assert all(r.status == "done" for r in upscale_all(jobs, double))
+    assert all(r.status == "done" for r in upscale_all(jobs, DOUBLE))
     assert read_image(tmp_path / "out/sub/c_x4.webp").pixels.shape == (6, 10, 3)
 
 
 def test_one_file_goes_into_a_folder_or_to_the_name_given(folder, tmp_path):
-    assert plan_jobs(folder / "a.png", tmp_path / "out") == [
-        Job(folder / "a.png", tmp_path / "out/a.png")
-    ]
-    assert plan_jobs(folder / "a.png", tmp_path / "x.tif") == [
-        Job(folder / "a.png", tmp_path / "x.tif")
-    ]
+    for out, target in (("out", "out/a.png"), ("x.tif", "x.tif")):
+        plan = plan_jobs(folder / "a.png", tmp_path / out)
+        assert plan == Plan([Job(folder / "a.png", tmp_path / target)])
     dotted = tmp_path / "v1.5"
     dotted.mkdir()
-    assert plan_jobs(folder / "a.png", dotted)[0].target == dotted / "a.png"
+    assert plan_jobs(folder / "a.png", dotted).jobs[0].target == dotted / "a.png"
 
 
 def test_skip_existing_computes_only_what_is_missing(folder, tmp_path):
-    jobs = plan_jobs(folder, tmp_path / "out")
-    list(upscale_all(jobs[:1], double))
+    jobs = plan_jobs(folder, tmp_path / "out").jobs
+    list(upscale_all(jobs[:1], DOUBLE))
     before = jobs[0].target.stat().st_mtime_ns
-    assert [r.status for r in upscale_all(jobs, double, skip_existing=True)] == ["skipped", "done"]
+    assert [r.status for r in upscale_all(jobs, replace(DOUBLE, skip_existing=True))] == [
+        "skipped",
+        "done",
+    ]
     assert jobs[0].target.stat().st_mtime_ns == before
 
 
 def test_results_inside_the_input_folder_are_not_inputs_of_the_next_run(folder):
     first = plan_jobs(folder, folder / "out", recursive=True)
-    list(upscale_all(first, double))
-    assert plan_jobs(folder, folder / "out", recursive=True) == first
+    list(upscale_all(first.jobs, DOUBLE))
+    again = plan_jobs(folder, folder / "out", recursive=True)
+    assert again == Plan(first.jobs, {"earlier result": 3})
 
 
-@pytest.mark.parametrize("out, options", [(".", {}), ("../in", {}), (".", {"ext": "png"})])
+@pytest.mark.parametrize("skip", [False, True])
+def test_results_beside_the_inputs_are_not_inputs_of_the_next_run(folder, skip):
+    for status in ("done", "skipped" if skip else "done"):
+        plan = plan_jobs(folder, folder, naming=Naming("_x4"))
+        check_places(plan)
+        results = list(upscale_all(plan.jobs, replace(DOUBLE, skip_existing=skip)))
+        assert [r.status for r in results] == [status] * 2
+    assert plan.left_out == {"earlier result": 2, "subfolder": 1}
+    names = {path.name for path in folder.iterdir()}
+    assert names == {"a.png", "a_x4.png", "b.png", "b_x4.png", "sub"}
+
+
+@pytest.mark.parametrize(
+    "out, options", [(".", {}), ("../in", {}), (".", {"naming": Naming(ext="png")})]
+)
 def test_an_input_is_never_overwritten(folder, out, options):
     with pytest.raises(BatchError, match="is an input and would be overwritten"):
         plan_jobs(folder, folder / out, **options)
 
 
 def test_an_output_that_is_another_input_or_a_link_to_one_is_refused(folder, tmp_path):
-    write_image(folder / "a_x4.png", picture())
-    with pytest.raises(BatchError, match="a_x4.png is an input"):
-        plan_jobs(folder, folder, suffix="_x4")
     (tmp_path / "link.png").symlink_to(folder / "b.png")
     with pytest.raises(BatchError, match="link.png is an input"):
         plan_jobs(folder / "b.png", tmp_path / "link.png")
@@ -105,7 +136,7 @@ def test_an_output_that_is_another_input_or_a_link_to_one_is_refused(folder, tmp
 def test_two_inputs_with_one_output_are_refused(folder, tmp_path):
     write_image(folder / "a.jpg", picture())
     with pytest.raises(BatchError, match=r"a\.jpg and .*a\.png would both become"):
-        plan_jobs(folder, tmp_path / "out", ext="png")
+        plan_jobs(folder, tmp_path / "out", naming=Naming(ext="png"))
 
 
 @pytest.mark.parametrize(
@@ -113,9 +144,8 @@ def test_two_inputs_with_one_output_are_refused(folder, tmp_path):
     [
         ("none", "out", {}, ImageError, "no such file or folder"),
         ("in", "file", {}, BatchError, "is a file"),
-        ("in", "out", {"ext": "bmp"}, BatchError, "ext='bmp' cannot be written"),
         ("in/a.png", "x.bmp", {}, BatchError, "cannot write .bmp"),
-        ("in/a.png", "x.png", {"suffix": "_x4"}, BatchError, "names the output file"),
+        ("in/a.png", "x.png", {"naming": Naming("_x4")}, BatchError, "names the output file"),
     ],
 )
 def test_impossible_plans_are_one_sentence(folder, tmp_path, source, out, options, error, says):
@@ -125,21 +155,150 @@ def test_impossible_plans_are_one_sentence(folder, tmp_path, source, out, option
     assert "\n" not in str(caught.value)
 
 
-def test_an_output_folder_that_cannot_be_made_fails_the_picture(folder, tmp_path):
+def test_impossible_names_and_scales_are_one_sentence():
+    for naming, says in (({"ext": "bmp"}, "ext='bmp' cannot"), ({"suffix": "/x"}, "no part of")):
+        with pytest.raises(BatchError, match=says):
+            Naming(**naming)
+    for scale in (0, -1, float("nan"), float("inf")):
+        with pytest.raises(BatchError, match="is not possible"):
+            Work(double, scale)
+
+
+def never(image):
+    pytest.fail("computed")
+
+
+def test_what_cannot_be_written_is_refused_before_it_is_computed(folder, tmp_path):
+    clear, wide = replace(picture(), alpha=np.zeros((3, 5), np.uint8)), picture(1, 9000)
+    for image, scale, out, why in (
+        (clear, 2, "x.jpg", "JPEG cannot hold transparency"),
+        (wide, 2, "x.webp", "WebP ends at 16383"),
+        (wide, 8, "x.jpg", "JPEG ends at 65500"),
+    ):
+        write_image(folder / "a.png", image)
+        jobs = plan_jobs(folder / "a.png", tmp_path / out).jobs
+        assert why in str(next(upscale_all(jobs, Work(never, scale))).error)
+    assert not list(tmp_path.rglob("*.jpg"))
+
+
+def test_places_are_checked_before_the_work(folder, tmp_path):
+    plan = plan_jobs(folder, tmp_path / "out")
+    (tmp_path / "hard.json").hardlink_to(folder / "a.png")
+    (tmp_path / "soft.json").symlink_to(folder / "a.png")
+    before = (folder / "a.png").read_bytes()
+    for report in (folder / "a.png", tmp_path / "hard.json", tmp_path / "soft.json"):
+        with pytest.raises(WriteError, match="is an input"):
+            check_places(plan, report)
+    with pytest.raises(BatchError, match="is an output"):
+        check_places(plan, tmp_path / "out/a.png")
+    with pytest.raises(BatchError, match="too long"):
+        check_places(plan, tmp_path / ("x" * 300))
+    check_places(plan, tmp_path / "new/folder/report.json")
+    assert (tmp_path / "new/folder").is_dir() and (folder / "a.png").read_bytes() == before
+
+
+def test_a_place_that_cannot_be_written_fails_the_picture(folder, tmp_path):
     (tmp_path / "file").touch()
-    result = next(upscale_all([Job(folder / "a.png", tmp_path / "file/out/a.png")], double))
-    assert result.status == "failed" and "cannot be made" in result.error
+    jobs = [Job(folder / "a.png", tmp_path / "file/out/a.png")]
+    result = next(upscale_all(jobs, DOUBLE))
+    assert result.status == "failed" and "a file stands where a folder" in result.error
+
+
+def test_kinds_that_are_not_written_become_png_and_it_is_said(folder, tmp_path):
+    for name in ("a.gif", "c.bmp"):
+        PillowImage.new("RGB", (5, 3), "red").save(folder / name)
+    PillowImage.new("RGBA", (5, 3), "#ff000080").save(folder / "d.jpg", "PNG")
+    results = list(upscale_all(plan_jobs(folder, tmp_path / "out").jobs, DOUBLE))
+    assert {Path(r.target).name: r.note for r in results} == {
+        "a_gif.png": "as PNG: gif is not written",
+        "a.png": "",
+        "b.png": "",
+        "c.png": "as PNG: bmp is not written",
+        "d.png": "as PNG: jpg holds no transparency",
+    }
+    assert all(r.status == "done" for r in results) and "as PNG: gif" in str(results[0])
+    assert read_image(tmp_path / "out/d.png").alpha is not None
+
+
+def test_all_that_a_folder_run_leaves_out_is_counted(folder, tmp_path):
+    for name in ("g.heic", "h.jxl", "noext", "note.txt", "b.txt", ".hidden.png"):
+        (folder / name).write_bytes(b"x")
+    plan = plan_jobs(folder, tmp_path / "out")
+    results = list(upscale_all(plan.jobs, DOUBLE))
+    said = summary(plan, results)
+    kinds = {"hidden": 1, "subfolder": 1, "txt": 2, "without a suffix": 1}
+    assert kinds.items() <= plan.left_out.items()
+    assert sum(plan.left_out.values()) + len(results) == 9
+    assert said.startswith("2 done") and "2 txt" in said
+    for kind in ("heic", "JPEG XL"):  # left out, or read by the libvips at hand and then failed
+        named = [str(r.error) for r in results if r.status == "failed"] + list(plan.left_out)
+        assert any(kind.lower() in text.lower() for text in named)
+
+
+NAMES = ["\u4e2d" * 82 + ".png", os.fsdecode(b"caf\xe9.png"), "new\nline\x1b[31m.png", "a.png"]
+
+
+def test_every_name_is_written_and_shown_in_one_line(tmp_path):
+    (tmp_path / "in").mkdir()
+    for name in NAMES:
+        write_image(tmp_path / "in" / name, picture())
+    (tmp_path / "in" / "bad\x1b.png").touch()
+    plan = plan_jobs(tmp_path / "in", tmp_path / "out")
+    check_places(plan)
+    results = list(upscale_all(plan.jobs, DOUBLE))
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == sorted(NAMES)
+    said = "".join(map(str, results)) + "".join(r.error or "" for r in results)
+    assert said.isprintable() and "caf\\udce9.png" in said and "new\\nline\\x1b[31m" in said
+    write_report(tmp_path / "report.json", {"input": plan.jobs[0].source}, plan, results)
+    text = (tmp_path / "report.json").read_bytes().decode("utf-8")
+    sources = [entry["source"] for entry in json.loads(text)["pictures"]]
+    assert len(sources) == 5 and "".join(sources).encode("utf-8")
+
+
+def test_a_result_whose_name_would_be_too_long_fails_alone(tmp_path):
+    for name in ("\u4e2d" * 83 + ".png", "a.png"):
+        write_image(tmp_path / "in" / name, picture())
+    plan = plan_jobs(tmp_path / "in", tmp_path / "out", naming=Naming("_x4"))
+    check_places(plan)
+    results = list(upscale_all(plan.jobs, DOUBLE))
+    assert [r.status for r in results] == ["done", "failed"]
+    assert "too long" in results[1].error and "in/\u4e2d" in results[1].error
+
+
+def test_metadata_is_kept_or_stripped(tmp_path):
+    exif = PillowImage.Exif()
+    exif[0x010F] = "Maker"
+    PillowImage.new("RGB", (5, 3)).save(tmp_path / "a.png", exif=exif)
+    for keep in (True, False):
+        job = Job(tmp_path / "a.png", tmp_path / f"{keep}.png")
+        list(upscale_all([job], replace(DOUBLE, keep_metadata=keep)))
+        assert (PillowImage.open(job.target).getexif().get(0x010F) == "Maker") is keep
+
+
+def test_every_failure_names_its_file(folder, tmp_path):
+    def refuses(image):
+        raise ImageError("the result is too large.")
+
+    def hungry(image):
+        raise MemoryError
+
+    for upscale, why in ((refuses, "too large"), (hungry, "too little memory")):
+        jobs = plan_jobs(folder, tmp_path / "out").jobs
+        for result in upscale_all(jobs, Work(upscale, 2)):
+            assert result.source in result.error and why in result.error
 
 
 def test_the_report_holds_settings_and_every_picture(folder, tmp_path):
     (folder / "bad.png").touch()
-    results = list(upscale_all(plan_jobs(folder, tmp_path / "out"), double))
-    write_report(tmp_path / "report.json", {"scale": 2, "input": folder}, results)
+    (folder / "note.txt").touch()
+    plan = plan_jobs(folder, tmp_path / "out")
+    results = list(upscale_all(plan.jobs, DOUBLE))
+    write_report(tmp_path / "report.json", {"scale": 2, "input": folder}, plan, results[:2])
     report = json.loads((tmp_path / "report.json").read_text())
     assert report["settings"] == {"scale": 2, "input": str(folder)}
-    assert [p["status"] for p in report["pictures"]] == ["done", "done", "failed"]
-    assert (
-        report["pictures"][0]["size_out"] == [10, 6] and "empty" in report["pictures"][2]["error"]
-    )
-    with pytest.raises(BatchError, match="report cannot be written"):
-        write_report(tmp_path / "missing/report.json", {}, results)
+    assert report["left_out"] == {"subfolder": 1, "txt": 1}
+    assert report["summary"] == "2 done, 1 not reached; left out: 1 subfolder, 1 txt"
+    assert [p["status"] for p in report["pictures"]] == ["done", "done"]
+    assert report["pictures"][0]["size_out"] == [10, 6]
+    with pytest.raises(WriteError, match="a file stands"):
+        check_places(plan, tmp_path / "report.json/x.json")

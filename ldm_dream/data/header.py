@@ -1,0 +1,247 @@
+"""The header decides: kind, size and channels of a picture are known, and refused where they are
+not possible, before any pixel is decoded.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import stat
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import PIL.Image
+import pyvips
+
+from ldm_dream.data.formats import (
+    BY_SUFFIX,
+    HEAD,
+    HEIC,
+    MAX_BYTES,
+    MAX_PIXELS,
+    PNG,
+    READABLE,
+    TIFF,
+    Format,
+    kind_of,
+)
+from ldm_dream.data.image import ImageError
+from ldm_dream.data.jpeg import first_line
+from ldm_dream.data.png import Chunks, read_chunks
+from ldm_dream.data.tiff import exif_of, is_associated
+from ldm_dream.errors import shown
+
+_GRAY, _RGB = ("b-w", "grey16"), ("srgb", "rgb16", "rgb", "scrgb")
+_DEPTHS = {"uchar": 1, "ushort": 2, "float": 4, "double": 8}
+# what Pillow's kinds of pixels are read as
+PILLOW_MODES = {
+    "1": "L", "L": "L", "LA": "LA", "P": "RGB", "PA": "RGBA", "RGB": "RGB", "RGBA": "RGBA",
+    "RGBX": "RGB", "CMYK": "RGB", "YCbCr": "RGB", "I;16": "I;16",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Header:
+    """What is known before decoding. opened: its pixels are decoded on use.
+
+    width, height: as stored, before `orientation` (1 to 8, as in EXIF) is applied. channels: grey 1,
+    RGB 3, CMYK 4, plus 1 with alpha. depth: bytes a channel. frames: pages, or frames of an
+    animation. is_associated: colours are multiplied by alpha. exif: of a TIFF, which
+    libvips leaves out. chunks: of a PNG, likewise.
+    """
+
+    path: Path
+    kind: Format
+    opened: pyvips.Image | PIL.Image.Image
+    width: int
+    height: int
+    channels: int
+    depth: int
+    is_gray: bool
+    has_alpha: bool
+    orientation: int = 1
+    frames: int = 1
+    is_associated: bool = False
+    exif: bytes | None = None
+    chunks: Chunks = Chunks()
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) of the upright picture."""
+        turned = self.orientation >= 5
+        return (self.width, self.height) if turned else (self.height, self.width)
+
+
+@contextmanager
+def header_of(path: Path) -> Iterator[Header]:
+    """Open a picture. Raises ImageError, also for what the body finds broken with Pillow."""
+    with _open(path) as file:
+        kind = kind_of(file.read(HEAD))
+        if kind is None:
+            raise ImageError(
+                f"{shown(path)}: not a picture in {READABLE}, or its header is broken; convert it."
+            )
+        if not kind.is_readable():
+            raise ImageError(
+                f"{shown(path)}: nothing installed here reads {kind.name}; convert it to PNG or JPEG."
+            )
+        file.seek(0)
+        if kind.in_libvips():
+            yield _by_libvips(path, kind, file)
+        else:
+            with _pillow_errors(path):
+                yield _by_pillow(path, kind, file)
+
+
+def check_limits(header: Header, max_pixels: int = MAX_PIXELS) -> None:
+    """Raises ImageError for more than `max_pixels`, more than MAX_BYTES when decoded, or more than
+    the file can hold.
+    """
+    width, height = header.width, header.height
+    name, pixels = shown(header.path), width * height
+    if pixels > max_pixels:
+        raise ImageError(
+            f"{name}: {width}x{height} is more than the allowed {max_pixels} pixels; cut it or raise the limit."
+        )
+    if pixels * header.channels * header.depth > MAX_BYTES:
+        raise ImageError(
+            f"{name}: {width}x{height} with {header.channels} channels of {8 * header.depth} bits is more "
+            f"than the allowed {MAX_BYTES >> 20} MiB; cut it or convert it to 8 bits."
+        )
+    size = header.path.stat().st_size
+    if header.kind.densest and pixels > size * header.kind.densest:
+        raise ImageError(
+            f"{name}: broken or truncated picture ({size} bytes cannot hold {width}x{height} pixels)."
+        )
+
+
+def needs_alpha(path: Path) -> bool:
+    """Whether a file is named as a kind without alpha and yet has one (a PNG named .jpg); False for
+    what cannot be read.
+    """
+    named = BY_SUFFIX.get(path.suffix.lower())
+    if named is None or named.has_alpha:
+        return False
+    try:
+        with header_of(path) as header:
+            return header.has_alpha
+    except ImageError:
+        return False
+
+
+def broken(path: Path, reason: str) -> ImageError:
+    return ImageError(f"{shown(path)}: broken or truncated picture ({shown(reason)}).")
+
+
+@contextmanager
+def _open(path: Path) -> Iterator[io.BufferedReader]:
+    """A regular file that is not empty. Raises ImageError."""
+    name = shown(path)
+    if os.path.isdir(path):
+        raise ImageError(f"{name}: is a folder, not a picture.")
+    if not os.path.exists(path):  # False for a name that no file can have, too
+        raise ImageError(f"{name}: no such file.")
+    try:
+        # what is no file (a pipe) may block for ever
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise ImageError(f"{name}: is no regular file; copy the picture into one.")
+        file = path.open("rb")
+    except OSError as error:
+        raise ImageError(f"{name}: cannot be read: {error.strerror}.") from None
+    with file:
+        if not os.fstat(file.fileno()).st_size:
+            raise ImageError(f"{name}: the file is empty.")
+        yield file
+
+
+def _by_libvips(path: Path, kind: Format, file: io.BufferedReader) -> Header:
+    associated, exif = (is_associated(file), exif_of(file)) if kind is TIFF else (False, None)
+    chunks = read_chunks(file) if kind is PNG else Chunks()
+    file.seek(0)
+    try:
+        # by descriptor: names with brackets or of bytes that are not UTF-8 are names like others,
+        # and libvips caches nothing by name
+        source = pyvips.Source.new_from_descriptor(file.fileno())
+        image: Any = pyvips.Operation.call(
+            f"{kind.loader}_source", source, access="sequential", fail_on="error"
+        )
+    except pyvips.Error as error:
+        if kind is HEIC:
+            raise ImageError(
+                f"{shown(path)}: the libvips here does not read this HEIC ({shown(reason_of(error))}); "
+                "convert it to PNG or JPEG."
+            ) from None
+        raise broken(path, reason_of(error)) from None
+    gray, cmyk = image.interpretation in _GRAY, image.interpretation == "cmyk"
+    if image.format not in _DEPTHS or not (gray or cmyk or image.interpretation in _RGB):
+        raise ImageError(
+            f"{shown(path)}: {image.interpretation} pixels of type {image.format} are not supported; "
+            "convert to 8 or 16-bit RGB."
+        )
+    colours = 1 if gray else 4 if cmyk else 3
+    if image.bands not in (colours, colours + 1):
+        raise ImageError(
+            f"{shown(path)}: {image.bands} channels are not supported; "
+            "convert to grey or RGB, with or without alpha."
+        )
+    return Header(
+        path, kind, image, image.width, image.height, image.bands, _DEPTHS[image.format], gray,
+        image.bands > colours, _number(image, "orientation"), max(chunks.frames, _number(image, "n-pages")),
+        associated, exif, chunks,
+    )  # fmt: skip
+
+
+def _by_pillow(path: Path, kind: Format, file: io.BufferedReader) -> Header:
+    with warnings.catch_warnings():  # of many pixels: check_limits decides
+        warnings.simplefilter("ignore")
+        image = PIL.Image.open(_Bounded(file.raw), formats=(str(kind.pillow),))
+    if image.mode not in PILLOW_MODES:
+        raise ImageError(
+            f"{shown(path)}: pixels of kind {image.mode} are not supported; convert to 8-bit RGB."
+        )
+    mode, turn = pillow_mode(image), image.getexif().get(0x0112, 1)
+    channels = {"I;16": 1}.get(mode, len(mode))
+    return Header(
+        path, kind, image, *image.size, channels, 2 if mode == "I;16" else 1, mode[0] in "LI",
+        mode[-1] == "A", turn if isinstance(turn, int) else 1, getattr(image, "n_frames", 1),
+    )  # fmt: skip
+
+
+class _Bounded(io.BufferedReader):
+    """A file whose `read` never makes room for more than is left: Pillow asks for what headers say."""
+
+    def read(self, size: int | None = -1) -> bytes:
+        left = max(0, os.fstat(self.fileno()).st_size - self.tell())
+        return super().read(left if size is None or size < 0 else min(size, left))
+
+
+def pillow_mode(image: PIL.Image.Image) -> str:
+    """As which of L, LA, RGB, RGBA and I;16 it is read."""
+    mode = PILLOW_MODES[image.mode]
+    return {"L": "LA", "RGB": "RGBA"}.get(mode, mode) if image.has_transparency_data else mode
+
+
+@contextmanager
+def _pillow_errors(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (ImageError, MemoryError):
+        raise
+    except PIL.Image.DecompressionBombError as error:
+        raise ImageError(f"{shown(path)}: {shown(error)}; cut it first.") from None
+    except Exception as error:  # its readers raise many kinds: SyntaxError, struct.error, KeyError
+        raise broken(path, str(error)) from None
+
+
+def reason_of(error: pyvips.Error) -> str:
+    return first_line(error.detail or error.message)
+
+
+def _number(image: pyvips.Image, field: str) -> int:
+    """A whole number of the header; 1 where it holds none."""
+    value = image.get(field) if image.get_typeof(field) else 1
+    return value if isinstance(value, int) else 1

@@ -1,0 +1,136 @@
+"""What a picture's file says beside its pixels: EXIF, XMP, IPTC, texts, resolution.
+
+libvips takes it apart and writes it again, adapted to the new size. Turned pixels are upright now,
+so the orientation becomes 1, and a thumbnail would show the old picture, so it is left out. Profile
+and colour space are not part of this: they say what the numbers of the pixels mean.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any, NamedTuple, TypeAlias
+
+import pyvips
+
+from ldm_dream.data.formats import PNG, TIFF, Format
+
+_KEPT = ("exif-data", "xmp-data", "iptc-data")
+_THUMBNAIL = ("exif-ifd1-", "jpeg-thumbnail-data")
+_WORDS = {
+    "exif-data": "EXIF",
+    "xmp-data": "XMP",
+    "iptc-data": "IPTC",
+}
+_MM = 25.4  # an inch
+_USUAL_DPI = 72.0
+_CENTIMETRES = 3  # unit of EXIF
+# a JPEG's block of IPTC; the resources behind it are what TIFF keeps as "photoshop-data"
+_PHOTOSHOP = b"Photoshop 3.0\0"
+# of XMP, as attribute or element
+_XMP_NUMBER = rb'((?:tiff|exif):%s(?:="|>\s*))\d+'
+
+
+Texts: TypeAlias = tuple[tuple[bytes, bytes], ...]
+
+
+@dataclass(frozen=True)
+class Metadata:
+    """fields: by libvips' names. dpi: pixels an inch along x and y, None where the file is silent.
+    texts: chunks of a PNG, (name, content).
+    """
+
+    fields: Mapping[str, Any]
+    dpi: tuple[float, float] | None = None
+    texts: Texts = ()
+
+
+class Kept(NamedTuple):
+    image: pyvips.Image
+    lost: list[str]  # what the format does not hold, in words
+
+
+def read_metadata(image: pyvips.Image, exif: bytes | None, texts: Texts) -> Metadata:
+    """Of a picture that libvips opened. exif, texts: what was read apart from it."""
+    fields = {name: _get(image, name) for name in image.get_fields() if name.startswith(_KEPT)}
+    if (block := _iptc(image)) is not None:
+        fields["iptc-data"] = block
+    if exif is not None:
+        fields["exif-data"] = exif
+    # libvips says one pixel a mm where a file says nothing
+    is_given = (image.xres, image.yres) != (1.0, 1.0)
+    dpi = (image.xres * _MM, image.yres * _MM) if is_given else _exif_dpi(image)
+    return Metadata(fields, dpi, texts)
+
+
+def with_metadata(image: pyvips.Image, metadata: Metadata | None, kind: Format) -> Kept:
+    """The picture as it is to be written in `kind`, with what that holds."""
+    metadata = metadata or Metadata({})
+    dpi_x, dpi_y = metadata.dpi or (_USUAL_DPI, _USUAL_DPI)
+    image = image.copy(xres=dpi_x / _MM, yres=dpi_y / _MM)
+    set_field(image, "resolution-unit", "in")
+    fields, lost = dict(metadata.fields), ["text"] if metadata.texts and kind is not PNG else []
+    if kind is TIFF and fields.get("iptc-data", b"").startswith(_PHOTOSHOP):
+        fields["photoshop-data"] = fields.pop("iptc-data")[len(_PHOTOSHOP) :]
+    for name, value in fields.items():
+        if name.startswith(kind.holds):
+            if name == "xmp-data":
+                value = _adapted(value, image.width, image.height)
+            set_field(image, name, value)
+        else:
+            lost.append(_WORDS[name])
+    if image.get_typeof("exif-data"):  # libvips has taken it apart into fields, which count
+        set_field(image, "orientation", 1)
+        for name in image.get_fields():
+            if name.startswith(_THUMBNAIL):
+                image.remove(name)
+    return Kept(image, lost)
+
+
+def _exif_dpi(image: pyvips.Image) -> tuple[float, float] | None:
+    """Of the kinds that have no place for it but EXIF. libvips shows "300/1 (300, Rational, ...)"."""
+    names = [f"exif-ifd0-{name}" for name in ("XResolution", "YResolution", "ResolutionUnit")]
+    try:
+        x, y, unit = (Fraction(str(image.get(name)).split()[0]) for name in names)
+    except (pyvips.Error, ValueError, ZeroDivisionError, IndexError):
+        return None
+    scale = 2.54 if unit == _CENTIMETRES else 1.0
+    return (float(x) * scale, float(y) * scale) if x > 0 and y > 0 else None
+
+
+def set_field(image: pyvips.Image, name: str, value: Any) -> None:
+    """Of a picture that is to be written."""
+    kinds = {bytes: pyvips.GValue.blob_type, int: pyvips.GValue.gint_type}
+    image.set_type(kinds.get(type(value), pyvips.GValue.gstr_type), name, value)
+
+
+def _iptc(image: pyvips.Image) -> bytes | None:
+    """As a JPEG holds it; a TIFF has either all resources of Photoshop or the bare records."""
+    if image.get_typeof("photoshop-data"):
+        return _PHOTOSHOP + _get(image, "photoshop-data")
+    if not image.get_typeof("iptc-data"):
+        return None
+    data = _get(image, "iptc-data")
+    if data.startswith(_PHOTOSHOP):
+        return data
+    resource = b"8BIM\x04\x04\0\0" + len(data).to_bytes(4, "big") + data
+    return _PHOTOSHOP + resource + b"\0" * (len(data) % 2)
+
+
+def _get(image: pyvips.Image, name: str) -> Any:
+    return image.get(name)  # pyvips' annotations leave bytes out
+
+
+def _adapted(xmp: bytes, width: int, height: int) -> bytes:
+    numbers = {
+        b"Orientation": 1,
+        b"PixelXDimension": width,
+        b"PixelYDimension": height,
+        b"ImageWidth": width,
+        b"ImageLength": height,
+    }
+    for name, value in numbers.items():
+        xmp = re.sub(_XMP_NUMBER % name, rb"\g<1>%d" % value, xmp)
+    return xmp

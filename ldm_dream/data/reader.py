@@ -1,0 +1,163 @@
+"""Pictures from disk: every one becomes upright RGB, alpha apart and straight.
+
+What cannot be read whole is an `ImageError` of one sentence; half a picture is never returned. What
+is read in another way than it stands in the file is said in a warning.
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import PIL.Image
+import pyvips
+
+from ldm_dream.data import jpeg
+from ldm_dream.data.formats import JPEG, MAX_PIXELS
+from ldm_dream.data.header import Header, broken, check_limits, header_of, pillow_mode, reason_of
+from ldm_dream.data.image import Image, ImageError
+from ldm_dream.data.metadata import Metadata, read_metadata, set_field
+from ldm_dream.data.tiff import libvips_divides
+from ldm_dream.errors import shown
+
+log = logging.getLogger(__name__)
+
+_TURNS = {  # EXIF orientation -> upright, of [H, W, C]
+    2: lambda x: x[:, ::-1],
+    3: lambda x: x[::-1, ::-1],
+    4: lambda x: x[::-1],
+    5: lambda x: x.swapaxes(0, 1),
+    6: lambda x: np.rot90(x, -1),
+    7: lambda x: x[::-1, ::-1].swapaxes(0, 1),
+    8: lambda x: np.rot90(x),
+}
+_FLOAT_LEVELS = (1, 255, 65535)  # what 1.0 of other pictures is, in pictures of floats
+_SRGB_TRANSFERS = (1, 6, 13)  # cICP: BT.709, BT.601 and sRGB, as all other pictures are read
+
+
+def read_image(path: str | Path, max_pixels: int = MAX_PIXELS) -> Image:
+    """Decode a picture of any kind that is readable here (8 or 16 bits or float; grey, palette, RGB
+    or CMYK, with or without alpha). Raises ImageError.
+
+    More than `max_pixels` is refused from the header, before anything is decoded. CMYK becomes
+    8-bit sRGB, floats become 16 bits, an alpha that colours are multiplied by becomes straight.
+    """
+    path = Path(path)
+    with header_of(path) as header:
+        check_limits(header, max_pixels)
+        _say_what_changes(header)
+        if isinstance(header.opened, pyvips.Image):
+            return _from_libvips(header, header.opened)
+        return _from_pillow(header, header.opened)
+
+
+def image_size(path: str | Path) -> tuple[int, int]:
+    """(height, width) of the upright picture, from the header alone. Raises ImageError."""
+    with header_of(Path(path)) as header:
+        return header.size
+
+
+def _say_what_changes(header: Header) -> None:
+    name = shown(header.path)
+    if header.frames > 1:
+        log.warning("%s: has %d pages or frames; only the first is used.", name, header.frames)
+    if header.is_associated and header.has_alpha:
+        log.warning("%s: its colours are multiplied by alpha; they become straight.", name)
+    cicp, damaged = header.chunks.cicp, header.chunks.damaged
+    if header.chunks.is_doubtful:
+        raise broken(header.path, f"chunk {', '.join(damaged)}: wrong checksum")
+    if damaged:
+        log.warning("%s: damaged, and left out: %s.", name, shown(", ".join(damaged)))
+    if cicp and cicp[1] not in _SRGB_TRANSFERS:
+        log.warning(
+            "%s: its colours are of another kind than sRGB (cICP primaries %d, transfer %d); "
+            "they are enlarged as they stand, and only a PNG keeps the mark.",
+            name, *cicp[:2],
+        )  # fmt: skip
+
+
+def _from_libvips(header: Header, image: pyvips.Image) -> Image:
+    metadata, icc = read_metadata(image, header.exif, header.chunks.texts), _profile(image)
+    bands = _decode(header, image)
+    if image.interpretation == "cmyk":
+        icc = None
+    return _picture(header, bands, icc, metadata)
+
+
+def _decode(header: Header, image: pyvips.Image) -> np.ndarray:
+    """-> [H, W, bands] of grey or RGB, alpha straight."""
+    try:
+        if header.kind is JPEG:
+            bands, mended = jpeg.decode(header.path.read_bytes())
+            if mended:
+                log.warning("%s: %s.", shown(header.path), mended)
+            if image.interpretation != "cmyk":
+                return np.atleast_3d(bands)
+            profile = _profile(image)
+            image = pyvips.Image.new_from_array(bands).copy(interpretation="cmyk")
+            if profile:
+                set_field(image, "icc-profile-data", profile)
+        return np.atleast_3d(_converted(header, image).numpy())
+    except pyvips.Error as error:
+        raise broken(header.path, reason_of(error)) from None
+    except jpeg.BrokenJpeg as error:
+        raise broken(header.path, str(error)) from None
+
+
+def _converted(header: Header, image: pyvips.Image) -> pyvips.Image:
+    if image.interpretation == "cmyk":
+        image = image.icc_transform("srgb", embedded=True, input_profile="cmyk")
+    if header.is_associated and header.has_alpha and not libvips_divides():
+        kind, top = image.format, {1: 255, 2: 65535}.get(header.depth, 1)
+        image = image.unpremultiply(max_alpha=top)
+        image = image.rint().cast(kind) if header.depth < 4 else image.cast(kind)
+    return image
+
+
+def _profile(image: pyvips.Image) -> bytes | None:
+    icc: Any = image.get("icc-profile-data") if image.get_typeof("icc-profile-data") else None
+    return None if icc is None else bytes(icc)
+
+
+def _from_pillow(header: Header, image: PIL.Image.Image) -> Image:
+    image.load()
+    mode = pillow_mode(image)
+    bands = np.atleast_3d(np.asarray(image if image.mode == mode else image.convert(mode)))
+    icc = None if image.mode == "CMYK" else image.info.get("icc_profile")
+    names = {"exif": "exif-data", "xmp": "xmp-data"}
+    fields = {
+        names[key]: image.info[key] for key in names if isinstance(image.info.get(key), bytes)
+    }
+    return _picture(header, bands, icc, Metadata(fields, image.info.get("dpi")))
+
+
+def _picture(header: Header, bands: np.ndarray, icc: bytes | None, metadata: Metadata) -> Image:
+    """bands: [H, W, colours + alpha] as stored -> the upright picture."""
+    if header.depth > 2:
+        bands = _sixteen_bits(header.path, bands)
+    if header.orientation in _TURNS:
+        bands = _TURNS[header.orientation](bands)
+    colours = 1 if header.is_gray else 3
+    pixels = np.ascontiguousarray(bands[..., :colours])
+    pixels = np.repeat(pixels, 3, axis=2) if header.is_gray else pixels
+    alpha = np.ascontiguousarray(bands[..., colours]) if header.has_alpha else None
+    return Image(pixels, alpha, icc, header.is_gray, header.chunks.cicp, metadata)
+
+
+def _sixteen_bits(path: Path, bands: np.ndarray) -> np.ndarray:
+    """Floats in [0, 1], [0, 255] or [0, 65535] -> uint16."""
+    low, high = float(bands.min()), float(bands.max())
+    if not np.isfinite([low, high]).all():
+        raise ImageError(f"{shown(path)}: holds NaN or infinity; give it finite values.")
+    levels = next((top for top in _FLOAT_LEVELS if high <= top), None)
+    if low < 0 or levels is None:
+        raise ImageError(
+            f"{shown(path)}: its values reach from {low:g} to {high:g}; scale them to [0, 1]."
+        )
+    log.warning(
+        "%s: floats from %g to %g, read as [0, %d] and written in 16 bits.",
+        shown(path), low, high, levels,
+    )  # fmt: skip
+    return np.rint(bands * (65535 / levels)).astype(np.uint16)

@@ -1,0 +1,132 @@
+"""What libvips leaves out of a TIFF: EXIF, and whether colours are multiplied by alpha.
+
+A TIFF has no block of EXIF: the tags of its first directory are among those of the picture itself,
+and two more directories hang on it (EXIF 2.32, 4.5). Pillow reads and writes directories.
+"""
+
+from __future__ import annotations
+
+import io
+import struct
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from typing import BinaryIO
+
+import pyvips
+from PIL import Image
+from PIL.Image import Exif
+from PIL.TiffImagePlugin import ImageFileDirectory_v2
+
+_EXTRA_SAMPLES, _ASSOCIATED = 338, 1
+_EXIF, _GPS = 0x8769, 0x8825
+_WIDTH, _HEIGHT = 0xA002, 0xA003
+# description, make, model, software, date, artist, copyright; all others of the first directory are of the pixels
+_TOLD = (270, 271, 272, 305, 306, 315, 33432)
+
+
+def is_associated(file: BinaryIO) -> bool:
+    """Whether the first extra channel of a TIFF is an alpha that its colours are multiplied by."""
+    try:
+        with _quiet():
+            extra = _directory(file).get(_EXTRA_SAMPLES, ())
+    except Exception:  # a broken directory is for libtiff to refuse
+        return False
+    return (extra if isinstance(extra, tuple) else (extra,))[:1] == (_ASSOCIATED,)
+
+
+@cache
+def libvips_divides() -> bool:
+    """Whether the libvips at hand makes such colours straight itself: newer ones do."""
+    one = Image.new("RGBA", (1, 1), (60, 60, 60, 120))
+    buffer = io.BytesIO()
+    one.save(buffer, "TIFF")
+    straight = struct.pack("=HHIHH", _EXTRA_SAMPLES, 3, 1, 2, 0)  # Pillow writes no other mark
+    marked = buffer.getvalue().replace(straight, straight[:8] + struct.pack("=HH", 1, 0))
+    return pyvips.Image.tiffload_buffer(marked)(0, 0)[0] > 90
+
+
+def exif_of(file: BinaryIO) -> bytes | None:
+    """A block of EXIF, as other kinds have it; None for a TIFF that has none."""
+    try:
+        with _quiet():
+            first, told = _directory(file), Exif()
+            for tag in _TOLD:
+                if tag in first:
+                    told[tag] = _bytes(first[tag])
+            found = Exif()
+            file.seek(0)
+            found.load_from_fp(file)
+            for tag in (_EXIF, _GPS):
+                if inner := found.get_ifd(tag):
+                    told[tag] = {name: _bytes(value) for name, value in inner.items()}
+            return told.tobytes() if len(told) else None
+    except Exception:  # damaged EXIF is no reason to refuse whole pixels
+        return None
+
+
+def with_exif(data: bytes, block: bytes, width: int, height: int) -> bytes | None:
+    """A classic TIFF with what a block of EXIF tells; None for a damaged block.
+
+    Pillow packs the new tags, with their values behind them; a directory of these and the old tags
+    then stands at the end of the file, and the old one is passed over.
+    """
+    start = len(data) + len(data) % 2  # directories begin on even bytes
+    try:
+        packed = _told(data[:8], block, width, height).tobytes(start)
+    except Exception:  # Pillow's parsers raise many kinds
+        return None
+    order = "<" if data[:2] == b"II" else ">"
+    packed += b"\0" * (len(packed) % 2)
+    (old,) = struct.unpack_from(order + "I", data, 4)
+    entries = _entries(data, old, order) + _entries(packed, 0, order)
+    entries.sort(key=lambda entry: struct.unpack_from(order + "H", entry))
+    directory = struct.pack(order + "H", len(entries)) + b"".join(entries) + b"\0\0\0\0"
+    head = data[:4] + struct.pack(order + "I", start + len(packed)) + data[8:]
+    return head.ljust(start, b"\0") + packed + directory
+
+
+def _told(head: bytes, block: bytes, width: int, height: int) -> ImageFileDirectory_v2:
+    with _quiet():
+        given, told = Exif(), ImageFileDirectory_v2(head)
+        given.load(block)
+        for tag in _TOLD:
+            if tag in given:
+                told[tag] = _bytes(given[tag])
+        for tag in (_EXIF, _GPS):
+            if given.get_ifd(tag):
+                inner = {name: _bytes(value) for name, value in given.get_ifd(tag).items()}
+                told[tag] = inner | ({_WIDTH: width, _HEIGHT: height} if tag == _EXIF else {})
+    return told
+
+
+def _bytes(value: object) -> object:
+    """A text as it stands in the file: Pillow reads Latin-1, whatever it is, and writes ASCII."""
+    if not isinstance(value, str) or value.isascii():
+        return value
+    return value.encode("latin-1", "replace")
+
+
+def _entries(data: bytes, at: int, order: str) -> list[bytes]:
+    """The entries of a directory, 12 bytes each."""
+    (count,) = struct.unpack_from(order + "H", data, at)
+    return [data[at + 2 + 12 * i : at + 14 + 12 * i] for i in range(count)]
+
+
+def _directory(file: BinaryIO) -> ImageFileDirectory_v2:
+    file.seek(0)
+    head = file.read(8)
+    head += file.read(8) if 43 in head[2:4] else b""  # BigTIFF
+    directory = ImageFileDirectory_v2(head)
+    file.seek(directory.next)
+    directory.load(file)
+    return directory
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Pillow warns of each damaged tag."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield

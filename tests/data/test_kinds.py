@@ -1,0 +1,215 @@
+"""Kinds of pictures: each is read as it is, or named; the header decides before the pixels."""
+
+import os
+import struct
+import tracemalloc
+import zlib
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import pyvips
+from PIL import Image as PillowImage
+
+from ldm_dream.data import formats, header, reader, tiff
+from ldm_dream.data.images import (
+    Image,
+    ImageError,
+    find_images,
+    list_images,
+    read_image,
+    write_image,
+)
+
+
+def pixels(height=13, width=18) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+@pytest.mark.parametrize("suffix", [".bmp", ".gif", ".jp2", ".avif", ".jfif", ".jpe", ".apng"])
+def test_common_kinds_are_read(tmp_path, suffix):
+    smooth = np.add.outer(np.arange(16), np.arange(24))[..., None].repeat(3, 2).astype(np.uint8)
+    kind = formats.BY_SUFFIX[suffix]
+    if suffix == ".avif":
+        write_image(tmp_path / "x.avif", Image(smooth))
+    else:
+        PillowImage.fromarray(smooth).save(tmp_path / f"x{suffix}", kind.pillow or kind.name)
+    assert kind.is_readable() and find_images(tmp_path)
+    found = read_image(tmp_path / f"x{suffix}").pixels
+    assert np.abs(found.astype(int) - smooth).max() <= 4
+
+
+@pytest.mark.parametrize("kind", ["PNG", "WEBP", "GIF"])
+def test_pillow_reads_what_libvips_was_built_without(tmp_path, kind, monkeypatch):
+    monkeypatch.setattr(formats.Format, "in_libvips", lambda self: False)
+    clear = PillowImage.fromarray(pixels()).quantize(8).convert("RGBA")
+    clear.putalpha(PillowImage.new("L", clear.size, 255))
+    clear.putpixel((0, 0), (0, 0, 0, 0))
+    clear.save(tmp_path / "x.png", kind, **({"lossless": True} if kind == "WEBP" else {}))
+    found = read_image(tmp_path / "x.png")
+    assert found.alpha[0, 0] == 0 and found.alpha[1:].min() == 255
+    assert np.array_equal(found.pixels[1:], np.asarray(clear.convert("RGB"))[1:])
+
+
+def test_a_kind_that_nothing_reads_is_named_and_counted(tmp_path, monkeypatch):
+    (tmp_path / "x.jxl").write_bytes(b"\xff\x0a" + b"\0" * 40)
+    (tmp_path / "y.png").write_bytes(b"\0\0\0\x0cJXL \r\n\x87\n" + b"\0" * 40)
+    monkeypatch.setattr(formats.Format, "in_libvips", lambda self: self is not formats.JXL)
+    with pytest.raises(ImageError, match="nothing installed here reads JPEG XL"):
+        read_image(tmp_path / "y.png")
+    if ".jxl" not in formats.SUFFIXES:
+        left_out = list_images(tmp_path).left_out
+        assert left_out == {"JPEG XL (nothing installed here reads it)": 1}
+
+
+def test_a_file_is_what_its_first_bytes_say(tmp_path):
+    PillowImage.fromarray(pixels()).save(tmp_path / "x.jpg", "PNG")
+    assert np.array_equal(read_image(tmp_path / "x.jpg").pixels, pixels())
+    for kind in ("v", "csv", "mat"):  # libvips reads these, and worse, by itself
+        path = str(tmp_path / f"a.{kind}")
+        pyvips.Image.black(9, 9).write_to_file(path)
+        (tmp_path / "x.png").write_bytes((tmp_path / f"a.{kind}").read_bytes())
+        with pytest.raises(ImageError, match="not a picture in PNG"):
+            read_image(tmp_path / "x.png")
+
+
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "x.png")
+    with pytest.raises(ImageError, match="no regular file"):
+        read_image(tmp_path / "x.png")
+    with pytest.raises(ImageError, match="no such file"):
+        read_image(tmp_path / ("x" * 300))
+
+
+# --------------------------------------------------------------------------- the header decides
+
+
+def test_channels_and_bytes_are_refused_before_any_pixel_is_decoded(tmp_path, monkeypatch):
+    pyvips.Image.black(9, 9, bands=200).tiffsave(str(tmp_path / "bands.tif"))
+    write_image(tmp_path / "wide.png", Image(pixels().astype(np.uint16)))
+    monkeypatch.setattr(header, "MAX_BYTES", 13 * 18 * 3 * 2 - 1)
+    monkeypatch.setattr(pyvips.Image, "numpy", lambda self: pytest.fail("decoded"))
+    with pytest.raises(ImageError, match="200 channels are not supported"):
+        read_image(tmp_path / "bands.tif")
+    with pytest.raises(ImageError, match="3 channels of 16 bits is more than the allowed"):
+        read_image(tmp_path / "wide.png")
+
+
+def test_a_png_bomb_is_refused_by_its_header(tmp_path):
+    size = struct.pack(">IIBBBBB", 40000, 40000, 8, 0, 0, 0, 0)
+    chunks = b"\x89PNG\r\n\x1a\n"
+    for name, content in ((b"IHDR", size), (b"IDAT", zlib.compress(b"\0" * 99)), (b"IEND", b"")):
+        chunks += struct.pack(">I", len(content)) + name + content
+        chunks += struct.pack(">I", zlib.crc32(name + content))
+    (tmp_path / "bomb.png").write_bytes(chunks)
+    with pytest.raises(ImageError, match="40000x40000 is more than the allowed"):
+        read_image(tmp_path / "bomb.png")
+    with pytest.raises(ImageError, match="bytes cannot hold 40000x40000"):
+        read_image(tmp_path / "bomb.png", max_pixels=2**40)
+
+
+def test_no_room_is_made_for_what_only_a_header_says(tmp_path):
+    PillowImage.fromarray(pixels()).save(tmp_path / "x.jp2")
+    data = bytearray((tmp_path / "x.jp2").read_bytes())
+    box = data.index(b"jp2h") - 4
+    data[box : box + 4] = b"\xff\xff\xff\x2d"  # its length, 4 GB
+    (tmp_path / "x.jp2").write_bytes(data)
+    tracemalloc.start()
+    with pytest.raises(ImageError, match="broken"):
+        read_image(tmp_path / "x.jp2")
+    assert tracemalloc.get_traced_memory()[1] < 2**24
+    tracemalloc.stop()
+
+
+# ------------------------------------------------------------------------ what is read otherwise
+
+
+def floats(tmp_path, values: np.ndarray) -> Image:
+    space = "b-w" if values.shape[2] == 1 else "scrgb"
+    picture = pyvips.Image.new_from_array(values.astype(np.float32)).copy(interpretation=space)
+    picture.tiffsave(str(tmp_path / "x.tif"))
+    return read_image(tmp_path / "x.tif")
+
+
+@pytest.mark.parametrize("levels", [1, 255, 65535])
+@pytest.mark.parametrize("bands", [1, 3])
+def test_floats_become_sixteen_bits_and_their_range_is_said(tmp_path, bands, levels, caplog):
+    values = np.linspace(0, 1, 35 * bands).reshape(5, 7, bands)
+    found = floats(tmp_path, values * levels)
+    assert found.pixels.dtype == np.uint16 and found.was_gray is (bands == 1)
+    assert np.abs(found.pixels - values * 65535).max() <= 0.51
+    assert f"floats from 0 to {levels}" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("bad", "says"), [(np.nan, "NaN"), (np.inf, "NaN or inf"), (-1, "from -1"), (1e6, "to 1e")]
+)
+def test_floats_that_are_no_levels_are_one_sentence(tmp_path, bad, says):
+    values = np.zeros((5, 7, 3))
+    values[2, 2, 1] = bad
+    with pytest.raises(ImageError, match=says):
+        floats(tmp_path, values)
+
+
+@pytest.mark.parametrize("divides", [True, False])
+def test_colours_multiplied_by_alpha_become_straight(tmp_path, caplog, divides, monkeypatch):
+    """Of a libvips that makes them so itself, and of one that does not."""
+    if not divides:
+        load = pyvips.Operation.call
+
+        def call(name, *args, **options):  # as the bytes stand
+            if name != "tiffload_source":
+                return load(name, *args, **options)
+            return pyvips.Image.new_from_array(multiplied).copy(interpretation="srgb")
+
+        monkeypatch.setattr(pyvips.Operation, "call", call)
+        monkeypatch.setattr(reader, "libvips_divides", lambda: False)
+    elif not tiff.libvips_divides():
+        pytest.skip("the libvips here does not")
+    alpha = np.full((13, 18), 127, np.uint8)
+    multiplied = np.dstack([np.rint(pixels() * (127 / 255)).astype(np.uint8), alpha])
+    PillowImage.fromarray(multiplied).save(tmp_path / "x.tif")
+    data = (tmp_path / "x.tif").read_bytes()
+    extra_samples = b"\x52\x01\x03\0\x01\0\0\0"  # Pillow can only write 2, straight
+    assert data.count(extra_samples + b"\2") == 1
+    data = data.replace(extra_samples + b"\2", extra_samples + b"\1")
+    (tmp_path / "x.tif").write_bytes(data)
+    found = read_image(tmp_path / "x.tif")
+    assert np.abs(found.pixels.astype(int) - pixels()).max() <= 2
+    assert (found.alpha == 127).all() and "become straight" in caplog.text
+    write_image(tmp_path / "y.png", found)
+    assert np.array_equal(read_image(tmp_path / "y.png").pixels, found.pixels)
+
+
+def test_the_first_frame_of_an_animated_png_is_read_with_a_warning(tmp_path, caplog):
+    first, second = (PillowImage.new("RGB", (8, 8), c) for c in ("red", "blue"))
+    first.save(tmp_path / "x.png", save_all=True, append_images=[second])
+    assert tuple(read_image(tmp_path / "x.png").pixels[0, 0]) == (255, 0, 0)
+    assert "2 pages or frames" in caplog.text
+
+
+def test_the_colour_space_of_an_hdr_png_is_kept_and_said(tmp_path, caplog):
+    pq, srgb = bytes([9, 16, 0, 1]), bytes([1, 13, 0, 1])
+    for cicp, is_said in ((pq, True), (srgb, False)):
+        write_image(tmp_path / "x.png", Image(pixels(), cicp=cicp))
+        found = read_image(tmp_path / "x.png")
+        assert found.cicp == cicp and np.array_equal(found.pixels, pixels())
+        assert ("another kind than sRGB" in caplog.text) is is_said
+        caplog.clear()
+    PillowImage.open(tmp_path / "x.png").verify()
+    write_image(tmp_path / "y.png", replace(found, metadata=None))  # stripped, the colours stay
+    assert read_image(tmp_path / "y.png").cicp == srgb
+
+
+def test_damage_beside_the_pixels_of_a_png_is_said_or_refused(tmp_path, caplog):
+    palette = PillowImage.fromarray(pixels()).quantize(8)
+    palette.save(tmp_path / "x.png", transparency=0, dpi=(300, 300))
+    whole = (tmp_path / "x.png").read_bytes()
+    clear = whole.index(b"tRNS")
+    (tmp_path / "x.png").write_bytes(whole[:clear] + b"rRNS" + whole[clear + 4 :])
+    with pytest.raises(ImageError, match="chunk rRNS: wrong checksum"):
+        read_image(tmp_path / "x.png")
+    density = whole.index(b"pHYs") + 5
+    (tmp_path / "x.png").write_bytes(whole[:density] + b"\x7f" + whole[density + 1 :])
+    assert read_image(tmp_path / "x.png").alpha is not None
+    assert "damaged, and left out: pHYs" in caplog.text

@@ -1,0 +1,150 @@
+"""What a file says beside its pixels survives, adapted to the new picture."""
+
+import io
+import logging
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from PIL import Image as PillowImage
+from PIL import IptcImagePlugin, PngImagePlugin
+
+from ldm_dream.data.images import Image, read_image, write_image
+
+EXIF, GPS, THUMBNAIL = 0x8769, 0x8825, 0x0201
+XMP = (
+    b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-'
+    b'syntax-ns#"><rdf:Description tiff:Orientation="6"><exif:PixelXDimension>8</exif:PixelXDimension>'
+    b"<dc:title>A title</dc:title></rdf:Description></rdf:RDF></x:xmpmeta>"
+)
+IPTC = b"Photoshop 3.0\x008BIM\x04\x04\0\0\0\0\0\x0f\x1c\x02\x05\0\x0aHello wrld\0"
+
+
+def photo() -> bytes:
+    """8x6, lying on its side, with all that a JPEG can say."""
+    exif = PillowImage.Exif()
+    exif[0x0112], exif[0x010F], exif[0x8298] = 6, "Maker", "(c) somebody"
+    exif[EXIF] = {0x9003: "2020:01:02 03:04:05", 0xA002: 8, 0xA003: 6}
+    exif[GPS] = {1: "N", 2: (1.0, 2.0, 3.0)}
+    buffer = io.BytesIO()
+    picture = PillowImage.new("RGB", (8, 6), "red")
+    picture.save(buffer, "JPEG", exif=exif, xmp=XMP, dpi=(300, 300))
+    data = buffer.getvalue()
+    return data[:2] + b"\xff\xed" + (len(IPTC) + 2).to_bytes(2, "big") + IPTC + data[2:]
+
+
+@pytest.fixture
+def image(tmp_path) -> Image:
+    """The photo, read and enlarged to 12x16."""
+    (tmp_path / "photo.jpg").write_bytes(photo())
+    image = read_image(tmp_path / "photo.jpg")
+    return replace(image, pixels=image.pixels.repeat(2, 0).repeat(2, 1))
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".webp", ".tif", ".avif"])
+def test_exif_and_xmp_survive_in_every_kind_and_fit_the_new_picture(tmp_path, image, suffix):
+    """And once more, read from there and written as JPEG."""
+    write_image(tmp_path / f"a{suffix}", image)
+    write_image(tmp_path / "b.jpg", read_image(tmp_path / f"a{suffix}"))
+    for path in (tmp_path / f"a{suffix}", tmp_path / "b.jpg"):
+        found = PillowImage.open(path)
+        exif = found.getexif()
+        assert (exif[0x010F], exif[0x8298], exif[0x0112]) == ("Maker", "(c) somebody", 1)
+        inner = exif.get_ifd(EXIF)
+        assert inner[0x9003] == "2020:01:02 03:04:05"
+        assert (inner[0xA002], inner[0xA003]) == found.size == (12, 16)
+        assert exif.get_ifd(GPS) == {1: "N", 2: (1.0, 2.0, 3.0)}
+        assert float(exif[0x011A]) == pytest.approx(300)
+        xmp = found.info.get("xmp") or found.info["XML:com.adobe.xmp"].encode()
+        assert b"A title" in xmp and b'Orientation="1"' in xmp and b">12</exif:Pixel" in xmp
+    assert np.array_equal(read_image(tmp_path / f"a{suffix}").pixels.shape, image.pixels.shape)
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".tif"])
+def test_iptc_survives_where_a_kind_holds_it_and_is_missed_aloud_elsewhere(
+    tmp_path, image, suffix, caplog
+):
+    write_image(tmp_path / f"a{suffix}", image)
+    write_image(tmp_path / "b.jpg", read_image(tmp_path / f"a{suffix}"))
+    assert IptcImagePlugin.getiptcinfo(PillowImage.open(tmp_path / "b.jpg")) == {
+        (2, 5): b"Hello wrld"
+    }
+    assert not caplog.records
+    write_image(tmp_path / "c.png", image)
+    assert "written without its IPTC" in caplog.text
+
+
+def test_the_texts_of_a_tiff_keep_their_bytes(tmp_path):
+    texts = {270: "\u4e2d\u6587".encode(), 315: b"caf\xe9"}
+    PillowImage.new("RGB", (8, 6)).save(tmp_path / "a.tif", tiffinfo=texts)
+    write_image(tmp_path / "b.tif", read_image(tmp_path / "a.tif"))
+    found = PillowImage.open(tmp_path / "b.tif").tag_v2
+    assert {tag: found[tag].encode("latin-1") for tag in texts} == texts
+
+
+def test_bare_iptc_of_a_tiff_becomes_a_jpegs_block(tmp_path):
+    picture = PillowImage.new("RGB", (8, 6))
+    picture.save(tmp_path / "a.tif", tiffinfo={33723: b"\x1c\x02\x05\0\x05Hello"})
+    write_image(tmp_path / "b.jpg", read_image(tmp_path / "a.tif"))
+    found = IptcImagePlugin.getiptcinfo(PillowImage.open(tmp_path / "b.jpg"))
+    assert found == {(2, 5): b"Hello"}
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".webp", ".tif", ".avif"])
+def test_a_stripped_picture_tells_nothing_but_its_colours(tmp_path, image, suffix):
+    write_image(tmp_path / f"a{suffix}", replace(image, metadata=None))
+    data = (tmp_path / f"a{suffix}").read_bytes()
+    for word in (b"Maker", b"somebody", b"2020", b"A title", b"Hello"):
+        assert word not in data
+    assert not PillowImage.open(tmp_path / f"a{suffix}").getexif().get_ifd(GPS)
+
+
+def test_texts_of_a_png_survive_and_are_missed_aloud_elsewhere(tmp_path, caplog):
+    texts = PngImagePlugin.PngInfo()
+    texts.add_text("parameters", "a prompt")
+    texts.add_itxt("Title", "\u4e2d\u6587")
+    texts.add(b"tEXt", b"Author\0caf\xe9")  # Latin-1, as the standard has it
+    PillowImage.new("RGB", (8, 6)).save(tmp_path / "a.png", pnginfo=texts, dpi=(300, 300))
+    image = read_image(tmp_path / "a.png")
+    write_image(tmp_path / "b.png", image)
+    found = PillowImage.open(tmp_path / "b.png")
+    assert found.info["dpi"] == pytest.approx((300, 300), abs=0.1)
+    assert found.text["parameters"] == "a prompt" and found.text["Title"] == "\u4e2d\u6587"
+    assert found.text["Author"] == "caf\xe9"
+    assert not caplog.records
+    write_image(tmp_path / "c.jpg", image)
+    assert "written without its text, which JPEG does not keep" in caplog.text
+
+
+def test_a_picture_without_resolution_gets_the_usual_one(tmp_path):
+    write_image(tmp_path / "a.jpg", Image(np.zeros((6, 8, 3), np.uint8)))
+    assert PillowImage.open(tmp_path / "a.jpg").info["dpi"] == (72, 72)
+
+
+def test_a_thumbnail_of_the_old_picture_is_left_out(tmp_path):
+    small = io.BytesIO()
+    PillowImage.new("RGB", (4, 3), "red").save(small, "JPEG")
+    exif = PillowImage.Exif()
+    exif[0x010F] = "Maker"
+    block = exif.tobytes()[6:]  # one tag: 8 + 2 + 12 bytes, then where the next directory is
+    order = "big" if block[:2] == b"MM" else "little"
+    second = len(block) + 2 + 12 * 2 + 4
+    directory = (2).to_bytes(2, order)
+    for tag, value in ((THUMBNAIL, second), (THUMBNAIL + 1, len(small.getvalue()))):
+        entry = (tag.to_bytes(2, order), (4).to_bytes(2, order), (1).to_bytes(4, order))
+        directory += b"".join(entry) + value.to_bytes(4, order)
+    block = block[:22] + len(block).to_bytes(4, order) + block[26:] + directory + b"\0" * 4
+    block = b"Exif\0\0" + block + small.getvalue()
+    PillowImage.new("RGB", (8, 6)).save(tmp_path / "a.jpg", exif=block)
+    assert small.getvalue() in (tmp_path / "a.jpg").read_bytes()
+    write_image(tmp_path / "b.jpg", read_image(tmp_path / "a.jpg"))
+    assert small.getvalue() not in (tmp_path / "b.jpg").read_bytes()
+    assert PillowImage.open(tmp_path / "b.jpg").getexif()[0x010F] == "Maker"
+
+
+def test_damaged_exif_costs_no_pixel_and_is_said(tmp_path, image, caplog):
+    fields = {**image.metadata.fields, "exif-data": b"Exif\0\0II*\0\xff\xff\xff\xff"}
+    broken = replace(image, metadata=replace(image.metadata, fields=fields))
+    with caplog.at_level(logging.WARNING):
+        write_image(tmp_path / "a.tif", broken)
+    assert np.array_equal(read_image(tmp_path / "a.tif").pixels, image.pixels)

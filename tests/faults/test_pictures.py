@@ -1,0 +1,24 @@
+"""Short forms of `python -m tests.faults pictures` and `folder`.
+
+What they found has its test by name in ../data/test_kinds.py and ../data/test_jpeg.py.
+"""
+
+from faults import folder, pictures
+
+
+def test_damaged_pictures_are_refused_or_read_right(tmp_path):
+    """In this process: a fork would lack the threads of libvips."""
+    ends = {pictures.check(tmp_path, 0, number) for number in range(150)}
+    assert {"refused", "same", "agreed"} <= ends <= {*pictures.ENDS}
+
+
+def test_every_seed_is_read_right(tmp_path):
+    for name, data in pictures.corpus().items():
+        end = pictures.judge(tmp_path / name, data, data, is_all_there=True)
+        assert end in ("same", "said"), name
+
+
+def test_a_folder_that_is_killed_and_continued_is_whole(tmp_path):
+    tally = folder.kill_and_continue(tmp_path, 20, seed=0, kills=1)
+    assert not tally.faults, tally.faults
+    assert tally.verdicts == {"whole": 19, "named": 1, "kills": 1}

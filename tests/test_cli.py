@@ -1,0 +1,42 @@
+"""What all tools share: one printable line for a mistake, and a clean end by a signal."""
+
+import os
+import signal
+
+import pytest
+
+from ldm_dream.cli import stoppable, user_errors
+from ldm_dream.errors import UserError, shown
+
+
+@pytest.mark.parametrize(
+    ("text", "escaped"),
+    [
+        ("caf\xe9 \u4e2d\u6587 \U0001f600.png", "caf\xe9 \u4e2d\u6587 \U0001f600.png"),
+        ("a\nb\x1b[31m\x00", r"a\nb\x1b[31m\x00"),
+        ("\x9b31m\u2028\u202egnp.exe", r"\x9b31m\u2028\u202egnp.exe"),
+        (os.fsdecode(b"caf\xe9"), r"caf\udce9"),
+        ("\ud800", r"\ud800"),
+    ],
+)
+def test_what_is_shown_controls_no_terminal(text, escaped):
+    assert shown(text) == escaped
+    shown(text).encode("utf-8")
+
+
+def test_a_mistake_is_one_line_without_control_characters(capsys):
+    with pytest.raises(SystemExit) as stop, user_errors():
+        raise UserError("evil\x1b[2J name:\n  not possible.")
+    assert stop.value.code == 2
+    assert capsys.readouterr().err == "error: evil\\x1b[2J name: not possible.\n"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_with_one_line_and_its_status(capsys, number):
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit) as stop, stoppable("all is whole"):
+        os.kill(os.getpid(), number)
+        signal.pause()
+    assert stop.value.code == 128 + number
+    assert capsys.readouterr().err == "stopped; all is whole.\n"
+    assert signal.getsignal(signal.SIGTERM) is before
