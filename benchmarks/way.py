@@ -3,8 +3,8 @@ training step and one sampling call execute.
 
 Counted with `sys.setprofile`, which reports every call of a Python function. The step is one of the
 real loop of `ldm_dream/training/train.py` on made-up pictures, from the end of one optimizer step to
-the end of the next: EMA, batch, loss, backward, optimizer. It is the whole way of a batch: its
-picture is read, cut and encoded (`data.cache_latents` is off). Log, validation and checkpoint, which
+the end of the next: EMA, batch, loss, backward, optimizer. Its picture was read by an earlier step; it
+is cut and encoded here (`data.cache_latents` is off). Log, validation and checkpoint, which
 most steps pass by, are not in it, nor is LPIPS, whose weights are not at hand. The call is that of a
 loaded `Upscaler` on a made-up picture. Both have run before, so what happens once (building,
 compiling, filling of tables) is left out. A lambda or a comprehension belongs to the function around
@@ -36,7 +36,7 @@ PACKAGES = {
     "kernels/dream_kernels": Path(dream_kernels.__file__).parent,
 }
 CONFIG = "configs/tiny/dream-latent-x4-tiny.yaml"
-STEPS = 4  # of the run, one picture each; the third is counted
+STEPS = 4  # of the run, all of one picture, which the first decodes; the third is counted
 SIDE = 32  # pixels a side of the picture that the sampling call enlarges
 Way = dict[str, list[str]]  # source file -> its functions that ran, as name:line
 
@@ -95,8 +95,7 @@ def step_way(config: str = CONFIG) -> Way:
 
     with tempfile.TemporaryDirectory() as name:
         run, folder = load_config(config), Path(name)
-        for number in range(STEPS):
-            Image.fromarray(picture(run.data.patch + 32, number)).save(folder / f"{number}.png")
+        Image.fromarray(picture(run.data.patch + 32, 0)).save(folder / "0.png")
         run = load_config(
             config,
             [

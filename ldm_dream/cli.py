@@ -5,6 +5,7 @@ Imports no torch, so `--help` and `--dry-run` answer at once.
 """
 
 import argparse
+import io
 import signal
 import sys
 from collections.abc import Iterator
@@ -31,8 +32,11 @@ def user_errors() -> Iterator[None]:
     """Body of a tool's `main`: `UserError` -> its text on one line of stderr, exit 2. Everything
     else passes through.
 
-    dream_kernels knows nothing of ldm_dream: its error for users says so by an attribute.
+    dream_kernels knows nothing of ldm_dream: its error for users says so by an attribute. What the
+    output cannot show (Chinese names, where it is ASCII) is escaped.
     """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         yield
     except Exception as error:

@@ -136,7 +136,7 @@ SYSTEMS = {
         variants=(
             {},
             {"image_size": 64, "channel_mult": (1, 2, 3), "num_res_blocks": 2},
-            {"image_size": 128, "attention_resolutions": (), "norm_groups": 16},
+            {"image_size": 128, "attention_resolutions": ()},
             {"in_channels": 4, "out_channels": 4, "cond_channels": 1},
         ),
         places={"denoise_fn.mid.0.attn.qkv.weight": "mid.0.attn.qkv.weight"},

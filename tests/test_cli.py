@@ -1,7 +1,9 @@
 """What all tools share: one printable line for a mistake, and a clean end by a signal."""
 
+import io
 import os
 import signal
+import sys
 
 import pytest
 
@@ -29,6 +31,15 @@ def test_a_mistake_is_one_line_without_control_characters(capsys):
         raise UserError("evil\x1b[2J name:\n  not possible.")
     assert stop.value.code == 2
     assert capsys.readouterr().err == "error: evil\\x1b[2J name: not possible.\n"
+
+
+def test_an_output_in_ascii_takes_every_name(monkeypatch):
+    stream = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", stream)
+    with user_errors():
+        sys.stdout.write("\u4e2d.png\n")
+        sys.stdout.flush()
+    assert stream.buffer.getvalue() == b"\\u4e2d.png\n"
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

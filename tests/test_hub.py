@@ -14,8 +14,10 @@ from ldm_dream.model_folder import (
     load_autoencoder,
     load_model,
     resolve_autoencoder,
+    save_model,
 )
-from runs import autoencoder_folder
+from ldm_dream.networks import build_network
+from runs import autoencoder_folder, diffusion_run
 
 
 @pytest.fixture
@@ -79,6 +81,25 @@ def test_a_config_may_name_a_model_of_the_hub(fake, tmp_path):
     assert run.train.init_from == "hf:me/vq"
     assert resolve_autoencoder(run.autoencoder).n_embed == 16
     assert load_autoencoder(run.autoencoder).channels == 4
+
+
+@pytest.mark.parametrize("named", ["folder", "../../vq", "{tmp}/vq", "../weights/vq-f4-tiny"])
+def test_a_model_of_the_hub_names_no_folder_of_its_user(fake, tmp_path, monkeypatch, named):
+    """A local model may name a local folder; who uploads one does not choose among others'."""
+    run = diffusion_run(tmp_path)
+    named = named.format(tmp=tmp_path)
+    own = run.autoencoder.model_copy(update={"pretrained": named})
+    state = build_network(run.network).state_dict()
+    model = tmp_path / "cache/model"
+    save_model(model, run.model_copy(update={"autoencoder": own}), state, "a card")
+    autoencoder_folder(tmp_path / "folder")
+    autoencoder_folder(tmp_path / "vq")
+    monkeypatch.chdir(tmp_path)
+    fake.snapshot_download = lambda repo_id, allow_patterns: str(model)
+    with pytest.raises(ModelError, match="a model of the hub may name a bundled model"):
+        load_model("hf:me/model")
+    if named == "folder":
+        assert load_model(model).autoencoder.channels == 4
 
 
 def test_out_of_reach_is_one_sentence(fake):

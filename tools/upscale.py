@@ -144,9 +144,12 @@ def run(args: argparse.Namespace) -> int:
     plan = plan_jobs(args.input, args.output, args.recursive, Naming(args.suffix, args.ext))
     check_places(plan, args.json_report)
     upscaler = Upscaler.from_pretrained(args.model, args.device, args.dtype, args.compile)
-    options = {field.name: getattr(args, field.name) for field in fields(Options)}
     scale = upscaler.run.scale if args.scale is None else args.scale
-    upscale = partial(upscaler, scale=scale, **options)
+    upscale = partial(
+        upscaler,
+        scale=scale,
+        **{field.name: getattr(args, field.name) for field in fields(Options)},
+    )
     work = Work(upscale, scale, args.skip_existing, args.metadata == "keep")
     results = []
     try:
@@ -162,9 +165,8 @@ def run(args: argparse.Namespace) -> int:
     finally:
         if args.json_report:
             write_report(args.json_report, vars(args), plan, results)
-    failed = [result for result in results if result.status == "failed"]
-    for result in failed:
-        print(f"failed: {result.error}", file=sys.stderr)
+    failed = [f"failed: {result.error}\n" for result in results if result.status == "failed"]
+    sys.stderr.writelines(failed)
     if args.input.is_dir():
         print(summary(plan, results))
     return 0 if not failed else 1 if args.input.is_dir() else EXIT_USER_ERROR

@@ -98,7 +98,8 @@ BY_SUFFIX = {suffix: kind for kind in FORMATS for suffix in kind.suffixes}
 SUFFIXES = tuple(suffix for suffix, kind in BY_SUFFIX.items() if kind.is_readable())
 # what write_image writes
 WRITES = tuple(suffix for suffix, kind in BY_SUFFIX.items() if kind.save is not None)
-READABLE = ", ".join(kind.name for kind in FORMATS if kind.is_readable())
+# said to users; whether a HEIC's codec is there, only reading one tells
+READABLE = ", ".join(kind.name for kind in FORMATS if kind.is_readable() and kind is not HEIC)
 
 HEAD = 32  # bytes that show the kind
 _HEADS = (

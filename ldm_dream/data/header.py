@@ -133,7 +133,12 @@ def needs_alpha(path: Path) -> bool:
         return False
 
 
-def broken(path: Path, reason: str) -> ImageError:
+def broken(path: Path, reason: str, kind: Format | None = None) -> ImageError:
+    """A HEIC is more often whole and of a codec that the libvips at hand was built without."""
+    if kind is HEIC:
+        return ImageError(
+            f"{shown(path)}: this HEIC cannot be read here ({shown(reason)}); convert it to PNG or JPEG."
+        )
     return ImageError(f"{shown(path)}: broken or truncated picture ({shown(reason)}).")
 
 
@@ -170,12 +175,7 @@ def _by_libvips(path: Path, kind: Format, file: io.BufferedReader) -> Header:
             f"{kind.loader}_source", source, access="sequential", fail_on="error"
         )
     except pyvips.Error as error:
-        if kind is HEIC:
-            raise ImageError(
-                f"{shown(path)}: the libvips here does not read this HEIC ({shown(reason_of(error))}); "
-                "convert it to PNG or JPEG."
-            ) from None
-        raise broken(path, reason_of(error)) from None
+        raise broken(path, reason_of(error), kind) from None
     gray, cmyk = image.interpretation in _GRAY, image.interpretation == "cmyk"
     if image.format not in _DEPTHS or not (gray or cmyk or image.interpretation in _RGB):
         raise ImageError(

@@ -101,7 +101,7 @@ def _decode(header: Header, image: pyvips.Image) -> np.ndarray:
                 set_field(image, "icc-profile-data", profile)
         return np.atleast_3d(_converted(header, image).numpy())
     except pyvips.Error as error:
-        raise broken(header.path, reason_of(error)) from None
+        raise broken(header.path, reason_of(error), header.kind) from None
     except jpeg.BrokenJpeg as error:
         raise broken(header.path, str(error)) from None
 

@@ -9,6 +9,7 @@ import itertools
 import logging
 import pickletools
 import re
+import warnings
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -44,7 +45,6 @@ KNOWN_HEADS = {
     b"<": "a web page or XML",
     b"version https://git-lfs": "a pointer of Git LFS, fetch the file itself with: git lfs pull",
     b"\x1f\x8b": "compressed by gzip, unpack it first",
-    b"": "empty",
 }
 
 
@@ -82,7 +82,9 @@ def _unpickled(path: Path) -> Any:
     is_archive = zipfile.is_zipfile(path)
     if is_archive:
         _check_archive(path)
-    with torch.serialization.safe_globals([(_Inert, name) for name in INERT]):
+    known = torch.serialization.safe_globals([(_Inert, name) for name in INERT])
+    with known, warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # about old pickles, which are read or refused
         return torch.load(path, map_location="cpu", weights_only=True, mmap=is_archive)
 
 
@@ -115,14 +117,15 @@ def _what_it_is(path: Path, error: Exception) -> str:
     with path.open("rb") as file:
         head = file.read(200).lstrip()
     for start, name in KNOWN_HEADS.items():
-        if head.startswith(start) if start else not head:
+        if head.startswith(start):
             return f"{name}, no checkpoint; download it again"
     if code := _asks_for(path):
         return (
             f"refused, because reading it would run code ({code}), and nothing was run; "
             "give a file that holds tensors only, best as safetensors"
         )
-    reason = " ".join(str(error).split())[:100].rstrip(".")
+    # the unpickler's own words stand behind torch's advice to switch its guard off
+    reason = " ".join(str(error).rpartition("WeightsUnpickler error:")[2].split())[:100].rstrip(".")
     return (
         f"truncated, or no checkpoint at all ({type(error).__name__}: {reason}); download it again"
     )

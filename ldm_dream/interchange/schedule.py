@@ -47,7 +47,10 @@ def read_schedule(state: Mapping[str, Tensor], path: str) -> DDPMConfig | None:
         raise CheckpointImportError(
             f"{about} is not that of its alphas_cumprod; the file is damaged, download it again."
         )
-    return DDPMConfig(num_timesteps=len(betas), beta_start=first, beta_end=last, schedule=shape)
+    try:
+        return DDPMConfig(num_timesteps=len(betas), beta_start=first, beta_end=last, schedule=shape)
+    except ValueError:
+        raise CheckpointImportError(f"{about} is none that a model here can have.") from None
 
 
 def _is(got: Tensor, want: Tensor) -> bool:

@@ -8,7 +8,7 @@ from ldm_dream.config import fits
 from ldm_dream.config.model import VQGANConfig
 from ldm_dream.config.run import DiffusionRun, Run
 from ldm_dream.errors import ConfigError
-from ldm_dream.hub import HubError, repo_id_of
+from ldm_dream.hub import repo_id_of
 from ldm_dream.model_config import ModelError, find_model, resolve_autoencoder
 from ldm_dream.writing import check_place
 
@@ -63,11 +63,12 @@ def _autoencoder_fits(run: DiffusionRun, starts: bool) -> None:
     if not name or (repo_id_of(name) and not starts):
         return
     try:
-        own = resolve_autoencoder(given)
-    except (ModelError, HubError):
-        if starts or Path(name).exists():
+        find_model(name)
+    except ModelError:
+        if starts:
             raise
         return
+    own = resolve_autoencoder(given)
     for key in sorted(given.model_fields_set - {"kind", "pretrained", "sha256"}):
         if (value := getattr(given, key)) != getattr(own, key):
             raise ConfigError(

@@ -109,6 +109,8 @@ def plan_jobs(source: Path, out: Path, recursive: bool = False, naming: Naming =
     of `source`, and where both are one folder, what is named with the suffix.
     """
     listing = list_images(source, recursive)
+    if _is_too_long(out):
+        raise BatchError(f"{shown(out)}: this name is too long; give -o a shorter one.")
     if source.is_file() and out.suffix and not out.is_dir():
         if naming != Naming():
             raise BatchError(
@@ -201,7 +203,7 @@ def _refuse_collisions(jobs: list[Job]) -> None:
 
 
 def _is_too_long(path: Path) -> bool:
-    return len(os.fsencode(path.name)) > LONGEST_NAME
+    return any(len(os.fsencode(part)) > LONGEST_NAME for part in path.parts)
 
 
 # --------------------------------------------------------------------------------------- the work

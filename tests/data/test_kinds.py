@@ -62,6 +62,14 @@ def test_a_kind_that_nothing_reads_is_named_and_counted(tmp_path, monkeypatch):
         assert left_out == {"JPEG XL (nothing installed here reads it)": 1}
 
 
+def test_a_heic_that_cannot_be_read_is_told_from_a_broken_picture(tmp_path):
+    box = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic"
+    (tmp_path / "x.heic").write_bytes(box + b"\0" * 99)
+    if formats.HEIC.is_readable():
+        with pytest.raises(ImageError, match="this HEIC cannot be read here"):
+            read_image(tmp_path / "x.heic")
+
+
 def test_a_file_is_what_its_first_bytes_say(tmp_path):
     PillowImage.fromarray(pixels()).save(tmp_path / "x.jpg", "PNG")
     assert np.array_equal(read_image(tmp_path / "x.jpg").pixels, pixels())

@@ -5,9 +5,12 @@ that does not fit exactly. A law that holds for every system is written once, ov
 from __future__ import annotations
 
 import json
+import os
+import pickle
 import re
 import sys
 import types
+import zipfile
 from operator import attrgetter
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -387,7 +390,6 @@ def test_the_scale_follows_from_the_sizes_of_latent_and_condition(channels, fact
     "config, filename, first_stage, text",
     [
         (ResShiftNetConfig(cond_channels=4), "x", None, "is none of ResShift's"),
-        (ResShiftNetConfig(), "x_s7.pth", None, "no published schedule has 7 steps"),
         (SR3Config(cond_channels=0), "x", None, "takes no low-resolution picture"),
         (LDMConfig(cond_channels=0), "x", VQGANConfig(), "is not LDM-SR, which has 3 of each"),
         (
@@ -402,3 +404,77 @@ def test_the_scale_follows_from_the_sizes_of_latent_and_condition(channels, fact
 def test_what_is_no_published_model_is_refused(config, filename, first_stage, text):
     with pytest.raises(CheckpointImportError, match=text):
         published_run(config, filename, first_stage=first_stage)
+
+
+# ------------------------------------------------------------------------------------------ wrappers
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda state: {"params": {"x": torch.zeros(1)}, "params_ema": state},
+        lambda state: {"model": {"state_dict": state}, "optimizer": {"lr": 1}, "epoch": 3},
+        lambda state: {"ema": state, "step": torch.tensor(3)},
+        lambda state: {"netG": {f"module.{key}": value for key, value in state.items()}},
+        lambda state: {f"netG.{key}": value for key, value in state.items()},
+    ],
+)
+def test_wrappers_of_training_codes_are_found(wrap, tmp_path):
+    state = published(SYSTEMS["sr3"])
+    torch.save(wrap(state), tmp_path / "x.pth")
+    got = load_published(tmp_path / "x.pth")[1]
+    assert all(torch.equal(got[key], value) for key, value in import_state(state, "x")[1].items())
+
+
+def test_a_file_without_a_state_dict_names_what_it_holds(tmp_path):
+    torch.save({"epoch": 3, "optim": {"lr": 0.1}}, tmp_path / "x.pth")
+    with pytest.raises(CheckpointImportError, match="its keys are epoch, optim; expected"):
+        load_published(tmp_path / "x.pth")
+
+
+class Bomb:
+    def __init__(self, trap: Path):
+        self.trap = trap
+
+    def __reduce__(self):
+        return os.system, (f"touch {self.trap}",)
+
+
+@pytest.mark.parametrize("protocol", [0, 2, 4])
+def test_a_pickle_that_calls_the_system_is_named_and_not_run(tmp_path, protocol):
+    for held in (Bomb(tmp_path / "trap"), {"state_dict": {"x": Bomb(tmp_path / "trap")}}):
+        (tmp_path / "x.pth").write_bytes(pickle.dumps(held, protocol))
+        with pytest.raises(CheckpointImportError, match=r"would run code \(posix\.system\)"):
+            load_published(tmp_path / "x.pth")
+    assert not (tmp_path / "trap").exists()
+
+
+def test_an_archive_that_would_grow_is_refused_unread(tmp_path, unet):
+    path = tmp_path / "x.pth"
+    torch.save(unet, path)
+    with zipfile.ZipFile(path) as old, zipfile.ZipFile(tmp_path / "y.pth", "w", 8) as new:
+        for name in old.namelist():
+            new.writestr(name, old.read(name))
+    with pytest.raises(CheckpointImportError, match="it would grow to"):
+        load_published(tmp_path / "y.pth")
+
+
+@pytest.mark.parametrize(
+    "value, says",
+    [
+        (torch.full((3,), torch.nan), "holds NaN or infinity"),
+        (torch.eye(3).to_sparse(), "is sparse, quantized, complex or without values"),
+        (torch.zeros(1).expand(2**20, 2**12), "far larger than the file"),
+        (torch.empty(2**30, device="meta"), "without values"),
+    ],
+)
+def test_tensors_that_are_no_weights_are_refused(tmp_path, value, says):
+    torch.save({"betas": value}, tmp_path / "x.pth")
+    with pytest.raises(CheckpointImportError, match=says):
+        load_published(tmp_path / "x.pth")
+
+
+def test_a_web_page_is_called_one(tmp_path):
+    (tmp_path / "x.pth").write_bytes(b"<!DOCTYPE html>")
+    with pytest.raises(CheckpointImportError, match="a web page or XML, no checkpoint"):
+        load_published(tmp_path / "x.pth")

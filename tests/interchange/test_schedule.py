@@ -19,7 +19,7 @@ from published_systems import COSINE, LDM_SCHEDULE, schedule_buffers
         (1000, 1e-4, 2e-2, "linear"),
         LDM_SCHEDULE,
         (50, 0.3, 0.3, "linear"),
-        (1, 0.5, 0.5, "linear"),
+        (2, 0.5, 0.5, "linear"),
     ],
 )
 def test_the_schedule_is_read_from_the_buffers_of_the_file(schedule):
@@ -40,6 +40,7 @@ OTHER = schedule_buffers(100, 1e-4, 2e-2)
         ({"betas": COSINE}, r"\(1000 steps, betas 4.1\d+e-05 to 0.999\) is linear neither"),
         ({"betas": torch.linspace(-1e-4, 1e-2, 10)}, "is linear neither"),
         ({"betas": BENT}, r"\(2000 steps, .* linear neither"),
+        ({"betas": torch.full((1,), 0.5)}, "none that a model here can have"),
         ({"betas": torch.zeros(10)}, r"\(10 steps, betas 0 to 0\) is linear neither"),
         ({"betas": torch.full((10,), torch.nan)}, "is linear neither"),
         ({"alphas_cumprod": torch.full((10,), 0.5)}, "alphas_cumprod without a list of betas"),

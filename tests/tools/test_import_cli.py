@@ -74,11 +74,22 @@ WRITTEN = {  # beyond the config of the network
 }
 
 
+TOLD = {  # what nothing in a file of a small network tells
+    "sr3": ("network.norm_groups=32", "scale=8"),
+    "idm": ("network.norm_groups=32", "network.max_scale=8", "scale=8"),
+    "ldm": ("network.num_head_channels=32",),
+}
+
+
+def tell(name: str) -> tuple[str, ...]:
+    return ("--set", *TOLD[name]) if name in TOLD else ()
+
+
 @pytest.mark.parametrize("name", SYSTEMS)
 def test_the_tool_writes_a_model_folder(name, tmp_path, ldm, tool):
     path, folder = save_as_published(name, tmp_path, ldm), tmp_path / "model"
     config, state = load_published(path)
-    status, said, errors = tool(path, "-o", folder)
+    status, said, errors = tool(path, "-o", folder, *tell(name))
     assert (status, errors) == (0, "")
     assert ("next: import its autoencoder" in said) == (name == "resshift")
     got = load_file(folder / "model.safetensors")
@@ -93,7 +104,7 @@ def test_the_tool_writes_a_model_folder(name, tmp_path, ldm, tool):
 def test_the_model_that_the_tool_wrote_loads(name, tmp_path, ldm, tool):
     """With the first stage of the file, where it has one."""
     path = save_as_published(name, tmp_path, ldm)
-    tool(path, "-o", tmp_path / "model")
+    tool(path, "-o", tmp_path / "model", *tell(name))
     model = load_model(tmp_path / "model")
     state = model.network.state_dict()
     assert all(torch.equal(state[key], value) for key, value in load_published(path)[1].items())
@@ -111,6 +122,38 @@ def test_the_tool_says_a_mistake_in_one_sentence(tmp_path, tool):
         status, said, errors = tool(path, "-o", tmp_path / "model")
         assert (status, said, errors.count("\n")) == (2, "", 1) and text in errors
         assert not (tmp_path / "model").exists()
+
+
+@pytest.mark.parametrize(
+    "told, status, says",
+    [
+        ((), 2, "nothing in it tells network.norm_groups, scale"),
+        (("scale=4",), 2, "nothing in it tells network.norm_groups,"),
+        (("scale=4", "network.norm_groups=16"), 0, ""),
+        (("scale=4", "network.norm_groups=7"), 2, "norm_groups=7 does not divide"),
+        (("scale=4", "network.norm_groups=16", "network.model_channels=64"), 2, "of another shape"),
+        (("scale=4", "network.norm_group=16"), 2, "nothing in it tells network.norm_groups,"),
+    ],
+)
+def test_what_no_shape_tells_is_told_or_asked_for(told, status, says, tmp_path, ldm, tool):
+    """A network with 16 groups that is read as one with 32 is off by half."""
+    path = save_as_published("sr3", tmp_path, ldm)
+    got, _, errors = tool(path, "-o", tmp_path / "model", *(("--set", *told) if told else ()))
+    assert got == status and says in errors and (tmp_path / "model").exists() == (not status)
+    if not status:
+        run = load_config(tmp_path / "model/config.yaml")
+        assert (run.scale, run.network.norm_groups) == (4, 16)
+
+
+def test_what_a_published_name_tells_is_printed_as_assumed(tmp_path, ldm, tool):
+    path = save_as_published("resshift", tmp_path, ldm)
+    _, said, _ = tool(path, "-o", tmp_path / "model")
+    words = "process.num_timesteps=4, process.min_noise_level=0.2, process.kappa=2.0"
+    assert f"assumed, as of the published model (change it by --set): {words}" in said
+    assert f"nothing in the file tells: {words}." in (tmp_path / "model/README.md").read_text()
+    unnamed = path.rename(tmp_path / "mine.pth")
+    _, _, errors = tool(unnamed, "-o", tmp_path / "other")
+    assert "--set process.num_timesteps=... process.min_noise_level=... process.kappa=..." in errors
 
 
 def test_the_tool_helps_without_torch():

@@ -78,6 +78,25 @@ def test_weights_of_another_shape_are_named(tmp_path):
         load_model(folder)
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_no_numbers_are_named(tmp_path, value):
+    run = diffusion_run(tmp_path)
+    state = build_network(run.network).state_dict()
+    next(iter(state.values())).view(-1)[0] = value
+    save_model(tmp_path / "model", run, state, "a card")
+    with pytest.raises(ModelError, match="1 weights hold NaN or infinity, the first is "):
+        load_model(tmp_path / "model")
+
+
+def test_weights_of_another_kind_of_number_are_named(tmp_path):
+    run = diffusion_run(tmp_path)
+    state = build_network(run.network).state_dict()
+    name = next(iter(state))
+    save_model(tmp_path / "model", run, state | {name: state[name].int()}, "a card")
+    with pytest.raises(ModelError, match="1 weights do not fit config.yaml"):
+        load_model(tmp_path / "model")
+
+
 def test_a_model_folder_of_an_earlier_version_loads(tmp_path):
     """Its config names knobs that are gone."""
     path = save_tiny(tmp_path) / "config.yaml"

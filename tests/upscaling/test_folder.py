@@ -144,6 +144,9 @@ def test_two_inputs_with_one_output_are_refused(folder, tmp_path):
     [
         ("none", "out", {}, ImageError, "no such file or folder"),
         ("in", "file", {}, BatchError, "is a file"),
+        ("in", "x" * 300, {}, BatchError, "too long"),
+        ("in/a.png", "x" * 300 + ".png", {}, BatchError, "too long"),
+        ("x" * 300, "out", {}, ImageError, "no such file or folder"),
         ("in/a.png", "x.bmp", {}, BatchError, "cannot write .bmp"),
         ("in/a.png", "x.png", {"naming": Naming("_x4")}, BatchError, "names the output file"),
     ],
