@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 
 from ldm_dream.cli import command_line, user_errors
-from ldm_dream.errors import UserError
+from ldm_dream.errors import UserError, shown
 from ldm_dream.writing import check_outputs
 
 
@@ -94,12 +94,12 @@ def main() -> None:
             [args.json] if args.json else [],
             evaluation.files_read((args.hr, args.sr, args.lr), args.model, weights),
         )
-        files = evaluation.find_originals(args.hr, args.match)
+        files, notes = evaluation.find_originals(args.hr, args.match)
         protocol = evaluation.PROTOCOLS[args.protocol]
         protocol = replace(protocol, lpips_net=args.lpips_net or protocol.lpips_net)
         if args.sr:
             evaluator = evaluation.Evaluator.load(
-                protocol, 4 if args.scale is None else args.scale, *weights
+                protocol, 4 if args.scale is None else args.scale, *weights, notes
             )
             evaluation.evaluate_folder(evaluator, files, args.sr, args.lr, args.suffix)
         else:
@@ -108,7 +108,7 @@ def main() -> None:
             upscaler = Upscaler.from_pretrained(args.model, dtype=args.dtype or "auto")
             scale = upscaler.run.scale if args.scale is None else args.scale
             fix = args.color_fix or protocol.color_fix
-            evaluator = evaluation.Evaluator.load(protocol, scale, *weights)
+            evaluator = evaluation.Evaluator.load(protocol, scale, *weights, notes)
             evaluator.notes.append(f"{args.model} ran with the colour fix {fix}.")
             evaluation.evaluate_model(
                 evaluator,
@@ -118,7 +118,7 @@ def main() -> None:
                 Path(args.model).name,
             )
         found = evaluator.report()
-        print(f"{args.hr} {args.match}\n{report.report_text(found)}")
+        print(shown(f"{args.hr} {args.match}"), report.report_text(found), sep="\n")
         if args.json:
             report.write_report(args.json, found)
 

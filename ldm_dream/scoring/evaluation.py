@@ -24,7 +24,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ldm_dream.data.images import find_images, read_image, to_uint8
+from ldm_dream.data.image import to_uint8
+from ldm_dream.data.images import find_images, in_words, list_images, read_image
 from ldm_dream.data.resize import degrade, imresize
 from ldm_dream.errors import UserError
 from ldm_dream.scoring.metrics import (
@@ -124,12 +125,14 @@ class Evaluator:
         scale: int,
         lpips_weights: Path | None = None,
         inception: Path | None = None,
+        notes: Iterable[str] = (),
     ) -> Evaluator:
         """With the networks whose weights are here; the reasons for the others go to `absent`."""
         lpips, reason = lpips_or_reason(lpips_weights, protocol.lpips_net)
         sets, absent = load_set_metric(inception, protocol.lpips_net, lpips_weights)
         evaluator = cls(protocol, scale, lpips, sets)
         evaluator.absent |= absent if lpips else {"lpips": reason, **absent}
+        evaluator.notes += notes
         return evaluator
 
     def read(self, path: Path) -> np.ndarray:
@@ -247,16 +250,24 @@ def files_read(
     ]
 
 
-def find_originals(folder: Path, text: str = "") -> list[Path]:
-    """The pictures of `folder` whose name holds `text`. Raises EvaluationError for none."""
-    found = find_images(folder)
+def find_originals(folder: Path, text: str = "") -> tuple[list[Path], list[str]]:
+    """(pictures of `folder` whose name holds `text`, notes on what else it holds). Raises
+    EvaluationError for none.
+    """
+    listing = list_images(folder)
+    found = listing.pictures
     files = [path for path in found if text in path.name]
     if not files:
         raise EvaluationError(
             f"{folder}: no picture was scored: none of its {len(found)} has {text!r} in its name; "
             "look at --hr and --match."
         )
-    return files
+    notes = []
+    if len(files) < len(found):
+        notes.append(f"{len(found) - len(files)} pictures of {folder} do not have {text!r}.")
+    if listing.left_out:
+        notes.append(f"{folder} also holds {in_words(listing.left_out)}; not scored.")
+    return files, notes
 
 
 def evaluate_folder(

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ldm_dream.errors import shown
 from ldm_dream.writing import whole_file
 
 Means = dict[str, dict[str, float | None]]  # method -> metric -> mean
@@ -54,7 +55,7 @@ def report_text(report: dict) -> str:
     """Table, then one line a metric: its protocol, or why it is absent; then what is left out."""
     protocol = dict(report["protocol"])
     head = f"protocol {protocol.pop('name')}, x{report['scale']}, HR cut to its multiples; mean of {report['pictures']} pictures:"
-    lines = [table(report["means"]), head]
+    lines = [*table(report["means"]).splitlines(), head]
     lines += [f"  {metric}: {text}" for metric, text in protocol.items()]
     lines += [f"  {metric}: not computed: {reason}" for metric, reason in report["absent"].items()]
     for method, counts in report["infinite"].items():
@@ -62,7 +63,8 @@ def report_text(report: dict) -> str:
             f"  {metric} of {method}: {n} equal the original, which is infinite; not in the mean"
             for metric, n in counts.items()
         ]
-    return "\n".join([*lines, *(f"  note: {note}" for note in report["notes"])])
+    lines += [f"  note: {note}" for note in report["notes"]]
+    return "\n".join(map(shown, lines))
 
 
 def table(averages: Mapping[str, Mapping[str, float | None]]) -> str:
@@ -71,7 +73,7 @@ def table(averages: Mapping[str, Mapping[str, float | None]]) -> str:
     lines = [f"{'method':24}" + "".join(f"{c:>{width}}" for c, width in columns.items())]
     for name, row in averages.items():
         cells = (f"{_cell(row, c):>{width}}" for c, width in columns.items())
-        lines.append(f"{name:24}" + "".join(cells))
+        lines.append(f"{shown(name):24}" + "".join(cells))
     return "\n".join(lines)
 
 

@@ -98,6 +98,16 @@ def test_sizes_are_checked_before_any_score(tmp_path):
         check_sizes(None, None, 64, find_images(tmp_path / "hr"))
 
 
+def test_what_else_a_folder_holds_is_counted(tmp_path):
+    hr = folder(tmp_path / "hr", "a_set5.png", "b.png", "c.xyz")
+    files, notes = find_originals(hr, "set5")
+    assert [path.name for path in files] == ["a_set5.png"]
+    assert notes == [
+        f"1 pictures of {hr} do not have 'set5'.",
+        f"{hr} also holds 1 xyz; not scored.",
+    ]
+
+
 def test_a_text_that_no_name_holds_is_refused(tmp_path):
     with pytest.raises(EvaluationError, match="none of its 1 has 'set5' in its name"):
         find_originals(folder(tmp_path / "hr", "a.png"), "set5")
