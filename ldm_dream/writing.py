@@ -74,11 +74,15 @@ def make_folder(folder: Path) -> None:
         raise WriteError(f"{folder}: the folder cannot be made: {error.strerror}.") from None
 
 
-def check_folder(folder: Path) -> None:
-    """Raises WriteError unless `folder` is new, empty, or all of it was written by `whole_folder`
-    and never changed since.
+def check_folder(folder: Path, holds: str = SUMS) -> None:
+    """Raises WriteError unless `folder` is new or empty, or an earlier one of the kind that is to be
+    written, known by a file that it `holds`, with nothing in it that is not as `whole_folder` wrote
+    it.
     """
-    if foreign := _not_ours(folder):
+    foreign = _not_ours(folder)
+    if not foreign and folder.is_dir() and not (folder / holds).is_file():
+        foreign = next((path.name for path in sorted(folder.iterdir())), None)
+    if foreign:
         raise WriteError(
             f"{folder}: holds {foreign}, which was not written here; "
             "name a new folder, or move that away."

@@ -63,7 +63,7 @@ def test_at_no_moment_of_a_replacement_is_the_old_folder_gone(tmp_path, monkeypa
 def test_folders_that_hold_something_else_are_refused_and_moved_aside(tmp_path, caplog):
     foreign = tmp_path / "photos"
     foreign.mkdir()
-    check_folder(foreign)  # empty
+    check_folder(foreign, holds="README.md")  # empty
     (foreign / "cat.jpg").write_text("a cat")
     edited = fill(tmp_path / "edited")
     (edited / "README.md").write_text("my notes")
@@ -78,13 +78,17 @@ def test_folders_that_hold_something_else_are_refused_and_moved_aside(tmp_path, 
         (link, "a link"),
     ):
         with pytest.raises(WriteError, match=f"holds {what}, which was not written here"):
-            check_folder(folder)
+            check_folder(folder, holds="README.md")
         fill(folder)  # where it is too late to refuse
     assert (tmp_path / "photos.kept-1/cat.jpg").read_text() == "a cat"
     assert (tmp_path / "edited.kept-1/README.md").read_text() == "my notes"
     assert (tmp_path / "extra.kept-1/mine").is_dir() and (tmp_path / "link.kept-1").is_symlink()
     assert "it is now photos.kept-1" in caplog.text
-    check_folder(foreign)
+    with pytest.raises(
+        WriteError, match="holds README.md"
+    ):  # of another kind, such as a checkpoint
+        check_folder(foreign, holds="model.safetensors")
+    check_folder(foreign, holds="README.md")
 
 
 def test_a_failure_leaves_the_old_one_and_no_draft(tmp_path):

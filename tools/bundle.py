@@ -50,7 +50,7 @@ def main() -> None:
         run, state = read_run(model), read_tensors(model / "model.safetensors")
         if folder.exists() and folder.samefile(model):
             raise UserError(f"{args.model}: is the bundled model itself; give the one of a run.")
-        check_folder(folder)
+        check_folder(folder, holds="model.safetensors")
         card = read_card(args.card)
         if isinstance(run, AutoencoderRun):
             scale = latent_scale(run, state)

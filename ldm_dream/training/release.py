@@ -69,9 +69,7 @@ def _check_target(folder: Path, run_dir: Path) -> None:
     """A folder of training's own is never replaced, nor is one that is no model."""
     if folder.resolve().is_relative_to(run_dir):
         raise ReleaseError(f"{folder}: is the run's own; name a folder outside {run_dir}.")
-    if folder.is_dir() and any(folder.iterdir()) and not (folder / WEIGHTS).is_file():
-        raise ReleaseError(f"{folder}: is no model folder; name a new one, or move that away.")
-    check_folder(folder)
+    check_folder(folder, holds=WEIGHTS)
 
 
 def _copy(model: Path, folder: Path) -> None:

@@ -243,7 +243,7 @@ class Trainer:
 
     def release(self, folder: Path, step: int, log: Log) -> None:
         """Write a model folder with the model's present weights."""
-        facts = self.start.facts(folder.parent.name, step, self.counts, log.validations)
+        facts = self.start.facts(folder.resolve().parent.name, step, self.counts, log.validations)
         save_model(
             folder,
             self.run,

@@ -13,7 +13,7 @@ from ldm_dream.model_folder import ModelError, load_model, read_tensors
 from ldm_dream.networks.vqgan import VQGAN
 from ldm_dream.training.release import ReleaseError, averaged_state, release
 from ldm_dream.training.train import train
-from ldm_dream.writing import WriteError
+from ldm_dream.writing import WriteError, WriteError
 from runs import VQGAN_TINY, diffusion_run
 
 TOOL = Path(__file__).resolve().parents[2] / "tools/release.py"
@@ -76,7 +76,7 @@ def test_only_a_new_or_a_model_folder_outside_the_run_is_written(trained, tmp_pa
             with pytest.raises(ReleaseError, match="is the run's own; name a folder outside"):
                 release(source, folder)
         for folder in (tmp_path / "theirs", tmp_path / "copy"):
-            with pytest.raises(ReleaseError, match="is no model folder; name a new one"):
+            with pytest.raises(WriteError, match="which was not written here; name a new"):
                 release(source, folder)
     with pytest.raises(WriteError, match="a file"):
         release(trained, tmp_path / "theirs/letter.txt")
