@@ -2,15 +2,9 @@
 allowed, what to do.
 
 Every tool turns a `UserError` into that sentence and exit status 2 (`ldm_dream.cli.user_errors`);
-any other exception is a mistake of the program and keeps its traceback. Imports nothing of ours, so
-that every other file may import it.
+any other exception is a mistake of the program and keeps its traceback. Imports nothing, so that
+every other file may import it.
 """
-
-import re
-
-# what a terminal obeys or cannot show: control characters, marks that turn the writing direction,
-# and halves of a character (file names that are no UTF-8)
-_HIDDEN = re.compile("[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 class UserError(Exception):
@@ -28,5 +22,7 @@ class ConfigError(UserError, ValueError):
 
 
 def shown(text: object) -> str:
-    """`text` as it may be printed: control characters and lone surrogates as escapes (\\x1b)."""
-    return _HIDDEN.sub(lambda found: ascii(found[0])[1:-1], str(text))
+    """`text` as it may be printed: as escapes (\\x1b) what a terminal obeys or cannot show, which are
+    control characters, marks that turn the writing direction, and halves of a character.
+    """
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(text))
