@@ -7,7 +7,7 @@ NetworkConfig. Imports no torch.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, get_args
 
 from pydantic import Field, model_validator
 
@@ -85,9 +85,6 @@ class NetworkKnobs(Strict):
         in_channels: Any
         out_channels: Any
         cond_channels: Any
-        model_channels: Any
-        channel_mult: Any
-        num_res_blocks: Any
 
     any_scale: ClassVar[bool] = False  # trained at random scales, too
 
@@ -99,13 +96,6 @@ class NetworkKnobs(Strict):
     @model_validator(mode="after")
     def _can_be_built(self):
         """Raises ValueError for what cannot be built, or would be too large."""
-        levels = len(self.channel_mult)
-        patch = getattr(self, "patch_size", 1)
-        if self.image_size // patch >> (levels - 1) == 0:
-            raise ValueError(
-                f"image_size={self.image_size} is too small for {levels} levels; "
-                f"use {patch << (levels - 1)} or more"
-            )
         self._check()
         not_too_many(self.least_parameters, f"network.kind={self.kind}")
         return self
@@ -114,19 +104,41 @@ class NetworkKnobs(Strict):
         """What this kind asks of its knobs. Raises ValueError."""
 
     @property
+    def least_parameters(self) -> float:
+        """As many the network has at least."""
+        return 0.0
+
+
+class UNetKnobs(NetworkKnobs):
+    """What all U-Nets here have: levels of residual blocks, each half as large as the one before."""
+
+    if TYPE_CHECKING:
+        model_channels: Any
+        channel_mult: Any
+        num_res_blocks: Any
+
+    def _check(self) -> None:
+        levels = len(self.channel_mult)
+        patch = getattr(self, "patch_size", 1)
+        if self.image_size // patch >> (levels - 1) == 0:
+            raise ValueError(
+                f"image_size={self.image_size} is too small for {levels} levels; "
+                f"use {patch << (levels - 1)} or more"
+            )
+
+    @property
     def blocks(self) -> list[int]:
         """Residual blocks of each level on the way down."""
         return each_level(self.num_res_blocks, len(self.channel_mult))
 
     @property
     def least_parameters(self) -> float:
-        """As many the network has at least."""
         ends = 9 * self.model_channels * (self.in_channels + self.cond_channels + self.out_channels)
         embedding = 4 * self.model_channels**2
         return ends + embedding + unet_weights(self.model_channels, self.channel_mult, self.blocks)
 
 
-class ResShiftNetConfig(NetworkKnobs):
+class ResShiftNetConfig(UNetKnobs):
     """Swin U-Net of ResShift (published x4 defaults: 118,593,583 parameters)."""
 
     kind: Literal["resshift"] = "resshift"
@@ -183,6 +195,7 @@ class ResShiftNetConfig(NetworkKnobs):
     )
 
     def _check(self) -> None:
+        super()._check()
         if self.swin_embed_dim % self.num_head_channels:
             raise ValueError(
                 f"num_head_channels={self.num_head_channels} does not divide swin_embed_dim={self.swin_embed_dim}"
@@ -207,7 +220,7 @@ class ResShiftNetConfig(NetworkKnobs):
         return super().least_parameters + swin + ends * self.model_channels
 
 
-class SR3Config(NetworkKnobs):
+class SR3Config(UNetKnobs):
     """U-Net of SR3 (published 16 -> 128 face defaults: 97,807,491 parameters)."""
 
     kind: Literal["sr3"] = "sr3"
@@ -227,10 +240,11 @@ class SR3Config(NetworkKnobs):
     cond_factor: ClassVar[int] = 1  # the condition is as large as z_t
 
     def _check(self) -> None:
+        super()._check()
         _groups_divide(self.norm_groups, self.model_channels)
 
 
-class LDMConfig(NetworkKnobs):
+class LDMConfig(UNetKnobs):
     """U-Net of LDM-SR, latent-diffusion's bsr_sr (published defaults: 113,622,563 parameters)."""
 
     kind: Literal["ldm"] = "ldm"
@@ -252,6 +266,7 @@ class LDMConfig(NetworkKnobs):
     norm: Norm = "group"
 
     def _check(self) -> None:
+        super()._check()
         _norm_fits(self.norm, "model_channels", self.model_channels)
         last = len(self.channel_mult) - 1
         attending = [
@@ -266,7 +281,7 @@ class LDMConfig(NetworkKnobs):
             )
 
 
-class IDMConfig(NetworkKnobs):
+class IDMConfig(UNetKnobs):
     """IDM: SR3's U-Net with implicit decoders, for any scale (published 16 -> 128 defaults:
     99,801,670 parameters).
     """
@@ -305,6 +320,7 @@ class IDMConfig(NetworkKnobs):
     )
 
     def _check(self) -> None:
+        super()._check()
         _groups_divide(self.norm_groups, self.model_channels)
 
     @property
@@ -332,5 +348,7 @@ NetworkConfig = Annotated[
     ResShiftNetConfig | SR3Config | IDMConfig | LDMConfig, Field(discriminator="kind")
 ]
 KINDS_OF_ANY_SCALE = [
-    kind.model_fields["kind"].default for kind in NetworkKnobs.__subclasses__() if kind.any_scale
+    kind.model_fields["kind"].default
+    for kind in get_args(get_args(NetworkConfig)[0])
+    if kind.any_scale
 ]

@@ -4,7 +4,7 @@ libvips checks the count of warnings before it reads lines, so those of the last
 their text is still in its error buffer. A progressive file that was cut between two scans and
 closed again gives no warning at all: its scan headers tell (ITU T.81, B.2.3 and G.1.1).
 
-Some files give warnings although every pixel is there. They are mended, and the mended file must
+Some files give warnings although every pixel is there. They are repaired, and the repaired file must
 then be without any.
 """
 
@@ -31,17 +31,17 @@ class BrokenJpeg(Exception):
 
 
 def decode(data: bytes) -> tuple[np.ndarray, str]:
-    """-> pixels [H, W, bands] and what was mended ("" for a whole file). Raises BrokenJpeg."""
+    """-> pixels [H, W, bands] and what was repaired ("" for a whole file). Raises BrokenJpeg."""
     error = _try(data)
     if isinstance(error, np.ndarray):
         return error, ""
-    for mend, what in (
+    for repair, what in (
         (_with_end, "its end marker is missing, but every pixel is there"),
         (_without_padding, "zeros stand before its end marker, but every pixel is there"),
         (_with_plain_header, "its header is unusual, but every pixel is there"),
     ):
-        mended = mend(data)
-        if mended is not None and isinstance(found := _try(mended), np.ndarray):
+        repaired = repair(data)
+        if repaired is not None and isinstance(found := _try(repaired), np.ndarray):
             return found, what
     raise BrokenJpeg(error)
 

@@ -265,7 +265,7 @@ class PairDataset:
         ):
             raise DataError(
                 f"data.train: {len(self.bad)} of {len(self._seen)} pictures cannot be read, the last one because: {error} "
-                f"Mend or remove them, or raise data.max_bad_fraction={self.cfg.max_bad_fraction}."
+                f"Fix or remove them, or raise data.max_bad_fraction={self.cfg.max_bad_fraction}."
             )
 
 

@@ -90,9 +90,9 @@ def _decode(header: Header, image: pyvips.Image) -> np.ndarray:
     """-> [H, W, bands] of grey or RGB, alpha straight."""
     try:
         if header.kind is JPEG:
-            bands, mended = jpeg.decode(header.path.read_bytes())
-            if mended:
-                log.warning("%s: %s.", shown(header.path), mended)
+            bands, repaired = jpeg.decode(header.path.read_bytes())
+            if repaired:
+                log.warning("%s: %s.", shown(header.path), repaired)
             if image.interpretation != "cmyk":
                 return np.atleast_3d(bands)
             profile = _profile(image)

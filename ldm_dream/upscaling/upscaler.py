@@ -7,7 +7,7 @@ The picture is mirrored on all sides first, up to whole attention windows, and c
 so every size works and networks meet no border where the picture has one. A small picture takes
 this way in one piece. Another goes in bands (`in_tiles.py`): of it only the LR picture and the
 result are held whole, both in the depth they came in, and accelerator memory depends on tile and
-batch size. Colours and size are mended in strips either way, which changes no number.
+batch size. Colours and size are set in strips either way, which changes no number.
 
 Symbols: f = autoencoder factor (HR pixels a latent pixel); scale = HR pixels an LR pixel.
 """
@@ -56,7 +56,7 @@ DEFAULT_MODEL = "dream-latent-x4-tiny"
 AUTO_TILE, VERY_LARGE, SMALL_TILE = 256, 2**22, 128
 # LR pixels of mirrored context on each side: with 4, the border of a flat picture is as its middle
 CONTEXT = 4
-STRIP, MIN_STRIP = 2**20, 32  # HR pixels and rows of a strip in which colours and size are mended
+STRIP, MIN_STRIP = 2**20, 32  # HR pixels and rows of a strip in which colours and size are set
 
 
 # -> the rows of all that a model makes, band by band, [B, 3, h, W] in about [-1, 1]

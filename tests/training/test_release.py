@@ -13,7 +13,7 @@ from ldm_dream.model_folder import ModelError, load_model, read_tensors
 from ldm_dream.networks.vqgan import VQGAN
 from ldm_dream.training.release import ReleaseError, averaged_state, release
 from ldm_dream.training.train import train
-from ldm_dream.writing import WriteError, WriteError
+from ldm_dream.writing import WriteError
 from runs import VQGAN_TINY, diffusion_run
 
 TOOL = Path(__file__).resolve().parents[2] / "tools/release.py"
