@@ -14,6 +14,8 @@ from ldm_dream.errors import UserError
 from ldm_dream.hub import PREFIX, download, is_repo_id, repo_id_of
 
 BUNDLED = Path(__file__).parent / "weights"
+WEIGHTS = "model.safetensors"  # in a model folder
+AUTOENCODER = "autoencoder.safetensors"  # in one whose autoencoder is not bundled; in a run folder
 
 
 class ModelError(UserError, ValueError):
@@ -48,7 +50,7 @@ def find_model(name_or_dir: str | Path, local: bool = True) -> Path:
 
 
 def _in_folder(folder: Path) -> Path | None:
-    of_a_run = () if (folder / "model.safetensors").is_file() else ("model-best", "model")
+    of_a_run = () if (folder / WEIGHTS).is_file() else ("model-best", "model")
     places = (*(folder / name for name in of_a_run), folder)
     return next((place for place in places if (place / "config.yaml").is_file()), None)
 

@@ -22,7 +22,9 @@ from ldm_dream.config.model import AutoencoderConfig, PixelConfig
 from ldm_dream.config.run import DiffusionRun, Run
 from ldm_dream.hub import repo_id_of
 from ldm_dream.model_config import (
+    AUTOENCODER,
     BUNDLED,
+    WEIGHTS,
     ModelError,
     find_model,
     read_run,
@@ -63,9 +65,9 @@ def save_model(
         kept = run.autoencoder.model_copy(update=own)
         run = run.model_copy(update={"autoencoder": kept})
     with whole_folder(folder) as draft:
-        write_tensors(draft / "model.safetensors", state)
+        write_tensors(draft / WEIGHTS, state)
         if autoencoder is not None:
-            write_tensors(draft / "autoencoder.safetensors", autoencoder)
+            write_tensors(draft / AUTOENCODER, autoencoder)
         (draft / "config.yaml").write_text(dump_config(run), encoding="utf-8")
         (draft / "README.md").write_text(card, encoding="utf-8")
 
@@ -83,7 +85,7 @@ def load_model(name_or_dir: str | Path) -> LoadedModel:
     autoencoder = load_autoencoder(run.autoencoder, folder, is_local)
     with torch.device("meta"):  # first weights would be made for nothing
         network = build_network(run.network)
-    load_weights(network, folder / "model.safetensors")
+    load_weights(network, folder / WEIGHTS)
     return LoadedModel(run, network.eval(), autoencoder, build_process(run.process), folder)
 
 
@@ -94,7 +96,7 @@ def load_autoencoder(
     `cfg.pretrained`, which is no folder of the user where the config is not `is_local`. Raises
     ModelError where the weights are not those of `cfg.sha256`.
     """
-    own = folder / "autoencoder.safetensors" if folder else None
+    own = folder / AUTOENCODER if folder else None
     if isinstance(cfg, PixelConfig):
         return build_autoencoder(cfg).requires_grad_(False).eval()
     wanted = cfg.sha256
@@ -103,7 +105,7 @@ def load_autoencoder(
             raise ModelError(
                 "autoencoder.pretrained is not set: name a bundled autoencoder, the folder of one, or hf:owner/name."
             )
-        own = find_model(cfg.pretrained, is_local) / "model.safetensors"
+        own = find_model(cfg.pretrained, is_local) / WEIGHTS
         cfg = resolve_autoencoder(cfg, is_local)
     if wanted and wanted != weights_digest(read_tensors(own)):
         raise ModelError(
@@ -123,7 +125,7 @@ def own_autoencoder(cfg: AutoencoderConfig) -> tuple[AutoencoderConfig, dict[str
     if isinstance(cfg, PixelConfig) or not cfg.pretrained:
         return cfg, None
     folder = find_model(cfg.pretrained)
-    tensors = read_tensors(folder / "model.safetensors")
+    tensors = read_tensors(folder / WEIGHTS)
     known = resolve_autoencoder(cfg).model_copy(update={"sha256": weights_digest(tensors)})
     return known, None if folder.parent == BUNDLED else tensors
 

@@ -8,6 +8,7 @@ written here holds `SHA256SUMS`, the digests of its files as `sha256sum -c` read
 from __future__ import annotations
 
 import ctypes
+import errno
 import hashlib
 import itertools
 import logging
@@ -15,9 +16,10 @@ import os
 import re
 import shutil
 import socket
+import time
 import zlib
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ldm_dream.errors import UserError
@@ -25,8 +27,7 @@ from ldm_dream.errors import UserError
 log = logging.getLogger(__name__)
 
 SUMS = "SHA256SUMS"
-# of folders that earlier versions wrote without digests
-_WITHOUT_SUMS = {"config.yaml", "model.safetensors", "autoencoder.safetensors", "README.md"}
+OF_A_RUN = "history.jsonl"  # by which a run folder is known
 
 
 class WriteError(UserError, OSError):
@@ -40,54 +41,76 @@ def check_outputs(outputs: Iterable[Path], inputs: Iterable[Path]) -> None:
     """Raises WriteError unless every output file can be written, and none of them is an input or a
     link to one. Makes the folders that are missing.
     """
-    read = {_identity(path): path for path in inputs if path.exists()}
-    for path in outputs:
-        if path.is_dir():
-            raise WriteError(f"{path}: is a folder; name a file to write.")
-        if path.exists() and (source := read.get(_identity(path))):
-            also = "" if source == path else f" (by the name {source})"
-            raise WriteError(f"{path}: is an input{also} and would be lost; name another output.")
-        make_folder(path.parent)
+    with _sentences():
+        read = {_identity(path): path for path in inputs if path.exists()}
+        for path in outputs:
+            if path.is_dir():
+                raise WriteError(f"{path}: is a folder; name a file to write.")
+            if path.exists() and not path.is_file():
+                raise WriteError(f"{path}: is no regular file; name another.")
+            if path.exists() and (source := read.get(_identity(path))):
+                also = "" if source == path else f" (by the name {source})"
+                raise WriteError(
+                    f"{path}: is an input{also} and would be lost; name another output."
+                )
+            make_folder(path.parent)
 
 
 def check_place(folder: Path) -> None:
     """Raises WriteError unless `folder` is there and can be written to, or can be made. Writes
     nothing.
     """
-    there = folder
-    while not os.path.lexists(there):
-        there = there.parent
-    if not there.is_dir():
-        raise WriteError(f"{there}: a file stands where a folder is needed.")
-    if not os.access(there, os.W_OK | os.X_OK):
-        raise WriteError(f"{there}: this folder may not be written to; name another.")
+    with _sentences():
+        there = folder
+        while not os.path.lexists(there):
+            there = there.parent
+        if not there.is_dir():
+            raise WriteError(f"{there}: a file stands where a folder is needed.")
+        if not os.access(there, os.W_OK | os.X_OK):
+            raise WriteError(f"{there}: this folder may not be written to; name another.")
 
 
 def make_folder(folder: Path) -> None:
     """Make a folder that files can be written to. Raises WriteError."""
-    try:
-        check_place(folder)
+    check_place(folder)
+    with _sentences():
         folder.mkdir(parents=True, exist_ok=True)
-    except UserError:
-        raise
-    except OSError as error:
-        raise WriteError(f"{folder}: the folder cannot be made: {error.strerror}.") from None
 
 
-def check_folder(folder: Path, holds: str = SUMS) -> None:
+def check_folder(folder: Path, holds: str, inputs: Iterable[Path] = ()) -> None:
     """Raises WriteError unless `folder` is new or empty, or an earlier one of the kind that is to be
     written, known by a file that it `holds`, with nothing in it that is not as `whole_folder` wrote
-    it.
+    it. A folder of a training run, and one with an input in it, is none.
     """
-    foreign = _not_ours(folder)
-    if not foreign and folder.is_dir() and not (folder / holds).is_file():
-        foreign = next((path.name for path in sorted(folder.iterdir())), None)
-    if foreign:
-        raise WriteError(
-            f"{folder}: holds {foreign}, which was not written here; "
-            "name a new folder, or move that away."
-        )
-    make_folder(folder.resolve().parent)
+    with _sentences():
+        if folder.exists() and not folder.is_dir():
+            raise WriteError(f"{folder}: is a file; name a folder to write.")
+        whole = folder.resolve()
+        if (whole.parent / OF_A_RUN).is_file() or (whole.parents[0].parent / OF_A_RUN).is_file():
+            raise WriteError(f"{folder}: belongs to a training run; name another folder.")
+        for path in inputs:
+            if path.resolve().is_relative_to(whole):
+                raise WriteError(f"{folder}: holds {path}, which is read; name another folder.")
+        foreign = _not_ours(folder)
+        if not foreign and folder.is_dir() and not (folder / holds).is_file():
+            foreign = next((path.name for path in sorted(folder.iterdir())), None)
+        if foreign:
+            raise WriteError(
+                f"{folder}: holds {foreign}, which was not written here; "
+                "name a new folder, or move that away."
+            )
+        make_folder(whole.parent)
+
+
+@contextmanager
+def _sentences() -> Iterator[None]:
+    """An OSError of the body becomes a WriteError."""
+    try:
+        yield
+    except WriteError:
+        raise
+    except OSError as error:
+        raise WriteError(f"{error.filename}: cannot be used: {error.strerror}.") from None
 
 
 def _identity(path: Path) -> tuple[int, int]:
@@ -96,7 +119,7 @@ def _identity(path: Path) -> tuple[int, int]:
 
 
 def _not_ours(folder: Path) -> str | None:
-    """What of an existing folder was not written by `whole_folder`: a name, or None."""
+    """What of an existing folder is not as `whole_folder` wrote it: a name, or None."""
     if folder.is_symlink():
         return "a link"
     if not folder.exists():
@@ -105,15 +128,8 @@ def _not_ours(folder: Path) -> str | None:
         return "a file"
     found = {path.relative_to(folder).as_posix(): path for path in _files(folder)}
     sums = read_sums(folder)
-    if not sums:
-        extra = sorted(found.keys() - _WITHOUT_SUMS)
-        whole = {"config.yaml", "model.safetensors"} <= found.keys()
-        return extra[0] if extra else None if whole or not found else next(iter(found))
     for name, path in sorted(found.items()):
-        if name == SUMS:
-            continue
-        # a text may have been edited by hand
-        if name not in sums or (path.suffix != ".safetensors" and digest(path) != sums[name]):
+        if name != SUMS and (name not in sums or not path.is_file() or digest(path) != sums[name]):
             return name
     return None
 
@@ -152,8 +168,12 @@ def damaged(path: Path) -> str | None:
     """What is wrong with a file of a folder with digests, in a few words; None for a whole one and
     for a folder without digests.
     """
+    if not (path.parent / SUMS).is_file():
+        return None
     expected = read_sums(path.parent).get(path.name)
-    if expected and digest(path) != expected:
+    if expected is None:
+        return f"{SUMS} beside it does not list it"
+    if digest(path) != expected:
         return f"its bytes are not those that were written ({SUMS} beside it)"
     return None
 
@@ -163,17 +183,20 @@ def damaged(path: Path) -> str | None:
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """A draft to write, which takes the place of `path` when the body is done. Raises WriteError."""
-    make_folder(path.parent)
-    draft = _draft(path.parent, path.suffix)
+    """A draft to write, which takes the place of `path` when the body is done; of a link, the place
+    that it leads to. Raises WriteError.
+    """
+    place = Path(os.path.realpath(path))
+    make_folder(place.parent)
+    draft = _draft(place.parent, place.suffix)
     try:
         draft.touch()
         mode = draft.stat().st_mode  # what the user's umask allows
         yield draft
         draft.chmod(mode)  # safetensors makes its files for the owner alone
         _sync(draft)
-        os.replace(draft, path)
-        _sync(path.parent)
+        os.replace(draft, place)
+        _sync(place.parent)
     except OSError as error:
         if isinstance(error, UserError):
             raise
@@ -187,7 +210,8 @@ def whole_folder(folder: Path) -> Iterator[Path]:
     """A draft folder to fill, which takes the place of `folder` when the body is done; an older one
     stands until then. One that holds what was not written here is moved aside. Raises WriteError.
     """
-    make_folder(folder.resolve().parent)
+    folder = Path(os.path.abspath(folder))
+    make_folder(folder.parent)
     draft = _draft(folder.parent, "")
     try:
         draft.mkdir()
@@ -204,9 +228,7 @@ def whole_folder(folder: Path) -> Iterator[Path]:
     except OSError as error:
         if isinstance(error, UserError):
             raise
-        raise WriteError(
-            f"{folder}: cannot be written: {error.strerror or error}; nothing was changed."
-        ) from error
+        raise WriteError(f"{folder}: cannot be written: {error.strerror or error}.") from error
     finally:
         shutil.rmtree(draft, ignore_errors=True)
 
@@ -221,7 +243,11 @@ def _place(draft: Path, folder: Path) -> None:
     elif not _exchange(draft, folder):
         old = _free_name(folder, "old")
         folder.rename(old)
-        draft.rename(folder)
+        try:
+            draft.rename(folder)
+        except OSError:
+            old.rename(folder)
+            raise
         shutil.rmtree(old)
     _sync(folder.parent)
 
@@ -245,17 +271,22 @@ def _sync(path: Path) -> None:
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
+    except OSError as error:  # some file systems sync files alone
+        if not (path.is_dir() and error.errno in (errno.EINVAL, errno.ENOTSUP)):
+            raise
     finally:
         os.close(handle)
 
 
 # ----------------------------------------------------------------------------------------- drafts
 
-_HOST = f"{zlib.crc32(socket.gethostname().encode()):08x}"
+_SPACE = Path("/proc/self/ns/pid")  # containers count their processes each for itself
+_HOST = f"{zlib.crc32(f'{socket.gethostname()} {_SPACE.exists() and _SPACE.stat().st_ino}'.encode()):08x}"
 _DRAFT = re.compile(
-    rf"\.draft-{_HOST}-(?P<process>\d+)-\d+(\.\w{{1,8}})?"
+    r"\.draft-(?P<host>[0-9a-f]{8})-(?P<process>\d+)-\d+(\.\w{1,8})?"
     r"|\.step-\d+\.(?P<earlier>\d+)\.tmp"  # of earlier versions
 )
+WEEK = 7 * 24 * 3600  # seconds after which a draft of another machine is no longer written to
 _numbers = itertools.count()
 _swept: set[Path] = set()
 
@@ -264,18 +295,28 @@ def _draft(folder: Path, suffix: str) -> Path:
     """A new name in `folder`; what killed processes left there is removed at the first time."""
     if folder not in _swept:
         _swept.add(folder)
-        _sweep(folder)
+        with _sentences():
+            for path in folder.iterdir():
+                if (found := _DRAFT.fullmatch(path.name)) and _is_stale(path, found):
+                    _remove(path)
     suffix = suffix if re.fullmatch(r"\.\w{1,8}", suffix) else ""
     return folder / f".draft-{_HOST}-{os.getpid()}-{next(_numbers)}{suffix}"
 
 
-def _sweep(folder: Path) -> None:
-    for path in folder.iterdir():
-        if not (found := _DRAFT.fullmatch(path.name)):
-            continue
-        process = int(found["process"] or found["earlier"])
-        if process == os.getpid() or not is_running(process):  # none of this one's is open yet
-            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+def _is_stale(path: Path, found: re.Match) -> bool:
+    if found["host"] not in (None, _HOST):
+        return time.time() - path.lstat().st_mtime > WEEK
+    process = int(found["process"] or found["earlier"])
+    return process == os.getpid() or not is_running(process)  # none of this one's is open yet
+
+
+def _remove(path: Path) -> None:
+    """Unless another process does, or it belongs to another user."""
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with suppress(OSError):
+            path.unlink()
 
 
 def is_running(process: int) -> bool:

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -94,7 +95,7 @@ def test_folders_that_hold_something_else_are_refused_and_moved_aside(tmp_path, 
 def test_a_failure_leaves_the_old_one_and_no_draft(tmp_path):
     folder = fill(tmp_path / "model")
     with (
-        pytest.raises(WriteError, match=r"No space left.*nothing was changed"),
+        pytest.raises(WriteError, match="No space left"),
         whole_folder(folder) as draft,
     ):
         (draft / "half").write_text("half")
@@ -170,3 +171,49 @@ def test_one_flipped_bit_is_found(tmp_path):
     assert damaged(path) is None
     path.write_text("3")
     assert "not those that were written" in (damaged(path) or "")
+
+
+def test_folders_of_a_run_and_of_inputs_are_no_place_for_others(tmp_path):
+    run = tmp_path / "run"
+    fill(run / "model")
+    fill(run / "checkpoints" / "step-1")
+    (run / "history.jsonl").touch()
+    for folder in (run / "model", run / "new", run / "checkpoints" / "step-1"):
+        with pytest.raises(WriteError, match="belongs to a training run"):
+            check_folder(folder, holds="README.md")
+    mine = fill(tmp_path / "mine")
+    with pytest.raises(WriteError, match=r"holds .*README.md, which is read"):
+        check_folder(mine, holds="README.md", inputs=[mine / "README.md"])
+    (mine / "sub/weights.safetensors").write_text("my own")
+    with pytest.raises(WriteError, match=r"holds sub/weights.safetensors, which was not written"):
+        check_folder(mine, holds="README.md")
+
+
+def test_only_regular_files_are_written_over_and_links_lead_on(tmp_path):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with pytest.raises(WriteError, match="is no regular file"):
+        check_outputs([pipe], [])
+    with pytest.raises(WriteError, match="cannot be used: File name too long"):
+        check_outputs([tmp_path / ("x" * 300)], [])
+    (tmp_path / "link").symlink_to(tmp_path / "there")
+    with whole_file(tmp_path / "link") as draft:
+        draft.write_text("new")
+    assert (tmp_path / "link").is_symlink() and (tmp_path / "there").read_text() == "new"
+
+
+@pytest.mark.parametrize("text", ["", "0123  another.file\n"])
+def test_digests_that_lack_a_file_do_not_vouch_for_it(tmp_path, text):
+    folder = fill(tmp_path / "model")
+    (folder / SUMS).write_text(text)
+    assert "does not list it" in (damaged(folder / "README.md") or "")
+
+
+def test_a_draft_of_another_machine_goes_after_a_week(tmp_path):
+    for age in (writing.WEEK + 60, 60):
+        path = tmp_path / f".draft-00000000-1-{age}"
+        path.touch()
+        os.utime(path, (time.time() - age,) * 2)
+    with whole_file(tmp_path / "x.txt") as draft:
+        draft.touch()
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".draft-00000000-1-60", "x.txt"]

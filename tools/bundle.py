@@ -40,7 +40,7 @@ def main() -> None:
         import torch
 
         from ldm_dream.config.run import AutoencoderRun
-        from ldm_dream.model_config import BUNDLED, find_model, read_run
+        from ldm_dream.model_config import AUTOENCODER, BUNDLED, find_model, read_run
         from ldm_dream.model_folder import read_tensors, save_model
         from ldm_dream.training.autoencoder import latent_scale
 
@@ -62,7 +62,9 @@ def main() -> None:
             name: value.to(torch.float16) if value.is_floating_point() else value
             for name, value in state.items()
         }
-        save_model(folder, run, half, card)
+        # as it is: the model knows it by its digest
+        own = model / AUTOENCODER
+        save_model(folder, run, half, card, read_tensors(own) if own.is_file() else None)
         print(f"{folder}: {sum(v.numel() for v in half.values()):,} parameters")
 
 

@@ -28,7 +28,7 @@ def main() -> None:
         from ldm_dream.interchange.diffusers import export_diffusers, is_pipeline
         from ldm_dream.model_folder import load_model  # here, so that --help answers without torch
 
-        check_folder(args.output, holds="run.yaml")
+        check_folder(args.output, holds="run.yaml", inputs=[Path(args.model)])
         model = load_model(args.model)
         parts = export_diffusers(model, args.output)
     for part in parts:

@@ -62,7 +62,8 @@ def main() -> None:
         )
         from ldm_dream.model_folder import own_autoencoder, save_model
 
-        check_folder(args.output, holds="model.safetensors")
+        read = [args.published] + ([Path(args.autoencoder)] if args.autoencoder else [])
+        check_folder(args.output, holds="model.safetensors", inputs=read)
         config, state = load_published(args.published)
         autoencoder = args.autoencoder
         first_stage = None if autoencoder else load_first_stage(args.published)

@@ -142,7 +142,7 @@ def run(args: argparse.Namespace) -> int:
     from ldm_dream.upscaling.upscaler import Options, Upscaler
 
     plan = plan_jobs(args.input, args.output, args.recursive, Naming(args.suffix, args.ext))
-    check_places(plan, args.json_report)
+    check_places(plan, args.json_report, Path(args.model))
     upscaler = Upscaler.from_pretrained(args.model, args.device, args.dtype, args.compile)
     scale = upscaler.run.scale if args.scale is None else args.scale
     upscale = partial(

@@ -172,9 +172,10 @@ class TrainConfig(Strict):
 MAY_CHANGE = (
     "description",
     "expected",
-    "lpips_weights",  # a place on this disk, as the folders are; their pictures may not change
-    "data.train",
+    "lpips_weights",  # a place on this disk, as these are:
+    "data.train",  # its pictures may not change
     "data.val",
+    "train.init_from",  # it was read at the first start
     "autoencoder.pretrained",  # its weights may not change (autoencoder.sha256)
     "train.steps",
     "train.learning_rate",

@@ -9,10 +9,8 @@ from ldm_dream.config.model import VQGANConfig
 from ldm_dream.config.run import DiffusionRun, Run
 from ldm_dream.errors import ConfigError
 from ldm_dream.hub import repo_id_of
-from ldm_dream.model_config import ModelError, find_model, resolve_autoencoder
+from ldm_dream.model_config import AUTOENCODER, ModelError, find_model, resolve_autoencoder
 from ldm_dream.writing import check_place
-
-KEPT_AUTOENCODER = "autoencoder.safetensors"  # in the run folder, whatever became of its source
 
 
 def check_run(run: Run, run_dir: Path, starts: bool = True) -> None:
@@ -28,13 +26,24 @@ def check_run(run: Run, run_dir: Path, starts: bool = True) -> None:
     if run.lpips_weights:
         _is_weights(Path(run.lpips_weights), starts)
     if isinstance(run, DiffusionRun):
-        _autoencoder_fits(run, starts and not (run_dir / KEPT_AUTOENCODER).is_file())
+        _autoencoder_fits(run, starts and not (run_dir / AUTOENCODER).is_file())
     elif not isinstance(run.autoencoder, VQGANConfig):
         raise ConfigError(
             f"autoencoder.kind={run.autoencoder.kind} cannot be trained, only imported; train a vqgan."
         )
-    if run.train.init_from and starts:
+    for folder in (*run.data.train, *run.data.val):
+        if _is_inside(run_dir, Path(folder), run.data.exclude):
+            raise ConfigError(
+                f"the run folder {run_dir} lies in the data folder {folder}, where its samples would "
+                "become data; give another --run-dir."
+            )
+    if run.train.init_from and starts and not (run_dir / "checkpoints").is_dir():
         find_model(run.train.init_from)
+
+
+def _is_inside(run_dir: Path, folder: Path, exclude: tuple[str, ...]) -> bool:
+    inside = run_dir.resolve().is_relative_to(folder.resolve())
+    return inside and not any(part in f"{run_dir.as_posix()}/samples/" for part in exclude)
 
 
 def _is_weights(path: Path, must_exist: bool) -> None:

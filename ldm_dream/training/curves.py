@@ -108,10 +108,14 @@ def write_tensorboard(runs: Mapping[str, dict[str, Curve]], folder: Path) -> Non
         raise PlotError(
             "TensorBoard's files need the package tensorboard: pip install 'ldm_dream[train]'."
         ) from None
+    mark = "ldm_dream.txt"
     for run in runs:
-        check_folder(folder / run)
+        check_folder(folder / run, holds=mark)
     for run, curves in runs.items():
         with whole_folder(folder / run) as draft, SummaryWriter(draft) as writer:
+            (draft / mark).write_text(
+                f"Event files of {run}, by tools/plot.py.\n", encoding="utf-8"
+            )
             for name, points in curves.items():
                 for step, value in points:
                     writer.add_scalar(name, value, step)

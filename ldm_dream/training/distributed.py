@@ -83,6 +83,8 @@ def watched(number: int, world: int) -> Iterator[None]:
                 store.add(f"alive/{number}", 1)
                 beats = {other: store.add(f"alive/{other}", 0) for other in seen}
             except (RuntimeError, ConnectionError):  # the store went with its process
+                if done.is_set():
+                    return
                 _leave("the store of torchrun", number)
             now = time.monotonic()
             for other, beat in beats.items():

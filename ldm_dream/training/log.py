@@ -50,9 +50,10 @@ class Log:
             row["steps_per_second"] = (step - self.at) / (now - self.since)
             row["eta_s"] = (self.steps - step) / row["steps_per_second"]
             self.since, self.at = now, step
+        row = _finite(row)
         try:
             with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(_finite(row)) + "\n")
+                file.write(json.dumps(row) + "\n")
         except OSError as error:
             raise WriteError(f"{self.path}: cannot be written: {error.strerror}.") from error
         self.validations |= _validations([row])

@@ -10,19 +10,16 @@ from torch import Tensor
 
 from ldm_dream.config.run import DiffusionRun, Run
 from ldm_dream.errors import UserError
-from ldm_dream.model_config import find_model
+from ldm_dream.model_config import AUTOENCODER, WEIGHTS, find_model
 from ldm_dream.model_folder import load_autoencoder, read_tensors, save_model
 from ldm_dream.networks import build_network
 from ldm_dream.networks.autoencoders import build_autoencoder
 from ldm_dream.training.card import card
-from ldm_dream.training.check import KEPT_AUTOENCODER
 from ldm_dream.training.checkpoint import Checkpoint, latest_checkpoint, read_checkpoint
 from ldm_dream.training.log import METRICS, validations
 from ldm_dream.training.run_folder import run_of
 from ldm_dream.training.start import Start
 from ldm_dream.writing import check_folder, whole_folder
-
-WEIGHTS = "model.safetensors"
 
 
 class ReleaseError(UserError, ValueError):
@@ -35,7 +32,9 @@ def release(source: Path, folder: Path) -> str:
     from. Raises ReleaseError, ModelError, WriteError, before anything is written.
     """
     is_checkpoint = (source / "meta.json").is_file()
-    run_dir = source.resolve().parents[1] if is_checkpoint else source.resolve()
+    run_dir = source.resolve()
+    if is_checkpoint and run_dir.parent.name == "checkpoints":
+        run_dir = run_dir.parent.parent
     _check_target(folder, run_dir)
     if is_checkpoint:
         found = read_checkpoint(source)
@@ -85,7 +84,8 @@ def _from_checkpoint(found: Checkpoint, run_dir: Path, folder: Path) -> None:
     run = run_of(found, run_dir)
     state = averaged_state(run, found.tensors)
     earlier = {"command": "", "commit": None, "versions": {}, "changed": {}, "step": 0}
-    start = Start(run, _autoencoder(run, run_dir), found.meta.get("history") or [earlier])
+    history = found.meta.get("history") or [earlier]
+    start = Start(run, _autoencoder(run, run_dir), history=history)
     counts = found.meta.get("counts", {})
     facts = start.facts(run_dir.name, found.step, counts, validations(run_dir / METRICS))
     save_model(folder, run, state, card(run, facts), start.autoencoder)
@@ -96,5 +96,5 @@ def _autoencoder(run: Run, run_dir: Path) -> dict[str, Tensor] | None:
     if not isinstance(run, DiffusionRun):
         return None
     load_autoencoder(run.autoencoder, run_dir)  # raises for another than that of the run
-    kept = run_dir / KEPT_AUTOENCODER
+    kept = run_dir / AUTOENCODER
     return read_tensors(kept) if kept.is_file() else None

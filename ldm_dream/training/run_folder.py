@@ -1,9 +1,9 @@
 """A run folder holds one run, and one process trains it at a time.
 
-`claim` is the door: it refuses a folder of something else and a folder in use. `settle` compares the
-run with the one that the newest checkpoint was written by, and refuses what would make it another.
-`config.yaml` and `history.jsonl` (one row a start: when, from which step, command, versions, what
-changed) are there before any data is read.
+`claim` is the door: it refuses a folder of something else and a folder in use. `changes` compares the
+run with the one that wrote its checkpoint, and `refuse_another_run` refuses what would make it
+another. `config.yaml` and `history.jsonl` (one row a start: when, from which step, command, versions,
+what changed) are there before any data is read.
 """
 
 from __future__ import annotations
@@ -16,11 +16,12 @@ import shlex
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import torch
 
@@ -28,11 +29,16 @@ from ldm_dream import __version__
 from ldm_dream.config.files import dump_config
 from ldm_dream.config.run import MAY_CHANGE, Run
 from ldm_dream.errors import UserError
-from ldm_dream.model_config import parse_run
+from ldm_dream.model_config import AUTOENCODER, parse_run
 from ldm_dream.training.checkpoint import Checkpoint, checkpoints
-from ldm_dream.writing import WriteError, make_folder, whole_file
+from ldm_dream.training.log import METRICS, read_rows
+from ldm_dream.writing import OF_A_RUN, WriteError, is_running, make_folder, whole_file
 
-LOCK, CONFIG, HISTORY, METRICS = "lock", "config.yaml", "history.jsonl", "metrics.jsonl"
+BEAT, STALE = (
+    60.0,
+    600.0,
+)  # seconds between two signs of life, and without one until it counts as gone
+LOCK, CONFIG, HISTORY = "lock", "config.yaml", OF_A_RUN
 _WRITTEN = (
     "model",
     "model-best",
@@ -40,7 +46,7 @@ _WRITTEN = (
     "samples",
     CONFIG,
     METRICS,
-    "autoencoder.safetensors",
+    AUTOENCODER,
 )
 
 
@@ -56,8 +62,9 @@ def claim(run_dir: Path) -> Iterator[str | None]:
     """This process alone may write to `run_dir` in the body; -> what is to be said of a lock that
     was left behind. Raises RunFolderError, WriteError.
 
-    The lock is held by the system and so is gone with its process; the file says whose it is. A
-    machine that does not share locks with this one is known by its name.
+    The lock is held by the system and so is gone with its process; the file says whose it is. Where
+    machines do not share locks, the file's time shows whether the other one lives: it is set every
+    minute.
     """
     make_folder(run_dir)
     _refuse_foreign(run_dir)
@@ -67,34 +74,56 @@ def claim(run_dir: Path) -> Iterator[str | None]:
     except OSError as error:
         raise WriteError(f"{path}: cannot be written: {error.strerror}.") from None
     with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            taken = False
-        except BlockingIOError:
-            taken = True
         file.seek(0)
-        owner = _owner(file.read())
-        here = socket.gethostname()
-        if taken or (owner and owner[0] != here):
+        owner, here = _owner(file.read()), socket.gethostname()
+        if (busy := _busy(file, owner, here)) is not None:
             host, process = owner or (here, "?")
-            gone = "" if taken else f"; if that process is gone, remove {path}"
             raise RunFolderError(
                 f"{run_dir}: process {process} on {host} trains this run; "
-                f"wait for it, stop it, or give another --run-dir{gone}."
+                f"wait for it, stop it, or give another --run-dir{busy}."
             )
         try:
             _write_lock(file, f"{here} {os.getpid()}\n")
         except OSError as error:
             raise WriteError(f"{path}: cannot be written: {error.strerror}.") from None
+        done = threading.Event()
+        beat = threading.Thread(target=_keep_fresh, args=(path, done), daemon=True)
+        beat.start()
         try:
-            yield owner and f"the lock of process {owner[1]}, which is gone, is taken over"
+            yield (
+                owner
+                and f"the lock of process {owner[1]} on {owner[0]}, which is gone, is taken over"
+            )
         finally:
+            done.set()
+            beat.join()
             _write_lock(file, "")
+
+
+def _busy(file: TextIO, owner: tuple[str, str] | None, here: str) -> str | None:
+    """None where nobody trains; else what to add to the sentence."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return ""
+    except OSError:  # a file system without locks: the name and number must do
+        if owner and owner[0] == here and is_running(int(owner[1])):
+            return ""
+    age = time.time() - os.fstat(file.fileno()).st_mtime
+    if owner and owner[0] != here and age < STALE:
+        return f"; if that process is gone, remove {file.name} or wait {STALE / 60:.0f} minutes"
+    return None
+
+
+def _keep_fresh(path: Path, done: threading.Event) -> None:
+    while not done.wait(BEAT):
+        with suppress(OSError):  # a disk that is gone is for the run itself to report
+            os.utime(path)
 
 
 def _owner(text: str) -> tuple[str, str] | None:
     words = text.split()
-    return (words[0], words[1]) if len(words) == 2 else None
+    return (words[0], words[1]) if len(words) == 2 and words[1].isdecimal() else None
 
 
 def _write_lock(file, text: str) -> None:
@@ -126,6 +155,25 @@ def run_of(found: Checkpoint, run_dir: Path) -> Run:
             f"{run_dir}: was written by another version of ldm_dream, whose config this one "
             f"cannot read ({error}); finish it there, or give another --run-dir."
         ) from None
+
+
+def refuse_lost_checkpoints(run_dir: Path) -> None:
+    """Raises RunFolderError where the log goes on after the step of a first checkpoint, and there is
+    none: it would be written anew from 0.
+    """
+    last = max((row["step"] for row in read_rows(run_dir / METRICS)), default=0)
+    if not last:
+        return
+    try:
+        config = parse_run((run_dir / CONFIG).read_text(encoding="utf-8"), str(run_dir / CONFIG))
+        first = min(config.train.save_every, config.train.steps)
+    except (UserError, OSError):
+        first = 0
+    if last > first:
+        raise RunFolderError(
+            f"{run_dir}: has a log up to step {last} and no checkpoint; "
+            "put one back, or give another --run-dir."
+        )
 
 
 def changes(earlier: Run, run: Run) -> dict[str, list[Any]]:

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import os
 import signal
-import sys
 import threading
+import time
 from types import FrameType
 from typing import Any
 
+AGAIN = 2.0
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 
 class Stop:
-    """Context in which Ctrl-C, SIGTERM and SIGUSR1 are only noted; Ctrl-C twice ends at once. Outside
+    """Context in which Ctrl-C, SIGTERM and SIGUSR1 are only noted; another Ctrl-C, AGAIN seconds later
+    or more, ends at once (torchrun passes on the one that the terminal has already sent). Outside
     of the main thread, which alone may say what signals do, nothing changes.
     """
 
     def __init__(self):
         self.signal: signal.Signals | None = None
+        self._at = 0.0
         self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Stop:
@@ -31,11 +35,12 @@ class Stop:
             signal.signal(number, handler)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if self.signal == number == signal.SIGINT:
-            raise KeyboardInterrupt
         if self.signal is None:
-            self.signal = signal.Signals(number)
-            sys.stderr.write(f"{self.signal.name}: the run ends after this step; wait.\n")
+            self.signal, self._at = signal.Signals(number), time.monotonic()
+            # stderr may be in the middle of a write
+            os.write(2, f"{self.signal.name}: the run ends after this step; wait.\n".encode())
+        elif number == signal.SIGINT and time.monotonic() - self._at > AGAIN:
+            raise KeyboardInterrupt
 
     @property
     def status(self) -> int:

@@ -9,26 +9,53 @@ from typing import Any
 from torch import Tensor
 
 from ldm_dream.config.run import DiffusionRun, Run
+from ldm_dream.model_config import AUTOENCODER
 from ldm_dream.model_folder import own_autoencoder, read_tensors, write_tensors
 from ldm_dream.training import distributed
 from ldm_dream.training.card import Facts
-from ldm_dream.training.check import KEPT_AUTOENCODER
 from ldm_dream.training.checkpoint import Checkpoint
-from ldm_dream.training.run_folder import changes, record, refuse_another_run, run_of
+from ldm_dream.training.run_folder import (
+    changes,
+    record,
+    refuse_another_run,
+    refuse_lost_checkpoints,
+    run_of,
+)
 from ldm_dream.writing import whole_file
+
+# knobs that make figures of validation incomparable with earlier ones
+OF_VALIDATION = {"data.val", "lpips_weights", "train.val_images", "train.val_crop"}
 
 
 @dataclass(frozen=True)
 class Start:
     """run: with the architecture and digest of its autoencoder. autoencoder: weights for the model
-    folder, None of a bundled one. history: a row for each start of the run, the last one is this.
-    said: what the user is to know.
+    folder, None of a bundled one. changed: knob -> [value then, value now], against the checkpoint.
+    history: a row for each start of the run, the last one is this.
     """
 
     run: Run
     autoencoder: dict[str, Tensor] | None = None
+    changed: dict[str, list[Any]] = field(default_factory=dict)
     history: list[dict[str, Any]] = field(default_factory=list)
-    said: list[str] = field(default_factory=list)
+    resumes: bool = False
+
+    def record(self, run_dir: Path, step: int) -> None:
+        """Write to the run folder what is started here; the first process calls it."""
+        self.history.append(record(run_dir, self.run, step, self.changed))
+
+    @property
+    def said(self) -> list[str]:
+        return [
+            f"changed since the last checkpoint: {key} {then} -> {now}"
+            for key, (then, now) in self.changed.items()
+        ]
+
+    @property
+    def comparable_from(self) -> int:
+        """Figures of validations up to this step were made of other pictures."""
+        steps = [row["step"] for row in self.history if row["changed"].keys() & OF_VALIDATION]
+        return max(steps, default=0)
 
     def facts(
         self, name: str, step: int, pictures: dict[str, int], validations: dict[int, dict]
@@ -54,27 +81,26 @@ class Start:
 
 
 def open_run(run: Run, run_dir: Path, rank: distributed.Rank, found: Checkpoint | None) -> Start:
-    """Compare with the checkpoint that `run_dir` holds, keep the autoencoder there, and record the start; the first
-    process writes and the others wait for it. Raises RunFolderError, ModelError, WriteError.
+    """Compare with the checkpoint that `run_dir` holds, and keep the autoencoder there. A new run is
+    recorded here, before its data is read; one that goes on, when its checkpoint was taken over. The
+    first process writes and the others wait for it. Raises RunFolderError, ModelError, WriteError.
     """
     then, meta = (run_of(found, run_dir), found.meta) if found else (None, {})
-    kept = run_dir / KEPT_AUTOENCODER
+    kept = run_dir / AUTOENCODER
     tensors = None
     if isinstance(run, DiffusionRun):
         run, tensors = _with_autoencoder(run, then, kept)
     changed = changes(then, run) if then else {}
     refuse_another_run(run_dir, changed)
-    history = list(meta.get("history", []))
-    if rank.is_first:
-        if tensors is not None and not (then and kept.is_file()):
-            with whole_file(kept) as draft:
-                write_tensors(draft, tensors)
-        history.append(record(run_dir, run, meta.get("step", 0), changed))
+    start = Start(run, tensors, changed, list(meta.get("history", [])), found is not None)
+    if rank.is_first and not found:
+        refuse_lost_checkpoints(run_dir)
+        start.record(run_dir, 0)
+    if rank.is_first and tensors is not None and not (then and kept.is_file()):
+        with whole_file(kept) as draft:
+            write_tensors(draft, tensors)
     distributed.wait()
-    said = [
-        f"changed since the last checkpoint: {key} {a} -> {b}" for key, (a, b) in changed.items()
-    ]
-    return Start(run, tensors, history, said)
+    return start
 
 
 def _with_autoencoder(

@@ -76,6 +76,8 @@ def _train(run: Run, run_dir: Path, rank: distributed.Rank, stop: Stop, said: st
     if is_first:
         val = validation_pairs(run.data, run.scale, cfg.val_images, cfg.val_crop)
     step = trainer.resume(found, run_dir) if found else 0
+    if found and is_first:
+        start.record(run_dir, step)
     log = Log(run_dir, step, cfg.steps, is_first)
     for line in (said, *start.said, f"{trainer.describe()}, from step {step}"):
         if line:
@@ -125,7 +127,7 @@ class Trainer:
         self.objective, self.data = self._build(run, pairs, run_dir)
 
         model = self.objective.model
-        if cfg.init_from:
+        if cfg.init_from and not start.resumes:
             load_weights(model, find_model(cfg.init_from) / "model.safetensors")
         self.objective.trained.to(device).to(memory_format=self.layout).train()
         _freeze(model, cfg.freeze)
@@ -233,7 +235,9 @@ class Trainer:
             with self.averaged():
                 log(step, validate(self.objective, val, self.lpips, grid, self.run.seed))
                 self.release(run_dir / "model", step, log)
-                if best_step(log.validations, cfg.best) == step:
+                since = self.start.comparable_from
+                rows = {at: row for at, row in log.validations.items() if at > since}
+                if best_step(rows, cfg.best) == step:
                     self.release(run_dir / "model-best", step, log)
         elif (last and not (run_dir / "model" / "config.yaml").is_file()) or (
             not val and step and (step % cfg.save_every == 0 or last)

@@ -136,9 +136,9 @@ def plan_jobs(source: Path, out: Path, recursive: bool = False, naming: Naming =
     return plan
 
 
-def check_places(plan: Plan, report: Path | None = None) -> None:
-    """Every output can be written and is no input; missing folders are made. Raises BatchError or
-    WriteError.
+def check_places(plan: Plan, report: Path | None = None, model: Path | None = None) -> None:
+    """Every output can be written and is no input, nor a file of the folder `model`; missing folders
+    are made. Raises BatchError or WriteError.
     """
     outputs = [job.target for job in plan.jobs if not _is_too_long(job.target)]
     if report is not None:
@@ -149,7 +149,8 @@ def check_places(plan: Plan, report: Path | None = None) -> None:
         if report.resolve() in {path.resolve() for path in outputs}:
             raise BatchError(f"{shown(report)} is an output; give the report another name.")
         outputs.append(report)
-    check_outputs(outputs, [job.source for job in plan.jobs])
+    of_model = list(model.iterdir()) if model and model.is_dir() else []
+    check_outputs(outputs, [*(job.source for job in plan.jobs), *of_model])
 
 
 def _earlier_results(root: Path, out: Path, suffix: str) -> Callable[[Path], bool]:

@@ -32,6 +32,8 @@ AUTOENCODERS = {
     ),
 }
 
+PUBLISHED_X2 = ResShiftNetConfig(cond_factor=2, legacy_mask=True)  # 15 steps, one file
+
 
 def resshift_config(state: State) -> ResShiftNetConfig:
     """What the shapes of ResShift's U-Net say. Dropout leaves no trace; without an extractor, z_t
@@ -118,10 +120,8 @@ def _steps(filename: str) -> int | None:
 
 
 def resshift_untold(config: ResShiftNetConfig, facts: Facts) -> dict[str, Any]:
-    """By a published name: its schedule. Of x2 one network is published, the only one that brings the
-    condition to the size of z_t itself, and it has 15 steps.
-    """
-    steps = _steps(facts.filename) or (15 if config.cond_factor == 2 else None)
+    """By a published name: its schedule. The published x2 network is known by its shape, too."""
+    steps = _steps(facts.filename) or (15 if config == PUBLISHED_X2 else None)
     known = PROCESSES.get(steps or 0)
     return {
         "process.num_timesteps": steps,
