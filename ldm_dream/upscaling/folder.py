@@ -277,7 +277,7 @@ def _upscale_one(job: Job, work: Work) -> tuple[tuple[int, int], tuple[int, int]
 def _refuse_own(target: Path, size: tuple[int, int]) -> None:
     """Raises WriteError unless `target` has the (height, width) that its result would have."""
     try:
-        is_own = target.exists() and image_size(target) != size
+        is_own = os.path.exists(target) and image_size(target) != size
     except ImageError:
         is_own = True
     if is_own:
