@@ -39,3 +39,13 @@ def test_a_folder_that_is_killed_and_continued_is_whole(tmp_path):
     tally = folder.kill_and_continue(tmp_path, 20, seed=0, kills=1)
     assert not tally.faults, tally.faults
     assert tally.verdicts == {"whole": 19, "named": 1, "kills": 1}
+
+
+def test_a_child_that_ends_before_its_kill_is_none(tmp_path, monkeypatch):
+    def works(source, out, results, seconds):
+        folder.work(source, out, out.with_name("report.json"))
+        return 0
+
+    monkeypatch.setattr(folder, "work_in_child", works)
+    tally = folder.kill_and_continue(tmp_path, 20, seed=0, kills=2)
+    assert not tally.faults and tally.verdicts["kills"] == 0
