@@ -3,9 +3,10 @@ compiles for the GPU at hand.
 
 Takes a second, once: the library is kept in ~/.cache/dream_kernels (XDG_CACHE_HOME counts), under a
 name that changes with source, flags, compiler and processor, and with its digest at its end: one
-that was cut short or changed is compiled again, since loading it would end the process. Needs g++ or a compiler like it with
-OpenMP ($CXX names another). Threads are those of torch: the library leaves OpenMP's runtime to be
-found where torch has loaded its own, since two would compete for the processor.
+that was cut short or changed is compiled again, since loading it would end the process. Needs g++
+or a compiler like it with OpenMP ($CXX names another). Threads are those of torch: the library
+leaves OpenMP's runtime to be found where torch has loaded its own, since two would compete for the
+processor.
 """
 
 from __future__ import annotations

@@ -144,7 +144,7 @@ def broken(path: Path, reason: str, kind: Format | None = None) -> ImageError:
 
 @contextmanager
 def _open(path: Path) -> Iterator[io.BufferedReader]:
-    """A regular file that is not empty. Raises ImageError."""
+    """A regular file that is not empty. Raises ImageError, also where the body cannot read it."""
     name = shown(path)
     if os.path.isdir(path):
         raise ImageError(f"{name}: is a folder, not a picture.")
@@ -154,13 +154,12 @@ def _open(path: Path) -> Iterator[io.BufferedReader]:
         # what is no file (a pipe) may block for ever
         if not stat.S_ISREG(path.stat().st_mode):
             raise ImageError(f"{name}: is no regular file; copy the picture into one.")
-        file = path.open("rb")
-    except OSError as error:
-        raise ImageError(f"{name}: cannot be read: {error.strerror}.") from None
-    with file:
-        if not os.fstat(file.fileno()).st_size:
-            raise ImageError(f"{name}: the file is empty.")
-        yield file
+        with path.open("rb") as file:
+            if not os.fstat(file.fileno()).st_size:
+                raise ImageError(f"{name}: the file is empty.")
+            yield file
+    except OSError as error:  # at any time: a disk that fails, a file that is gone
+        raise ImageError(f"{name}: cannot be read: {error.strerror or error}.") from None
 
 
 def _by_libvips(path: Path, kind: Format, file: io.BufferedReader) -> Header:

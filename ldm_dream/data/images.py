@@ -61,16 +61,12 @@ def list_images(path: str | Path, recursive: bool = False) -> Listing:
         return Listing([path], {})
     if not os.path.isdir(path):
         raise ImageError(f"{shown(path)}: no such file or folder.")
-    pictures, left_out = [], Counter()
-    try:
-        candidates = list(path.rglob("*") if recursive else path.iterdir())
-    except OSError as error:
-        raise ImageError(f"{shown(path)}: cannot be read: {error.strerror}.") from None
-    for found in candidates:
-        reason = _left_out(found, recursive)
+    pictures, (files, left_out) = [], _walked(path, recursive)
+    for found in files:
+        reason = _left_out(found)
         if reason is None:
             pictures.append(found)
-        elif reason:
+        else:
             left_out[reason] += 1
     listing = Listing(sorted(pictures), dict(sorted(left_out.items())))
     if not pictures:
@@ -89,15 +85,33 @@ def in_words(counts: dict[str, int]) -> str:
     return ", ".join(f"{count} {kind}" for kind, count in counts.items())
 
 
-def _left_out(path: Path, recursive: bool) -> str | None:
-    """Why a path of a folder is no picture to read; None for one that is, "" for what is looked
-    into.
+def _walked(path: Path, recursive: bool) -> tuple[list[Path], Counter[str]]:
+    """What is no folder, and how many folders are not looked into, by a few words. Raises ImageError
+    where `path` itself cannot be read.
+
+    Links to folders are not followed: one that leads back up would have no end.
     """
-    if path.is_dir():
-        return "" if recursive else "subfolder"
+    files, left_out = [], Counter()
+    failed: list[OSError] = []
+    for name, subfolders, others in os.walk(path, onerror=failed.append):
+        folder = Path(name)
+        files += [folder / other for other in others]
+        if not recursive:
+            left_out["subfolder"] += len(subfolders)
+            break
+        left_out["linked folder"] += sum(os.path.islink(folder / sub) for sub in subfolders)
+    for error in failed:
+        if Path(error.filename or path) == path:
+            raise ImageError(f"{shown(path)}: cannot be read: {error.strerror}.") from None
+        left_out["unreadable subfolder"] += 1
+    return files, +left_out  # without zeros
+
+
+def _left_out(path: Path) -> str | None:
+    """Why what is no folder is no picture to read; None for one that is."""
     if path.name.startswith("."):
         return "hidden"
-    if not path.is_file():
+    if not os.path.isfile(path):
         return "no file"
     suffix = path.suffix.lower()
     if suffix in SUFFIXES:

@@ -27,9 +27,16 @@ from torch import Tensor
 
 from ldm_dream.config.data import BlindConfig, DataConfig
 from ldm_dream.data.blind import degrade_blind, mirrored
-from ldm_dream.data.images import ImageError, find_images, image_size, read_image, to_uint8
+from ldm_dream.data.images import (
+    ImageError,
+    image_size,
+    in_words,
+    list_images,
+    read_image,
+    to_uint8,
+)
 from ldm_dream.data.resize import degrade, imresize_levels
-from ldm_dream.errors import UserError
+from ldm_dream.errors import UserError, shown
 
 log = logging.getLogger(__name__)
 
@@ -147,11 +154,14 @@ class PairDataset:
         return {"count": len(self.files), "sha256": found.hexdigest()}
 
     def counts(self) -> dict[str, int]:
-        """Folder of `cfg.train` -> how many of its pictures are used."""
-        return {
-            folder: sum(Path(folder) in path.parents for path in self.files)
-            for folder in self.cfg.train
-        }
+        """Entry of `cfg.train`, a folder or a file -> how many of its pictures are used. One that
+        several hold counts for the first.
+        """
+        counts = dict.fromkeys(self.cfg.train, 0)
+        for path in self.files:
+            places = {path, *path.parents}
+            counts[next(entry for entry in counts if Path(entry) in places)] += 1
+        return counts
 
     def batch(self, number: int, batch_size: int) -> Batch:
         """Batch number 0, 1, .. of the run; equal arguments give equal tensors, in any order of
@@ -322,9 +332,15 @@ def _collect(folders: tuple[str, ...], exclude: tuple[str, ...], knob: str) -> l
     if not folders:
         raise DataError(f"{knob}: no folder is given; set it to a list of folders with pictures.")
     try:
-        found = [path for folder in folders for path in find_images(folder, recursive=True)]
+        listings = {folder: list_images(folder, recursive=True) for folder in folders}
     except ImageError as error:
         raise DataError(f"{knob}: {error}") from None
+    for folder, listing in listings.items():
+        if listing.left_out:
+            log.warning(
+                "%s: %s also holds %s; not used.", knob, shown(folder), in_words(listing.left_out)
+            )
+    found = [path for listing in listings.values() for path in listing.pictures]
     kept = sorted({path for path in found if not any(part in path.as_posix() for part in exclude)})
     if not kept:
         raise DataError(

@@ -15,7 +15,7 @@ from ldm_dream.data.metadata import set_field, with_metadata
 from ldm_dream.data.png import with_chunks
 from ldm_dream.data.tiff import with_exif
 from ldm_dream.errors import shown
-from ldm_dream.writing import make_folder, whole_file
+from ldm_dream.writing import whole_file
 
 log = logging.getLogger(__name__)
 
@@ -41,8 +41,8 @@ def check_writable(path: Path, width: int, height: int, alpha: np.ndarray | None
 
 def write_image(path: str | Path, image: Image) -> None:
     """Write by suffix; an existing file is replaced whole or not at all, and a missing folder is
-    made. Raises ImageError for a
-    picture that its kind does not hold, WriteError for a place that cannot be written to.
+    made. Raises ImageError for a picture that its kind does not hold, WriteError for a place that
+    cannot be written to.
 
     16 bits stay in PNG and TIFF and are rounded to 8 in the others. JPEG holds no alpha: a picture
     that is not opaque is refused there. What else a kind does not hold is said in a warning.
@@ -51,7 +51,6 @@ def write_image(path: str | Path, image: Image) -> None:
     height, width = image.pixels.shape[:2]
     kind = check_writable(path, width, height, image.alpha)
     data = _encode(path, kind, image)
-    make_folder(path.parent)
     with whole_file(path) as draft:
         draft.write_bytes(data)
 

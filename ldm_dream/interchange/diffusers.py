@@ -44,7 +44,7 @@ class Part(NamedTuple):
 
 
 def export_diffusers(model: LoadedModel, folder: Path) -> list[Part]:
-    """Write the folder and say what is in it. Raises ModelError if it cannot be written."""
+    """Write the folder and say what is in it. Raises WriteError if it cannot be written."""
     parts = [part for part in (_network(model), _autoencoder(model), _scheduler(model)) if part]
     with whole_folder(folder) as draft:
         for part in parts:

@@ -320,7 +320,9 @@ def evaluate_model(
 def _lr_files(
     evaluator: Evaluator, hr_files: list[Path], lr_dir: Path | None
 ) -> dict[Path, Path] | None:
-    return _noted(evaluator, lr_dir, find_partners(hr_files, lr_dir)) if lr_dir else None
+    if not lr_dir:
+        return None
+    return _noted(evaluator, lr_dir, find_partners(hr_files, lr_dir, bare_first=True))
 
 
 def _noted(evaluator: Evaluator, folder: Path, partners: Partners) -> dict[Path, Path]:

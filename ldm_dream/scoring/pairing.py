@@ -3,7 +3,8 @@
 The rule: a partner has the name of its original, or that name and one ending, the same for the
 whole folder: the one that is given, else the only one that fits every original and looks like an
 ending (`_x4`, `-sr`, or DIV2K's `x4`). The extension may differ; where two originals differ by
-nothing else (a.png, a.jpg), it tells their partners apart. What can be read in two ways is refused.
+nothing else (a.png, a.jpg), it tells their partners apart. What can be read in two ways is refused,
+but for LR pictures, whose size tells: of those the bare name comes first.
 """
 
 from __future__ import annotations
@@ -33,9 +34,12 @@ class Partners(NamedTuple):
     spare: int  # pictures of the folder that belong to none of them
 
 
-def find_partners(originals: list[Path], folder: Path, ending: str | None = None) -> Partners:
+def find_partners(
+    originals: list[Path], folder: Path, ending: str | None = None, bare_first: bool = False
+) -> Partners:
     """The pictures of `folder` that belong to `originals`, by the rule above. ending: as given by
-    the user, None to find it. Raises PairingError for one that is missing or not certain.
+    the user, None to find it. bare_first: a name with an ending beside the bare one is no matter.
+    Raises PairingError for one that is missing or not certain.
     """
     found = find_images(folder)
     by_stem: dict[str, list[Path]] = {}
@@ -43,6 +47,8 @@ def find_partners(originals: list[Path], folder: Path, ending: str | None = None
         by_stem.setdefault(path.stem, []).append(path)
     if ending is None:
         ending = _only_ending(originals, by_stem, folder)
+        if not ending and not bare_first:
+            _refuse_both(originals, by_stem, folder)
     missing = [path for path in originals if path.stem + ending not in by_stem]
     if missing:
         raise PairingError(
@@ -96,6 +102,19 @@ def _only_ending(originals: list[Path], by_stem: Iterable[str], folder: Path) ->
             f"--suffix {fitting[0]}, or give each its own folder."
         )
     return fitting[0] if len(fitting) == 1 else ""
+
+
+def _refuse_both(originals: list[Path], by_stem: Iterable[str], folder: Path) -> None:
+    """Raises PairingError where both the bare name of an original and that with an ending are there."""
+    bare = {path.stem for path in originals}.intersection(by_stem)
+    for stem in sorted(set(by_stem) - bare):
+        for end in range(1, len(stem)):
+            first, ending = stem[:end], stem[end:]
+            if first in bare and LOOKS_LIKE_AN_ENDING.fullmatch(ending):
+                raise PairingError(
+                    f"{folder}: holds both {first} and {stem}; say which are the results by --suffix "
+                    f"{ending} or --suffix '', or give each its own folder."
+                )
 
 
 def _of_extension(original: Path, found: list[Path]) -> Path:

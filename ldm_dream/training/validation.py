@@ -48,7 +48,6 @@ def validate(
         np.pad(row, ((0, 4), (0, width - row.shape[1]), (0, 0)), constant_values=255)
         for row in shown
     ]
-    grid.parent.mkdir(parents=True, exist_ok=True)
     write_image(grid, Image(np.concatenate(padded)))
     return {
         f"val/{key}": float(np.mean([row[key] for row in found]))

@@ -1,8 +1,8 @@
 """Upscale a file or a folder: which file goes where, go on past bad pictures, report.
 
-Never writes over an input. What cannot be written is refused before it is computed. Every output is
-written beside and renamed (`write_image`), so one that exists is whole and `skip_existing` may
-trust it.
+Never writes over an input, nor over what lies among them and cannot be a result. What cannot be
+written is refused before it is computed. Every output is written beside and renamed
+(`write_image`), so one that exists is whole and `skip_existing` may trust it.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from ldm_dream.data.images import (
     Image,
     ImageError,
     check_writable,
+    image_size,
     in_words,
     list_images,
     needs_alpha,
@@ -39,11 +40,14 @@ class BatchError(UserError, ValueError):
 
 @dataclass(frozen=True)
 class Job:
-    """note: what is unusual about the target, to be told with the result."""
+    """note: what is unusual about the target, to be told with the result. may_be_own: the target was
+    there before among the inputs, so it is an earlier result or a picture of the user.
+    """
 
     source: Path
     target: Path
     note: str = ""
+    may_be_own: bool = False
 
 
 @dataclass(frozen=True)
@@ -129,9 +133,10 @@ def plan_jobs(source: Path, out: Path, recursive: bool = False, naming: Naming =
             _earlier_results(root, out, naming.suffix) if source.is_dir() else lambda p: False
         )
         found = [path for path in listing.pictures if not is_result(path)]
-        results = len(listing.pictures) - len(found)
-        left_out = listing.left_out | ({"earlier result": results} if results else {})
-        plan = Plan(_named(found, root, out, naming), left_out)
+        results = [path.resolve() for path in listing.pictures if is_result(path)]
+        left_out = listing.left_out | ({"earlier result": len(results)} if results else {})
+        jobs = _named(found, root, out, naming)
+        plan = Plan(_marked(jobs, set(results)), left_out)
     _refuse_collisions(plan.jobs)
     return plan
 
@@ -173,10 +178,15 @@ def _named(found: list[Path], root: Path, out: Path, naming: Naming) -> list[Job
         ext = f".{naming.ext}" if naming.ext != "auto" else ".png" if reason else path.suffix
         target = out / path.relative_to(root).with_name(path.stem + naming.suffix + ext)
         if reason and target in taken:
-            target = target.with_name(f"{path.stem}{naming.suffix}_{path.suffix[1:]}.png")
+            target = target.with_name(f"{path.stem}_{path.suffix[1:]}{naming.suffix}.png")
         taken.add(target)
         jobs.append(Job(path, target, reason))
     return sorted(jobs, key=lambda job: job.source)
+
+
+def _marked(jobs: list[Job], results: set[Path]) -> list[Job]:
+    """results: resolved paths of what was passed over as an earlier result."""
+    return [replace(job, may_be_own=job.target.resolve() in results) for job in jobs]
 
 
 def _why_png(path: Path) -> str:
@@ -256,11 +266,26 @@ def _upscale_one(job: Job, work: Work) -> tuple[tuple[int, int], tuple[int, int]
     height, width = picture.pixels.shape[:2]
     wide, high = (max(1, round(side * work.scale)) for side in (width, height))
     check_writable(job.target, wide, high, picture.alpha)
+    if job.may_be_own:
+        _refuse_own(job.target, (high, wide))
     if not work.keep_metadata:
         picture = replace(picture, metadata=None)
     result = work.upscale(picture)
     write_image(job.target, result)
     return (width, height), (result.pixels.shape[1], result.pixels.shape[0])
+
+
+def _refuse_own(target: Path, size: tuple[int, int]) -> None:
+    """Raises WriteError unless `target` has the (height, width) that its result would have."""
+    try:
+        is_own = os.path.exists(target) and image_size(target) != size
+    except ImageError:
+        is_own = True
+    if is_own:
+        raise WriteError(
+            f"{target}: is there and is no result of this command; "
+            "move it away or give another --suffix or -o."
+        )
 
 
 # ------------------------------------------------------------------------------------- the report

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import logging
 import os
@@ -13,12 +14,14 @@ import torch
 from PIL import Image as PillowImage
 from PIL import ImageCms
 
+from ldm_dream.data import reader
 from ldm_dream.data.images import (
     Image,
     ImageError,
     find_images,
     from_tensor,
     image_size,
+    list_images,
     read_image,
     to_tensor,
     to_uint8,
@@ -208,6 +211,28 @@ def test_missing_path_and_folder_are_named(tmp_path):
         read_image(tmp_path)
 
 
+@pytest.mark.parametrize("name", ["x.png", "x.jpg", "x.gif"])
+@pytest.mark.parametrize(
+    "place", ["ldm_dream.data.header.kind_of", "ldm_dream.data.reader.check_limits"]
+)
+def test_a_disk_that_fails_while_a_picture_is_read_is_named(tmp_path, monkeypatch, name, place):
+    PillowImage.fromarray(pixels()).save(tmp_path / name)
+
+    def fails(*args):
+        raise OSError(errno.ESTALE, "Stale file handle")
+
+    monkeypatch.setattr(place, fails)
+    with pytest.raises(ImageError, match=f"{name}: .*Stale file handle"):
+        read_image(tmp_path / name)
+
+
+def test_a_file_that_is_gone_before_it_is_decoded_is_named(tmp_path, monkeypatch):
+    PillowImage.fromarray(pixels()).save(tmp_path / "x.jpg")
+    monkeypatch.setattr(reader, "_say_what_changes", lambda header: header.path.unlink())
+    with pytest.raises(ImageError, match="x.jpg: cannot be read: No such file"):
+        read_image(tmp_path / "x.jpg")
+
+
 def test_too_many_pixels_are_refused_before_decoding(tmp_path, monkeypatch):
     write_image(tmp_path / "x.png", Image(pixels(20, 30)))
     assert read_image(tmp_path / "x.png", max_pixels=600).pixels.shape == (20, 30, 3)
@@ -288,6 +313,27 @@ def test_find_images_sorts_filters_and_descends_only_when_asked(tmp_path):
     assert [p.name for p in find_images(tmp_path)] == ["a.jpg", "b.PNG"]
     assert [p.name for p in find_images(tmp_path, recursive=True)] == ["a.jpg", "b.PNG", "c.webp"]
     assert find_images(tmp_path / "note.txt") == [tmp_path / "note.txt"]
+
+
+def test_folders_that_are_not_looked_into_are_counted(tmp_path, monkeypatch):
+    for name in ("all/a.png", "all/sub/b.png", "all/locked/c.png", "else/d.png"):
+        write_image(tmp_path / name, Image(pixels()))
+    (tmp_path / "all/linked").symlink_to(tmp_path / "else")
+    (tmp_path / "all/broken").symlink_to(tmp_path / "nothing")
+    real = os.scandir
+
+    def scandir(path):  # as for who may not read it; root may
+        if os.fspath(path).endswith("locked"):
+            raise PermissionError(13, "Permission denied", os.fspath(path))
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    listing = list_images(tmp_path / "all", recursive=True)
+    assert [path.name for path in listing.pictures] == ["a.png", "b.png"]
+    assert listing.left_out == {"linked folder": 1, "no file": 1, "unreadable subfolder": 1}
+    assert list_images(tmp_path / "all").left_out == {"no file": 1, "subfolder": 3}
+    with pytest.raises(ImageError, match="locked: cannot be read: Permission denied"):
+        find_images(tmp_path / "all/locked")
 
 
 def test_find_images_says_what_is_missing(tmp_path):

@@ -28,7 +28,7 @@ def folder(tmp_path):
 
 
 def config(folder, **knobs) -> DataConfig:
-    return DataConfig(train=(str(folder),), **{"patch": 16, **knobs})
+    return DataConfig(**{"train": (str(folder),), "patch": 16, **knobs})
 
 
 def test_shapes_and_ranges(folder):
@@ -40,6 +40,20 @@ def test_shapes_and_ranges(folder):
     )
     assert batch.hr.dtype == batch.lr.dtype == torch.float32
     assert batch.hr.min() >= -1 and batch.hr.max() <= 1 and batch.hr.std() > 0.3
+
+
+def test_each_picture_counts_once_for_the_first_that_holds_it(folder):
+    sub, one = str(folder / "sub"), str(folder / "0.png")
+    train = (one, sub, str(folder))
+    counts = PairDataset(config(folder, train=train), scale=4, seed=0).counts()
+    assert counts == {one: 1, sub: 2, str(folder): 7}
+
+
+def test_what_a_training_folder_holds_besides_is_said(folder, tmp_path_factory, caplog):
+    (folder / "linked").symlink_to(tmp_path_factory.mktemp("else"))
+    (folder / "note.txt").touch()
+    PairDataset(config(folder), scale=4, seed=0)
+    assert f"data.train: {folder} also holds 1 linked folder, 1 txt; not used." in caplog.text
 
 
 def test_a_batch_depends_on_seed_and_step_and_not_on_history(folder):

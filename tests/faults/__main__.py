@@ -7,7 +7,11 @@ import time
 from pathlib import Path
 
 HERE = Path(__file__).parent
-KINDS = sorted(p.stem for p in HERE.glob("[a-z]*.py") if p.stem not in ("runner", "test_runner"))
+KINDS = sorted(
+    path.stem
+    for path in HERE.glob("[a-z]*.py")
+    if path.stem != "runner" and not path.stem.startswith("test_")
+)
 
 
 def main() -> int:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import random
+import signal
 import tempfile
 import time
 from dataclasses import replace
@@ -36,15 +37,21 @@ def run(n: int, seed: int) -> Tally:
 def kill_and_continue(folder: Path, n: int, seed: int, kills: int) -> Tally:
     source, out, chance = folder / "in", folder / "out", random.Random(seed)
     make(source, n, seed)
-    for results in (*sorted(chance.sample(range(1, n // 2), kills)), None):
+    ends = [
         work_in_child(source, out, results, chance.uniform(0, 0.02))
+        for results in (*sorted(chance.sample(range(1, n // 2), kills)), None)
+    ]
     tally = judge(source, out, folder / "report.json")
-    tally.verdicts["kills"] = kills
+    tally.verdicts["kills"] = ends.count(-signal.SIGKILL)  # a child may end before its kill
+    if ends[-1] != 0:
+        tally.faults.append((n, f"the last process ended with {ends[-1]}"))
     return tally
 
 
-def work_in_child(source: Path, out: Path, results: int | None, seconds: float) -> None:
-    """Killed some seconds after that many results are there; None: it works to the end."""
+def work_in_child(source: Path, out: Path, results: int | None, seconds: float) -> int | None:
+    """Killed some seconds after that many results are there; None: it works to the end. -> its exit
+    status, negative by a signal.
+    """
     context = multiprocessing.get_context("spawn")  # a fork would lack the threads of libvips
     child = context.Process(target=work, args=(source, out, out.with_name("report.json")))
     child.start()
@@ -55,6 +62,7 @@ def work_in_child(source: Path, out: Path, results: int | None, seconds: float) 
             break
         time.sleep(0.002)
     child.join()
+    return child.exitcode
 
 
 def double(image: Image) -> Image:

@@ -1,7 +1,8 @@
-"""A run of two processes, one of which is killed or stopped again and again, goes on with 1, 2 or 3.
+"""Runs of several processes, one of which is killed or stopped again and again, go on with 1, 2 or 3.
 
-The other process must end soon after (distributed.SILENCE, set short here). At the end, every step
-has used the samples that an undisturbed run uses, and the weights agree up to the rounding of sums.
+The other processes must end soon after (distributed.SILENCE, set short here). At the end, the last
+attempt at every step has used the samples that an undisturbed run uses, and the weights agree up to
+the rounding of sums.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ from ldm_dream.training import distributed
 
 SILENCE, BEAT = 3.0, 0.3  # seconds
 LONGEST = SILENCE + 10
+MOST = 4  # disturbances of one run
+ENDED = "ended before it"
 
 
 def run(n: int, seed: int) -> Tally:
@@ -38,49 +41,86 @@ def run(n: int, seed: int) -> Tally:
         config = load_config(tmp / "run.yaml")
         began = time.monotonic()
         assert _join(_launch(config, tmp / "whole", 2)) == [0, 0], "the undisturbed run fails"
-        length, world = time.monotonic() - began, 2
-        for number in range(n):
-            how, victim = choose.choice(("SIGKILL", "SIGSTOP")), choose.randrange(world)
-            processes = _launch(config, tmp / "disturbed", world)
-            time.sleep(choose.uniform(0.3, 0.9) * length)
-            os.kill(processes[victim], getattr(signal, how))
-            fault = _others_end([p for p in processes if p != processes[victim]])
-            os.kill(processes[victim], signal.SIGKILL)
-            _join(processes)
-            tally.verdicts[f"{how} of one of {world}"] += 1
-            if fault:
-                tally.faults.append((number, f"{how} of process {victim} of {world}: {fault}"))
-            world = choose.randint(1, 3) if number else 2  # the first start has two
-        if _join(_launch(config, tmp / "disturbed", world)) != [0] * world:
-            tally.faults.append((n, f"the last start, with {world} processes, fails"))
-        else:
-            _compare(tmp, tally)
+        length = time.monotonic() - began
+        disturbed, runs = 0, 0
+        while disturbed < n:
+            folder, attempt = tmp / f"run-{runs}", 0
+            runs += 1
+            for attempt in range(choose.randint(1, MOST)):
+                if disturbed == n:
+                    break
+                world = _next_world(folder, choose)
+                verdict, fault = _disturb(config, folder, attempt, world, choose, length)
+                tally.verdicts[verdict] += 1
+                disturbed += verdict != ENDED
+                if fault:
+                    tally.faults.append((disturbed, f"{folder.name}, {verdict}: {fault}"))
+                if verdict == ENDED:
+                    break
+            world = _next_world(folder, choose)
+            if _join(_launch(config, folder, world, attempt + 1)) != [0] * world:
+                tally.faults.append((disturbed, f"the last start, with {world} processes, fails"))
+            else:
+                _compare(tmp / "whole", folder, tally)
     return tally
 
 
-def _compare(tmp: Path, tally: Tally) -> None:
-    for step, numbers in _used(tmp / "disturbed").items():
-        if numbers != {2 * step, 2 * step + 1}:
+def _next_world(folder: Path, choose: random.Random) -> int:
+    """Two until there is a checkpoint, which holds how many micro-batches a step of the run has."""
+    return choose.randint(1, 3) if any(folder.glob("checkpoints/step-*")) else 2
+
+
+def _disturb(
+    config: Run, folder: Path, attempt: int, world: int, choose: random.Random, length: float
+) -> tuple[str, str | None]:
+    """-> verdict, and what went wrong. Of one process there are no others that must end."""
+    how = choose.choice(("SIGKILL", "SIGSTOP")) if world > 1 else "SIGKILL"
+    processes = _launch(config, folder, world, attempt)
+    time.sleep(choose.uniform(0.1, 0.9) * length)
+    victim = choose.choice(processes)
+    was_alive = _strike(victim, how)
+    fault = _others_end([process for process in processes if process != victim])
+    os.kill(victim, signal.SIGKILL)
+    ends = _join(processes)
+    if not was_alive:
+        failed = f"ended with {ends}, undisturbed" if any(ends) else None
+        return ENDED, fault or failed
+    return f"{how} of one of {world}" if world > 1 else f"{how} of a single one", fault
+
+
+def _strike(process: int, how: str) -> bool:
+    """Whether the signal met a process that was alive."""
+    os.kill(process, getattr(signal, how))  # of a child that has ended it is without effect
+    found = os.waitid(os.P_PID, process, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
+    return found is not None and found.si_code in (os.CLD_KILLED, os.CLD_STOPPED)
+
+
+def _compare(whole: Path, folder: Path, tally: Tally) -> None:
+    used = _used(folder)
+    for step in range(kills.STEPS):
+        numbers = used.get(step, set())
+        if numbers == {2 * step, 2 * step + 1}:
+            tally.verdicts["steps with the samples of an undisturbed run"] += 1
+        else:
             tally.faults.append((step, f"step {step} used the micro-batches {sorted(numbers)}"))
-    want, got = (
-        load_file(tmp / name / "model" / "model.safetensors") for name in ("whole", "disturbed")
-    )
+    want, got = (load_file(run / "model" / "model.safetensors") for run in (whole, folder))
     worst = max((want[key] - got[key]).abs().max().item() for key in want)
     if worst > 1e-5:
         tally.faults.append((0, f"a weight of the model is off by {worst:.1e}"))
-    tally.verdicts["steps with the samples of an undisturbed run"] += len(_used(tmp / "disturbed"))
 
 
 def _used(folder: Path) -> dict[int, set[int]]:
-    """Step -> micro-batches that were made for it, by any process at any time."""
-    used: dict[int, set[int]] = {}
+    """Step -> micro-batches that the last attempt at it has made, in all of its processes."""
+    used: dict[int, tuple[int, set[int]]] = {}
     for line in (folder.parent / f"{folder.name}.txt").read_text().splitlines():
-        number = int(line)
-        used.setdefault(number // 2, set()).add(number)
-    return used
+        attempt, number = map(int, line.split())
+        last, numbers = used.get(number // 2, (-1, set()))
+        if attempt >= last:
+            used[number // 2] = attempt, {number} | (numbers if attempt == last else set())
+    return {step: numbers for step, (_, numbers) in used.items()}
 
 
-def _launch(config: Run, folder: Path, world: int) -> list[int]:
+def _launch(config: Run, folder: Path, world: int, attempt: int = 0) -> list[int]:
     """As torchrun does: one process a rank, told by its environment."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
@@ -92,18 +132,18 @@ def _launch(config: Run, folder: Path, world: int) -> list[int]:
         def before(told=told) -> None:
             os.environ.update({key: str(value) for key, value in told.items()})
             os.environ["MASTER_ADDR"] = "localhost"
-            _note_batches(folder)
+            _note_batches(folder, attempt)
 
         processes.append(kills.start(config, folder, before))
     return processes
 
 
-def _note_batches(folder: Path) -> None:
+def _note_batches(folder: Path, attempt: int) -> None:
     real = PairDataset.batch
 
     def batch(self, number, batch_size):
         with (folder.parent / f"{folder.name}.txt").open("a") as file:
-            file.write(f"{number}\n")
+            file.write(f"{attempt} {number}\n")
         return real(self, number, batch_size)
 
     PairDataset.batch = batch

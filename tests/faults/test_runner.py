@@ -4,7 +4,11 @@ import os
 import signal
 import time
 
-from faults import runner
+from faults import __main__, runner
+
+
+def test_the_kinds_are_what_may_be_run():
+    assert __main__.KINDS == ["configs", "folder", "kills", "pictures", "ranks", "weights"]
 
 
 def test_every_kind_of_fault_is_counted_and_the_rest_goes_on(monkeypatch):

@@ -1,8 +1,15 @@
-"""Damaged and hostile files of weights: each loads with its true values, or is one sentence, and
-nothing in it is run.
+"""Damaged and hostile files of weights, none of which may run anything. Their ends:
 
-A mutant is a model folder (safetensors and config), a published .safetensors, or a .pth in one of
-torch's two formats, whose bytes, header, archive or pickle was changed.
+- refused: a UserError whose text is one printable sentence.
+- accepted: loads with its true values.
+- unchecked: loads with other finite values, where nothing in the file could tell: a .safetensors
+  without SHA256SUMS beside it and a .pth of torch's old format have no checksum, and a file that was
+  written whole with other tensors is another file. Never a .pth that is an archive, and never a
+  model folder with its SHA256SUMS.
+
+A mutant is a model folder (safetensors and config) with or without SHA256SUMS, a published
+.safetensors, or a .pth in one of torch's two formats, whose bytes, header, archive or pickle was
+changed.
 """
 
 from __future__ import annotations
@@ -16,6 +23,7 @@ import shutil
 import tempfile
 import zipfile
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +47,7 @@ CONFIG = SR3Config(
 RUN = DiffusionRun(
     network=CONFIG, process=DDPMConfig(), prediction="eps", condition=("z_lr",), scale=2
 )
+Change = Callable[[Path, random.Random, Path], None]
 CODE = ("os.system", "builtins.eval", "subprocess.Popen", "torch.load", "shutil.rmtree")
 
 
@@ -50,16 +59,21 @@ def run(n: int, seed: int) -> Tally:
 
 
 def write_originals(folder: Path) -> None:
-    torch.manual_seed(0)
-    state = build_network(CONFIG).state_dict()
-    save_model(folder / "model", RUN, state, "a card")
-    (folder / "model/SHA256SUMS").unlink(missing_ok=True)  # which finds every change of a byte
-    published = {SR3.published(key): value for key, value in state.items()}
+    for name in ("model", "bare"):
+        save_model(folder / name, RUN, truth(), "a card")
+    (folder / "bare/SHA256SUMS").unlink()  # which finds every change of a byte
+    published = {SR3.published(key): value for key, value in truth().items()}
     save_file(published, folder / "x.safetensors")
     torch.save(published, folder / "x.pth")
     torch.save(
         {"params": published, "epoch": 3}, folder / "old.pth", _use_new_zipfile_serialization=False
     )
+
+
+@cache
+def truth() -> dict[str, torch.Tensor]:
+    torch.manual_seed(0)
+    return build_network(CONFIG).state_dict()
 
 
 def check(originals: Path, seed: int, number: int) -> str:
@@ -70,23 +84,25 @@ def check(originals: Path, seed: int, number: int) -> str:
     trap = folder / "trap"
     try:
         if rng.random() < 0.4:
-            shutil.copytree(originals / "model", folder / "model")
+            kind = rng.choice(("model", "bare"))
+            shutil.copytree(originals / kind, folder / kind)
             name = rng.choice(("model.safetensors", "model.safetensors", "config.yaml"))
-            change(folder / "model" / name, rng, trap)
-            return judge(lambda: load_model(folder / "model").network.state_dict(), trap)
+            change(folder / kind / name, rng, trap)
+            is_guarded = kind == "model" or name == "config.yaml"
+            return judge(lambda: load_model(folder / kind).network.state_dict(), trap, is_guarded)
         path = folder / rng.choice(("x.safetensors", "x.pth", "x.pth", "old.pth"))
         shutil.copyfile(originals / path.name, path)
-        change(path, rng, trap)
-        return judge(lambda: load_published(path)[1], trap)
+        is_guarded = change(path, rng, trap) is not repickle and path.name == "x.pth"
+        return judge(lambda: load_published(path)[1], trap, is_guarded)
     except Exception as error:
         raise RuntimeError(f"seed {seed}, number {number}") from error
     finally:
         shutil.rmtree(folder)
 
 
-def judge(load: Callable[[], dict[str, torch.Tensor]], trap: Path) -> str:
-    """Loads. Raises AssertionError for a sentence that is none, for weights that are no numbers, and
-    where something was run.
+def judge(load: Callable[[], dict[str, torch.Tensor]], trap: Path, is_guarded: bool) -> str:
+    """Loads. Raises AssertionError for a sentence that is none, for weights that are no numbers, for
+    other weights where `is_guarded` (they have a checksum), and where something was run.
     """
     try:
         state = load()
@@ -98,14 +114,17 @@ def judge(load: Callable[[], dict[str, torch.Tensor]], trap: Path) -> str:
     finally:
         assert not trap.exists(), "code was run"
     assert all(value.isfinite().all() for value in state.values())
-    return "accepted"
+    assert state.keys() == truth().keys(), "other names"
+    others = [key for key, value in state.items() if not torch.equal(value.float(), truth()[key])]
+    assert not (others and is_guarded), f"other values: {others}"
+    return "unchecked" if others else "accepted"
 
 
 # ------------------------------------------------------------------------------------------ mutants
 
 
-def change(path: Path, rng: random.Random, trap: Path) -> None:
-    """One kind of fault for this kind of file."""
+def change(path: Path, rng: random.Random, trap: Path) -> Change:
+    """One kind of fault for this kind of file; gives which."""
     kinds = {
         ".yaml": (config,),
         ".safetensors": (header, header, header, damage, values),
@@ -113,7 +132,9 @@ def change(path: Path, rng: random.Random, trap: Path) -> None:
         if path.name == "x.pth"
         else (damage, hostile),
     }[path.suffix]
-    rng.choice(kinds)(path, rng, trap)
+    kind = rng.choice(kinds)
+    kind(path, rng, trap)
+    return kind
 
 
 def config(path: Path, rng: random.Random, trap: Path) -> None:

@@ -459,6 +459,26 @@ def test_an_archive_that_would_grow_is_refused_unread(tmp_path, unet):
         load_published(tmp_path / "y.pth")
 
 
+def test_an_archive_without_checksums_is_read(tmp_path, unet):
+    torch.serialization.set_crc32_options(False)
+    try:
+        torch.save(unet, tmp_path / "x.pth")
+    finally:
+        torch.serialization.set_crc32_options(True)
+    assert load_published(tmp_path / "x.pth")[1]
+
+
+def test_a_flipped_bit_in_an_archive_is_found(tmp_path, unet):
+    path = tmp_path / "x.pth"
+    torch.save(unet, path)
+    data = bytearray(path.read_bytes())
+    at = data.index(next(value for value in unet.values() if value.numel() > 9).numpy().tobytes())
+    data[at] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(CheckpointImportError, match=r"data/\d+ in it does not have its checksum"):
+        load_published(path)
+
+
 @pytest.mark.parametrize(
     "value, says",
     [

@@ -37,7 +37,7 @@ def matched(tmp_path: Path, hr: list[str], sr: list[str], ending: str | None = N
         (["a.png", "b.png"], ["a_x4.png", "b_x4.webp", "c.png"], ["a_x4.png", "b_x4.webp"]),
         (["0001.png", "0002.png"], ["0001x4.png", "0002x4.png"], ["0001x4.png", "0002x4.png"]),
         (["1.png", "10.png"], ["1-sr.png", "10-sr.png"], ["1-sr.png", "10-sr.png"]),
-        (["a.png"], ["a.png", "a_x4.png"], ["a.png"]),  # the bare name comes first
+        (["1.png", "1_2.png"], ["1.png", "1_2.png"], ["1.png", "1_2.png"]),
         (["a.jpg", "a.png"], ["a.png", "a.jpg"], ["a.jpg", "a.png"]),
         (["a.jpg", "a.png"], ["a_x4.png", "a_x4.jpg"], ["a_x4.jpg", "a_x4.png"]),
         (["a.PNG"], ["a.png", "a.jpg"], ["a.png"]),
@@ -51,6 +51,14 @@ def test_the_ending_may_be_given(tmp_path):
     names = ["a_1.png", "a_2.png"]
     assert matched(tmp_path, ["a.png"], names, "_2") == {"a.png": "a_2.png"}
     assert find_partners(find_images(tmp_path / "hr"), tmp_path / "sr", "_2").spare == 1
+    (tmp_path / "sr/a.png").touch()
+    for options, want in (
+        ({"ending": ""}, "a.png"),
+        ({"ending": "_1"}, "a_1.png"),
+        ({"bare_first": True}, "a.png"),
+    ):
+        found = find_partners(find_images(tmp_path / "hr"), tmp_path / "sr", **options)
+        assert [path.name for path in found.files.values()] == [want]
 
 
 @pytest.mark.parametrize(
@@ -61,6 +69,8 @@ def test_the_ending_may_be_given(tmp_path):
         (["a.png", "b.png"], ["a_x4.png", "b_x2.png"], None, "for 2 of 2"),
         (["a.png", "b.png"], ["a.png", "b_x2.png"], None, "no picture named b .* for 1 of 2"),
         (["a.png"], ["a.png"], "_x4", "no picture named a_x4"),
+        (["a.png"], ["a.png", "a_x4.png"], None, "both a and a_x4; .*--suffix _x4 or --suffix ''"),
+        (["a.png", "b.png"], ["a.png", "b.png", "b_x4.png"], None, "both b and b_x4"),
         (["a.png"], ["a.jpg", "a.webp"], None, "holds a.jpg and a.webp for it; take away"),
         (["a.png", "a.jpg"], ["a.png"], None, "may belong to each of a.jpg and of a.png"),
     ],

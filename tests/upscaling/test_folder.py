@@ -104,7 +104,8 @@ def test_results_inside_the_input_folder_are_not_inputs_of_the_next_run(folder):
     first = plan_jobs(folder, folder / "out", recursive=True)
     list(upscale_all(first.jobs, DOUBLE))
     again = plan_jobs(folder, folder / "out", recursive=True)
-    assert again == Plan(first.jobs, {"earlier result": 3})
+    marked = [replace(job, may_be_own=True) for job in first.jobs]
+    assert again == Plan(marked, {"earlier result": 3})
 
 
 @pytest.mark.parametrize("skip", [False, True])
@@ -117,6 +118,39 @@ def test_results_beside_the_inputs_are_not_inputs_of_the_next_run(folder, skip):
     assert plan.left_out == {"earlier result": 2, "subfolder": 1}
     names = {path.name for path in folder.iterdir()}
     assert names == {"a.png", "a_x4.png", "b.png", "b_x4.png", "sub"}
+
+
+def test_a_picture_of_the_user_that_is_named_as_a_result_is_kept(folder):
+    exif = PillowImage.Exif()
+    exif[0x0112] = 6  # its upright size counts
+    PillowImage.new("RGB", (5, 3)).save(folder / "b.png", exif=exif)
+    write_image(folder / "a_x2.png", picture(7, 7))
+    (folder / "b_x2.png").write_text("no picture")
+    before = (folder / "a_x2.png").read_bytes()
+
+    def end(**options):
+        plan = plan_jobs(folder, folder, naming=Naming("_x2"))
+        check_places(plan)
+        return list(upscale_all(plan.jobs, replace(DOUBLE, **options)))
+
+    for result in end():
+        assert result.status == "failed" and "is no result of this command" in result.error
+    assert (folder / "a_x2.png").read_bytes() == before
+    (folder / "b_x2.png").unlink()
+    assert [r.status for r in end()] == [r.status for r in end()] == ["failed", "done"]
+    assert [r.status for r in end(skip_existing=True)] == ["skipped", "skipped"]
+
+
+def test_kinds_of_one_name_beside_the_inputs_may_be_done_again(folder):
+    PillowImage.new("RGB", (5, 3), "red").save(folder / "a.gif")
+    for _ in range(2):
+        plan = plan_jobs(folder, folder, naming=Naming("_x2"))
+        assert [r.status for r in upscale_all(plan.jobs, DOUBLE)] == ["done"] * 3
+        assert [job.target.name for job in plan.jobs] == [
+            "a_gif_x2.png",
+            "a_x2.png",
+            "b_x2.png",
+        ]
 
 
 @pytest.mark.parametrize(
