@@ -11,6 +11,7 @@ import pickletools
 import re
 import warnings
 import zipfile
+import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -75,6 +76,8 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
             "%s: of its models, that under %r is taken (not %s).", path, where, _some(others)
         )
     _check_tensors(state, path)
+    if path.suffix != ".safetensors" and zipfile.is_zipfile(path):
+        _check_bytes(state, path)
     return {re.sub(PREFIXES, "", key): value for key, value in state.items()}
 
 
@@ -89,8 +92,8 @@ def _unpickled(path: Path) -> Any:
 
 
 def _check_archive(path: Path) -> None:
-    """torch.save stores its entries as they are: what would grow when unpacked is none of its. Each
-    has a checksum, which torch itself does not look at.
+    """torch.save stores its entries as they are: what would grow when unpacked is none of its. The
+    checksum of its pickle is looked at here, those of its tensors by `_check_bytes`.
     """
     with zipfile.ZipFile(path) as archive:
         entries = archive.infolist()
@@ -112,14 +115,34 @@ def _check_archive(path: Path) -> None:
             f"{path}: refused, because it would grow to {unpacked} bytes when unpacked, which no file of torch.save does; "
             "download it again from who published it."
         )
-    if not any(entry.CRC for entry in entries):  # set_crc32_options(False) of torch
-        return
+    if _has_checksums(entries):
+        with zipfile.ZipFile(path) as archive:
+            for entry in entries:
+                if entry.filename.endswith(".pkl"):
+                    archive.read(entry)  # BadZipFile for other bytes than were written
+
+
+def _check_bytes(state: Mapping[str, Tensor], path: Path) -> None:
+    """What torch loaded from an archive is, byte for byte, an entry of it with its checksum. torch
+    looks at no checksum, and reads on behind an entry that is too short.
+    """
     with zipfile.ZipFile(path) as archive:
-        damaged = archive.testzip()  # reads the file once
-    if damaged:
-        raise CheckpointImportError(
-            f"{path}: damaged: {damaged} in it does not have its checksum; download it again."
-        )
+        entries = archive.infolist()
+    if not _has_checksums(entries):
+        return
+    written = {(entry.file_size, entry.CRC) for entry in entries}
+    storages = {value.untyped_storage().data_ptr(): key for key, value in state.items()}
+    for key in storages.values():
+        stored = torch.empty(0, dtype=torch.uint8).set_(state[key].untyped_storage()).numpy().data
+        if len(stored) and (len(stored), zlib.crc32(stored)) not in written:
+            raise CheckpointImportError(
+                f"{path}: damaged: {key!r} is not as it was written (its checksum); download it again."
+            )
+
+
+def _has_checksums(entries: list[zipfile.ZipInfo]) -> bool:
+    """False after set_crc32_options(False) of torch, which writes zeros."""
+    return any(entry.CRC for entry in entries)
 
 
 def _what_it_is(path: Path, error: Exception) -> str:

@@ -10,12 +10,14 @@ from __future__ import annotations
 import os
 import random
 import signal
-import socket
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 from safetensors.torch import load_file
 
 from faults import kills
@@ -40,7 +42,7 @@ def run(n: int, seed: int) -> Tally:
         kills.wait(kills.fork(lambda: kills.make(tmp)))
         config = load_config(tmp / "run.yaml")
         began = time.monotonic()
-        assert _join(_launch(config, tmp / "whole", 2)) == [0, 0], "the undisturbed run fails"
+        assert _finish(config, tmp / "whole", 2, 0) == [0, 0], "the undisturbed run fails"
         length = time.monotonic() - began
         disturbed, runs = 0, 0
         while disturbed < n:
@@ -58,7 +60,7 @@ def run(n: int, seed: int) -> Tally:
                 if verdict == ENDED:
                     break
             world = _next_world(folder, choose)
-            if _join(_launch(config, folder, world, attempt + 1)) != [0] * world:
+            if _finish(config, folder, world, attempt + 1) != [0] * world:
                 tally.faults.append((disturbed, f"the last start, with {world} processes, fails"))
             else:
                 _compare(tmp / "whole", folder, tally)
@@ -75,13 +77,14 @@ def _disturb(
 ) -> tuple[str, str | None]:
     """-> verdict, and what went wrong. Of one process there are no others that must end."""
     how = choose.choice(("SIGKILL", "SIGSTOP")) if world > 1 else "SIGKILL"
-    processes = _launch(config, folder, world, attempt)
-    time.sleep(choose.uniform(0.1, 0.9) * length)
-    victim = choose.choice(processes)
-    was_alive = _strike(victim, how)
-    fault = _others_end([process for process in processes if process != victim])
-    os.kill(victim, signal.SIGKILL)
-    ends = _join(processes)
+    with _store() as port:
+        processes = _launch(config, folder, world, attempt, port)
+        time.sleep(choose.uniform(0.3, 0.9) * length)
+        victim = choose.choice(processes)
+        was_alive = _strike(victim, how)
+        fault = _others_end([process for process in processes if process != victim])
+        os.kill(victim, signal.SIGKILL)
+        ends = _join(processes)
     if not was_alive:
         failed = f"ended with {ends}, undisturbed" if any(ends) else None
         return ENDED, fault or failed
@@ -120,14 +123,24 @@ def _used(folder: Path) -> dict[int, set[int]]:
     return {step: numbers for step, (_, numbers) in used.items()}
 
 
-def _launch(config: Run, folder: Path, world: int, attempt: int = 0) -> list[int]:
+def _finish(config: Run, folder: Path, world: int, attempt: int) -> list[int]:
+    with _store() as port:
+        return _join(_launch(config, folder, world, attempt, port))
+
+
+@contextmanager
+def _store() -> Iterator[int]:
+    """The port of a store that this process keeps, as torchrun does: none of those that are disturbed."""
+    store = dist.TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
+    yield store.port
+
+
+def _launch(config: Run, folder: Path, world: int, attempt: int, port: int) -> list[int]:
     """As torchrun does: one process a rank, told by its environment."""
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
     processes = []
     for rank in range(world):
         told = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "MASTER_PORT": port}
+        told["TORCHELASTIC_USE_AGENT_STORE"] = True
 
         def before(told=told) -> None:
             os.environ.update({key: str(value) for key, value in told.items()})

@@ -471,12 +471,27 @@ def test_an_archive_without_checksums_is_read(tmp_path, unet):
 def test_a_flipped_bit_in_an_archive_is_found(tmp_path, unet):
     path = tmp_path / "x.pth"
     torch.save(unet, path)
-    data = bytearray(path.read_bytes())
-    at = data.index(next(value for value in unet.values() if value.numel() > 9).numpy().tobytes())
-    data[at] ^= 1
-    path.write_bytes(data)
-    with pytest.raises(CheckpointImportError, match=r"data/\d+ in it does not have its checksum"):
-        load_published(path)
+    whole = path.read_bytes()
+    value = next(value for value in unet.values() if value.numel() > 9)
+    for inside, says in ((value.numpy().tobytes(), "(its checksum)"), (b"FloatSt", "Bad CRC-32")):
+        data = bytearray(whole)
+        data[data.index(inside)] ^= 1
+        path.write_bytes(data)
+        with pytest.raises(CheckpointImportError, match=re.escape(says)):
+            load_published(path)
+
+
+def test_an_entry_that_is_too_short_is_found(tmp_path, unet):
+    """torch takes what stands behind it in the file."""
+    torch.save(unet, tmp_path / "x.pth")
+    with (
+        zipfile.ZipFile(tmp_path / "x.pth") as old,
+        zipfile.ZipFile(tmp_path / "y.pth", "w") as new,
+    ):
+        for name in old.namelist():
+            new.writestr(name, old.read(name)[: -4 if name.endswith("data/2") else None])
+    with pytest.raises(CheckpointImportError, match="damaged: .* is not as it was written"):
+        load_published(tmp_path / "y.pth")
 
 
 @pytest.mark.parametrize(
