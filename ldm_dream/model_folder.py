@@ -168,12 +168,13 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise ModelError(f"{path}: no such file; the model folder is incomplete, copy it again.")
     try:
-        if wrong := damaged(path):
-            raise ModelError(f"{path}: cut short or damaged: {wrong}; copy it again.")
-        return load_file(path)
+        wrong = damaged(path)
+        if not wrong:
+            return load_file(path)
     # KeyError: a dtype that this torch has not
     except (SafetensorError, OSError, KeyError, ValueError) as error:
-        raise ModelError(f"{path}: cut short or damaged ({error}); copy it again.") from None
+        wrong = str(error)
+    raise ModelError(f"{path}: cut short or damaged ({wrong}); copy it again.")
 
 
 def write_tensors(path: Path, state: dict[str, Tensor]) -> None:

@@ -41,7 +41,7 @@ def main() -> None:
     run_dir = args.run_dir or default_run_dir(args.config)
     with user_errors():
         run = load_config(args.config, args.set)
-        check_run(run, run_dir, starts=not args.dry_run)
+        run = check_run(run, run_dir, starts=not args.dry_run)
         if args.dry_run:
             print(f"# run folder: {run_dir}\n{dump_config(run)}", end="")
             return

@@ -175,6 +175,7 @@ MAY_CHANGE = (
     "lpips_weights",  # a place on this disk, as these are:
     "data.train",  # its pictures may not change
     "data.val",
+    "data.license",
     "train.init_from",  # it was read at the first start
     "autoencoder.pretrained",  # its weights may not change (autoencoder.sha256)
     "train.steps",

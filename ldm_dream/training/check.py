@@ -13,10 +13,11 @@ from ldm_dream.model_config import AUTOENCODER, ModelError, find_model, resolve_
 from ldm_dream.writing import check_place
 
 
-def check_run(run: Run, run_dir: Path, starts: bool = True) -> None:
-    """Raises ConfigError, ModelError, HubError or WriteError for a run that would stop later. starts:
-    it is about to train, so that models of the hub are fetched and every file must be there; else
-    what is not here is not judged.
+def check_run(run: Run, run_dir: Path, starts: bool = True) -> Run:
+    """-> the run with the architecture of its autoencoder, where that is at hand. Raises ConfigError,
+    ModelError, HubError or WriteError for one that would stop later. starts: it is about to train, so
+    that models of the hub are fetched and every file must be there; else what is not here is not
+    judged.
     """
     check_place(run_dir)
     if run.loss.lpips and not run.lpips_weights:
@@ -26,7 +27,7 @@ def check_run(run: Run, run_dir: Path, starts: bool = True) -> None:
     if run.lpips_weights:
         _is_weights(Path(run.lpips_weights), starts)
     if isinstance(run, DiffusionRun):
-        _autoencoder_fits(run, starts and not (run_dir / AUTOENCODER).is_file())
+        run = _with_autoencoder(run, starts and not (run_dir / AUTOENCODER).is_file())
     elif not isinstance(run.autoencoder, VQGANConfig):
         raise ConfigError(
             f"autoencoder.kind={run.autoencoder.kind} cannot be trained, only imported; train a vqgan."
@@ -39,6 +40,7 @@ def check_run(run: Run, run_dir: Path, starts: bool = True) -> None:
             )
     if run.train.init_from and starts and not (run_dir / "checkpoints").is_dir():
         find_model(run.train.init_from)
+    return run
 
 
 def _is_inside(run_dir: Path, folder: Path, exclude: tuple[str, ...]) -> bool:
@@ -66,17 +68,17 @@ def _is_weights(path: Path, must_exist: bool) -> None:
         )
 
 
-def _autoencoder_fits(run: DiffusionRun, starts: bool) -> None:
+def _with_autoencoder(run: DiffusionRun, starts: bool) -> DiffusionRun:
     """The network fits the autoencoder that `pretrained` names, and no knob beside it is ignored."""
     given, name = run.autoencoder, run.autoencoder.pretrained
     if not name or (repo_id_of(name) and not starts):
-        return
+        return run
     try:
         find_model(name)
     except ModelError:
         if starts:
             raise
-        return
+        return run
     own = resolve_autoencoder(given)
     for key in sorted(given.model_fields_set - {"kind", "pretrained", "sha256"}):
         if (value := getattr(given, key)) != getattr(own, key):
@@ -87,3 +89,4 @@ def _autoencoder_fits(run: DiffusionRun, starts: bool) -> None:
         fits.latent(run, own)
     except ValueError as error:
         raise ConfigError(f"autoencoder.pretrained={name}: {error}.") from None
+    return run.model_copy(update={"autoencoder": own})

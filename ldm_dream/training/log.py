@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import sys
 import time
 from pathlib import Path
@@ -64,10 +65,15 @@ class Log:
         )
 
     def line(self, text: str) -> None:
-        if self.active:
+        if not self.active:
+            return
+        try:
             with self.bar.external_write_mode():
                 sys.stdout.write(text + "\n")
                 sys.stdout.flush()
+        except BrokenPipeError:  # the reader has gone; the run has not
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.stderr.write(f"stdout is closed; the log goes on in {self.path}\n")
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:

@@ -44,6 +44,7 @@ _WRITTEN = (
     "model-best",
     "checkpoints",
     "samples",
+    HISTORY,
     CONFIG,
     METRICS,
     AUTOENCODER,
@@ -133,8 +134,16 @@ def _write_lock(file, text: str) -> None:
     file.flush()
 
 
+def _is_history(path: Path) -> bool:
+    try:
+        with path.open(encoding="utf-8") as file:
+            return "command" in json.loads(file.readline())
+    except (OSError, ValueError, TypeError):
+        return False
+
+
 def _refuse_foreign(run_dir: Path) -> None:
-    if (run_dir / HISTORY).is_file() or checkpoints(run_dir):
+    if checkpoints(run_dir) or _is_history(run_dir / HISTORY):
         return
     if there := [name for name in _WRITTEN if os.path.lexists(run_dir / name)]:
         raise RunFolderError(

@@ -10,11 +10,11 @@ from types import FrameType
 from typing import Any
 
 AGAIN = 2.0
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 
 
 class Stop:
-    """Context in which Ctrl-C, SIGTERM and SIGUSR1 are only noted; another Ctrl-C, AGAIN seconds later
+    """Context in which Ctrl-C, SIGTERM, SIGUSR1 and SIGHUP are only noted; another Ctrl-C, AGAIN seconds later
     or more, ends at once (torchrun passes on the one that the terminal has already sent). Outside
     of the main thread, which alone may say what signals do, nothing changes.
     """
@@ -27,7 +27,12 @@ class Stop:
     def __enter__(self) -> Stop:
         if threading.current_thread() is not threading.main_thread():
             return self
-        self._before = {number: signal.signal(number, self._note) for number in SIGNALS}
+        self._before = {
+            number: signal.signal(number, self._note)
+            for number in SIGNALS
+            # nohup has the loss of the terminal ignored
+            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN
+        }
         return self
 
     def __exit__(self, *_) -> None:

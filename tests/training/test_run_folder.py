@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from ldm_dream.config.files import dump_config, load_config
 from ldm_dream.errors import ConfigError
 from ldm_dream.model_folder import ModelError, read_run
 from ldm_dream.training import run_folder
@@ -110,7 +111,9 @@ def test_a_checkpoint_that_lacks_a_part_is_refused(made, run_dir):
             train(changed(made, train={"steps": 3}), run_dir)
 
 
-@pytest.mark.parametrize("name", ["model", "config.yaml", "metrics.jsonl", "checkpoints"])
+@pytest.mark.parametrize(
+    "name", ["model", "config.yaml", "metrics.jsonl", "checkpoints", "samples", "history.jsonl"]
+)
 def test_a_folder_of_something_else_is_not_taken(made, tmp_path, name):
     (tmp_path / name).mkdir()
     (tmp_path / name / "mine.txt").write_text("mine")
@@ -142,7 +145,7 @@ def test_two_processes_do_not_train_in_one_folder(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("number", "status"), [("SIGINT", 130), ("SIGTERM", 143), ("SIGUSR1", 138)]
+    ("number", "status"), [("SIGINT", 130), ("SIGTERM", 143), ("SIGUSR1", 138), ("SIGHUP", 129)]
 )
 def test_a_signal_ends_a_run_with_a_checkpoint_and_it_goes_on_as_if_never_stopped(
     made, tmp_path, monkeypatch, capsys, number, status
@@ -264,3 +267,26 @@ def test_figures_of_other_validation_pictures_do_not_choose_the_best(made, run_d
     assert train(changed(made, train={"steps": 4, "val_crop": 32}), run_dir) == 0
     best, last = (run_dir / name / "model.safetensors" for name in ("model-best", "model"))
     assert best.read_bytes() == last.read_bytes() != before
+
+
+def test_a_reader_that_goes_does_not_end_the_run(made, tmp_path, monkeypatch):
+    class Closed:
+        def write(self, text):
+            raise BrokenPipeError
+
+        def fileno(self):
+            return spare.fileno()
+
+    spare = (tmp_path / "spare").open("w")
+
+    monkeypatch.setattr("sys.stdout", Closed())
+    assert train(changed(made), tmp_path / "run") == 0
+    assert [row["step"] for row in rows(tmp_path / "run")] == [1, 1, 2, 2]
+
+
+def test_a_printed_config_can_be_trained_as_it_is(made, tmp_path):
+    """Of a dry run too: the autoencoder's architecture in it is that of its folder."""
+    run = check_run(changed(made), tmp_path / "run", starts=False)
+    path = tmp_path / "run.yaml"
+    path.write_text(dump_config(run))
+    assert check_run(load_config(path), tmp_path / "run") == run
