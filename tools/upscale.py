@@ -130,6 +130,7 @@ def run(args: argparse.Namespace) -> int:
     # here, so that --help answers without torch
     from tqdm import tqdm
 
+    from ldm_dream.training.heap import give_back_freed_memory
     from ldm_dream.upscaling.folder import (
         Naming,
         Work,
@@ -141,6 +142,7 @@ def run(args: argparse.Namespace) -> int:
     )
     from ldm_dream.upscaling.upscaler import Options, Upscaler
 
+    give_back_freed_memory()
     plan = plan_jobs(args.input, args.output, args.recursive, Naming(args.suffix, args.ext))
     check_places(plan, args.json_report)
     upscaler = Upscaler.from_pretrained(args.model, args.device, args.dtype, args.compile)

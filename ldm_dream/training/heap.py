@@ -1,7 +1,8 @@
-"""On a CPU, memory that a training step frees stays with the process, for the next step to use.
+"""What happens to memory that the process frees: kept for the next step, or given back at once.
 
-glibc gives large blocks back to the system at once, which then clears 200 MB of pages anew in each
-step of a small SR3.
+glibc gives large blocks back to the system, which then clears 200 MB of pages anew in each training
+step of a small SR3. Which blocks are large it learns as it goes, up to 32 MB: so holes stay in the
+heap where bands of a large picture were.
 """
 
 from __future__ import annotations
@@ -9,20 +10,27 @@ from __future__ import annotations
 import ctypes
 import sys
 
-M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8  # of malloc.h
+# of malloc.h
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -3, -4, -8
+LARGE = 2**22  # bytes
 
 
 def keep_freed_memory() -> bool:
     """For this process, from now on; call it before the first backward. -> whether the C library
     has such a switch (glibc).
     """
+    # never trim, no block apart from the heap, one heap for all threads
+    return _set({M_TRIM_THRESHOLD: -1, M_MMAP_MAX: 0, M_ARENA_MAX: 1})
+
+
+def give_back_freed_memory() -> bool:
+    """For this process, from now on: blocks of LARGE bytes lie apart from the heap. -> as above."""
+    return _set({M_MMAP_THRESHOLD: LARGE})
+
+
+def _set(options: dict[int, int]) -> bool:
     mallopt = (
         getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform.startswith("linux") else None
     )
-    if mallopt is None:
-        return False
-    # never trim, no block apart from the heap, one heap for all threads (man 3 mallopt); 1 = done
-    return all(
-        mallopt(name, value) == 1
-        for name, value in ((M_TRIM_THRESHOLD, -1), (M_MMAP_MAX, 0), (M_ARENA_MAX, 1))
-    )
+    # man 3 mallopt; 1 = done
+    return mallopt is not None and all(mallopt(*option) == 1 for option in options.items())
