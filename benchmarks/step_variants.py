@@ -24,13 +24,13 @@ from ldm_dream.config.run import DiffusionRun
 from ldm_dream.data.pairs import Batch
 from ldm_dream.data.resize import size_of
 from ldm_dream.errors import UserError
+from ldm_dream.heap import keep_freed_memory
 from ldm_dream.hub import HubError
 from ldm_dream.model_folder import ModelError, load_autoencoder, resolve_autoencoder
 from ldm_dream.networks import compile_blocks
 from ldm_dream.networks.autoencoders import build_autoencoder
 from ldm_dream.networks.base import Autoencoder
 from ldm_dream.training.diffusion import DiffusionObjective
-from ldm_dream.training.heap import keep_freed_memory
 from ldm_dream.training.train import make_optimizer
 
 from .official import Drawn, official_loss, plain

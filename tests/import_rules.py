@@ -36,7 +36,7 @@ METHOD = root("process", "denoiser", "loss", "sampler")
 MODEL = (
     *CONFIG,
     *METHOD,
-    *root("writing", "model_config", "model_folder", "hub", "data", "networks", "__init__"),
+    *root("writing", "heap", "model_config", "model_folder", "hub", "data", "networks", "__init__"),
 )
 ALL = ("ldm_dream", *KERNELS)
 
@@ -44,6 +44,7 @@ IMPORT_RULES = {
     "ldm_dream.__init__": May(root("upscaling.upscaler")),  # on use
     "ldm_dream.errors": May(()),
     "ldm_dream.writing": May(root("errors")),
+    "ldm_dream.heap": May(()),
     "ldm_dream.cli": May(CONFIG),
     "ldm_dream.hub": May(CONFIG, ("huggingface_hub",)),
     "ldm_dream.config": May(CONFIG, ("pydantic", "yaml")),

@@ -145,12 +145,13 @@ def run(args: argparse.Namespace) -> int:
     check_places(plan, args.json_report, Path(args.model))
     upscaler = Upscaler.from_pretrained(args.model, args.device, args.dtype, args.compile)
     scale = upscaler.run.scale if args.scale is None else args.scale
-    upscale = partial(
-        upscaler,
-        scale=scale,
-        **{field.name: getattr(args, field.name) for field in fields(Options)},
+    options = {field.name: getattr(args, field.name) for field in fields(Options)}
+    work = Work(
+        partial(upscaler, scale=scale, **options),
+        scale,
+        args.skip_existing,
+        args.metadata == "keep",
     )
-    work = Work(upscale, scale, args.skip_existing, args.metadata == "keep")
     results = []
     try:
         for result in tqdm(

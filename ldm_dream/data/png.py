@@ -63,14 +63,22 @@ def read_chunks(file: BinaryIO) -> Chunks:
     return Chunks(frames, cicp, tuple(texts), tuple(damaged), doubtful)
 
 
-def with_chunks(data: bytes, chunks: list[tuple[bytes, bytes]]) -> bytes:
-    """A PNG with more chunks, (name, content) each, before its pixels."""
-    more = b"".join(
+def packed(chunks: list[tuple[bytes, bytes]]) -> bytes:
+    """Chunks as they stand in a file; (name, content) each."""
+    return b"".join(
         struct.pack(">I", len(content))
         + name
         + content
         + struct.pack(">I", zlib.crc32(name + content))
         for name, content in chunks
     )
-    end = _START + _HEADER
-    return data[:end] + more + data[end:]
+
+
+def add_chunks(file: BinaryIO, chunks: bytes) -> None:
+    """Into a file that holds a PNG behind as many free bytes as `chunks` has: they come before its
+    pixels, and the PNG to the start.
+    """
+    file.seek(len(chunks))
+    head = file.read(_START + _HEADER)
+    file.seek(0)
+    file.write(head + chunks)

@@ -7,6 +7,7 @@ and two more directories hang on it (EXIF 2.32, 4.5). Pillow reads and writes di
 from __future__ import annotations
 
 import io
+import os
 import struct
 import warnings
 from collections.abc import Iterator
@@ -66,25 +67,31 @@ def exif_of(file: BinaryIO) -> bytes | None:
         return None
 
 
-def with_exif(data: bytes, block: bytes, width: int, height: int) -> bytes | None:
-    """A classic TIFF with what a block of EXIF tells; None for a damaged block.
+def add_exif(file: BinaryIO, block: bytes, width: int, height: int) -> bool:
+    """Into a classic TIFF, what a block of EXIF tells -> False for a damaged block.
 
     Pillow packs the new tags, with their values behind them; a directory of these and the old tags
     then stands at the end of the file, and the old one is passed over.
     """
-    start = len(data) + len(data) % 2  # directories begin on even bytes
+    end = file.seek(0, os.SEEK_END)
+    start = end + end % 2  # directories begin on even bytes
+    file.seek(0)
+    head = file.read(8)
     try:
-        packed = _told(data[:8], block, width, height).tobytes(start)
+        packed = _told(head, block, width, height).tobytes(start)
     except Exception:  # Pillow's parsers raise many kinds
-        return None
-    order = "<" if data[:2] == b"II" else ">"
+        return False
+    order = "<" if head[:2] == b"II" else ">"
     packed += b"\0" * (len(packed) % 2)
-    (old,) = struct.unpack_from(order + "I", data, 4)
-    entries = _entries(data, old, order) + _entries(packed, 0, order)
+    file.seek(struct.unpack_from(order + "I", head, 4)[0])
+    entries = _entries(file, order) + _entries(io.BytesIO(packed), order)
     entries.sort(key=lambda entry: struct.unpack_from(order + "H", entry))
     directory = struct.pack(order + "H", len(entries)) + b"".join(entries) + b"\0\0\0\0"
-    head = data[:4] + struct.pack(order + "I", start + len(packed)) + data[8:]
-    return head.ljust(start, b"\0") + packed + directory
+    file.seek(end)
+    file.write(b"\0" * (start - end) + packed + directory)
+    file.seek(4)
+    file.write(struct.pack(order + "I", start + len(packed)))
+    return True
 
 
 def _told(head: bytes, block: bytes, width: int, height: int) -> ImageFileDirectory_v2:
@@ -108,10 +115,10 @@ def _bytes(value: object) -> object:
     return value.encode("latin-1", "replace")
 
 
-def _entries(data: bytes, at: int, order: str) -> list[bytes]:
-    """The entries of a directory, 12 bytes each."""
-    (count,) = struct.unpack_from(order + "H", data, at)
-    return [data[at + 2 + 12 * i : at + 14 + 12 * i] for i in range(count)]
+def _entries(file: BinaryIO, order: str) -> list[bytes]:
+    """The entries of the directory that begins here, 12 bytes each."""
+    (count,) = struct.unpack(order + "H", file.read(2))
+    return [file.read(12) for _ in range(count)]
 
 
 def _directory(file: BinaryIO) -> ImageFileDirectory_v2:

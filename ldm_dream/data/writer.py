@@ -1,23 +1,35 @@
-"""Pictures to disk: by suffix, whole or not at all."""
+"""Pictures to disk: by suffix, whole or not at all.
+
+Beside the picture itself only a few rows are in memory: they are encoded straight into the draft,
+and what the encoder leaves out is added there.
+"""
 
 from __future__ import annotations
 
+import errno
 import logging
+import os
 from pathlib import Path
+from typing import Any, BinaryIO
 
 import numpy as np
 import pyvips
 
-from ldm_dream.data.formats import PNG, TIFF, WRITES, Format, output_format
+from ldm_dream.data.formats import JPEG, PNG, TIFF, WRITES, Format, output_format
 from ldm_dream.data.header import reason_of
 from ldm_dream.data.image import Image, ImageError, to_uint8
 from ldm_dream.data.metadata import set_field, with_metadata
-from ldm_dream.data.png import with_chunks
-from ldm_dream.data.tiff import with_exif
+from ldm_dream.data.png import add_chunks, packed
+from ldm_dream.data.tiff import add_exif
 from ldm_dream.errors import shown
 from ldm_dream.writing import whole_file
 
 log = logging.getLogger(__name__)
+
+# pixels of a JPEG from which on its Huffman tables are the standard ones: to fit them, libjpeg holds
+# all coefficients, 6 bytes a pixel
+LARGE_JPEG = 2**26
+STRIP = 2**18  # pixels that are brought into the depth and channels of the file at a time
 
 
 def check_writable(path: Path, width: int, height: int, alpha: np.ndarray | None = None) -> Format:
@@ -50,24 +62,16 @@ def write_image(path: str | Path, image: Image) -> None:
     path = Path(path)
     height, width = image.pixels.shape[:2]
     kind = check_writable(path, width, height, image.alpha)
-    data = _encode(path, kind, image)
-    with whole_file(path) as draft:
-        draft.write_bytes(data)
+    with whole_file(path) as draft, draft.open("r+b") as file:
+        _encode(path, kind, image, file)
 
 
-def _encode(path: Path, kind: Format, image: Image) -> bytes:
-    pixels = image.pixels if kind.has_16_bits else to_uint8(image.pixels)
-    alpha = image.alpha if kind.has_alpha else None
-    # the mean gives equal channels back exactly and treats a colour cast of the model as noise
-    if image.was_gray:
-        pixels = np.rint(pixels.mean(2, keepdims=True)).astype(pixels.dtype)
-    if alpha is not None:
-        alpha = alpha if kind.has_16_bits else to_uint8(alpha)
-        pixels = np.concatenate([pixels, alpha[..., None]], 2)
+def _encode(path: Path, kind: Format, image: Image, file: BinaryIO) -> None:
+    pixels = _as_stored(image, kind)
     space = {(True, 1): "b-w", (True, 2): "grey16", (False, 1): "srgb", (False, 2): "rgb16"}[
         image.was_gray, pixels.itemsize
     ]
-    picture = pyvips.Image.new_from_array(np.ascontiguousarray(pixels)).copy(interpretation=space)
+    picture = pyvips.Image.new_from_array(pixels).copy(interpretation=space)
     if image.icc is not None:
         set_field(picture, "icc-profile-data", image.icc)
     picture, lost = with_metadata(picture, image.metadata, kind)
@@ -76,16 +80,47 @@ def _encode(path: Path, kind: Format, image: Image) -> bytes:
             "%s: written without its %s, which %s does not keep here.",
             shown(path), " and ".join(lost), kind.name,
         )  # fmt: skip
-    try:
-        data = picture.write_to_buffer(kind.suffixes[0], **(kind.save or {}))
-    except pyvips.Error as error:
-        raise ImageError(f"{shown(path)}: cannot be encoded ({shown(reason_of(error))}).") from None
+    chunks = b""
     if kind is PNG:
         cicp = [(b"cICP", image.cicp)] if image.cicp else []
-        return with_chunks(data, [*cicp, *(image.metadata.texts if image.metadata else ())])
-    if kind is TIFF and (exif := image.metadata and image.metadata.fields.get("exif-data")):
-        with_tags = with_exif(data, exif, picture.width, picture.height)
-        if with_tags is None:
-            log.warning("%s: written without its EXIF, which is damaged.", shown(path))
-        return with_tags or data
-    return data
+        chunks = packed([*cicp, *(image.metadata.texts if image.metadata else ())])
+    file.seek(len(chunks))  # a PNG begins behind the room for its chunks
+    try:
+        target = pyvips.Target.new_to_descriptor(file.fileno())
+        picture.write_to_target(target, kind.suffixes[0], **_options(kind, picture))
+    except pyvips.Error as error:
+        for code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO):
+            if os.strerror(code) in error.detail:
+                raise OSError(code, os.strerror(code)) from None
+        raise ImageError(f"{shown(path)}: cannot be encoded ({shown(reason_of(error))}).") from None
+    if kind is PNG:
+        add_chunks(file, chunks)
+    exif = image.metadata and image.metadata.fields.get("exif-data")
+    size = picture.width, picture.height
+    if kind is TIFF and exif and not add_exif(file, exif, *size):
+        log.warning("%s: written without its EXIF, which is damaged.", shown(path))
+
+
+def _options(kind: Format, picture: pyvips.Image) -> dict[str, Any]:
+    is_large = kind is JPEG and picture.width * picture.height > LARGE_JPEG
+    return (kind.save or {}) | ({"optimize_coding": False} if is_large else {})
+
+
+def _as_stored(image: Image, kind: Format) -> np.ndarray:
+    """[H, W, channels] in the depth of the file: the picture's own array where that is so already."""
+    alpha = image.alpha if kind.has_alpha else None
+    height, width = image.pixels.shape[:2]
+    dtype = image.pixels.dtype if kind.has_16_bits else np.dtype(np.uint8)
+    if alpha is None and not image.was_gray and image.pixels.dtype == dtype:
+        return np.ascontiguousarray(image.pixels)
+    colours = 1 if image.was_gray else 3
+    stored = np.empty((height, width, colours + (alpha is not None)), dtype)
+    step = max(1, STRIP // width)
+    for rows in (slice(top, top + step) for top in range(0, height, step)):
+        pixels = image.pixels[rows] if kind.has_16_bits else to_uint8(image.pixels[rows])
+        # the mean gives equal channels back exactly and treats a colour cast of the model as noise
+        mean = np.rint(pixels.mean(2, keepdims=True)) if image.was_gray else pixels
+        stored[rows, :, :colours] = mean
+        if alpha is not None:
+            stored[rows, :, colours] = alpha[rows] if kind.has_16_bits else to_uint8(alpha[rows])
+    return stored

@@ -23,6 +23,7 @@ from ldm_dream.config.files import dump_config
 from ldm_dream.config.run import DiffusionRun, Run, TrainConfig
 from ldm_dream.data.pairs import PairDataset, validation_pairs
 from ldm_dream.errors import UserError
+from ldm_dream.heap import keep_freed_memory
 from ldm_dream.model_config import find_model
 from ldm_dream.model_folder import load_autoencoder, load_weights, save_model
 from ldm_dream.networks import compile_blocks
@@ -39,7 +40,6 @@ from ldm_dream.training.checkpoint import (
     save_checkpoint,
 )
 from ldm_dream.training.diffusion import DiffusionObjective
-from ldm_dream.training.heap import keep_freed_memory
 from ldm_dream.training.latents import LatentDataset
 from ldm_dream.training.log import Log
 from ldm_dream.training.objective import Data, Objective

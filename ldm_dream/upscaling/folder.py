@@ -29,6 +29,7 @@ from ldm_dream.data.images import (
     write_image,
 )
 from ldm_dream.errors import UserError, shown
+from ldm_dream.heap import give_back_freed_memory
 from ldm_dream.writing import WriteError, check_outputs, whole_file
 
 LONGEST_NAME = 255  # bytes, of all common file systems
@@ -240,6 +241,7 @@ def upscale_all(jobs: list[Job], work: Work) -> Iterator[Result]:
     """Read, upscale and write job by job. A bad picture, and a place where it cannot be written, make
     it `failed` and the loop goes on; other errors end it.
     """
+    give_back_freed_memory()
     for job in jobs:
         source, target = shown(job.source), shown(job.target)
         start = time.perf_counter()

@@ -41,6 +41,7 @@ from ldm_dream.upscaling.pictures import (
     COLOR_FIXES,
     REACH,
     Canvas,
+    Fix,
     Picture,
     Pixels,
     Source,
@@ -57,6 +58,7 @@ AUTO_TILE, VERY_LARGE, SMALL_TILE = 256, 2**22, 128
 # LR pixels of mirrored context on each side: with 4, the border of a flat picture is as its middle
 CONTEXT = 4
 STRIP, MIN_STRIP = 2**20, 32  # HR pixels and rows of a strip in which colours and size are set
+COLUMNS = 2048  # HR pixels of the width of a strip whose colours are set at a time
 
 
 # -> the rows of all that a model makes, band by band, [B, 3, h, W] in about [-1, 1]
@@ -268,7 +270,7 @@ class Upscaler:
         wants = [slice(max(0, r.start - REACH), min(height, r.stop + REACH)) for r in needs]
         fix = COLOR_FIXES[how.color_fix](lambda: frame.pairs(made(), frame.strips(height)))
         for strip, need, want, pair in zip(strips, needs, wants, frame.pairs(made(), wants)):
-            sr = fix(*pair)[..., need.start - want.start : need.stop - want.start, :]
+            sr = in_columns(fix, *pair)[..., need.start - want.start : need.stop - want.start, :]
             if not sr.isfinite().all():
                 raise ImageError(
                     f"the model's result holds NaN or infinity in {self.dtype}; try dtype fp32."
@@ -349,6 +351,17 @@ def cut_anew(bands: Iterator[Tensor], wants: Iterable[slice]) -> Iterator[Tensor
 def _rows(x: Tensor, top: int, want: slice) -> Tensor:
     """Those of `want` that are in x, whose first row is `top`."""
     return x[..., max(0, want.start - top) : max(0, want.stop - top), :]
+
+
+def in_columns(fix: Fix, sr: Tensor, base: Tensor) -> Tensor:
+    """fix(sr, base), with what it holds on the way for a part of the width alone."""
+    width, made = sr.shape[-1], []
+    for left in range(0, width, COLUMNS):
+        right = min(left + COLUMNS, width)
+        part = slice(max(0, left - REACH), min(width, right + REACH))
+        fixed = fix(sr[..., part], base[..., part])
+        made.append(fixed[..., left - part.start : right - part.start])
+    return torch.cat(made, -1)
 
 
 def on_device(x: Tensor, device: torch.device) -> Tensor:

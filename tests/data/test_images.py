@@ -6,6 +6,8 @@ import errno
 import io
 import logging
 import os
+import resource
+import sys
 
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ import pyvips
 import torch
 from PIL import Image as PillowImage
 from PIL import ImageCms
+from processes import in_a_new_process
 
 from ldm_dream.data import reader
 from ldm_dream.data.images import (
@@ -266,6 +269,19 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypat
     assert (tmp_path / "x.png").read_bytes() == before and [p.name for p in tmp_path.iterdir()] == [
         "x.png"
     ]
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="a limit of Linux")
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".tif", ".webp"])
+def test_a_disk_that_is_full_in_the_middle_is_one_sentence(tmp_path, suffix):
+    with pytest.raises(WriteError, match="cannot be written: (File too large|No space left)"):
+        in_a_new_process(written_on_a_small_disk, tmp_path / f"x{suffix}")
+    assert not list(tmp_path.iterdir())
+
+
+def written_on_a_small_disk(path):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000))
+    write_image(path, Image(pixels(300, 300)))
 
 
 def test_a_missing_folder_is_made_and_a_file_in_its_place_is_one_sentence(tmp_path):

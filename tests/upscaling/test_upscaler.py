@@ -330,6 +330,7 @@ def test_strips_change_no_number(color_fix, scale, monkeypatch):
     whole = upscaler()(image, **options)
     monkeypatch.setattr(upscale_module, "STRIP", 21 * 4 * 13)
     monkeypatch.setattr(upscale_module, "MIN_STRIP", 13)
+    monkeypatch.setattr(upscale_module, "COLUMNS", 37)
     strips = upscaler()(image, **options)
     assert np.array_equal(strips.alpha, whole.alpha)
     # the moments of adain are summed in another order
@@ -354,10 +355,10 @@ class Largest(TorchDispatchMode):
 @pytest.mark.parametrize("scale", [0.5, 4])
 def test_a_large_picture_is_never_whole_in_floats(scale, monkeypatch):
     monkeypatch.setattr(upscale_module, "STRIP", 0)
-    image = np.random.default_rng(0).integers(0, 256, (320, 8, 3), np.uint8)
+    image = np.random.default_rng(0).integers(0, 256, (160, 8, 3), np.uint8)
     with Largest() as seen:
         upscaler()(image, steps=1, scale=scale, tile=16, tile_pad=2)
-    assert seen.numbers < 0.3 * image.size * 16
+    assert seen.numbers < 0.5 * image.size * 16
 
 
 def test_a_very_large_picture_takes_smaller_tiles_by_itself(monkeypatch):
