@@ -27,8 +27,9 @@ from ldm_dream.config.run import Run
 from ldm_dream.data.pairs import PairDataset
 from ldm_dream.training import distributed
 
-SILENCE, BEAT = 3.0, 0.3  # seconds
+SILENCE, BEAT = 5.0, 0.3  # seconds
 LONGEST = SILENCE + 10
+LONGEST_RUN = 120.0  # of one that nobody disturbs
 MOST = 4  # disturbances of one run
 ENDED = "ended before it"
 
@@ -125,7 +126,9 @@ def _used(folder: Path) -> dict[int, set[int]]:
 
 def _finish(config: Run, folder: Path, world: int, attempt: int) -> list[int]:
     with _store() as port:
-        return _join(_launch(config, folder, world, attempt, port))
+        processes = _launch(config, folder, world, attempt, port)
+        _others_end(processes, LONGEST_RUN)
+        return _join(processes)
 
 
 @contextmanager
@@ -162,10 +165,10 @@ def _note_batches(folder: Path, attempt: int) -> None:
     PairDataset.batch = batch
 
 
-def _others_end(processes: list[int]) -> str | None:
+def _others_end(processes: list[int], limit: float = LONGEST) -> str | None:
     began = time.monotonic()
     waiting = list(processes)
-    while waiting and time.monotonic() - began < LONGEST:
+    while waiting and time.monotonic() - began < limit:
         waiting = [
             p
             for p in waiting
@@ -174,7 +177,7 @@ def _others_end(processes: list[int]) -> str | None:
         time.sleep(0.05)
     for process in waiting:
         os.kill(process, signal.SIGKILL)
-    return f"another one was still there after {LONGEST} s" if waiting else None
+    return f"another one was still there after {limit} s" if waiting else None
 
 
 def _join(processes: list[int]) -> list[int]:
