@@ -239,7 +239,8 @@ class Work:
 
 def upscale_all(jobs: list[Job], work: Work) -> Iterator[Result]:
     """Read, upscale and write job by job. A bad picture, and a place where it cannot be written, make
-    it `failed` and the loop goes on; other errors end it.
+    it `failed` and the loop goes on; other errors end it. From the first one on the process gives
+    large freed blocks back (`ldm_dream/heap.py`).
     """
     give_back_freed_memory()
     for job in jobs:
