@@ -46,7 +46,6 @@ IMPORT_RULES = {
     "ldm_dream.writing": May(root("errors")),
     "ldm_dream.heap": May(()),
     "ldm_dream.cli": May(CONFIG),
-    "ldm_dream.heap": May(()),
     "ldm_dream.hub": May(CONFIG, ("huggingface_hub",)),
     "ldm_dream.config": May(CONFIG, ("pydantic", "yaml")),
     "ldm_dream.data": May(
