@@ -156,6 +156,15 @@ def build_parser() -> argparse.ArgumentParser:
         "--steps", type=int, default=200, metavar="N", help="(default: %(default)s)"
     )
 
+    large = commands.add_parser(
+        "large-picture", help="most memory of a large picture, with networks of no cost"
+    )
+    large.add_argument("--height", type=int, default=4000)
+    large.add_argument("--width", type=int, default=6000)
+    large.add_argument("--scale", type=float, default=4)
+    large.add_argument("--steps", type=int, help="(default: the model's)")
+    large.add_argument("--ext", default="jpg", help="(default: jpg)")
+
     way = commands.add_parser(
         "way", help="source files that one DREAM step and one sampling call execute"
     )

@@ -1,6 +1,6 @@
 """Most memory while a large picture is upscaled and written, with networks of no cost.
 
-    python -m benchmarks.large_picture --height 4000 --width 6000 --scale 4 --steps 1 --ext jpg
+    python -m benchmarks large-picture --height 4000 --width 6000 --scale 4 --steps 1 --ext jpg
 
 What the networks cost in time is left out; what their results hold is not, nor what a decoder takes
 for a tile on the way. So a picture of 24 megapixels takes minutes instead of hours.
@@ -38,14 +38,7 @@ class FreeAutoencoder(torch.nn.Module):
         return F.interpolate(z[:, :3], scale_factor=self.factor)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--height", type=int, default=4000)
-    parser.add_argument("--width", type=int, default=6000)
-    parser.add_argument("--scale", type=float, default=4)
-    parser.add_argument("--steps", type=int, help="default: the model's")
-    parser.add_argument("--ext", default="jpg")
-    args = parser.parse_args()
+def main(args: argparse.Namespace) -> None:
     give_back_freed_memory()
     torch.set_num_threads(1)
     upscaler = Upscaler.from_pretrained(device="cpu")
@@ -64,7 +57,3 @@ def main() -> None:
 def say(what: str, begun: float) -> None:
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
     print(f"{what}: {most:.2f} GB at the most, {time.perf_counter() - begun:.0f} s", flush=True)
-
-
-if __name__ == "__main__":
-    main()
