@@ -339,3 +339,14 @@ def test_the_report_holds_settings_and_every_picture(folder, tmp_path):
     assert report["pictures"][0]["size_out"] == [10, 6]
     with pytest.raises(WriteError, match="a file stands"):
         check_places(plan, tmp_path / "report.json/x.json")
+
+
+def test_the_report_is_no_file_of_the_model_in_use(folder, tmp_path):
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "model.safetensors").write_text("weights")
+    plan = plan_jobs(folder, tmp_path / "out")
+    with pytest.raises(WriteError, match="is an input"):
+        check_places(plan, model / "model.safetensors", model)
+    check_places(plan, model / "report.json", model)
+    assert (model / "model.safetensors").read_text() == "weights"
