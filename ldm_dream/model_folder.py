@@ -107,14 +107,15 @@ def load_autoencoder(
             )
         own = find_model(cfg.pretrained, is_local) / WEIGHTS
         cfg = resolve_autoencoder(cfg, is_local)
-    if wanted and wanted != weights_digest(read_tensors(own)):
+    tensors = read_tensors(own)
+    if wanted and wanted != weights_digest(tensors):
         raise ModelError(
             f"{own}: is not the autoencoder that this model was trained with (autoencoder.sha256); "
             "put that one back, or train on the new one."
         )
     with torch.device("meta"):
         autoencoder = build_autoencoder(cfg)
-    load_weights(autoencoder, own)
+    _put(tensors, autoencoder, own)
     return autoencoder.requires_grad_(False).eval()
 
 
@@ -141,7 +142,10 @@ def weights_digest(tensors: dict[str, Tensor]) -> str:
 
 def load_weights(module: nn.Module, path: Path) -> None:
     """Strict: what is missing, extra, of another shape or kind, or not finite raises ModelError."""
-    state = read_tensors(path)
+    _put(read_tensors(path), module, path)
+
+
+def _put(state: dict[str, Tensor], module: nn.Module, path: Path) -> None:
     own = module.state_dict()
     wrong = [k for k in own if k not in state or not _fits(state[k], own[k])] + [
         k for k in state if k not in own

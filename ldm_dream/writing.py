@@ -205,6 +205,15 @@ def whole_file(path: Path) -> Iterator[Path]:
         draft.unlink(missing_ok=True)
 
 
+def append_line(path: Path, text: str) -> None:
+    """Add a line to a log, which may stay half where the disk is full. Raises WriteError."""
+    try:
+        with path.open("a", encoding="utf-8") as file:
+            file.write(text + "\n")
+    except OSError as error:
+        raise WriteError(f"{path}: cannot be written: {error.strerror}.") from error
+
+
 @contextmanager
 def whole_folder(folder: Path) -> Iterator[Path]:
     """A draft folder to fill, which takes the place of `folder` when the body is done; an older one

@@ -12,6 +12,7 @@ from html import escape
 from pathlib import Path
 
 from ldm_dream.errors import UserError
+from ldm_dream.training.log import METRICS
 from ldm_dream.writing import check_folder, check_outputs, whole_file, whole_folder
 
 log = logging.getLogger(__name__)
@@ -55,7 +56,7 @@ def read_curves(run_dir: Path) -> dict[str, Curve]:
     """Curves of a run, by name, NaN and infinite values included. Of a step that was logged twice,
     before a stop and after it, the later counts; a line that is not whole is named and passed over.
     """
-    path = run_dir / "metrics.jsonl"
+    path = run_dir / METRICS
     if not path.is_file():
         raise PlotError(f"{run_dir}: no metrics.jsonl in it; give the --run-dir of a training run.")
     found: dict[str, dict[int, float]] = {}
@@ -95,7 +96,7 @@ def check_svg(path: Path, run_dirs: list[Path]) -> None:
     """Raises PlotError or WriteError unless an SVG may be written there."""
     if path.suffix.lower() != ".svg":
         raise PlotError(f"{path}: the plot is an SVG; name a file that ends in .svg.")
-    check_outputs([path], [run_dir / "metrics.jsonl" for run_dir in run_dirs])
+    check_outputs([path], [run_dir / METRICS for run_dir in run_dirs])
 
 
 def write_tensorboard(runs: Mapping[str, dict[str, Curve]], folder: Path) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from ldm_dream.writing import WriteError, whole_file
+from ldm_dream.writing import append_line, whole_file
 
 METRICS = "metrics.jsonl"
 
@@ -52,11 +52,7 @@ class Log:
             row["eta_s"] = (self.steps - step) / row["steps_per_second"]
             self.since, self.at = now, step
         row = _finite(row)
-        try:
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(row) + "\n")
-        except OSError as error:
-            raise WriteError(f"{self.path}: cannot be written: {error.strerror}.") from error
+        append_line(self.path, json.dumps(row))
         self.validations |= _validations([row])
         self.line(
             "  ".join(
@@ -77,8 +73,8 @@ class Log:
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """Rows of a `metrics.jsonl`; a last one that was cut short, by a kill or a full disk, is left
-    out.
+    """Rows of a `metrics.jsonl`; lines that are none are left out, such as a last one that was cut
+    short by a kill or a full disk.
     """
     if not path.is_file():
         return []

@@ -32,7 +32,7 @@ from ldm_dream.errors import UserError
 from ldm_dream.model_config import AUTOENCODER, parse_run
 from ldm_dream.training.checkpoint import Checkpoint, checkpoints
 from ldm_dream.training.log import METRICS, read_rows
-from ldm_dream.writing import OF_A_RUN, WriteError, is_running, make_folder, whole_file
+from ldm_dream.writing import OF_A_RUN, WriteError, append_line, is_running, make_folder, whole_file
 
 BEAT, STALE = (
     60.0,
@@ -221,11 +221,7 @@ def record(run_dir: Path, run: Run, step: int, changed: dict[str, list[Any]]) ->
         "commit": commit(),
         "changed": changed,
     }
-    try:
-        with (run_dir / HISTORY).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
-    except OSError as error:
-        raise WriteError(f"{run_dir / HISTORY}: cannot be written: {error.strerror}.") from None
+    append_line(run_dir / HISTORY, json.dumps(row))
     with whole_file(run_dir / CONFIG) as draft:
         draft.write_text(dump_config(run), encoding="utf-8")
     return row
