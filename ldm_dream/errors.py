@@ -26,3 +26,9 @@ def shown(text: object) -> str:
     control characters, marks that turn the writing direction, and halves of a character.
     """
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(text))
+
+
+def some(names: list[str], most: int) -> str:
+    """The first `most` names of a list, and how many more there are."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more

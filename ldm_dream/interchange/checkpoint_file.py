@@ -20,7 +20,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from ldm_dream.errors import CheckpointImportError
+from ldm_dream.errors import CheckpointImportError, some
 
 log = logging.getLogger(__name__)
 
@@ -64,7 +64,7 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
     found = _state(values)
     if found is None:
         keys = [str(key) for key in values] if isinstance(values, dict) else []
-        holds = f"its keys are {_some(keys)}" if keys else f"it is a {type(values).__name__}"
+        holds = f"its keys are {some(keys, 5)}" if keys else f"it is a {type(values).__name__}"
         raise CheckpointImportError(
             f"{path}: holds no state dict, {holds}; expected keys with tensors, flat or under "
             f"{', '.join(WRAPPERS)}."
@@ -73,7 +73,7 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
     others = [key for key in WRAPPERS if isinstance(values.get(key), dict) and key != where]
     if where and others:
         log.warning(
-            "%s: of its models, that under %r is taken (not %s).", path, where, _some(others)
+            "%s: of its models, that under %r is taken (not %s).", path, where, some(others, 5)
         )
     _check_tensors(state, path)
     if path.suffix != ".safetensors" and zipfile.is_zipfile(path):
@@ -227,7 +227,7 @@ def _check_tensors(state: Mapping[str, Tensor], path: Path) -> None:
     ]
     if strange:
         raise CheckpointImportError(
-            f"{path}: {_some(strange)} is sparse, quantized, complex or without values; save plain tensors."
+            f"{path}: {some(strange, 5)} is sparse, quantized, complex or without values; save plain tensors."
         )
     if sum(value.nbytes for value in state.values()) > SHARED * path.stat().st_size:
         raise CheckpointImportError(
@@ -240,9 +240,5 @@ def _check_tensors(state: Mapping[str, Tensor], path: Path) -> None:
     ]
     if broken:
         raise CheckpointImportError(
-            f"{path}: {_some(broken)} holds NaN or infinity; take another checkpoint of that run."
+            f"{path}: {some(broken, 5)} holds NaN or infinity; take another checkpoint of that run."
         )
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

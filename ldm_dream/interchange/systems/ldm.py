@@ -18,7 +18,7 @@ from torch import Tensor
 from ldm_dream.config.model import DDPMConfig, Sampling, VQGANConfig
 from ldm_dream.config.networks import LDMConfig
 from ldm_dream.config.run import DiffusionLossConfig, DiffusionRun
-from ldm_dream.errors import CheckpointImportError
+from ldm_dream.errors import CheckpointImportError, some
 from ldm_dream.interchange.shapes import count, has, ratio
 from ldm_dream.interchange.system import Facts, Models, PublishedSystem, State, schedule_of
 from ldm_dream.networks import build_network
@@ -44,7 +44,7 @@ def split_ldm(state: State, path: str) -> Models:
     ]
     if strange:
         raise CheckpointImportError(
-            f"{path}: looks like LDM-SR, but none of its models has {_some(strange)}."
+            f"{path}: looks like LDM-SR, but none of its models has {some(strange, 3)}."
         )
     return Models(
         _averages(_within(state, UNET), _within(state, EMA), path), _within(state, FIRST_STAGE)
@@ -66,11 +66,11 @@ def _averages(unet: dict[str, Tensor], averages: dict[str, Tensor], path: str) -
     ]
     if lost:
         raise CheckpointImportError(
-            f"{path}: looks like LDM-SR, but {EMA}* has no average of the same shape for {_some(lost)}."
+            f"{path}: looks like LDM-SR, but {EMA}* has no average of the same shape for {some(lost, 3)}."
         )
     strange = averages.keys() - set(published.values()) - {"decay", "num_updates"}
     if strange:
-        named = _some(sorted(EMA + name for name in strange))
+        named = some(sorted(EMA + name for name in strange), 3)
         raise CheckpointImportError(
             f"{path}: looks like LDM-SR, but {UNET}* has nothing that {named} is the average of."
         )
@@ -81,10 +81,6 @@ def _within(state: State, prefix: str) -> dict[str, Tensor]:
     return {
         key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)
     }
-
-
-def _some(keys: list[str]) -> str:
-    return ", ".join(keys[:3]) + (f" and {len(keys) - 3} more" if len(keys) > 3 else "")
 
 
 # ------------------------------------------------------------------------------------------ configs
