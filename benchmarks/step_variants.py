@@ -79,7 +79,8 @@ class Step(ABC):
         run = self.run
         hr = torch.rand(run.train.batch_size, 3, run.data.patch, run.data.patch) * 2 - 1
         lr = hr[..., :: run.scale, :: run.scale].contiguous()
-        batch = Batch(hr, lr).to(self.device, self.layout)
+        hr, lr = (x.to(self.device, memory_format=self.layout) for x in (hr, lr))
+        batch = Batch(hr, lr)
         if not run.data.cache_latents:
             return batch
         z0, z_lr = self.objective.latents(batch)

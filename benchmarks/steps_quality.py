@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from ldm_dream.config.data import DataConfig
 from ldm_dream.data.images import from_tensor
-from ldm_dream.data.pairs import validation_pairs
+from ldm_dream.data.validation import validation_pairs
 from ldm_dream.scoring.evaluation import PROTOCOL, bicubic
 from ldm_dream.scoring.metrics import lpips_or_reason, scores
 from ldm_dream.scoring.report import means

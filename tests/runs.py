@@ -72,6 +72,7 @@ def diffusion_run(tmp: Path, **train) -> DiffusionRun:
             "val_every": 100,
             "val_images": 1,
             "save_every": 3,
+            "workers": 0,
         }
         | train,
     )

@@ -139,6 +139,17 @@ class TrainConfig(Strict):
         default=None,
         description="torch.compile of a network's repeated blocks; null: on CUDA, unless data.scales is set.",
     )
+    workers: int | None = Field(
+        default=None,
+        ge=0,
+        le=256,
+        description="Processes per device that read and cut pictures ahead; 0: the training process "
+        "does it; null: 1 on a CPU, else as many as there are free cores, 8 at most. No batch "
+        "depends on it.",
+    )
+    prefetch: int = Field(
+        default=2, ge=1, le=64, description="Micro-batches that each of them has ready."
+    )
     log_every: int = Field(
         default=50, ge=1, description="Steps between two lines of metrics.jsonl."
     )
@@ -184,6 +195,8 @@ MAY_CHANGE = (
     "train.warmup_steps",
     "train.decay",
     "train.compile",
+    "train.workers",
+    "train.prefetch",
     "train.log_every",
     "train.val_every",
     "train.val_images",

@@ -120,6 +120,17 @@ def imresize_levels(img: Tensor, height: int, width: int) -> Tensor:
     )
 
 
+def imresize_levels_part(img: Tensor, size: tuple[int, int], rows: slice, columns: slice) -> Tensor:
+    """These rows and columns of `imresize_levels(img, *size)`, bit for bit, from the pixels that they
+    depend on.
+    """
+    if size_of(img) == size:
+        return img[..., rows, columns]
+    (high, down), (wide, across) = map(_taps_of_part, size_of(img), size, (rows, columns))
+    part = _to_levels(_sum_of_taps(img[..., high, wide].float(), *down)).mT.contiguous()
+    return _to_levels(_sum_of_taps(part, *across)).mT.contiguous().to(torch.uint8)
+
+
 def _to_levels(img: Tensor) -> Tensor:
     return torch.floor(img + 0.5).clamp(0, 255)
 

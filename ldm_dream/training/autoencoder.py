@@ -57,6 +57,7 @@ class AutoencoderObjective:
         self, batch: Batch, step: int, generator: torch.Generator
     ) -> tuple[Tensor, dict[str, Tensor]]:
         cfg, x = self.run.loss, batch.hr
+        assert x is not None, "latents are cached for diffusion only"
         quantizes = step >= cfg.codebook_start
         if quantizes:
             self.usage.start(self.model, x, generator)
@@ -205,7 +206,9 @@ def latent_scale(run: AutoencoderRun, state: dict[str, Tensor]) -> float:
     autoencoder = build_autoencoder(unscaled).eval()
     autoencoder.load_state_dict(state)
     data = PairDataset(run.data, 1, run.seed)
-    latents = [
-        autoencoder.encode(data.batch(i, run.train.batch_size).hr) for i in range(SCALE_BATCHES)
-    ]
+    latents = []
+    for number in range(SCALE_BATCHES):
+        hr = data.batch(number, run.train.batch_size).hr
+        assert hr is not None
+        latents.append(autoencoder.encode(hr))
     return round(1 / torch.cat(latents).std().item(), 4)

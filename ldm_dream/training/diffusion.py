@@ -62,14 +62,15 @@ class DiffusionObjective:
         """(z0, z_lr): cached ones if the batch brings them."""
         if batch.z0 is not None and batch.z_lr is not None:
             return batch.z0, batch.z_lr
+        assert batch.hr is not None, "left out only where latents are cached"
         pictures = torch.cat([batch.hr, upsample(batch.lr, size_of(batch.hr))])
         z0, z_lr = self.autoencoder.encode(pictures).float().chunk(2)
         return z0, z_lr
 
-    def picture_terms(self, hr: Tensor, z0_hat: Tensor) -> dict[str, tuple[float, Tensor]]:
+    def picture_terms(self, hr: Tensor | None, z0_hat: Tensor) -> dict[str, tuple[float, Tensor]]:
         """Name -> (weight, term) between hr and the decoded z0_hat of `decode_samples` samples."""
         cfg, terms = self.run.loss, {}
-        if cfg.pixel or cfg.lpips:
+        if hr is not None and (cfg.pixel or cfg.lpips):
             hr = hr[: cfg.decode_samples]
             decoded = self.autoencoder.decode(z0_hat[: cfg.decode_samples])
             if cfg.pixel:

@@ -3,31 +3,50 @@ its first visit.
 
 An encoder is not equivariant to flips nor, near borders, to crops, so what is kept is the latent of
 the very patch that a sample shows, and its LR patch. The run's first `pool` samples are the pool;
-every later round visits the same ones in another order.
+every later round visits the same ones in another order, and reads no picture unless the loss asks
+for HR.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from ldm_dream.data.blind import to_levels
-from ldm_dream.data.pairs import Batch, PairDataset, permutation, to_float
+from ldm_dream.data.pairs import Batch, PairDataset, Request, Samples, permutation, to_float
 from ldm_dream.data.resize import size_of, upsample
 from ldm_dream.networks.base import Autoencoder
 
 
+class PoolRequest(NamedTuple):
+    """Samples of a batch, and what is to be loaded: those that are new, or all, for their HR."""
+
+    numbers: tuple[int, ...]
+    load: Request
+
+
+class PoolSamples(NamedTuple):
+    numbers: tuple[int, ...]
+    loaded: tuple[int, ...]  # numbers of `samples`, in its order
+    samples: Samples | None
+
+
 class LatentDataset:
     """A PairDataset whose batches also bring z0 and z_lr [B,C,P/f,P/f]. They are held in main
-    memory in half precision.
+    memory in half precision. with_hr: batches bring hr too.
     """
 
-    def __init__(self, pairs: PairDataset, autoencoder: Autoencoder, pool: int):
-        self.pairs, self.autoencoder, self.pool = pairs, autoencoder, pool
+    def __init__(self, pairs: PairDataset, autoencoder: Autoencoder, pool: int, with_hr: bool):
+        self.pairs, self.autoencoder, self.pool, self.with_hr = pairs, autoencoder, pool, with_hr
+        self._asked: set[int] = set()
         # sample number -> lr uint8 [3,P/scale,P/scale], latents [2,C,h,w]
         self._cache: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def __getstate__(self) -> dict:
+        """A worker reads pictures and nothing else."""
+        return {"pairs": self.pairs, "pool": self.pool, "with_hr": self.with_hr}
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -36,25 +55,46 @@ class LatentDataset:
         """As PairDataset.batch, a function of its arguments alone: what was visited before only
         saves time.
         """
-        numbers = [self._number(n) for n in range(number * batch_size, (number + 1) * batch_size)]
-        kept = [self._cache.get(n) or self._make(n) for n in numbers]
-        lr = to_float(torch.stack([lr for lr, _ in kept]))
-        # bf16 autocast stacks no float16
-        z0, z_lr = torch.stack([latents.float() for _, latents in kept]).unbind(1)
-        return replace(self.pairs.samples(numbers, lr=lr), z0=z0, z_lr=z_lr)
+        return self.finish(self.load(self.request(number, batch_size)))
+
+    def request(self, number: int, batch_size: int) -> PoolRequest:
+        numbers = tuple(
+            self._number(n) for n in range(number * batch_size, (number + 1) * batch_size)
+        )
+        new = dict.fromkeys(n for n in numbers if n not in self._asked)
+        self._asked.update(new)
+        wanted = numbers if self.with_hr else tuple(new)
+        return PoolRequest(numbers, Request(wanted, self.pairs.cfg.patch, bool(new)))
+
+    def load(self, request: PoolRequest) -> PoolSamples:
+        numbers, wanted = request
+        samples = self.pairs.load(wanted) if wanted.numbers else None
+        return PoolSamples(numbers, wanted.numbers, samples)
+
+    def finish(self, loaded: PoolSamples, place: Callable[[Tensor], Tensor] = lambda x: x) -> Batch:
+        numbers, new, samples = loaded
+        hr, draws = None, ()
+        if samples is not None:
+            self.pairs.note_bad(samples)
+            for i, n in enumerate(new):
+                if n not in self._cache and samples.lr is not None:
+                    self._cache[n] = self._encoded(samples.hr[i], samples.lr[i])
+            if self.with_hr:
+                hr, draws = to_float(place(samples.hr)), samples.draws
+        kept = [self._cache[n] for n in numbers]
+        lr = to_float(place(torch.stack([lr for lr, _ in kept])))
+        latents = place(torch.stack([both for _, both in kept]))
+        z0, z_lr = latents.float().unbind(1)
+        return Batch(hr, lr, draws, z0=z0, z_lr=z_lr)
 
     def _number(self, n: int) -> int:
         round_, place = divmod(n, self.pool)
         return int(permutation(self.pool, self.pairs.seed, round_)[place])
 
     @torch.no_grad()
-    def _make(self, n: int) -> tuple[Tensor, Tensor]:
-        """Made alone, so that no bit depends on which samples of the batch were new."""
-        sample = self.pairs.samples([n])
+    def _encoded(self, hr: Tensor, lr: Tensor) -> tuple[Tensor, Tensor]:
+        """Each sample alone, so that no bit depends on which samples of the batch were new."""
         device = next(self.autoencoder.parameters()).device
-        both = torch.cat([sample.hr, upsample(sample.lr, size_of(sample.hr))])
-        latents = self.autoencoder.encode(both.to(device, memory_format=torch.channels_last)).to(
-            "cpu", torch.float16
-        )
-        self._cache[n] = to_levels((sample.lr[0] + 1) / 2), latents
-        return self._cache[n]
+        both = torch.cat([to_float(hr[None]), upsample(to_float(lr[None]), size_of(hr))])
+        latents = self.autoencoder.encode(both.to(device, memory_format=torch.channels_last))
+        return lr, latents.to("cpu", torch.float16)

@@ -52,13 +52,3 @@ class Objective(Protocol):
     def evaluate(self, hr: Tensor, lr: Tensor, generator: torch.Generator) -> Tensor:
         """The result [1,3,H,W] for one validation pair hr [1,3,H,W], lr [1,3,h,w] in [-1,1]."""
         ...
-
-
-class Data(Protocol):
-    """Training samples; `len` counts pictures."""
-
-    def batch(self, number: int, batch_size: int) -> Batch:
-        """Batch number 0, 1, .. of the run: a function of its arguments alone."""
-        ...
-
-    def __len__(self) -> int: ...

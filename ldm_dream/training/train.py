@@ -9,10 +9,11 @@ torchrun train as one process that accumulates n micro-batches. `metrics.jsonl` 
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,9 @@ from torch import Tensor, nn
 
 from ldm_dream.config.files import dump_config
 from ldm_dream.config.run import DiffusionRun, Run, TrainConfig
-from ldm_dream.data.pairs import PairDataset, validation_pairs
+from ldm_dream.data.loader import Data, Loader, workers_for
+from ldm_dream.data.pairs import PairDataset
+from ldm_dream.data.validation import validation_pairs
 from ldm_dream.errors import UserError
 from ldm_dream.heap import keep_freed_memory
 from ldm_dream.model_config import find_model
@@ -42,7 +45,7 @@ from ldm_dream.training.checkpoint import (
 from ldm_dream.training.diffusion import DiffusionObjective
 from ldm_dream.training.latents import LatentDataset
 from ldm_dream.training.log import Log
-from ldm_dream.training.objective import Data, Objective
+from ldm_dream.training.objective import Objective
 from ldm_dream.training.run_folder import claim
 from ldm_dream.training.signals import Stop
 from ldm_dream.training.start import Start, open_run
@@ -82,9 +85,22 @@ def _train(run: Run, run_dir: Path, rank: distributed.Rank, stop: Stop, said: st
     for line in (said, *start.said, f"{trainer.describe()}, from step {step}"):
         if line:
             log.line(line)
+    with closing(trainer.load_from(step)):
+        step = _loop(trainer, step, run_dir, val, log, stop)
+    log.bar.close()
+    if step < cfg.steps:
+        log.line(f"stopped at step {step}, checkpoint written; the same command goes on from there")
+    else:
+        log.line(f"done: {run_dir / 'model'}")
+    return stop.status
+
+
+def _loop(trainer: Trainer, step: int, run_dir: Path, val: list, log: Log, stop: Stop) -> int:
+    """From `step` to the last one, or to a signal; -> the step it ended at."""
+    cfg, rank = trainer.run.train, trainer.rank
     saved, stopped = step, False
     while True:
-        if is_first:
+        if rank.is_first:
             trainer.report(run_dir, step, val, log)
         due = step % cfg.save_every == 0 or step >= cfg.steps or stopped
         if due and step != saved:
@@ -100,12 +116,7 @@ def _train(run: Run, run_dir: Path, rank: distributed.Rank, stop: Stop, said: st
         stopped = stop.signal is not None
         if rank.world > 1:
             stopped = distributed.anywhere(torch.tensor(stopped)).item()
-    log.bar.close()
-    if step < cfg.steps:
-        log.line(f"stopped at step {step}, checkpoint written; the same command goes on from there")
-    else:
-        log.line(f"done: {run_dir / 'model'}")
-    return stop.status
+    return step
 
 
 class Trainer:
@@ -150,7 +161,8 @@ class Trainer:
         autoencoder.to(self.device).to(memory_format=self.layout)
         objective = DiffusionObjective(run, autoencoder, self.lpips)
         if run.data.cache_latents:
-            return objective, LatentDataset(pairs, autoencoder, run.data.cache_latents)
+            with_hr = bool(run.loss.pixel or run.loss.lpips)
+            return objective, LatentDataset(pairs, autoencoder, run.data.cache_latents, with_hr)
         return objective, pairs
 
     def describe(self) -> str:
@@ -164,16 +176,10 @@ class Trainer:
         A step has as many micro-batches as when the run was started, on however many processes. A
         process that has none left repeats one of the step with weight 0.
         """
-        cfg, scalars, total = self.run.train, {}, self.micro_batches
-        world = self.rank.world
-        places = range(self.rank.number, -(-total // world) * world, world)
-        numbers = [step * total + place % total for place in places]
-        weights = [world / total if place < total else 0.0 for place in places]
+        cfg, scalars = self.run.train, {}
+        numbers, weights = self._share(step)
         with self._autocast():
-            batches = [
-                self.data.batch(number, cfg.batch_size).to(self.device, self.layout)
-                for number in numbers
-            ]
+            batches = [next(self.loader) for _ in numbers]
         for part, optimizer in zip(self.objective.parts, self.optimizers):
             if step < part.start:
                 continue
@@ -205,6 +211,27 @@ class Trainer:
         weights = [p.detach() for p in self.objective.model.parameters()]
         torch._foreach_lerp_(self.ema, weights, 1 - decay)  # type: ignore  # no public name
         return scalars
+
+    def _share(self, step: int) -> tuple[list[int], list[float]]:
+        """Numbers and weights of the micro-batches of a step that are this process's."""
+        total, world = self.micro_batches, self.rank.world
+        places = range(self.rank.number, -(-total // world) * world, world)
+        numbers = [step * total + place % total for place in places]
+        return numbers, [world / total if place < total else 0.0 for place in places]
+
+    def load_from(self, step: int) -> Loader:
+        """From here on `step` is called for this step and the next ones, in their order."""
+        cfg, local = self.run.train, int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        workers = workers_for(self.device, local) if cfg.workers is None else cfg.workers
+        numbers = (number for at in itertools.count(step) for number in self._share(at)[0])
+        pin = self.device.type == "cuda"
+        self.loader = Loader(
+            self.data, numbers, cfg.batch_size, self._place, workers, cfg.prefetch, pin
+        )
+        return self.loader
+
+    def _place(self, x: Tensor) -> Tensor:
+        return x.to(self.device, memory_format=self.layout, non_blocking=True)
 
     def _generator(self, number: int, stream: int) -> torch.Generator:
         seed = _seed(self.run.seed, number, stream)

@@ -18,13 +18,15 @@ from ldm_dream.data.images import Image, read_image, write_image
 from ldm_dream.data.pairs import (
     JPEG_BLOCK,
     MARGIN,
+    Batch,
     Draw,
     PairDataset,
+    Request,
     _window,
     to_float,
-    validation_pairs,
 )
 from ldm_dream.data.resize import degrade
+from ldm_dream.data.validation import validation_pairs
 from ldm_dream.training.latents import LatentDataset
 
 CLEAN = {
@@ -372,12 +374,16 @@ def config(folder, degradation=BlindConfig(), **knobs) -> DataConfig:  # noqa: B
     )
 
 
+def samples(data: PairDataset, *numbers: int) -> Batch:
+    return data.finish(data.load(Request(numbers, data.cfg.patch)))
+
+
 def test_a_blind_sample_is_a_function_of_seed_and_number(folder):
     walked = PairDataset(config(folder), scale=4, seed=7)
     history = [walked.batch(step, 3) for step in range(3)]
-    alone = PairDataset(config(folder), scale=4, seed=7).samples([8])
+    alone = samples(PairDataset(config(folder), scale=4, seed=7), 8)
     assert torch.equal(alone.lr[0], history[2].lr[2]) and torch.equal(alone.hr[0], history[2].hr[2])
-    assert not torch.equal(PairDataset(config(folder), scale=4, seed=8).samples([8]).lr, alone.lr)
+    assert not torch.equal(samples(PairDataset(config(folder), scale=4, seed=8), 8).lr, alone.lr)
     assert alone.lr.shape == (1, 3, 8, 8) and alone.lr.min() >= -1 and alone.lr.max() <= 1
 
 
@@ -392,7 +398,7 @@ def test_blind_lr_lies_where_its_hr_patch_lies(folder):
     data = PairDataset(config(folder, HARMLESS), scale=4, seed=0)
     bicubic = PairDataset(DataConfig(train=(str(folder),), patch=32), scale=4, seed=0)
     numbers = range(60)
-    found, expected = data.samples(numbers), bicubic.samples(numbers)
+    found, expected = samples(data, *numbers), samples(bicubic, *numbers)
     assert {draw.symmetry for draw in found.draws} == set(range(8))
     for lr, wanted, other in zip(found.lr, expected.lr, expected.lr.roll(1, -1)):
         assert (lr - wanted).abs().mean() < 0.06 < (lr - other).abs().mean()
@@ -441,7 +447,9 @@ def test_cached_latents_belong_to_the_lr_patch_that_their_sample_shows(folder):
         def encode(self, x):
             return torch.nn.functional.avg_pool2d(x, 4)
 
-    data = LatentDataset(PairDataset(config(folder), scale=4, seed=0), Halves(1, 1, 1), pool=4)
+    data = LatentDataset(
+        PairDataset(config(folder), scale=4, seed=0), Halves(1, 1, 1), 4, with_hr=True
+    )
     rounds = [data.batch(number, 4) for number in range(3)]
     for batch in rounds:
         seen = [

@@ -11,8 +11,10 @@ import torch
 from ldm_dream.config.data import DataConfig
 from ldm_dream.data import pairs
 from ldm_dream.data.images import Image, ImageError, read_image, write_image
-from ldm_dream.data.pairs import DataError, PairDataset, validation_pairs
+from ldm_dream.data.pairs import Batch, PairDataset, Request
 from ldm_dream.data.resize import degrade, imresize_levels
+from ldm_dream.data.sources import DataError
+from ldm_dream.data.validation import validation_pairs
 
 
 @pytest.fixture
@@ -29,6 +31,10 @@ def folder(tmp_path):
 
 def config(folder, **knobs) -> DataConfig:
     return DataConfig(**{"train": (str(folder),), "patch": 16, **knobs})
+
+
+def samples(data: PairDataset, *numbers: int) -> Batch:
+    return data.finish(data.load(Request(numbers, data.cfg.patch)))
 
 
 def test_shapes_and_ranges(folder):
@@ -70,7 +76,7 @@ def test_a_batch_depends_on_seed_and_step_and_not_on_history(folder):
 def test_an_epoch_shows_each_picture_once_in_its_own_order(folder):
     """An epoch shows each picture once and the next one in another order."""
     data = PairDataset(config(folder), scale=4, seed=0)
-    shown = [data.samples([n]).draws[0].picture for n in range(20)]
+    shown = [samples(data, n).draws[0].picture for n in range(20)]
     assert sorted(shown[:10]) == sorted(shown[10:]) == list(range(10)) and shown[:10] != shown[10:]
 
 
@@ -78,7 +84,9 @@ def test_lr_patches_are_cut_from_the_degraded_whole_picture(folder):
     data = PairDataset(config(folder, augment="none"), scale=4, seed=0)
     batch = data.batch(0, 8)
     for i, draw in enumerate(batch.draws):
-        hr = torch.from_numpy(read_image(data.files[draw.picture]).pixels).permute(2, 0, 1)
+        hr = torch.from_numpy(
+            read_image(data.pictures.paths[data.used[draw.picture]]).pixels
+        ).permute(2, 0, 1)
         hr = hr[:, : hr.shape[1] // 4 * 4, : hr.shape[2] // 4 * 4]
         lr = degrade(hr, 4)[:, draw.top : draw.top + 4, draw.left : draw.left + 4]
         top, left = 4 * draw.top, 4 * draw.left
@@ -90,7 +98,7 @@ def test_lr_patches_are_cut_from_the_degraded_whole_picture(folder):
 
 def test_augmentation_uses_all_eight_symmetries_alike_on_hr_and_lr(folder):
     data = PairDataset(config(folder), scale=1, seed=0)
-    assert {data.samples([n]).draws[0].symmetry for n in range(100)} == set(range(8))
+    assert {samples(data, n).draws[0].symmetry for n in range(100)} == set(range(8))
     square = torch.arange(64.0).view(1, 8, 8)
     turned = {tuple(pairs.symmetry(square, k).flatten().tolist()) for k in range(8)}
     assert len(turned) == 8
@@ -103,18 +111,18 @@ def test_augmentation_uses_all_eight_symmetries_alike_on_hr_and_lr(folder):
 
 def test_without_augmentation_nothing_is_turned(folder):
     data = PairDataset(config(folder, augment="none"), scale=4, seed=0)
-    assert {data.samples([n]).draws[0].symmetry for n in range(30)} == {0}
+    assert {samples(data, n).draws[0].symmetry for n in range(30)} == {0}
 
 
 def test_hflip_only_mirrors(folder):
     data = PairDataset(config(folder, augment="hflip"), scale=4, seed=0)
-    assert {data.samples([n]).draws[0].symmetry for n in range(30)} == {0, 1}
+    assert {samples(data, n).draws[0].symmetry for n in range(30)} == {0, 1}
 
 
 def test_every_place_of_a_picture_can_be_drawn(tmp_path):
     write_image(tmp_path / "x.png", Image(np.zeros((24, 20, 3), np.uint8)))
     data = PairDataset(config(tmp_path), scale=4, seed=0)
-    draws = [data.samples([n]).draws[0] for n in range(100)]
+    draws = [samples(data, n).draws[0] for n in range(100)]
     assert {d.top for d in draws} == {0, 1, 2} and {d.left for d in draws} == {0, 1}
 
 
@@ -136,7 +144,7 @@ def test_small_pictures_are_left_out_and_counted(folder, caplog):
     write_image(folder / "tiny.png", Image(np.zeros((15, 99, 3), np.uint8)))
     with caplog.at_level(logging.WARNING):
         data = PairDataset(config(folder), scale=4, seed=0)
-    assert len(data) == 10 and [p.name for p in data.small] == ["tiny.png"]
+    assert len(data) == 10 and [data.pictures.name(i) for i in data.small] == ["tiny"]
     assert "1 of 11 pictures are smaller than data.patch=16" in caplog.text
 
 
@@ -148,13 +156,13 @@ def truncate(path):
 def test_unreadable_files_are_named_once_and_replaced(folder, caplog):
     """Unreadable files are named once and replaced by the next readable one."""
     whole = PairDataset(config(folder), scale=4, seed=0)
-    planned = [whole.samples([n]).draws[0].picture for n in range(20)]
+    planned = [samples(whole, n).draws[0].picture for n in range(20)]
     truncate(folder / "4.png")
     with caplog.at_level(logging.WARNING):
         data = PairDataset(config(folder), scale=4, seed=0)
-        shown = [data.samples([n]).draws[0].picture for n in range(20)]
+        shown = [samples(data, n).draws[0].picture for n in range(20)]
     assert shown == [5 if picture == 4 else picture for picture in planned]
-    assert [p.name for p in data.bad] == ["4.png"]
+    assert [data.pictures.name(i) for i in data.bad] == ["4"]
     assert caplog.text.count("4.png") == 1
 
 
@@ -165,7 +173,7 @@ def test_too_many_unreadable_files_stop_with_the_last_reason(folder):
     data = PairDataset(config(folder), scale=4, seed=0)
     with pytest.raises(DataError, match=r"2 of 10 pictures cannot be read.*1\.png"):
         for n in range(10):
-            data.samples([n])
+            samples(data, n)
 
 
 def test_only_unreadable_files_stop_even_when_all_are_allowed_to_be_bad(folder):
@@ -174,7 +182,7 @@ def test_only_unreadable_files_stop_even_when_all_are_allowed_to_be_bad(folder):
     write_image(folder / "tiny.png", Image(np.zeros((9, 9, 3), np.uint8)))
     data = PairDataset(config(folder, max_bad_fraction=1), scale=4, seed=0)
     with pytest.raises(DataError, match="10 of 11"):
-        data.samples([0])
+        samples(data, 0)
 
 
 def test_excluded_parts_of_a_path_leave_pictures_out(folder):

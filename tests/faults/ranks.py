@@ -155,14 +155,14 @@ def _launch(config: Run, folder: Path, world: int, attempt: int, port: int) -> l
 
 
 def _note_batches(folder: Path, attempt: int) -> None:
-    real = PairDataset.batch
+    real = PairDataset.request
 
-    def batch(self, number, batch_size):
+    def request(self, number, batch_size):
         with (folder.parent / f"{folder.name}.txt").open("a") as file:
             file.write(f"{attempt} {number}\n")
         return real(self, number, batch_size)
 
-    PairDataset.batch = batch
+    PairDataset.request = request
 
 
 def _others_end(processes: list[int], limit: float = LONGEST) -> str | None:

@@ -1,0 +1,128 @@
+"""The batches of a run, in their order, loaded ahead by worker processes.
+
+A batch is a pure function of its number, so nothing but time depends on how many workers there are.
+Workers start from a server process that has imported torch and nothing else: a copy of this process
+would carry the threads of libvips and of a GPU with it, and neither survives that.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import time
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from ldm_dream.data.pairs import Batch
+from ldm_dream.errors import UserError
+
+# what the first process of a run is told by the terminal or a scheduler; it tells the workers
+SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1")
+
+
+class Data(Protocol):
+    """Training samples; `len` counts pictures."""
+
+    def __len__(self) -> int: ...
+
+    def request(self, number: int, batch_size: int) -> Any:
+        """What to load for batch `number`; called in the main process in the order of use."""
+        ...
+
+    def load(self, request: Any) -> Any:
+        """Read and cut it, in any process: a function of the request alone."""
+        ...
+
+    def finish(self, samples: Any, place: Callable[[Tensor], Tensor]) -> Batch:
+        """In the main process, in the order of the requests. place: moves a tensor to the device."""
+        ...
+
+
+class Loader:
+    """Iterator of the batches of `numbers`. `waited`: seconds for which it kept its caller waiting.
+
+    To be closed: workers do not listen to signals. workers: processes that load; 0: this one, when
+    it is asked. prefetch: batches that each has ready. place: moves a tensor to the device. pin:
+    their memory can be copied from while the host goes on.
+    """
+
+    def __init__(
+        self,
+        data: Data,
+        numbers: Iterable[int],
+        batch_size: int,
+        place: Callable[[Tensor], Tensor],
+        workers: int = 0,
+        prefetch: int = 2,
+        pin: bool = False,
+    ):
+        self.data, self.place, self.waited = data, place, 0.0
+        requests = (data.request(number, batch_size) for number in numbers)
+        if workers:
+            # DataLoader itself draws a number, which must not be one of the run
+            own = torch.Generator()
+            context = multiprocessing.get_context("forkserver")
+            context.set_forkserver_preload([__name__])
+            self._loaded: Iterator[Any] = iter(
+                DataLoader(
+                    _Loads(data),
+                    batch_size=None,
+                    sampler=requests,
+                    num_workers=workers,
+                    prefetch_factor=prefetch,
+                    pin_memory=pin,
+                    worker_init_fn=_begin,
+                    multiprocessing_context=context,
+                    generator=own,
+                )
+            )
+        else:
+            self._loaded = map(data.load, requests)
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self
+
+    def __next__(self) -> Batch:
+        """Raises UserError of the data."""
+        begin = time.perf_counter()
+        samples = next(self._loaded)
+        self.waited += time.perf_counter() - begin
+        if isinstance(samples, UserError):
+            raise samples
+        return self.data.finish(samples, self.place)
+
+    def close(self) -> None:
+        """Ends the workers."""
+        self._loaded = iter(())
+
+
+def workers_for(device: torch.device, processes: int) -> int:
+    """How many suit one of `processes` on this machine that train on devices of this type."""
+    cores = len(os.sched_getaffinity(0)) // processes
+    return min(8, max(1, cores - 1)) if device.type == "cuda" else int(cores > 1)
+
+
+class _Loads(Dataset):
+    """What workers call."""
+
+    def __init__(self, data: Data):
+        self.data = data
+
+    def __getitem__(self, request: Any) -> Any:
+        try:
+            return self.data.load(request)
+        except UserError as error:  # as a value: DataLoader would wrap it in a traceback
+            return error
+
+
+def _begin(_worker: int) -> None:
+    """A worker has one thread, gives way to the training threads, and ends when `close` says so."""
+    torch.set_num_threads(1)
+    os.nice(5)
+    for name in SIGNALS:
+        signal.signal(getattr(signal, name), signal.SIG_IGN)
