@@ -96,9 +96,8 @@ def as_in_sampling(network: nn.Module, device: str, precision: str) -> Iterator[
     """
     # autocast already on: one cast of the weights serves both passes; else they are freed at once
     same = torch.is_autocast_enabled(device)
-    cast = torch.autocast(
-        device, torch.bfloat16, enabled=same or precision == "bf16", cache_enabled=same
-    )
+    dtype = torch.get_autocast_dtype(device) if same else torch.bfloat16
+    cast = torch.autocast(device, dtype, enabled=same or precision == "bf16", cache_enabled=same)
     eager = torch.compiler.set_stance("force_eager") if device == "cpu" else nullcontext()
     flags = {module: module.training for module in network.modules()}
     network.eval()

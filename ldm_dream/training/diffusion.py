@@ -83,6 +83,9 @@ class DiffusionObjective:
                 terms["lpips"] = cfg.lpips, self.lpips(decoded, hr).mean()
         return terms
 
+    def begins(self, step: int) -> str | None:
+        return None
+
     def after_step(self, generator: torch.Generator) -> dict[str, Tensor]:
         return {}
 

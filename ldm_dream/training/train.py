@@ -84,6 +84,8 @@ def _loop(
             saved = step
         if ends:
             break
+        if said := trainer.objective.begins(step):
+            log.line(said)
         trainer.means.add(trainer.step(step))
         profiler.step()
         step += 1
