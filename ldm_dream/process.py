@@ -139,9 +139,7 @@ class Process:
                 "use prediction 'v' or 'z0'."
             )
 
-    def to_z0(
-        self, output: Tensor, z_t: Tensor, z_lr: Tensor, t: Steps, prediction: str
-    ) -> Tensor:
+    def to_z0(self, output: Tensor, z_t: Tensor, z_lr: Tensor, t: Steps, prediction: str) -> Tensor:
         """The z0 that `output` implies at z_t; for eps not at a step of pure noise (see
         `refuse_blind`).
         """

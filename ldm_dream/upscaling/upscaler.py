@@ -32,7 +32,8 @@ from ldm_dream.denoiser import Denoiser
 from ldm_dream.hub import upload
 from ldm_dream.model_folder import LoadedModel, load_model
 from ldm_dream.networks import compile_blocks
-from ldm_dream.sampler import Sampler, Turn, plan, sample, seeded
+from ldm_dream.noise import seeded
+from ldm_dream.sampler import Sampler, Turn, plan, sample
 from ldm_dream.upscaling.cuda_graphs import GraphedCall
 from ldm_dream.upscaling.devices import UpscaleError, device_named, dtype_named
 from ldm_dream.upscaling.hidden import filled
@@ -257,9 +258,8 @@ class Upscaler:
         """Band by band, in main memory but for the tiles."""
         network, process = self.denoiser.network, self.denoiser.process
         sampler = Sampler(process, self.denoiser.prediction, sampling, self.autoencoder.bound)
-        calls = Calls(
-            self._encode, self._denoise, self._decode, self.autoencoder.factor, network.cond_factor
-        )
+        made, factor = (self._encode, self._denoise, self._decode), self.autoencoder.factor
+        calls = Calls(*made, factor, network.cond_factor, self.device)
         noise = partial(seeded, how.seed)
         return InTiles(calls, source, tiles, sampler, noise, how.batch_size).bands
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ldm_dream.data.resize import imresize_to
-from ldm_dream.sampler import seeded
+from ldm_dream.noise import seeded
 from ldm_dream.upscaling.pictures import Source, unpack
 from ldm_dream.upscaling.tiling import Pass, Tiles, across, wavefront
 
