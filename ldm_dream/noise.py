@@ -17,6 +17,7 @@ from torch import Tensor
 # k = 0: the prior's noise, k = 1 ..: that of the k-th step; unit variance, shaped as z_lr
 Noise = Callable[[int], Tensor]
 
+LARGEST_SEED = 2**64 - 1
 WORD = 2**32 - 1
 ROUNDS = 10
 MULTIPLIERS = 0xD2511F53, 0xCD9E8D57
@@ -33,7 +34,7 @@ def gaussian(z_lr: Tensor, generator: torch.Generator | None = None) -> Noise:
 
 def seeded(seed: int, z_lr: Tensor, top: int = 0) -> Noise:
     """Noise shaped as z_lr, a function of (seed, k, channel, y, x); `top` is the row of the picture
-    at which z_lr begins. seed: 0 .. 2^64 - 1.
+    at which z_lr begins. seed: 0 .. LARGEST_SEED.
 
     The same numbers on every device up to the rounding of logarithm, sine and cosine, for every
     tile and batch size, for every part of the picture, and for each picture of a batch.

@@ -25,6 +25,7 @@ from ldm_dream.networks import build_network
 from ldm_dream.networks.autoencoders import build_autoencoder
 from ldm_dream.process import build_process
 from ldm_dream.sampler import SamplerError
+from ldm_dream.upscaling import strips
 from ldm_dream.upscaling import upscaler as upscale_module
 from ldm_dream.upscaling.upscaler import UpscaleError, Upscaler
 
@@ -328,13 +329,13 @@ def test_strips_change_no_number(color_fix, scale, monkeypatch):
     image = Image(image.pixels, image.alpha[..., 0])
     options = {"steps": 1, "scale": scale, "color_fix": color_fix, "tile": 24, "tile_pad": 2}
     whole = upscaler()(image, **options)
-    monkeypatch.setattr(upscale_module, "STRIP", 21 * 4 * 13)
-    monkeypatch.setattr(upscale_module, "MIN_STRIP", 13)
-    monkeypatch.setattr(upscale_module, "COLUMNS", 37)
-    strips = upscaler()(image, **options)
-    assert np.array_equal(strips.alpha, whole.alpha)
+    monkeypatch.setattr(strips, "STRIP", 21 * 4 * 13)
+    monkeypatch.setattr(strips, "MIN_STRIP", 13)
+    monkeypatch.setattr(strips, "COLUMNS", 37)
+    in_strips = upscaler()(image, **options)
+    assert np.array_equal(in_strips.alpha, whole.alpha)
     # the moments of adain are summed in another order
-    assert np.abs(strips.pixels.astype(int) - whole.pixels).max() <= (color_fix == "adain")
+    assert np.abs(in_strips.pixels.astype(int) - whole.pixels).max() <= (color_fix == "adain")
 
 
 class Largest(TorchDispatchMode):
@@ -354,7 +355,7 @@ class Largest(TorchDispatchMode):
 
 @pytest.mark.parametrize("scale", [0.5, 4])
 def test_a_large_picture_is_never_whole_in_floats(scale, monkeypatch):
-    monkeypatch.setattr(upscale_module, "STRIP", 0)
+    monkeypatch.setattr(strips, "STRIP", 0)
     image = np.random.default_rng(0).integers(0, 256, (160, 8, 3), np.uint8)
     with Largest() as seen:
         upscaler()(image, steps=1, scale=scale, tile=16, tile_pad=2)
@@ -403,6 +404,7 @@ def test_bf16_is_close_to_fp32():
         ({"steps": 0}, "steps=0"),
         ({"steps": 4}, "steps=4"),
         ({"seed": -1}, "seed=-1"),
+        ({"seed": 2**64}, "one below 2.64"),
         ({"tile": 0}, "tile=0"),
         ({"tile_pad": -1}, "tile_pad=-1"),
         ({"batch_size": 0}, "batch_size=0"),
