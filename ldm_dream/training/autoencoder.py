@@ -137,12 +137,16 @@ class CodeUsage(nn.Module):
         super().__init__()
         self.register_buffer("idle", torch.zeros(codes, dtype=torch.int64))
         self.register_buffer("initialised", torch.tensor(initialised))
+        self._started = False  # `initialised` as the host knows it; reading that waits for the device
         self._chosen: Tensor | None = None  # bool [codes], of this step so far
         self._x: Tensor | None = None  # its last micro-batch
 
     @torch.no_grad()
     def start(self, model: VQGAN, x: Tensor, generator: torch.Generator) -> None:
         """Once: the codebook begins as random latents of this batch."""
+        if self._started:
+            return
+        self._started = True
         if self.initialised:
             return
         codes = model.quantize.embedding.weight
