@@ -2,6 +2,7 @@
 is played by plain Python.
 """
 
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import pytest
@@ -92,6 +93,23 @@ def test_tiles_through_a_recorded_call_make_the_same_picture(recorded):
     upscaler.denoiser.call = GraphedCall(upscaler.denoiser.network)
     assert torch.equal(upscaler(picture, tile=16, tile_pad=4), want)
     assert len(recorded) == 1
+
+
+def test_recording_and_playing_are_on_the_device_of_the_inputs(recorded, monkeypatch):
+    current = ["cuda:0"]
+
+    @contextmanager
+    def device_of(x):
+        current.append(f"of {tuple(x.shape)}")
+        yield
+        current.pop()
+
+    seen = []
+    monkeypatch.setattr(torch.cuda, "device_of", device_of)
+    call = GraphedCall(lambda x: seen.append(current[-1]) or x + 1)
+    for _ in range(CALLS + 2):
+        call(torch.ones(3))
+    assert {*seen} == {"of (3,)"} and len(recorded) == 1 and current == ["cuda:0"]
 
 
 def test_out_of_memory_drops_recordings_before_tiles_shrink(recorded, monkeypatch, caplog):
