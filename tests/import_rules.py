@@ -75,6 +75,10 @@ IMPORT_RULES = {
         (*CONFIG, *root("writing", "data", "scoring")),
         ("torch", "torchvision", "numpy", "PIL", "lpips", "torch_fidelity"),
     ),
+    "ldm_dream.preparing": May(
+        root("errors", "writing", "data.formats", "data.jpeg", "preparing"),
+        ("numpy", "PIL", "pyvips", "lmdb"),
+    ),
     # these three never import each other
     "ldm_dream.training": May(
         (*MODEL, *root("training", "scoring.metrics")),
