@@ -230,8 +230,10 @@ RECIPES = {
 }  # fmt: skip
 
 
-def recipe_of(name: str) -> Recipe:
+def recipe_of(name: str | None) -> Recipe:
     """Raises PrepareError for a name that no recipe has."""
+    if name is None:
+        raise PrepareError(f"name a data set; there are {', '.join(RECIPES)}.")
     if name not in RECIPES:
         raise PrepareError(f"there is no recipe {name!r}; there are {', '.join(RECIPES)}.")
     return RECIPES[name]
