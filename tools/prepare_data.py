@@ -77,6 +77,8 @@ def run(args: argparse.Namespace) -> int:
         lines, is_complete = check(*request)
         print("\n".join(lines))
         return 0 if is_complete else 1
+    if sys.stderr.isatty():
+        print("looking for pictures; in large archives this takes minutes", file=sys.stderr)
     job = Job.of(*request)
     for _ in tqdm(job.run(args.workers), total=job.todo(), unit="picture", disable=None):
         pass

@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ldm_dream.errors import shown
-from ldm_dream.preparing.plan import Planned, check_apart, evenly_spaced, plan
+from ldm_dream.preparing.plan import Planned, evenly_spaced, plan
 from ldm_dream.preparing.recipe import Options, Part, PrepareError, Recipe
 from ldm_dream.preparing.sets import FolderSet, LmdbSet, PictureSet
-from ldm_dream.preparing.sources import find_entries, unpacked
+from ldm_dream.preparing.sources import PackedLmdb, find_entries, unpacked
 from ldm_dream.preparing.work import Result, prepare, tasks_of
 from ldm_dream.writing import check_place, whole_file
 
@@ -32,9 +32,9 @@ def open_set(recipe: Recipe, part: Part, out: Path, as_lmdb: bool) -> PictureSet
     return LmdbSet(place, about) if place.suffix == ".lmdb" else FolderSet(place, about)
 
 
-def list_of(target: PictureSet, count: int) -> Path:
-    """The list of `count` pictures of a set, beside it."""
-    return target.place.with_name(f"{target.place.name}-eval{count}.txt")
+def list_of(part: Part, out: Path, options: Options) -> Path:
+    """The list of some pictures of a set, beside it."""
+    return out / f"{part.output}-eval{options.eval_count}.txt"
 
 
 @dataclass
@@ -52,17 +52,17 @@ class Job:
         cls, recipe: Recipe, places: Iterable[Path], out: Path, options: Options, as_lmdb: bool
     ) -> Job:
         """Raises PrepareError before anything is written, but for databases that are unpacked."""
-        places = list(places)
         check_place(out)
         parts = recipe.parts(options)
-        check_apart(places, (place_of(part, out, as_lmdb) for part in parts))
-        entries = unpacked(find_entries(places, recipe.archives), out / UNPACKED)
-        plans = plan(recipe, entries, options)
+        entries = find_entries(places, recipe.archives)
+        for part in parts:
+            if part.is_listed:
+                _check_list(list_of(part, out, options))
+            if any(isinstance(entry, PackedLmdb) for entry in entries):
+                open_set(recipe, part, out, as_lmdb)  # refused before the long unpacking
+        plans = plan(recipe, unpacked(entries, out / UNPACKED), options)
         sets = [(each, open_set(recipe, each.part, out, as_lmdb)) for each in plans]
-        job = cls(sets, out, options)
-        for _, target in job._with_lists():
-            _check_list(list_of(target, options.eval_count))
-        return job
+        return cls(sets, out, options)
 
     def todo(self) -> int:
         """How many pictures of the publisher are still to be read."""
@@ -75,8 +75,8 @@ class Job:
             if result.status == "failed":
                 self.failures.append(f"{shown(result.path)}: {shown(result.reason)}")
             yield result
-        for _, target in self._with_lists():
-            self._write_list(target)
+        for path, target in self._lists().items():
+            _write_list(path, target, self.options.eval_count)
         if not self.failures:
             shutil.rmtree(self.out / UNPACKED, ignore_errors=True)
 
@@ -92,24 +92,22 @@ class Job:
             chosen = len(planned.chosen)
             source = f"{chosen:,} of {found:,}" if chosen < found else f"{found:,}"
             lines.append(f"{target.place}: {pictures:,} pictures, from {source}{missing}")
-        lists = (list_of(target, self.options.eval_count) for _, target in self._with_lists())
-        return lines + [f"{path}: the pictures to evaluate on" for path in lists]
+        return lines + [f"{path}: the pictures to evaluate on" for path in self._lists()]
 
-    def _with_lists(self) -> list[tuple[Planned, PictureSet]]:
-        most = self.options.eval_count
-        return [
-            (planned, target)
+    def _lists(self) -> dict[Path, PictureSet]:
+        return {
+            list_of(planned.part, self.out, self.options): target
             for planned, target in self.sets
-            if planned.part.is_evaluation and len(planned.chosen) > most
-        ]
+            if planned.part.is_listed
+        }
 
-    def _write_list(self, target: PictureSet) -> None:
-        names = sorted(one.name for made in target.done.values() for one in made)
-        count, path = self.options.eval_count, list_of(target, self.options.eval_count)
-        lines = [f"{target.place.name}/{name}.png" for name in evenly_spaced(names, count)]
-        text = "\n".join([f"{_LIST}: {len(lines)} of {len(names)}, evenly spaced by name", *lines])
-        with whole_file(path) as draft:
-            draft.write_text(text + "\n", encoding="utf-8")
+
+def _write_list(path: Path, target: PictureSet, count: int) -> None:
+    names = sorted(one.name for made in target.done.values() for one in made)
+    lines = [f"{target.place.name}/{name}.png" for name in evenly_spaced(names, count)]
+    text = "\n".join([f"{_LIST}: {len(lines)} of {len(names)}, evenly spaced by name", *lines])
+    with whole_file(path) as draft:
+        draft.write_text(text + "\n", encoding="utf-8")
 
 
 def _check_list(path: Path) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 from ldm_dream.errors import UserError
 from ldm_dream.writing import WriteError, whole_file
 
-META = "meta_info.txt"
+DATABASE, META = "data.mdb", "meta_info.txt"
 LONGEST_KEY = 511  # bytes, of LMDB as it is built everywhere
 FIRST_SIZE = 2**28  # bytes of the map; doubled when it is full
 
@@ -33,9 +33,17 @@ def open_lmdb(folder: Path) -> Any:
     """A database to read. Raises UserError."""
     lmdb = _lmdb()
     try:
-        return lmdb.open(str(folder), readonly=True, lock=False, readahead=False, create=False)
+        database = lmdb.open(str(folder), readonly=True, lock=False, readahead=False, create=False)
     except lmdb.Error as error:
         raise UserError(f"{folder}: is no whole LMDB ({error}); make or get it again.") from None
+    pages, page = database.info()["last_pgno"] + 1, database.stat()["psize"]
+    there = (folder / DATABASE).stat().st_size
+    if there < pages * page:  # reading behind its end would kill the process
+        database.close()
+        raise UserError(
+            f"{folder}: is no whole LMDB ({there} of {pages * page} bytes); make or get it again."
+        )
+    return database
 
 
 class LmdbWriter:

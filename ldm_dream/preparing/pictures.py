@@ -19,10 +19,10 @@ from ldm_dream.data import jpeg
 from ldm_dream.data.formats import MAX_PIXELS
 
 KINDS = ("PNG", "JPEG", "WEBP", "BMP")
-# how PNGs are packed. Measured on 480x480 cuts of photos (libvips 8.18, one core): without packing
-# and filter a PNG is decoded in half the time, and takes twice the space; the filters save a fifth
-# of the space and cost half as much time again. docs/datasets.md has the figures.
-IN_A_FOLDER, IN_AN_LMDB = 3, 0  # zlib's level
+# zlib's levels, by `python -m benchmarks png-levels`: a PNG that is not packed is read in about half
+# the time and takes nearly twice the space. PNG's filters would save a fifth of the space, and
+# reading would take a third longer.
+IN_A_FOLDER, IN_AN_LMDB = 3, 0
 
 
 _BROKEN = (
@@ -73,10 +73,10 @@ def open_picture(data: bytes) -> Image:
         raise PictureError(str(error) if known and str(error) else reason) from None
 
 
-def to_png(image: Image, level: int) -> bytes:
-    """An RGB picture as PNG; level: of zlib."""
+def to_png(image: Image, level: int, filter: str = "none") -> bytes:
+    """An RGB picture as PNG. level: of zlib. filter: of libvips' names, before packing."""
     pixels: Any = pyvips.Image.new_from_array(np.asarray(image)).copy(interpretation="srgb")
-    return bytes(pixels.pngsave_buffer(compression=level, filter="none"))
+    return bytes(pixels.pngsave_buffer(compression=level, filter=filter))
 
 
 # ------------------------------------------------------------------------------------------- cuts

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TypeVar
 
-from ldm_dream.errors import shown
 from ldm_dream.preparing.recipe import Options, Part, PrepareError, Recipe
 from ldm_dream.preparing.sources import Entry, PackedLmdb
 
@@ -56,13 +54,3 @@ def _planned(part: Part, entries: list[Entry], options: Options) -> Planned:
         names = held_out if part.share == "held out" else sorted({*names} - {*held_out})
     most = options.limit or part.limit or len(names)
     return Planned(part, {name: found[name] for name in evenly_spaced(names, most)}, len(names))
-
-
-def check_apart(places: Iterable[Path], outputs: Iterable[Path]) -> None:
-    """Raises PrepareError where a set would be made in a folder that is read."""
-    for place in places:
-        for output in outputs:
-            if place.resolve() == output.resolve():
-                raise PrepareError(
-                    f"{shown(place)}: is read and would be written; name another folder with -o."
-                )

@@ -33,7 +33,7 @@ class Part:
     picture's name. archive: where the pictures come from, for the user. count: how many its
     publisher names. megapixels: of what is made of one picture, about.
 
-    is_evaluation: always a folder of files, with a list of some of them. share: of pictures that no
+    is_evaluation: always a folder of files. is_listed: with a list of some to evaluate on. share: of pictures that no
     publisher divided, "held out" for evaluation or the "rest". digits: names are filled up with
     zeros. limit: most pictures, unless the user says. optional: not missed.
     """
@@ -45,6 +45,7 @@ class Part:
     megapixels: float
     count: int | None = None
     is_evaluation: bool = False
+    is_listed: bool = False
     share: str = ""
     digits: int = 0
     limit: int | None = None

@@ -56,13 +56,14 @@ def _ffhq(sizes: tuple[int, ...], scale: int) -> list[Part]:
 
 def _celebahq(sizes: tuple[int, ...], scale: int) -> list[Part]:
     """CelebAMask-HQ/CelebA-HQ-img/0.jpg .. 29999.jpg (1024 pixels), data256x256/00001.jpg,
-    celeba_hq_256/00000.jpg. Masks, and CelebA's own img_celeba and img_align_celeba, are left alone.
+    celeba_hq_256/00000.jpg, and celebahq_16_128/hr_128/00000.png as SR3's and DREAM's code has it.
+    Masks, LR pictures, and CelebA's own img_celeba and img_align_celeba are left alone.
     """
     part = Part(
         "celebahq_{side}",
-        r"(?i)^(?!.*/img_|.*mask-anno).*(?:celeb|data\d+x\d+).*/(\d{1,6})\.(?:png|jpe?g|webp)$",
+        r"(?i)^(?!.*/img_|.*/[ls]r_\d|.*mask-anno).*(?:celeb|data\d+x\d+).*/(\d{1,6})\.(?:png|jpe?g|webp)$",
         _ANY, "CelebAMask-HQ.zip (3 GB), or a folder or zip of CelebA-HQ", 0, 30_000,
-        is_evaluation=True, digits=5,
+        is_evaluation=True, is_listed=True, digits=5,
     )  # fmt: skip
     return _squares(part, sizes, _FACES)
 
@@ -130,7 +131,7 @@ def _lsun(sizes: tuple[int, ...], scale: int, scene: str, count: int, size: str)
     def of(split: str, ending: str, count: int, size: str, is_evaluation: bool) -> list[Part]:
         part = Part(
             f"lsun_{scene}_{{side}}{ending}", rf"{scene}_{split}_lmdb.*/data\.mdb/(\w+)$", _ANY,
-            f"{scene}_{split}_lmdb.zip ({size})", 0, count, is_evaluation,
+            f"{scene}_{split}_lmdb.zip ({size})", 0, count, is_evaluation, is_evaluation,
         )  # fmt: skip
         return _squares(part, sizes)
 
@@ -152,7 +153,7 @@ def _imagenet(sizes: tuple[int, ...], scale: int) -> list[Part]:
             Part(
                 f"imagenet_{side}_val", r"/(ILSVRC2012_val_\d{8})\.(?i:jpe?g)$",
                 Crop(side, is_middle=True), "ILSVRC2012_img_val.tar (6.3 GB)", side**2 / 1e6,
-                limit=3_000, is_evaluation=True, configs=configs,
+                limit=3_000, is_evaluation=True, is_listed=True, configs=configs,
             ),
         ]  # fmt: skip
     return parts

@@ -21,13 +21,12 @@ from functools import lru_cache
 from pathlib import Path, PurePosixPath
 
 from ldm_dream.errors import shown
-from ldm_dream.preparing.lmdb_writer import open_lmdb
+from ldm_dream.preparing.lmdb_writer import DATABASE, open_lmdb
 from ldm_dream.preparing.recipe import PrepareError
 from ldm_dream.writing import whole_file
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
 ARCHIVES = re.compile(r"\.(zip|tar|tgz|tar\.(gz|bz2|xz))$", re.IGNORECASE)
-DATABASE = "data.mdb"  # of an LMDB
 OF_A_SET = ".prepared.jsonl"  # in every folder that was prepared here, which is no source
 UNREADABLE = (OSError, EOFError, RuntimeError, NotImplementedError, zlib.error, lzma.LZMAError)
 BROKEN = (zipfile.BadZipFile, tarfile.TarError, *UNREADABLE)

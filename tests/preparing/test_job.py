@@ -218,6 +218,15 @@ def test_a_wrong_archive_is_one_sentence(tmp_path, name, data, text):
     assert not (tmp_path / "data").exists()
 
 
+def test_a_database_that_was_cut_is_one_sentence(tmp_path):
+    """To read behind its end would kill the process."""
+    archives.lsun(tmp_path / "downloads", "tower", packed=False)
+    file = tmp_path / "downloads/tower_train_lmdb/data.mdb"
+    file.write_bytes(file.read_bytes()[:-4096])
+    with pytest.raises(UserError, match="tower_train_lmdb: is no whole LMDB"):
+        job(tmp_path, "lsun-tower")
+
+
 def test_other_archives_that_lie_beside_are_not_opened(tmp_path):
     write_zip(tmp_path / "downloads/ffhq.zip", archives.ffhq(2))
     (tmp_path / "downloads/DIV2K_train_HR.zip").write_bytes(b"half of it")

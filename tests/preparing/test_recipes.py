@@ -78,6 +78,18 @@ def test_celebahq_with_a_list_to_evaluate_on(tmp_path, files):
     assert "5 pictures, from 5 (its publisher names 30,000)" in "\n".join(job.summary())
 
 
+def test_the_hundred_of_dream_are_taken_as_they_are(tmp_path):
+    files = {f"celebahq_16_128/{kind}/{n:05d}.png": picture(n, side, side)
+             for kind, side in (("lr_16", 8), ("hr_128", 16), ("sr_16_128", 16))
+             for n in (7, 30)}  # fmt: skip
+    place = write_zip(tmp_path / "celebahq_16_128.zip", files)
+    prepared("celebahq", [place], tmp_path / "data", sizes=(16,))
+    assert names(tmp_path / "data/celebahq_16") == ["00007.png", "00030.png"]
+    made = decoded(tmp_path / "data/celebahq_16/00030.png")
+    assert np.array_equal(made, decoded(picture(30, 16, 16)))
+    assert (tmp_path / "data/celebahq_16-eval100.txt").is_file()
+
+
 def test_div2k_as_sub_images_with_lr_of_the_same_names(tmp_path):
     archives.div2k(tmp_path / "downloads")
     prepared("div2k", [tmp_path / "downloads"], tmp_path / "data")
