@@ -12,7 +12,6 @@ stopped by Ctrl-C or SIGTERM.
 """
 
 import argparse
-import os
 import sys
 from pathlib import Path
 
@@ -39,7 +38,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--scale", type=int, metavar="N", help="of given LR pictures: 2, 3 or 4 (default: 4)")
     add("--limit", type=_count, metavar="N", help="at most so many pictures a set, evenly spaced")
     add("--eval-count", type=_count, default=100, metavar="N", help="to evaluate on (default: 100)")
-    add("--workers", type=_count, default=_cores(), metavar="N", help="processes (default: cores)")
+    add("--workers", type=_count, metavar="N", help="processes (default: one a core)")
     add("--check", action="store_true", help="say what is there and what is missing; write nothing")
     return parser
 
@@ -54,10 +53,6 @@ def _count(text: str) -> int:
     return int(text)
 
 
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def run(args: argparse.Namespace) -> int:
     # here, so that --help answers at once
     from tqdm import tqdm
@@ -66,6 +61,7 @@ def run(args: argparse.Namespace) -> int:
     from ldm_dream.preparing.job import Job
     from ldm_dream.preparing.recipe import Options
     from ldm_dream.preparing.recipes import recipe_of
+    from ldm_dream.preparing.work import cores
 
     if args.list:
         print("\n".join(about_all()))
@@ -80,7 +76,7 @@ def run(args: argparse.Namespace) -> int:
     if sys.stderr.isatty():
         print("looking for pictures; in large archives this takes minutes", file=sys.stderr)
     job = Job.of(*request)
-    for _ in tqdm(job.run(args.workers), total=job.todo(), unit="picture", disable=None):
+    for _ in tqdm(job.run(args.workers or cores()), total=job.todo(), unit="picture", disable=None):
         pass
     print("\n".join(job.summary()))
     sys.stderr.writelines(f"failed: {line}\n" for line in job.failures)

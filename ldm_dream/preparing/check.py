@@ -48,8 +48,9 @@ def check(
                 f"    source: {here.found:,} pictures{_of(part)}, {len(here.chosen):,} wanted"
             )
         elif packed:
-            still = min(part.count or 0, options.limit or part.limit or part.count or 0)
-            needed += packed.size
+            count = part.count or 0
+            still = max(0, min(count, options.limit or count) - len(target.done))
+            needed += packed.size if still else 0
             lines.append(f"    source: {packed.file}, to be unpacked ({packed.size / 1e9:.1f} GB)")
         elif not pictures:
             is_complete = is_complete and part.optional

@@ -55,10 +55,11 @@ class Job:
         check_place(out)
         parts = recipe.parts(options)
         entries = find_entries(places, recipe.archives)
+        is_packed = any(isinstance(entry, PackedLmdb) for entry in entries)
         for part in parts:
             if part.is_listed:
                 _check_list(list_of(part, out, options))
-            if any(isinstance(entry, PackedLmdb) for entry in entries):
+            if is_packed:
                 open_set(recipe, part, out, as_lmdb)  # refused before the long unpacking
         plans = plan(recipe, unpacked(entries, out / UNPACKED), options)
         sets = [(each, open_set(recipe, each.part, out, as_lmdb)) for each in plans]

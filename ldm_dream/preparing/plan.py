@@ -36,8 +36,8 @@ def plan(recipe: Recipe, entries: Iterable[Entry], options: Options) -> list[Pla
     if not sets:
         archives = ", ".join(dict.fromkeys(part.archive for part in parts))
         raise PrepareError(
-            f"none of {len(entries)} pictures is of {recipe.name}: it is made of {archives}, from "
-            f"{recipe.page}."
+            f"none of {len(entries)} pictures is of {recipe.name}: give {archives}, from "
+            f"{recipe.page}, with --from."
         )
     return sets
 

@@ -127,8 +127,11 @@ class LmdbSet:
         self.folder = self.place
 
     def close(self) -> None:
-        if self._writer is not None:
+        if self._writer is None:
+            return
+        try:
             self._commit()
+        finally:
             self._writer.close()
             self._writer = None
 

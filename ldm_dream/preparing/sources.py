@@ -19,6 +19,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from ldm_dream.errors import shown
 from ldm_dream.preparing.lmdb_writer import DATABASE, open_lmdb
@@ -106,7 +107,7 @@ def _opened_zip(file: Path) -> zipfile.ZipFile:
 
 
 @lru_cache(maxsize=4)
-def _opened_lmdb(folder: Path):
+def _opened_lmdb(folder: Path) -> Any:
     return open_lmdb(folder)
 
 
@@ -133,7 +134,7 @@ def find_entries(places: Iterable[Path], archives: str) -> list[Entry]:
 def _in_folder(place: Path, name: str, archives: re.Pattern) -> Iterator[Entry]:
     """Links are followed, but into no folder twice."""
     seen = set()
-    for folder, subfolders, files in os.walk(place, followlinks=True):
+    for folder, subfolders, files in os.walk(place, onerror=_cannot_list, followlinks=True):
         real = os.path.realpath(folder)
         if real in seen or OF_A_SET in files:
             subfolders.clear()
@@ -141,7 +142,7 @@ def _in_folder(place: Path, name: str, archives: re.Pattern) -> Iterator[Entry]:
         seen.add(real)
         subfolders[:] = sorted(sub for sub in subfolders if not sub.startswith("."))
         inside = PurePosixPath(name, Path(folder).relative_to(place).as_posix())
-        for file in sorted(files):
+        for file in sorted(name for name in files if not name.startswith(".")):
             path, here = str(inside / file), Path(folder, file)
             if file == DATABASE:
                 yield from _in_lmdb(Path(folder), path)
@@ -149,6 +150,10 @@ def _in_folder(place: Path, name: str, archives: re.Pattern) -> Iterator[Entry]:
                 yield from _in_archive(here, path)
             elif _is_picture(file) and here.is_file():
                 yield Entry(path, here)
+
+
+def _cannot_list(error: OSError) -> None:
+    raise PrepareError(f"{shown(error.filename)}: cannot be read: {error.strerror}.")
 
 
 def _is_picture(name: str) -> bool:
@@ -213,7 +218,7 @@ def _in_tar(tar: tarfile.TarFile, file: Path, path: str, start: int) -> Iterator
 
 
 def _in_lmdb(folder: Path, path: str) -> Iterator[Entry]:
-    with open_lmdb(folder) as database, database.begin() as transaction:
+    with _opened_lmdb(folder).begin() as transaction:
         for key in transaction.cursor().iternext(values=False):
             yield InLmdb(f"{path}/{key.decode('ascii', 'replace')}", folder, key)
 

@@ -158,6 +158,27 @@ def test_a_killed_writer_leaves_no_lmdb_that_looks_whole(tmp_path):
     assert len((folder / "meta_info.txt").read_text().splitlines()) == 6
 
 
+def test_a_disk_that_is_full_is_one_sentence_and_what_was_committed_stays(tmp_path, monkeypatch):
+    import lmdb
+
+    write_zip(tmp_path / "downloads/ffhq.zip", archives.ffhq(4))
+    monkeypatch.setattr(sets, "BATCH_BYTES", 1)
+    running = job(tmp_path, as_lmdb=True).run(workers=1)
+    next(running)
+    monkeypatch.setattr(sets.LmdbWriter, "put", _full(lmdb.DiskError("No space left on device")))
+    with pytest.raises(UserError, match="ffhq_16.lmdb.unfinished: cannot be written: No space"):
+        next(running)
+    monkeypatch.undo()
+    assert job(tmp_path, as_lmdb=True).todo() == 3
+
+
+def _full(error):
+    def put(writer, pictures):
+        raise writer._cannot(error)
+
+    return put
+
+
 def test_an_lmdb_takes_a_picture_that_was_mended(tmp_path):
     files = archives.ffhq(3)
     broken = files | {"images1024x1024/00000/00001.png": b"broken"}
@@ -203,7 +224,7 @@ def test_broken_pictures_are_counted_and_tried_again(tmp_path):
         ("ffhq.zip", b"PK\x03\x04 cut", "ffhq.zip: cannot be read whole"),
         ("ffhq.tar", tar_bytes(archives.ffhq(3))[:5000], "ffhq.tar: cannot be read whole"),
         ("ffhq.tar.gz", tar_bytes(archives.ffhq(3), "w:gz")[:2000], "cannot be read whole"),
-        ("ffhq.zip", None, "none of 1 pictures is of ffhq: it is made of images1024x1024"),
+        ("ffhq.zip", None, "none of 1 pictures is of ffhq: give images1024x1024"),
     ],
 )
 def test_a_wrong_archive_is_one_sentence(tmp_path, name, data, text):
@@ -230,6 +251,7 @@ def test_a_database_that_was_cut_is_one_sentence(tmp_path):
 def test_other_archives_that_lie_beside_are_not_opened(tmp_path):
     write_zip(tmp_path / "downloads/ffhq.zip", archives.ffhq(2))
     (tmp_path / "downloads/DIV2K_train_HR.zip").write_bytes(b"half of it")
+    (tmp_path / "downloads/._ffhq.zip").write_bytes(b"of another system")
     assert job(tmp_path).todo() == 2
 
 
