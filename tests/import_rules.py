@@ -77,6 +77,10 @@ IMPORT_RULES = {
         (*CONFIG, *root("writing", "data", "scoring")),
         ("torch", "torchvision", "numpy", "PIL", "lpips", "torch_fidelity"),
     ),
+    "ldm_dream.preparing": May(
+        root("errors", "writing", "data.formats", "data.jpeg", "preparing"),
+        ("numpy", "PIL", "pyvips", "lmdb"),
+    ),
     # these three never import each other
     "ldm_dream.training": May(
         (*MODEL, *root("training", "scoring.metrics")),
@@ -88,7 +92,7 @@ IMPORT_RULES = {
     ),
     "dream_kernels": May(KERNELS, ("torch", "triton")),
     "tools": May(ALL, ("torch", "numpy", "tqdm")),
-    "benchmarks": May((*ALL, "benchmarks"), ("torch", "numpy", "PIL", "taming")),
+    "benchmarks": May((*ALL, "benchmarks"), ("torch", "numpy", "PIL", "pyvips", "taming")),
 }
 
 
