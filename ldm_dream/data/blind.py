@@ -17,20 +17,19 @@ Symbols: image float32 in grey levels, 0..255, but for what goes in and comes ou
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ldm_dream.config.data import BlindConfig
-from ldm_dream.data.blind_plan import Noise, Plan, Resize, Round, plan_blind
-from ldm_dream.data.blur import blur
-from ldm_dream.data.jpeg_loss import by_libjpeg, by_torch, quality_tables
+from ldm_dream.data.blind_plan import Noise, Plan, plan_blind
+from ldm_dream.data.blind_ways import ON_CPU, ON_DEVICE, Ways
+from ldm_dream.data.jpeg_loss import quality_tables
 from ldm_dream.data.noise import gaussian_noise, poisson_noise
-from ldm_dream.data.taps import Taps, blurred_first, filtered, mirrored_index, resize_taps
+from ldm_dream.data.taps import mirrored_index
 
 
 @torch.no_grad()
@@ -55,8 +54,10 @@ def degrade_blind(
 @torch.no_grad()
 def degrade_as_planned(hr: Tensor, plans: Sequence[Plan]) -> Tensor:
     """As `degrade_blind`, with the choices of `plan_blind`, which was given the size of hr."""
-    jpeg = _by_libjpeg if hr.device.type == "cpu" else _by_torch
-    return _degrade(hr, plans, _carried(plans, hr.device), jpeg)
+    if hr.device.type == "cuda":
+        return _degrade(hr, plans, _carried(plans, hr.device), ON_DEVICE)
+    host = hr.cpu()  # other devices have no float64, which JPEG in torch wants
+    return _degrade(host, plans, _carried(plans, host.device), ON_CPU).to(hr.device)
 
 
 class Carried(NamedTuple):
@@ -67,18 +68,6 @@ class Carried(NamedTuple):
     second: Tensor | None
     sinc: Tensor | None
     last_jpeg: Tensor
-
-
-# (image, quality, its tables on the device) -> image
-Jpeg = Callable[[Tensor, int, Tensor], Tensor]
-
-
-def _by_libjpeg(image: Tensor, quality: int, _tables: Tensor) -> Tensor:
-    return by_libjpeg(image, quality)
-
-
-def _by_torch(image: Tensor, _quality: int, tables: Tensor) -> Tensor:
-    return by_torch(image, tables)
 
 
 def _carried(plans: Sequence[Plan], device: torch.device) -> list[Carried]:
@@ -106,65 +95,35 @@ def _arrays(plan: Plan) -> tuple[np.ndarray | None, ...]:
     )
 
 
-def _degrade(hr: Tensor, plans: Sequence[Plan], carried: Sequence[Carried], jpeg: Jpeg) -> Tensor:
+def _degrade(hr: Tensor, plans: Sequence[Plan], carried: Sequence[Carried], ways: Ways) -> Tensor:
     with torch.autocast(hr.device.type, enabled=False):  # training's bf16 is not meant for its data
         samples = zip(hr.split(1), plans, carried)
-        return torch.cat([_degrade_one(*sample, jpeg) for sample in samples])
+        return torch.cat([_degrade_one(*sample, ways) for sample in samples])
 
 
-def _degrade_one(hr: Tensor, plan: Plan, carried: Carried, jpeg: Jpeg) -> Tensor:
+def _degrade_one(hr: Tensor, plan: Plan, carried: Carried, ways: Ways) -> Tensor:
     """[1,3,H,W] in [0, 1] -> [1,3,H/scale,W/scale] likewise."""
     generator = torch.Generator(hr.device).manual_seed(plan.noise_seed)
-    image = _round(hr.float() * 255, plan.first, carried.first, generator)
-    image = jpeg(image, plan.first_quality, carried.first_jpeg)
+    image = ways.resize(hr.float() * 255, carried.first, plan.first.resize)
+    image = _with_noise(image, plan.first.noise, generator, ways)
+    image = ways.jpeg(image, plan.first_quality, carried.first_jpeg)
     if plan.second:
-        image = _round(image, plan.second, carried.second, generator)
+        image = ways.resize(image, carried.second, plan.second.resize)
+        image = _with_noise(image, plan.second.noise, generator, ways)
     if not plan.jpeg_last:
-        image = jpeg(image, plan.last_quality, carried.last_jpeg)
-    image = resize(image, plan.resize)
+        image = ways.jpeg(image, plan.last_quality, carried.last_jpeg)
+    image = ways.resize(image, None, plan.resize)
     if carried.sinc is not None:
-        image = blur(image, carried.sinc)
+        image = ways.blur(image, carried.sinc)
     if plan.jpeg_last:
-        image = jpeg(image, plan.last_quality, carried.last_jpeg)
+        image = ways.jpeg(image, plan.last_quality, carried.last_jpeg)
     return image.round().clamp_(0, 255) / 255
 
 
-def _round(image: Tensor, plan: Round, kernel: Tensor | None, generator: torch.Generator) -> Tensor:
-    return _with_noise(_blurred_and_resized(image, kernel, plan.resize), plan.noise, generator)
-
-
-def _blurred_and_resized(image: Tensor, kernel: Tensor | None, plan: Resize) -> Tensor:
-    if kernel is None:
-        return resize(image, plan)
-    if kernel.dim() == 2:
-        return resize(blur(image, kernel), plan)
-    if image.device.type != "cpu":
-        return resize(blur(image, torch.outer(kernel, kernel)), plan)
-    rows, columns = (
-        blurred_first(taps, kernel.numpy(), length)
-        for taps, length in zip(_resize_taps(image, plan), image.shape[-2:])
-    )
-    return filtered(image, rows, columns)
-
-
-def resize(image: Tensor, plan: Resize) -> Tensor:
-    """[1,C,H,W] -> [1,C,*plan.size]. The same size is the same image, whatever the mode."""
-    if image.shape[-2:] == plan.size:
-        return image
-    if image.device.type != "cpu":
-        return F.interpolate(image, size=plan.size, mode=plan.mode)
-    return filtered(image, *_resize_taps(image, plan))
-
-
-def _resize_taps(image: Tensor, plan: Resize) -> tuple[Taps, Taps]:
-    """Of rows and columns."""
-    (height, width), (rows, columns) = image.shape[-2:], plan.size
-    return resize_taps(height, rows, plan.mode), resize_taps(width, columns, plan.mode)
-
-
-def _with_noise(image: Tensor, plan: Noise, generator: torch.Generator) -> Tensor:
-    add = gaussian_noise if plan.kind == "gaussian" else poisson_noise
-    return add(image, plan.strength, plan.gray, generator)
+def _with_noise(image: Tensor, plan: Noise, generator: torch.Generator, ways: Ways) -> Tensor:
+    if plan.kind == "gaussian":
+        return gaussian_noise(image, plan.strength, plan.gray, generator)
+    return poisson_noise(image, plan.strength, plan.gray, generator, ways.seen)
 
 
 def to_levels(image: Tensor) -> Tensor:

@@ -2,8 +2,8 @@
 same arithmetic in torch on any device.
 
 Images are float32 [1,3,H,W] in grey levels, 0..255; results are whole levels. The two differ where
-libjpeg's integer transform rounds a coefficient the other way: 0.05 levels on average, which
-tests/data/test_jpeg_loss.py holds. Steps and tables: ITU-T T.81, Annex K; rounding and chroma:
+libjpeg's integer transform rounds a coefficient the other way: by 0.1 levels on average, which
+tests/data/test_jpeg_loss.py holds to. Steps and tables: ITU-T T.81, Annex K; rounding and chroma:
 libjpeg-turbo's jccolor.c, jcsample.c, jdsample.c.
 """
 

@@ -8,18 +8,21 @@ photons, once.
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 
 import numpy as np
 import torch
 from torch import Tensor
+
+Seen = Callable[[Tensor], Tensor]
 
 LEVELS = 256
 # Photons of white are a power of 2, up to 2^8
 PEAKS = 9
 # Counts beside each other that one row of the tables holds: 8 standard deviations each way
 COUNTS = 256
-# A random number of 31 bits has a column in its top 8 bits
-COLUMN_BITS = 23
+# A random number of 32 bits, -2^31 to 2^31 - 1, has a column in its top 8 bits
+COLUMN_BITS = 24
 
 
 def gaussian_noise(image: Tensor, sigma: float, gray: bool, generator: torch.Generator) -> Tensor:
@@ -33,22 +36,30 @@ def gaussian_noise(image: Tensor, sigma: float, gray: bool, generator: torch.Gen
     return torch.add(image, noise, alpha=sigma).clamp_(0, 255)
 
 
-def poisson_noise(image: Tensor, scale: float, gray: bool, generator: torch.Generator) -> Tensor:
+def poisson_noise(
+    image: Tensor, scale: float, gray: bool, generator: torch.Generator, seen: Seen
+) -> Tensor:
     """image [1,3,H,W] + scale * (255 * Poisson(peak * x / 255) / peak - x), clipped; x: image on
     whole levels, gray: its luminance.
 
     peak (photons of white): the least power of 2 not below the number of levels in x, as in
-    scikit-image's random_noise.
+    scikit-image's random_noise. seen: one of the two ways below to count them.
     """
-    levels = _luminance(image) if gray else image
-    levels = levels.round().clamp_(0, 255).to(torch.int32)
+    levels = (_luminance(image) if gray else image).round().clamp_(0, 255).to(torch.int32)
     thresholds, values = _tables(image.device)
-    row = levels + _log2_peak(levels) * LEVELS
-    random = torch.empty_like(levels).random_(generator=generator)
-    cell = (row * COUNTS + (random >> COLUMN_BITS)).flatten()
+    random = _random_bits(levels, generator)
+    row = _log2_peak(seen(levels.flatten())) * LEVELS + levels
+    cell = row.mul_(COUNTS).add_(random >> COLUMN_BITS).add_(COUNTS // 2).flatten()
     other = random.flatten() >= thresholds.index_select(0, cell)
     noise = values.index_select(0, cell.mul_(2).add_(other)).view_as(levels)
-    return torch.add(image, noise, alpha=scale).clamp_(0, 255)
+    return noise.mul_(scale).add(image).clamp_(0, 255)
+
+
+def _random_bits(like: Tensor, generator: torch.Generator) -> Tensor:
+    """32 random bits for each element, int32; they are drawn by 64."""
+    pairs = torch.empty(-(-like.numel() // 2), dtype=torch.int64, device=like.device)
+    pairs.random_(-(2**63), None, generator=generator)
+    return pairs.view(torch.int32)[: like.numel()].view_as(like)
 
 
 def _luminance(image: Tensor) -> Tensor:
@@ -56,19 +67,19 @@ def _luminance(image: Tensor) -> Tensor:
     return 0.2989 * red + 0.587 * green + 0.114 * blue
 
 
-def _log2_peak(levels: Tensor) -> Tensor:
+def _log2_peak(seen: Tensor) -> Tensor:
     """0..8, int64 [] on the device."""
-    count = (_seen_on_cpu if levels.device.type == "cpu" else _seen)(levels.flatten()).sum()
-    return (count > 2 ** torch.arange(PEAKS - 1, device=levels.device)).sum()
+    return (seen.sum() > 2 ** torch.arange(PEAKS - 1, device=seen.device)).sum()
 
 
-def _seen(levels: Tensor) -> Tensor:
-    """[N] -> 1 for each level that there is, else 0: int64 [256]. A GPU does not wait for it."""
+def seen_by_fill(levels: Tensor) -> Tensor:
+    """int32 [N] -> 1 for each level that there is, else 0: int64 [256]. A GPU does not wait."""
     seen = torch.zeros(LEVELS, dtype=torch.int64, device=levels.device)
     return seen.index_fill_(0, levels.long(), 1)
 
 
-def _seen_on_cpu(levels: Tensor) -> Tensor:
+def seen_by_count(levels: Tensor) -> Tensor:
+    """The same, faster on a CPU."""
     return torch.bincount(levels, minlength=LEVELS).clamp_(max=1)
 
 
@@ -84,7 +95,7 @@ def _photons() -> tuple[np.ndarray, np.ndarray]:
     """Alias tables (Vose 1991) of Poisson noise for each peak and level -> thresholds int32 and the
     two values of each cell float32, in grey levels, both flat.
 
-    A random number of 31 bits chooses a column, and there the first value below its threshold, the
+    A random number of 32 bits chooses a column, and there the first value below its threshold, the
     second from it on. The probability of each count is right within 2^-31.
     """
     peak, level = (2.0 ** np.arange(PEAKS))[:, None], np.arange(LEVELS)
@@ -95,7 +106,7 @@ def _photons() -> tuple[np.ndarray, np.ndarray]:
     with np.errstate(divide="ignore", invalid="ignore"):
         chance = np.exp(np.where(count > 0, count * np.log(mean), 0) - mean - log_factorial[count])
     share, other = _alias(chance / chance.sum(1, keepdims=True))
-    threshold = np.arange(COUNTS) + share
+    threshold = np.arange(COUNTS) - COUNTS // 2 + share
     cells = np.minimum(np.round(threshold * 2.0**COLUMN_BITS), 2**31 - 1)
     pairs = np.stack([count, np.take_along_axis(count, other, 1)], -1).reshape(PEAKS, LEVELS, -1)
     values = 255 * pairs / peak[..., None] - level[:, None]
