@@ -33,6 +33,13 @@ def build_parser() -> argparse.ArgumentParser:
         action="store_true",
         help="print the resolved config and the run folder, then stop",
     )
+    add(
+        "--profile",
+        type=int,
+        default=0,
+        metavar="N",
+        help="write a trace of N steps, after the first three, to RUN_DIR/trace.json",
+    )
     return parser
 
 
@@ -49,7 +56,7 @@ def main() -> None:
             train,  # here, so that --help and --dry-run answer without torch
         )
 
-        raise SystemExit(train(run, run_dir))
+        raise SystemExit(train(run, run_dir, args.profile))
 
 
 if __name__ == "__main__":

@@ -40,12 +40,16 @@ class AutoencoderObjective:
         # a codebook that was trained is kept
         self.usage = CodeUsage(run.autoencoder.n_embed, run.train.init_from is not None)
         self.trained = nn.ModuleDict({"model": self.model, "usage": self.usage})
-        self.parts = [Part("autoencoder", list(self.model.parameters()), self.loss)]
+        self.parts = [
+            Part("autoencoder", list(self.model.parameters()), self.loss, lambda: self.call)
+        ]
         if self.critic is not None:
             discriminator, start = self.critic.discriminator, cfg.adversarial_start
             self.trained["discriminator"] = discriminator
-            parameters = list(discriminator.parameters())
-            self.parts.append(Part("discriminator", parameters, self.critic.loss, start))
+            critic, parameters = self.critic, list(discriminator.parameters())
+            self.parts.append(
+                Part("discriminator", parameters, critic.loss, lambda: critic.call, start)
+            )
 
     def share_gradients(self) -> None:
         # the codebook is unused before it begins
@@ -95,7 +99,7 @@ class AutoencoderObjective:
     def after_step(self, generator: torch.Generator) -> dict[str, Tensor]:
         return self.usage.after_step(self.model, self.run.loss.revive_after, generator)
 
-    def evaluate(self, hr: Tensor, lr: Tensor, generator: torch.Generator) -> Tensor:
+    def evaluate(self, hr: Tensor, lr: Tensor, generators: list[torch.Generator]) -> Tensor:
         return self.model(hr, bool(self.usage.initialised))[0]
 
 
