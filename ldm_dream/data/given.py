@@ -36,9 +36,9 @@ def partners(hr: Listing, rows: list[int], lr: Listing, knob: str) -> list[int]:
                 f"{knob}: {shown(hr.names[row])} has several LR pictures in {shown(lr.place)}: {names}; "
                 "leave one there."
             )
-        if lr.paths[those[0]] == hr.paths[row]:
+        if lr.path(those[0]) == hr.path(row):
             raise DataError(
-                f"{knob}: {shown(hr.paths[row])} would be its own LR picture; name another place, or "
+                f"{knob}: {shown(hr.path(row))} would be its own LR picture; name another place, or "
                 "tell the names apart, as by FOLDER/{}_HR and FOLDER/{}_LR."
             )
     return [those[0] for those in found]

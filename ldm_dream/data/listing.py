@@ -6,11 +6,12 @@ are not looked into. Each file is asked once for its size in bytes and its time.
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import stat
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -32,34 +33,52 @@ class DataError(UserError, ValueError):
 
 @dataclass(frozen=True)
 class Listing:
-    """Pictures in no particular order. names: below the place, with `/` and suffix; of an LMDB its
-    keys. keys: what `{}` of the place's pattern stands for, or the names without suffix. paths: of
-    the files; of an LMDB they only name the picture. stats: int64 [n, 4], bytes, mtime in ns, device
-    and inode. left_out: how many of each other kind, by a few words. sizes: name -> (height, width)
-    where the place itself tells.
+    """Pictures in no particular order.
+
+    names: below the place, with `/` and suffix; of an LMDB its keys. keys: what `{}` of the place's
+    pattern stands for, or the names without suffix. stats: int64 [n, 4], bytes, mtime in ns, device
+    and inode. left_out: how many of each other kind, by a few words. elsewhere: paths of files that
+    are not the name below the place. sizes: name -> (height, width) where the place itself tells.
     """
 
     place: Path
     names: list[str]
     keys: list[str]
-    paths: list[str]
     stats: np.ndarray
     left_out: dict[str, int]
+    elsewhere: list[str] | None = None
     is_lmdb: bool = False
     sizes: dict[str, tuple[int, int]] = field(default_factory=dict)
+
+    def path(self, row: int) -> str:
+        """Of its file; of an LMDB's picture it is a name for messages."""
+        return self.elsewhere[row] if self.elsewhere else f"{self.root}{self.names[row]}"
+
+    @functools.cached_property
+    def root(self) -> str:
+        """What stands before each name."""
+        return "" if str(self.place) == "." else f"{self.place}/".replace("//", "/")
 
 
 def list_place(place: Path, seen: set[Identity]) -> Listing:
     """seen: folders that were looked into, which are not looked into again. Raises DataError."""
     if os.path.isdir(place):
-        if (place / lmdb_store.DATA).is_file():
+        if os.path.isfile(place / lmdb_store.DATA):
             return _of_lmdb(place)
         return _of_folder(place, seen)
     if not os.path.isfile(place):  # not Path.is_file, which raises for a name that is too long
         raise DataError(f"{shown(place)}: no such file or folder.")
     if place.suffix.lower() in LISTS:
         return _of_list(place)
-    return _listing(place, [(place.name, str(place), os.stat(place))], Counter())
+    return _listing(place, [(place.name, os.stat(place))], {}, [str(place)])
+
+
+def narrowed(place: Path, pattern: str) -> tuple[Path, str]:
+    """`all.txt/sub`, `{}` -> `all.txt`, `sub/{}`: names below a list or an LMDB are no folders."""
+    for above in place.parents:
+        if os.path.isfile(above) or os.path.isfile(above / lmdb_store.DATA):
+            return above, f"{place.relative_to(above).as_posix()}/{pattern}"
+    return place, pattern
 
 
 def matching(listing: Listing, pattern: str) -> Listing:
@@ -80,7 +99,7 @@ def matching(listing: Listing, pattern: str) -> Listing:
         listing,
         names=[listing.names[i] for i in chosen],
         keys=[key[1] for key in keys if key],
-        paths=[listing.paths[i] for i in chosen],
+        elsewhere=listing.elsewhere and [listing.elsewhere[i] for i in chosen],
         stats=listing.stats[chosen],
         left_out=listing.left_out | ({"of other names": others} if others else {}),
     )
@@ -93,20 +112,22 @@ def without_suffix(name: str) -> str:
 
 
 def _listing(
-    place: Path, found: Iterable[tuple[str, str, os.stat_result]], left_out: Counter[str]
+    place: Path,
+    found: list[tuple[str, os.stat_result]],
+    left_out: Mapping[str, int],
+    elsewhere: list[str] | None = None,
 ) -> Listing:
-    """found: (name, path, status) of each picture."""
-    found = list(found)
-    names = [name for name, _, _ in found]
-    stats = [(s.st_size, s.st_mtime_ns, s.st_dev, s.st_ino) for _, _, s in found]
+    """found: name and status of each picture."""
+    names = [name for name, _ in found]
+    stats = [(s.st_size, s.st_mtime_ns, s.st_dev, s.st_ino) for _, s in found]
     return Listing(
         place,
         names,
         [without_suffix(name) for name in names],
-        [path for _, path, _ in found],
         # an inode has 64 bits and no sign
         np.array(stats, np.uint64).reshape(-1, 4).astype(np.int64),
         dict(sorted(left_out.items())),
+        elsewhere,
     )
 
 
@@ -147,7 +168,7 @@ def _of_folder(place: Path, seen: set[Identity]) -> Listing:
             elif kind := kind_left_out(entry.name):
                 left_out[kind] += 1
             else:
-                found.append((name, entry.path, status))
+                found.append((name, status))
         links.sort()
     left_out = +left_out  # without zeros
     if not found and not known:
@@ -164,7 +185,7 @@ def _of_list(place: Path) -> Listing:
         lines = place.read_text(encoding="utf-8-sig", errors="surrogateescape").splitlines()
     except OSError as error:
         raise DataError(f"{shown(place)}: cannot be read: {error.strerror}.") from None
-    found: dict[str, tuple[str, str, os.stat_result]] = {}
+    found: dict[str, tuple[str, os.stat_result]] = {}
     left_out: Counter[str] = Counter()
     for number, line in enumerate(map(str.strip, lines), 1):
         if not line or line.startswith("#"):
@@ -179,10 +200,10 @@ def _of_list(place: Path) -> Listing:
         left_out["line that stands there twice"] += path in found
         below = os.path.relpath(path, place.parent)
         name = os.path.basename(path) if below.startswith("..") else below
-        found[path] = (name, path, status)
+        found[path] = (name, status)
     if not found:
         raise DataError(f"{shown(place)}: the list names no picture; write a path a line.")
-    return _listing(place, found.values(), +left_out)
+    return _listing(place, list(found.values()), +left_out, list(found))
 
 
 def _of_lmdb(place: Path) -> Listing:
@@ -201,7 +222,6 @@ def _of_lmdb(place: Path) -> Listing:
         place,
         keys,
         [without_suffix(key) for key in keys],
-        [f"{place}/{key}" for key in keys],
         stats.astype(np.int64),
         {f"name in {lmdb_store.META} without a picture": missing} if missing else {},
         is_lmdb=True,

@@ -48,7 +48,7 @@ def read(folder: Path, key: str) -> bytes:
 
 @contextmanager
 def _reading(folder: Path) -> Iterator[Any]:
-    with _opened(os.path.realpath(folder), os.getpid()).begin(buffers=True) as transaction:
+    with _opened(os.path.realpath(folder)).begin(buffers=True) as transaction:
         yield transaction
 
 
@@ -71,7 +71,7 @@ def _sentences(folder: Path) -> Iterator[None]:
 
 
 @functools.cache
-def _opened(folder: str, _process: int) -> Any:
+def _opened(folder: str) -> Any:
     """Without its lock file, which may lie where nothing can be written; pictures are read in no
     order, so nothing is read ahead.
     """

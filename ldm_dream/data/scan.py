@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from tqdm import tqdm
@@ -59,16 +60,24 @@ def read_headers(listing: Listing, rows: list[int]) -> Headers:
             kept = _kept(path)  # another process may have been here
             _fill(table, kept, listing, rows)
             new = np.flatnonzero(table[:, HEIGHT] == 0)
+            begin = time.monotonic()
             unreadable = _scan(table, listing, rows, new)
-            if len(new) >= KEPT_FROM:
+            seconds = time.monotonic() - begin
+            if len(new) >= KEPT_FROM or seconds > SLOW:
                 _keep(path, kept, listing, [rows[i] for i in new], table[new])
+        if seconds > SLOW:
+            log.warning(
+                "%s: the headers of %d pictures were read in %.0f s; %s.",
+                shown(listing.place), len(new), seconds,
+                f"{path} keeps them" if path.is_file() else f"{path} cannot be written to keep them",
+            )  # fmt: skip
     return Headers(table, unreadable)
 
 
 def cache_file(place: Path) -> Path:
     """Where the headers of a place are kept, by its true path."""
     own = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    name = hashlib.sha256(os.path.realpath(place).encode(errors="surrogateescape")).hexdigest()
+    name = hashlib.sha256(os.fsencode(os.path.realpath(place))).hexdigest()
     return Path(own) / "ldm_dream" / "headers" / f"{name}.npz"
 
 
@@ -76,67 +85,71 @@ def _scan(
     table: np.ndarray, listing: Listing, rows: list[int], wanted: np.ndarray
 ) -> dict[int, str]:
     """Fills these rows of the table; -> why pictures are unreadable."""
-    unreadable, begin = {}, time.monotonic()
+    unreadable: dict[int, str] = {}
     # disable=None: only on a terminal
     for i in tqdm(wanted.tolist(), "reading headers", disable=None, leave=False, delay=1):
         row = rows[i]
         content = lmdb_store.read(listing.place, listing.names[row]) if listing.is_lmdb else None
         try:
-            with header_of(Path(listing.paths[row]), content) as header:
+            with header_of(Path(listing.path(row)), content) as header:
                 table[i] = *header.size, header.depth
         except ImageError as error:
             unreadable[i] = str(error)
-    if (seconds := time.monotonic() - begin) > SLOW:
-        log.warning(
-            "%s: headers of %d pictures were read in %.0f s; they are kept for the next start.",
-            shown(listing.place), len(wanted), seconds,
-        )  # fmt: skip
     return unreadable
 
 
 # -------------------------------------------------------------------------------------- what is kept
 
-Kept = dict[str, np.ndarray]  # name -> bytes, time, and the row of `Headers.table`
+
+class Kept(NamedTuple):
+    """index: name -> row of `rows`, int64 [n, 5]: bytes, time, and a row of `Headers.table`."""
+
+    index: dict[str, int]
+    rows: np.ndarray
+
+
+NOTHING = Kept({}, np.zeros((0, 5), np.int64))
 
 
 def _fill(table: np.ndarray, kept: Kept, listing: Listing, rows: list[int]) -> None:
     """What is kept of these pictures as they are now."""
-    for i, row in enumerate(rows):
-        known = kept.get(listing.names[row])
-        now = listing.stats[row]
-        if known is not None and known[0] == now[BYTES] and known[1] == now[TIME]:
-            table[i] = known[2:]
+    known = np.array([kept.index.get(listing.names[row], -1) for row in rows], np.int64)
+    here = np.flatnonzero(known >= 0)
+    found, now = kept.rows[known[here]], listing.stats[rows][here][:, [BYTES, TIME]]
+    same = (found[:, :2] == now).all(1)
+    table[here[same]] = found[same, 2:]
 
 
 def _kept(path: Path) -> Kept:
-    """Empty where there is no such file, or a damaged one."""
+    """Nothing where there is no such file, or a damaged one."""
     try:
         with np.load(path, allow_pickle=False) as file:
             if int(file["version"]) != _VERSION:
-                return {}
+                return NOTHING
             names, rows = file["names"].tobytes(), file["rows"]
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-        return {}
+        return NOTHING
     found = names.decode("utf-8", "surrogateescape").split("\0")
-    return dict(zip(found, rows)) if rows.shape == (len(found), 5) else {}
+    index = {name: row for row, name in enumerate(found)}
+    return Kept(index, rows) if rows.shape == (len(found), 5) else NOTHING
 
 
 def _keep(path: Path, kept: Kept, listing: Listing, new: list[int], table: np.ndarray) -> None:
     """Beside what is kept of pictures that are still there."""
-    there = set(listing.names)
-    kept = {name: row for name, row in kept.items() if name in there}
     found = np.concatenate([listing.stats[new][:, [BYTES, TIME]], table], 1)
-    kept |= {listing.names[row]: values for row, values in zip(new, found) if values[2]}
-    if not kept:
+    fresh = {listing.names[row]: values for row, values in zip(new, found) if values[2]}
+    there = set(listing.names) - fresh.keys()
+    all_rows = {name: kept.rows[row] for name, row in kept.index.items() if name in there} | fresh
+    if not all_rows:
         return
-    names = "\0".join(kept).encode("utf-8", "surrogateescape")
+    names = "\0".join(all_rows).encode("utf-8", "surrogateescape")
     # a cache that cannot be written costs time alone
     with suppress(WriteError), whole_file(path) as draft, draft.open("wb") as file:
         np.savez(
             file,
             version=np.int64(_VERSION),
             names=np.frombuffer(names, np.uint8),
-            rows=np.stack(list(kept.values())),
+            rows=np.stack(list(all_rows.values())),
         )
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -28,6 +27,7 @@ from ldm_dream.data.listing import (
     Listing,
     list_place,
     matching,
+    narrowed,
     without_suffix,
 )
 from ldm_dream.data.scan import DEPTH, HEIGHT, WIDTH, Headers, read_headers
@@ -51,18 +51,26 @@ class Files:
     def __init__(self, listings: list[Listing], rows: np.ndarray):
         self._listings, self._rows = listings, rows
         self.entry = rows[:, 0]
-        chosen = rows.tolist()
-        self.paths = [listings[entry].paths[row] for entry, row in chosen]
-        self.names = [listings[entry].names[row] for entry, row in chosen]
-        self.stats = np.array([listings[entry].stats[row] for entry, row in chosen]).reshape(-1, 4)
+        self.names = [listings[entry].names[row] for entry, row in rows.tolist()]
+        self.stats = np.zeros((len(rows), 4), np.int64)
+        for entry, listing in enumerate(listings):
+            self.stats[self.entry == entry] = listing.stats[rows[self.entry == entry, 1]]
         self._lmdbs = [listing.place if listing.is_lmdb else None for listing in listings]
+        self._roots = [listing.root for listing in listings]
+        self._elsewhere = [listing.elsewhere for listing in listings]
 
     def __getstate__(self) -> dict[str, Any]:
         """A worker reads pictures and lists none."""
-        return self.__dict__ | {"_listings": [], "_rows": None, "stats": None}
+        return self.__dict__ | {"_listings": [], "stats": None}
 
     def __len__(self) -> int:
-        return len(self.paths)
+        return len(self.names)
+
+    def path(self, index: int) -> str:
+        """Of its file; of an LMDB's picture it is a name for messages."""
+        entry, row = self._rows[index]
+        elsewhere = self._elsewhere[entry]
+        return elsewhere[row] if elsewhere else self._roots[entry] + self.names[index]
 
     def name(self, index: int) -> str:
         """For messages, and to name results: without folders and suffix."""
@@ -70,11 +78,11 @@ class Files:
 
     def read(self, index: int) -> Tensor:
         """-> uint8 [3,H,W]; grey becomes three equal channels, 16 bits become 8. Raises ImageError."""
-        pixels = read_image(self.paths[index], content=self.content(index)).pixels
+        pixels = read_image(self.path(index), content=self.content(index)).pixels
         return torch.from_numpy(to_uint8(pixels)).permute(2, 0, 1)
 
     def content(self, index: int) -> bytes | None:
-        """The encoded picture where it is in an LMDB; None where `paths` names a file. Raises
+        """The encoded picture where it is in an LMDB; None where `path` names a file. Raises
         ImageError.
         """
         lmdb = self._lmdbs[self.entry[index]]
@@ -97,15 +105,14 @@ class Files:
 
     def lines(self, indices: list[int]) -> list[str]:
         """Name and size in bytes of each of these."""
-        return [f"{self._file_name(i)} {self.stats[i, BYTES]}\n" for i in indices]
+        sizes = self.stats[indices, BYTES].tolist()
+        return [f"{self._file_name(i)} {size}\n" for i, size in zip(indices, sizes)]
 
     def identities(self) -> list[tuple]:
         """What is equal where two names lead to one picture."""
-        lmdb = [self._lmdbs[entry] for entry in self.entry]
-        return [
-            (*self.stats[i, TIME + 1 :].tolist(), self.names[i] if lmdb[i] else None)
-            for i in range(len(self))
-        ]
+        files = self.stats[:, TIME + 1 :].tolist()
+        keys = [name if self._lmdbs[at] else None for at, name in zip(self.entry, self.names)]
+        return [(*file, key) for file, key in zip(files, keys)]
 
     def _file_name(self, index: int) -> str:
         return os.path.basename(self.names[index])
@@ -141,11 +148,11 @@ class Pictures(Files):
         rows = _chosen(listings, exclude, knob)
         if part is not None:
             rows = _of_part(listings, rows, part)
-        if not rows:
+        if not len(rows):
             raise DataError(
                 f"{knob}: its one picture is kept for validation; add pictures, or set data.val_fraction=0."
             )
-        super().__init__(listings, np.array(rows, np.int64).reshape(-1, 2))
+        super().__init__(listings, rows)
         self.knob, self.lr_knob = knob, LR_KNOBS[knob]
         self.lr = self._given(given) if given else None
 
@@ -178,7 +185,7 @@ class Pictures(Files):
         for index, reason in wrong.items():
             raise DataError(
                 f"{self.lr_knob}: {len(wrong)} of {len(self)} pairs do not fit, such as "
-                f"{shown(self.paths[index])} and {shown(self.lr.paths[index])}: {reason}."
+                f"{shown(self.path(index))} and {shown(self.lr.path(index))}: {reason}."
             )
 
     def fingerprint(self, indices: list[int]) -> dict[str, int | str]:
@@ -186,14 +193,14 @@ class Pictures(Files):
         pictures too.
         """
         lines = self.lines(indices) + (self.lr.lines(indices) if self.lr else [])
-        found = hashlib.sha256("".join(lines).encode(errors="surrogateescape"))
+        found = hashlib.sha256(os.fsencode("".join(lines)))
         return {"count": len(indices), "sha256": found.hexdigest()}
 
     def counts(self, indices: list[int]) -> dict[str, int]:
         """Entry -> how many of these pictures it holds. One that several hold counts for the first."""
         counts = dict.fromkeys(self.entries, 0)
-        for index in indices:
-            counts[self.entries[self.entry[index]]] += 1
+        for entry in self.entry[indices].tolist():
+            counts[self.entries[entry]] += 1
         return counts
 
     def _given(self, entries: tuple[str, ...]) -> Files:
@@ -217,6 +224,8 @@ def overlap(train: Files, val: Files) -> int:
 
 def _listed(entry: str, seen: set[Identity], knob: str) -> Listing:
     place, pattern = place_of(entry)
+    if pattern:
+        place, pattern = narrowed(place, pattern)
     try:
         listing = list_place(place, seen)
         return matching(listing, pattern) if pattern else listing
@@ -232,32 +241,25 @@ def _say_what_is_left_out(entries: tuple[str, ...], listings: list[Listing], kno
             )
 
 
-def _chosen(listings: list[Listing], exclude: tuple[str, ...], knob: str) -> list[tuple[int, int]]:
-    """(listing, row) of each picture once, sorted by path."""
-    found: dict[str, tuple[int, int]] = {}
-    for entry, listing in enumerate(listings):
-        for row, path in enumerate(listing.paths):
-            found.setdefault(path, (entry, row))
+def _chosen(listings: list[Listing], exclude: tuple[str, ...], knob: str) -> np.ndarray:
+    """int64 [n, 2], listing and row of each picture once, sorted by path."""
+    places = [(entry, row) for entry, of in enumerate(listings) for row in range(len(of.names))]
+    found = {listings[entry].path(row): (entry, row) for entry, row in reversed(places)}
     kept = [path for path in found if not any(text in path for text in exclude)]
     if not kept:
         raise DataError(
             f"{knob}: all {len(found)} pictures are left out by data.exclude={list(exclude)}."
         )
-    return [found[path] for path in sorted(kept, key=lambda path: Path(path).parts)]
+    kept.sort(key=lambda path: path.replace("/", "\0"))  # folder by folder
+    return np.array([found[path] for path in kept], np.int64)
 
 
-def _of_part(
-    listings: list[Listing], rows: list[tuple[int, int]], part: Part
-) -> list[tuple[int, int]]:
+def _of_part(listings: list[Listing], rows: np.ndarray, part: Part) -> np.ndarray:
     """By the digest of each picture's name below its place, so that a picture stays where it is when
     others are added; at least one is for validation.
     """
-    digests = {
-        place: hashlib.sha256(
-            listings[place[0]].names[place[1]].encode(errors="surrogateescape")
-        ).digest()[:8]
-        for place in rows
-    }
-    most = int(part.fraction * 2**64).to_bytes(8, "big")
-    is_val = {place for place in rows if digests[place] < most} or {min(rows, key=digests.get)}
-    return [place for place in rows if (place in is_val) == part.is_val]
+    names = [listings[entry].names[row] for entry, row in rows.tolist()]
+    digests = [hashlib.sha256(os.fsencode(name)).digest()[:8] for name in names]
+    most = max(int(part.fraction * 2**64).to_bytes(8, "big"), min(digests))
+    is_val = np.array([digest <= most for digest in digests])
+    return rows[is_val == part.is_val]

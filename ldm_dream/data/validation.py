@@ -104,7 +104,7 @@ def _given_pair(
     lr = pictures.lr.read(index)
     if wrong := misfit(size_of(hr), size_of(lr), scale):
         raise DataError(
-            f"{pictures.lr_knob}: {shown(pictures.paths[index])} and {shown(pictures.lr.paths[index])}: {wrong}."
+            f"{pictures.lr_knob}: {shown(pictures.path(index))} and {shown(pictures.lr.path(index))}: {wrong}."
         )
     low, narrow = (side // scale for side in size_of(hr))
     hr, lr = hr[:, : low * scale, : narrow * scale], lr[:, :low, :narrow]

@@ -85,7 +85,7 @@ def test_lr_patches_are_cut_from_the_degraded_whole_picture(folder):
     batch = data.batch(0, 8)
     for i, draw in enumerate(batch.draws):
         hr = torch.from_numpy(
-            read_image(data.pictures.paths[data.used[draw.picture]]).pixels
+            read_image(data.pictures.path(data.used[draw.picture])).pixels
         ).permute(2, 0, 1)
         hr = hr[:, : hr.shape[1] // 4 * 4, : hr.shape[2] // 4 * 4]
         lr = degrade(hr, 4)[:, draw.top : draw.top + 4, draw.left : draw.left + 4]
