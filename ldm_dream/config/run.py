@@ -6,9 +6,10 @@ Imports no torch, so `--help` and `--dry-run` answer at once.
 
 from __future__ import annotations
 
+import os
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from ldm_dream.config import fits
 from ldm_dream.config.data import DataConfig
@@ -123,10 +124,10 @@ Expected = Annotated[
 ]
 Seed = Annotated[int, Field(ge=0, lt=2**63, description="Seed of all random numbers of the run.")]
 LpipsWeights = Annotated[
-    Name | None,
+    Annotated[Name, AfterValidator(os.path.expanduser)] | None,
     Field(
-        description="File with AlexNet and the heads of LPIPS as one state dict, for losses and "
-        "validation; null: no LPIPS."
+        description="File with AlexNet's weights, torchvision's own or those with the heads of LPIPS "
+        "beside them, for losses and validation; null: no LPIPS."
     ),
 ]
 

@@ -96,6 +96,14 @@ class AutoencoderObjective:
         given = torch.autograd.grad(adversarial, last, retain_graph=True)[0].norm()
         return (wanted / (given + 1e-4)).clamp(0, 1e4).detach()
 
+    def begins(self, step: int) -> str | None:
+        cfg, found = self.run.loss, []
+        if step == cfg.codebook_start and not self.usage.started:
+            found.append("the codebook begins, as random latents")
+        if self.critic is not None and step == cfg.adversarial_start:
+            found.append("the discriminator begins")
+        return f"step {step}: {' and '.join(found)}" if found else None
+
     def after_step(self, generator: torch.Generator) -> dict[str, Tensor]:
         return self.usage.after_step(self.model, self.run.loss.revive_after, generator)
 
@@ -142,13 +150,19 @@ class CodeUsage(nn.Module):
         super().__init__()
         self.register_buffer("idle", torch.zeros(codes, dtype=torch.int64))
         self.register_buffer("initialised", torch.tensor(initialised))
+        self.started = (
+            initialised  # as the host knows it: reading `initialised` waits for the device
+        )
         self._chosen: Tensor | None = None  # bool [codes], of this step so far
         self._x: Tensor | None = None  # its last micro-batch
 
     @torch.no_grad()
     def start(self, model: VQGAN, x: Tensor, generator: torch.Generator) -> None:
         """Once: the codebook begins as random latents of this batch."""
-        if self.initialised:
+        if self.started:
+            return
+        self.started = True
+        if self.initialised:  # of a checkpoint
             return
         codes = model.quantize.embedding.weight
         codes.copy_(distributed.of_first(self._random_rows(model, x, len(codes), generator)))

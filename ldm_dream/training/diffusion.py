@@ -16,10 +16,18 @@ from ldm_dream.errors import UserError
 from ldm_dream.loss import diffusion_loss
 from ldm_dream.networks import build_network
 from ldm_dream.networks.base import Autoencoder
+from ldm_dream.noise import Noise, gaussian
 from ldm_dream.process import build_process
-from ldm_dream.sampler import Noise, gaussian, sample
+from ldm_dream.sampler import sample
 from ldm_dream.training import distributed
 from ldm_dream.training.objective import Part
+
+
+def on_host(generator: torch.Generator) -> torch.Generator:
+    """`generator`, or one of the same seed on the host: what is drawn from it waits for no device."""
+    if generator.device.type == "cpu":
+        return generator
+    return torch.Generator().manual_seed(generator.initial_seed())
 
 
 class DiffusionObjective:
@@ -50,7 +58,7 @@ class DiffusionObjective:
         self, batch: Batch, step: int, generator: torch.Generator
     ) -> tuple[Tensor, dict[str, Tensor]]:
         z0, z_lr = self.latents(batch)
-        t = self.process.draw(len(z0), generator)
+        t = self.process.draw(len(z0), on_host(generator))
         eps = torch.randn(z0.shape, generator=generator, device=z0.device)
         inputs = self.denoiser.prepare(batch.lr, z_lr)
         loss, z0_hat = diffusion_loss(self.denoiser, z0, inputs, t, eps, self.run.loss)
@@ -82,6 +90,9 @@ class DiffusionObjective:
             if cfg.lpips and self.lpips is not None:
                 terms["lpips"] = cfg.lpips, self.lpips(decoded, hr).mean()
         return terms
+
+    def begins(self, step: int) -> str | None:
+        return None
 
     def after_step(self, generator: torch.Generator) -> dict[str, Tensor]:
         return {}

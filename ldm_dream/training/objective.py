@@ -46,6 +46,10 @@ class Objective(Protocol):
         """Called once, before the first step: gradients become means over all processes."""
         ...
 
+    def begins(self, step: int) -> str | None:
+        """What begins at this step, to be said in the log."""
+        ...
+
     def after_step(self, generator: torch.Generator) -> dict[str, Tensor]:
         """Called once in every step, when all parts were stepped; -> more to log."""
         ...

@@ -1,8 +1,6 @@
-"""The optimizer of a run, its learning rate, and which parameters it leaves alone."""
+"""The optimizer of a run, and which parameters it leaves alone."""
 
 from __future__ import annotations
-
-import math
 
 import torch
 from torch import nn
@@ -16,18 +14,6 @@ def make_optimizer(cfg: TrainConfig, parameters: list[nn.Parameter]) -> torch.op
     kind = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}[cfg.optimizer]
     return kind(
         parameters, lr=cfg.learning_rate, betas=cfg.betas, weight_decay=cfg.weight_decay, fused=True
-    )
-
-
-def learning_rate(cfg: TrainConfig, step: int) -> float:
-    """Linear warm-up, then constant or cosine to `learning_rate_end` at the last step."""
-    if step < cfg.warmup_steps:
-        return cfg.learning_rate * (step + 1) / cfg.warmup_steps
-    if cfg.decay == "none":
-        return cfg.learning_rate
-    done = (step - cfg.warmup_steps) / max(1, cfg.steps - cfg.warmup_steps)
-    return cfg.learning_rate_end + (cfg.learning_rate - cfg.learning_rate_end) * 0.5 * (
-        1 + math.cos(math.pi * min(1.0, done))
     )
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -10,20 +12,14 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Precision:
-    """dtype: of autocast, fp32 = none. The weights stay in fp32. scaler: of losses under fp16, whose
+    """dtype: of `autocast()`, fp32 = none. The weights stay in fp32. scaler: of losses under fp16, whose
     small gradients would be 0; on a step whose gradients overflow the optimizer does nothing and the
     scale is halved, all of it on the device (Micikevicius et al., arXiv 1710.03740).
     """
 
-    device: torch.device
     dtype: torch.dtype
+    autocast: Callable[[], torch.autocast]
     scaler: torch.amp.GradScaler
-
-    def autocast(self) -> torch.autocast:
-        lower = self.dtype != torch.float32
-        return torch.autocast(
-            self.device.type, self.dtype if lower else torch.bfloat16, enabled=lower
-        )
 
     def state(self) -> dict[str, Tensor]:
         """For a checkpoint: scale, and steps since it last fell."""
@@ -42,8 +38,10 @@ def precision_of(name: str, device: torch.device) -> Precision:
     """fp32, bf16, fp16, or auto: the fastest that this device has in hardware."""
     named = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
     dtype = fastest(device) if name == "auto" else named[name]
+    lower = dtype != torch.float32
+    cast = partial(torch.autocast, device.type, dtype if lower else torch.bfloat16, enabled=lower)
     scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
-    return Precision(device, dtype, scaler)
+    return Precision(dtype, cast, scaler)
 
 
 def fastest(device: torch.device) -> torch.dtype:

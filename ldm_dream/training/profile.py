@@ -25,8 +25,6 @@ class Profile:
         return self
 
     def step(self) -> None:
-        if not self.steps:
-            return
         self.done += 1
         if self.done == WARM_UP:
             self.profiler.start()

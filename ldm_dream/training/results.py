@@ -18,16 +18,18 @@ class Results:
     def __init__(self, trainer: Trainer, run_dir: Path, log: Log):
         self.trainer, self.run_dir, self.log = trainer, run_dir, log
         run = trainer.run
-        self.pairs = validation_pairs(run.data, run.scale, run.train.val_images, run.train.val_crop)
+        cfg = run.train
+        self.pairs = validation_pairs(run.data, run.scale, cfg.val_images, cfg.val_crop)
+        # steps between two reports; one more at the last step
+        self.every = cfg.val_every if self.pairs else cfg.save_every
 
-    def report(self, step: int) -> None:
-        """At a step that is due and was not reported: validate, and write the model with the averaged
-        weights.
+    def report(self, step: int) -> str | None:
+        """Validate where that was not done, and write the model with the averaged weights; -> why the
+        run ends before its last step, None: it goes on.
         """
         cfg, run_dir = self.trainer.run.train, self.run_dir
         last = step >= cfg.steps
-        due = step % cfg.val_every == 0 or last
-        if self.pairs and step and due and step not in self.log.validations:
+        if self.pairs and step and step not in self.log.validations:
             self.trainer.check_finite()
             grid = run_dir / "samples" / f"step-{step:08d}.png"
             with self.trainer.averaged():
@@ -37,14 +39,14 @@ class Results:
                 if best_step(self._comparable(), cfg.best) == step:
                     self._release("model-best", step)
         elif (last and not (run_dir / "model" / "config.yaml").is_file()) or (
-            not self.pairs and step and (step % cfg.save_every == 0 or last)
+            not self.pairs and step
         ):
             self.trainer.check_finite()
             with self.trainer.averaged():
                 self._release("model", step)
+        return None if last else self._ended_early()
 
-    def ended_early(self) -> str | None:
-        """Why the run ends before its last step; None: it goes on."""
+    def _ended_early(self) -> str | None:
         cfg, rows = self.trainer.run.train, self._comparable()
         best = best_step(rows, cfg.best)
         if cfg.patience is None or best is None:

@@ -18,14 +18,13 @@ from ldm_dream.config.run import Run
 from ldm_dream.training import distributed, state
 from ldm_dream.training.checkpoint import latest_checkpoint
 from ldm_dream.training.log import Log
-from ldm_dream.training.optimizer import learning_rate
 from ldm_dream.training.profile import Profile
 from ldm_dream.training.results import Results
 from ldm_dream.training.run_folder import claim
 from ldm_dream.training.signals import Stop
 from ldm_dream.training.start import open_run
 from ldm_dream.training.tracker import open_tracker
-from ldm_dream.training.trainer import Trainer
+from ldm_dream.training.trainer import Trainer, learning_rate
 
 
 def train(run: Run, run_dir: Path, profile: int = 0) -> int:
@@ -75,8 +74,8 @@ def _loop(
     cfg, rank, log, run_dir = trainer.run.train, trainer.rank, results.log, results.run_dir
     saved, stopped = step, False
     while True:
-        results.report(step)
-        early = results.ended_early()
+        due = step % results.every == 0 or step >= cfg.steps
+        early = results.report(step) if due else None
         ends = step >= cfg.steps or stopped or early
         if (step % cfg.save_every == 0 or ends) and step != saved:
             trainer.check_finite()
@@ -84,8 +83,11 @@ def _loop(
             saved = step
         if ends:
             break
+        if said := trainer.objective.begins(step):
+            log.line(said)
         trainer.means.add(trainer.step(step))
-        profiler.step()
+        if profiler.steps:
+            profiler.step()
         step += 1
         log.bar.update()
         if step % cfg.log_every == 0 or step == cfg.steps:

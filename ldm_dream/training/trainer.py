@@ -1,7 +1,8 @@
 """A run in memory, and one step of it: batches -> objective -> optimizers -> EMA.
 
 Between two lines of the log a step never waits for the device: what is to be known of it is added up
-there (`means.py`).
+there (`Means`, `Finite`), since reading a number from a GPU waits until it has done all that was
+asked of it.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from ldm_dream.config.run import DiffusionRun, Run
+from ldm_dream.config.train import TrainConfig
 from ldm_dream.data.loader import Data, Loader, workers_for
 from ldm_dream.data.pairs import PairDataset
 from ldm_dream.errors import UserError
@@ -31,9 +33,8 @@ from ldm_dream.training import distributed
 from ldm_dream.training.autoencoder import AutoencoderObjective
 from ldm_dream.training.diffusion import DiffusionObjective
 from ldm_dream.training.latents import LatentDataset
-from ldm_dream.training.means import Finite, Means
 from ldm_dream.training.objective import Objective
-from ldm_dream.training.optimizer import freeze, learning_rate, make_optimizer
+from ldm_dream.training.optimizer import freeze, make_optimizer
 from ldm_dream.training.precision import precision_of
 from ldm_dream.training.start import Start
 
@@ -79,6 +80,7 @@ class Trainer:
         ]
         self.ema = [p.detach().clone() for p in model.parameters()]
         self.precision = precision_of(cfg.precision, device)
+        self.autocast = self.precision.autocast
         self.finite = {part.name: Finite(device) for part in self.objective.parts}
         self.settings = _set_up(device, cfg.tf32, fixed_sizes=not run.data.scales)
 
@@ -108,7 +110,7 @@ class Trainer:
         """
         cfg, scalars = self.run.train, {}
         numbers, weights = self._share(step)
-        with self.precision.autocast():
+        with self.autocast():
             batches = [next(self.loader) for _ in numbers]
         scaler = self.precision.scaler
         for part, optimizer in zip(self.objective.parts, self.optimizers):
@@ -120,7 +122,7 @@ class Trainer:
                 torch.manual_seed(_seed(self.run.seed, number, 0))  # dropout
                 generator = self._generator(number, 1)
                 with nullcontext() if last else distributed.apart(part.module()):
-                    with self.precision.autocast():
+                    with self.autocast():
                         loss, logged = part.loss(batch, step, generator)
                     scaler.scale(loss * weight).backward()
                 for name, value in {f"loss/{part.name}": loss, **logged}.items():
@@ -198,11 +200,70 @@ class Trainer:
         _put(model, self.ema)
         model.eval()
         try:
-            with self.precision.autocast():
+            with self.autocast():
                 yield
         finally:
             _put(model, kept)
             model.train()
+
+
+class Means:
+    """Running means since they were last taken. They are part of a checkpoint, so that a row after a
+    resume is the mean over all of its steps.
+    """
+
+    def __init__(self):
+        self.sums: dict[str, Tensor] = {}  # name -> float64 [sum, count]
+
+    def add(self, scalars: dict[str, Tensor]) -> None:
+        for name, value in scalars.items():
+            value = value.detach().to(torch.float64)
+            pair = torch.stack([value, torch.ones_like(value)])
+            self.sums[name] = self.sums[name] + pair if name in self.sums else pair
+
+    def state(self) -> dict[str, Tensor]:
+        """Over all processes, each of which has to call: one exchange for all names."""
+        if not self.sums:
+            return {}
+        names = sorted(self.sums)
+        together = distributed.mean(torch.stack([self.sums[name] for name in names]))
+        return dict(zip(names, together.unbind()))
+
+    def take(self) -> dict[str, float]:
+        found = self.state()
+        self.sums = {}
+        if not found:
+            return {}
+        rows = torch.stack(list(found.values())).tolist()
+        return {name: total / count for name, (total, count) in zip(found, rows)}
+
+
+class Finite:
+    """Remembers on the device the first step at which a number was not finite."""
+
+    def __init__(self, device: torch.device):
+        self.first = torch.full((), -1, dtype=torch.int64, device=device)
+
+    def look(self, step: int, *numbers: Tensor) -> None:
+        fine = torch.stack([number.detach().double().isfinite().all() for number in numbers]).all()
+        self.first = torch.where(~fine & (self.first < 0), step, self.first)
+
+    def failed(self) -> int | None:
+        """That step; None if there was none. Waits for the device."""
+        first = int(self.first)
+        return None if first < 0 else first
+
+
+def learning_rate(cfg: TrainConfig, step: int) -> float:
+    """Linear warm-up, then constant or cosine to `learning_rate_end` at the last step."""
+    if step < cfg.warmup_steps:
+        return cfg.learning_rate * (step + 1) / cfg.warmup_steps
+    if cfg.decay == "none":
+        return cfg.learning_rate
+    done = (step - cfg.warmup_steps) / max(1, cfg.steps - cfg.warmup_steps)
+    return cfg.learning_rate_end + (cfg.learning_rate - cfg.learning_rate_end) * 0.5 * (
+        1 + math.cos(math.pi * min(1.0, done))
+    )
 
 
 @torch.no_grad()

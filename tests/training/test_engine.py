@@ -13,10 +13,9 @@ from safetensors.torch import load_file
 from ldm_dream.data.images import read_image
 from ldm_dream.errors import UserError
 from ldm_dream.training.diffusion import DiffusionObjective
-from ldm_dream.training.means import Finite, Means
 from ldm_dream.training.precision import fastest, precision_of
 from ldm_dream.training.train import train
-from ldm_dream.training.trainer import TrainingError
+from ldm_dream.training.trainer import Finite, Means, TrainingError
 from runs import diffusion_run
 
 CPU = torch.device("cpu")

@@ -27,10 +27,9 @@ from ldm_dream.networks.vqgan import VQGAN
 from ldm_dream.training.autoencoder import CodeUsage
 from ldm_dream.training.diffusion import DiffusionObjective
 from ldm_dream.training.latents import LatentDataset
-from ldm_dream.training.optimizer import learning_rate
 from ldm_dream.training.results import best_step
 from ldm_dream.training.train import train
-from ldm_dream.training.trainer import TrainingError
+from ldm_dream.training.trainer import TrainingError, learning_rate
 from ldm_dream.upscaling.upscaler import Upscaler
 from runs import VQGAN_TINY, autoencoder_folder, diffusion_run, pictures
 
