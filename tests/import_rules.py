@@ -49,7 +49,8 @@ IMPORT_RULES = {
     "ldm_dream.hub": May(CONFIG, ("huggingface_hub",)),
     "ldm_dream.config": May(CONFIG, ("pydantic", "yaml")),
     "ldm_dream.data": May(
-        (*CONFIG, *root("writing", "data")), ("torch", "torchvision", "numpy", "PIL", "pyvips")
+        (*CONFIG, *root("writing", "data")),
+        ("torch", "torchvision", "numpy", "PIL", "pyvips", "tqdm", "lmdb"),
     ),
     # a network knows no other network; the two files that say which networks there are know all
     "ldm_dream.networks": May(

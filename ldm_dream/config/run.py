@@ -93,7 +93,9 @@ MAY_CHANGE = (
     "expected",
     "lpips_weights",  # a place on this disk, as these are:
     "data.train",  # its pictures may not change
+    "data.lr",  # likewise
     "data.val",
+    "data.val_lr",
     "data.license",
     "train.init_from",  # it was read at the first start
     "autoencoder.pretrained",  # its weights may not change (autoencoder.sha256)
@@ -248,7 +250,8 @@ class DiffusionRun(Strict):
 
 class AutoencoderRun(Strict):
     """A VQGAN trained with L1, LPIPS and a hinge PatchGAN; a `taesd` is imported, never trained. It
-    sees only HR, so data.degradation, data.scales and data.cache_latents stay at their defaults.
+    sees only HR, so data.lr, data.val_lr, data.degradation, data.scales and data.cache_latents stay at
+    their defaults.
     """
 
     scale: ClassVar[int] = 1  # of HR over the LR it sees, which is HR itself
@@ -281,7 +284,7 @@ class AutoencoderRun(Strict):
     @field_validator("data")
     @classmethod
     def _only_hr(cls, data: DataConfig) -> DataConfig:
-        for knob in ("degradation", "scales", "cache_latents"):
+        for knob in ("lr", "val_lr", "degradation", "scales", "cache_latents"):
             if getattr(data, knob) != DataConfig.model_fields[knob].default:
                 raise ValueError(f"{knob} has no effect: an autoencoder sees only HR; leave it out")
         return data
