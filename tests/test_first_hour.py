@@ -69,7 +69,7 @@ def run(words: list[str], monkeypatch) -> None:
 
 
 def test_the_commands_of_the_readme_run(home, monkeypatch):
-    photos(home / "photos", 4, 128)
+    photos(home / "photos", 2, 128)
     photos(home / "other-photos", 1, 64)
     for words in commands(ROOT / "README.md"):
         run(words, monkeypatch)
