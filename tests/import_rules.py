@@ -79,8 +79,8 @@ IMPORT_RULES = {
         ("torch", "torchvision", "numpy", "PIL", "lpips", "torch_fidelity"),
     ),
     "ldm_dream.preparing": May(
-        root("errors", "writing", "data.formats", "data.jpeg", "preparing"),
-        ("numpy", "PIL", "pyvips", "lmdb"),
+        root("errors", "writing", "data.formats", "data.jpeg", "data.lmdb_store", "preparing"),
+        ("numpy", "PIL", "pyvips"),
     ),
     # these three never import each other
     "ldm_dream.training": May(

@@ -30,7 +30,7 @@ def contents(folder: Path) -> tuple[list[str], list[int], dict[str, tuple[int, i
     LmdbError.
     """
     keys, lengths = [], []
-    with _sentences(folder), _reading(folder) as transaction:
+    with reading(folder) as transaction:
         for key, value in transaction.cursor():
             keys.append(os.fsdecode(bytes(key)))
             lengths.append(len(value))
@@ -39,34 +39,36 @@ def contents(folder: Path) -> tuple[list[str], list[int], dict[str, tuple[int, i
 
 def read(folder: Path, key: str) -> bytes:
     """The value of a key. Raises LmdbError."""
-    with _sentences(folder), _reading(folder) as transaction:
+    with reading(folder) as transaction:
         value = transaction.get(os.fsencode(key))
         if value is None:
             raise LmdbError(f"{shown(folder)}: has no key {shown(key)} any more.")
         return bytes(value)
 
 
-@contextmanager
-def _reading(folder: Path) -> Iterator[Any]:
-    with _opened(os.path.realpath(folder)).begin(buffers=True) as transaction:
-        yield transaction
-
-
-@contextmanager
-def _sentences(folder: Path) -> Iterator[None]:
-    """What the package lmdb raises in the body becomes a LmdbError."""
+def package() -> Any:
+    """The package lmdb, which is an extra. Raises LmdbError."""
     try:
-        import lmdb  # an extra
+        import lmdb
     except ImportError:
         raise LmdbError(
-            f"{shown(folder)}: is an LMDB, which needs the package lmdb; "
-            "install it with: pip install 'ldm_dream[data]'."
+            "LMDBs need the package lmdb, which is not installed: pip install 'ldm_dream[data]'."
         ) from None
+    return lmdb
+
+
+@contextmanager
+def reading(folder: Path) -> Iterator[Any]:
+    """A transaction that gives values as views of the file. What the package raises in the body
+    becomes a LmdbError.
+    """
+    lmdb = package()
     try:
-        yield
+        with _opened(os.path.realpath(folder)).begin(buffers=True) as transaction:
+            yield transaction
     except (lmdb.Error, OSError) as error:
         raise LmdbError(
-            f"{shown(folder)}: this LMDB cannot be read ({shown(error)}); copy it here anew."
+            f"{shown(folder)}: is no whole LMDB ({shown(error)}); make or get it again."
         ) from None
 
 
@@ -75,9 +77,8 @@ def _opened(folder: str) -> Any:
     """Without its lock file, which may lie where nothing can be written; pictures are read in no
     order, so nothing is read ahead.
     """
-    import lmdb
-
-    environment = lmdb.open(folder, readonly=True, lock=False, readahead=False, max_spare_txns=8)
+    lmdb = package()
+    environment = lmdb.open(folder, readonly=True, lock=False, readahead=False, create=False)
     pages, page = environment.info()["last_pgno"] + 1, environment.stat()["psize"]
     there = os.path.getsize(os.path.join(folder, DATA))
     if there < pages * page:  # reading behind its end would end the process

@@ -182,6 +182,7 @@ class PairDataset:
         bad: list[tuple[int, str]] = []
         visits = [self._visit(n, bad) for n in request.numbers]
         draws = tuple(draw for draw, _, _ in visits)
+        given = [lr for _, _, lr in visits if lr is not None]
         hr = torch.stack([self._patch(picture, draw) for draw, picture, _ in visits])
         sized = _turn(imresize_levels(hr, request.hr_side, request.hr_side), draws)
         lr = None
@@ -190,12 +191,10 @@ class PairDataset:
         elif self.blind:
             pictures = [picture for _, picture, _ in visits]
             lr = self._blind_lr(self.blind, request.numbers, draws, pictures)
-        elif self.pictures.lr:
+        elif given:
             side = self.cfg.patch // self.scale
-            lr = _turn(
-                [given[:, d.top : d.top + side, d.left : d.left + side] for d, _, given in visits],
-                draws,
-            )
+            cut = [x[:, d.top : d.top + side, d.left : d.left + side] for x, d in zip(given, draws)]
+            lr = _turn(cut, draws)
         elif self.scale == 1:
             lr = sized
         else:

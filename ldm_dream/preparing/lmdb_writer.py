@@ -9,48 +9,19 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
-from ldm_dream.errors import UserError
+from ldm_dream.data.lmdb_store import META, package
 from ldm_dream.writing import WriteError, whole_file
 
-DATABASE, META = "data.mdb", "meta_info.txt"
 LONGEST_KEY = 511  # bytes, of LMDB as it is built everywhere
 FIRST_SIZE = 2**28  # bytes of the map; doubled when it is full
-
-
-def _lmdb() -> Any:
-    try:
-        import lmdb
-    except ImportError:
-        raise UserError(
-            "LMDBs need the package lmdb, which is not installed: pip install 'ldm_dream[data]'."
-        ) from None
-    return lmdb
-
-
-def open_lmdb(folder: Path) -> Any:
-    """A database to read. Raises UserError."""
-    lmdb = _lmdb()
-    try:
-        database = lmdb.open(str(folder), readonly=True, lock=False, readahead=False, create=False)
-    except lmdb.Error as error:
-        raise UserError(f"{folder}: is no whole LMDB ({error}); make or get it again.") from None
-    pages, page = database.info()["last_pgno"] + 1, database.stat()["psize"]
-    there = (folder / DATABASE).stat().st_size
-    if there < pages * page:  # reading behind its end would kill the process
-        database.close()
-        raise UserError(
-            f"{folder}: is no whole LMDB ({there} of {pages * page} bytes); make or get it again."
-        )
-    return database
 
 
 class LmdbWriter:
     """A database in `folder`, new or to go on with. Raises UserError."""
 
     def __init__(self, folder: Path, first_size: int = FIRST_SIZE):
-        self._lmdb, self._folder = _lmdb(), folder
+        self._lmdb, self._folder = package(), folder
         try:
             self._database = self._lmdb.open(str(folder), map_size=first_size)
         except self._lmdb.Error as error:

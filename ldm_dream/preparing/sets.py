@@ -14,8 +14,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
+from ldm_dream.data.lmdb_store import DATA
 from ldm_dream.errors import shown, some
-from ldm_dream.preparing.lmdb_writer import DATABASE, LmdbWriter, write_meta
+from ldm_dream.preparing.lmdb_writer import LmdbWriter, write_meta
 from ldm_dream.preparing.pictures import IN_A_FOLDER, IN_AN_LMDB
 from ldm_dream.preparing.recipe import PrepareError
 from ldm_dream.preparing.sources import OF_A_SET
@@ -84,7 +85,7 @@ class LmdbSet:
             )
         self.folder = self.unfinished if self.unfinished.exists() else place
         self.done: Done = _read_journal(self.folder, about)
-        if not (self.folder / DATABASE).exists():
+        if not (self.folder / DATA).exists():
             self.done = {}
         self._waiting: Done = {}
         self._bytes = 0

@@ -19,10 +19,9 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
-from typing import Any
 
+from ldm_dream.data.lmdb_store import DATA, reading
 from ldm_dream.errors import shown
-from ldm_dream.preparing.lmdb_writer import DATABASE, open_lmdb
 from ldm_dream.preparing.recipe import PrepareError
 from ldm_dream.writing import whole_file
 
@@ -89,7 +88,7 @@ class InLmdb(Entry):
     key: bytes
 
     def read(self) -> bytes:
-        with _opened_lmdb(self.file).begin(buffers=True) as transaction:
+        with reading(self.file) as transaction:
             return bytes(transaction.get(self.key))
 
 
@@ -104,11 +103,6 @@ class PackedLmdb(Entry):
 @lru_cache(maxsize=4)
 def _opened_zip(file: Path) -> zipfile.ZipFile:
     return zipfile.ZipFile(file)
-
-
-@lru_cache(maxsize=4)
-def _opened_lmdb(folder: Path) -> Any:
-    return open_lmdb(folder)
 
 
 # ------------------------------------------------------------------------------------ what is there
@@ -144,7 +138,7 @@ def _in_folder(place: Path, name: str, archives: re.Pattern) -> Iterator[Entry]:
         inside = PurePosixPath(name, Path(folder).relative_to(place).as_posix())
         for file in sorted(name for name in files if not name.startswith(".")):
             path, here = str(inside / file), Path(folder, file)
-            if file == DATABASE:
+            if file == DATA:
                 yield from _in_lmdb(Path(folder), path)
             elif ARCHIVES.search(file) and archives.search(file):
                 yield from _in_archive(here, path)
@@ -200,7 +194,7 @@ def _in_zip(file: Path, path: str) -> Iterator[Entry]:
     with zipfile.ZipFile(file) as archive:
         for info in archive.infolist():
             inside = f"{path}/{info.filename}"
-            if PurePosixPath(info.filename).name == DATABASE:
+            if PurePosixPath(info.filename).name == DATA:
                 yield PackedLmdb(inside, file, info.filename, info.file_size)
             elif _is_picture(info.filename) and not info.is_dir():
                 yield InZip(inside, file, info.filename)
@@ -218,8 +212,8 @@ def _in_tar(tar: tarfile.TarFile, file: Path, path: str, start: int) -> Iterator
 
 
 def _in_lmdb(folder: Path, path: str) -> Iterator[Entry]:
-    with _opened_lmdb(folder).begin() as transaction:
-        for key in transaction.cursor().iternext(values=False):
+    with reading(folder) as transaction:
+        for key in map(bytes, transaction.cursor().iternext(values=False)):
             yield InLmdb(f"{path}/{key.decode('ascii', 'replace')}", folder, key)
 
 
@@ -254,7 +248,7 @@ def unpacked(entries: Iterable[Entry], folder: Path) -> Iterator[Entry]:
     for entry in entries:
         if isinstance(entry, PackedLmdb):
             place = folder / PurePosixPath(entry.member).parent.name
-            _unpack(entry, place / DATABASE)
+            _unpack(entry, place / DATA)
             yield from _in_lmdb(place, entry.path)
         else:
             yield entry

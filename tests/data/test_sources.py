@@ -203,7 +203,7 @@ def test_an_lmdb_without_its_package_says_what_to_install(tmp_path, monkeypatch)
     place = lmdb_of(tmp_path / "x", {b"a": encoded(pixels(0))})
     monkeypatch.setitem(sys.modules, "lmdb", None)
     with pytest.raises(
-        DataError, match=r"needs the package lmdb; .*pip install 'ldm_dream\[data\]'"
+        DataError, match=r"LMDBs need the package lmdb, .*pip install 'ldm_dream\[data\]'"
     ):
         pictures(place)
 
@@ -212,11 +212,11 @@ def test_damaged_lmdbs_are_one_sentence(tmp_path):
     place = lmdb_of(tmp_path / "cut", {b"%d" % i: encoded(pixels(i)) for i in range(9)})
     with (place / "data.mdb").open("r+b") as file:
         file.truncate(3 * 4096)
-    with pytest.raises(DataError, match="data.train: .*cut: this LMDB cannot be read .*copy it"):
+    with pytest.raises(DataError, match="data.train: .*cut: is no whole LMDB .*; make or get"):
         pictures(place)
     (tmp_path / "other").mkdir()
     (tmp_path / "other/data.mdb").write_bytes(b"no database" * 1000)
-    with pytest.raises(DataError, match="other: this LMDB cannot be read"):
+    with pytest.raises(DataError, match="other: is no whole LMDB"):
         pictures(tmp_path / "other")
     with pytest.raises(DataError, match=r"meta_info\.txt, line 2: 'c.png 9 8' is not"):
         pictures(lmdb_of(tmp_path / "meta", {b"c": b"?"}, "\nc.png 9 8\n"))
