@@ -45,11 +45,11 @@ def seeded(seed: int, z_lr: Tensor, top: int = 0) -> Noise:
     shape = channels, height, -(-width // 4)
 
     channel, y, x = (torch.arange(length, device=z_lr.device) for length in shape)
-    places = x, (y + top)[:, None], channel[:, None, None]
 
     def noise(k: int) -> Tensor:
-        counter = (place.expand(shape).contiguous() for place in places)
-        words = philox(*counter, torch.full(shape, k, device=z_lr.device), key)
+        places = x, (y + top)[:, None], channel[:, None, None]
+        c0, c1, c2 = (place.expand(shape).contiguous() for place in places)
+        words = philox(c0, c1, c2, torch.full(shape, k, device=z_lr.device), key)
         field = torch.stack(normal(*words), -1).view(channels, height, -1)[..., :width]
         return field.to(z_lr.dtype).expand_as(z_lr)
 

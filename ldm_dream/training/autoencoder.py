@@ -137,7 +137,9 @@ class CodeUsage(nn.Module):
         super().__init__()
         self.register_buffer("idle", torch.zeros(codes, dtype=torch.int64))
         self.register_buffer("initialised", torch.tensor(initialised))
-        self._started = False  # `initialised` as the host knows it; reading that waits for the device
+        self._started = (
+            False  # `initialised` as the host knows it; reading that waits for the device
+        )
         self._chosen: Tensor | None = None  # bool [codes], of this step so far
         self._x: Tensor | None = None  # its last micro-batch
 
