@@ -22,8 +22,7 @@ from torch import Tensor
 
 from ldm_dream.data.resize import imresize_to, size_of
 from ldm_dream.networks.base import Network
-from ldm_dream.numbers import Numbers, sent, wide
-from ldm_dream.process import Process
+from ldm_dream.process import Numbers, Process, wide
 
 
 @dataclass(frozen=True)
@@ -114,3 +113,12 @@ class Denoiser:
         at = self.numbers(t, z_t) if at is None else at
         emb = self.embed(at) if emb is None else emb
         return self.call(self.process.model_input(z_t, at), emb, *inputs.features)
+
+
+def sent(x: Tensor, device: torch.device) -> Tensor:
+    """x on `device`. From the host by way of pinned memory, so that the host goes on at once."""
+    if x.device == device:
+        return x
+    if device.type == "cuda" and x.device.type == "cpu":
+        x = x.pin_memory()
+    return x.to(device, non_blocking=True)

@@ -27,8 +27,8 @@ from torch import Tensor, nn
 
 from dream_kernels import dream_loss, dream_rectify, q_sample
 from ldm_dream.config.model import Dream
-from ldm_dream.denoiser import Denoiser, Inputs
-from ldm_dream.numbers import sent, wide
+from ldm_dream.denoiser import Denoiser, Inputs, sent
+from ldm_dream.process import wide
 
 
 class DiffusionLoss(NamedTuple):

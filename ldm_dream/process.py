@@ -21,6 +21,10 @@ coefficients: [B,1,1,1].
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from functools import cache, cached_property
+from typing import TypeAlias
+
 import torch
 from torch import Tensor
 
@@ -31,14 +35,51 @@ from ldm_dream.config.model import (
     RegressionConfig,
     ResidualShiftConfig,
 )
-from ldm_dream.errors import UserError
-from ldm_dream.numbers import Numbers, Steps, like, wide
+from ldm_dream.schedules import ProcessError, exponential_sqrt_eta, linear_abar, respaced
 
 PREDICTIONS = ("eps", "z0", "v")
 
 
-class ProcessError(UserError, ValueError):
-    """A schedule or a prediction type that the process cannot serve."""
+@dataclass(frozen=True)
+class Numbers:
+    """What a process says of one step a sample: a, b, s and weight, [B,1,1,1] each, and what the
+    network is told of it, [B]: the ORIGINAL timestep or the noise level a.
+
+    rows: all of them, [5,B].
+    """
+
+    rows: Tensor
+
+    @cached_property
+    def _each(self) -> tuple[Tensor, ...]:
+        return self.rows.view(5, -1, 1, 1, 1).unbind()
+
+    @property
+    def a(self) -> Tensor:
+        return self._each[0]
+
+    @property
+    def b(self) -> Tensor:
+        return self._each[1]
+
+    @property
+    def s(self) -> Tensor:
+        return self._each[2]
+
+    @property
+    def weight(self) -> Tensor:
+        return self._each[3]
+
+    @cached_property
+    def told(self) -> Tensor:
+        return self.rows[4]
+
+    def of(self, samples: Tensor) -> Numbers:
+        """Of some samples, int64 [n] on its device."""
+        return Numbers(self.rows.index_select(1, samples))
+
+
+Steps: TypeAlias = Tensor | Numbers  # indices [B], or what `Process.at` says of them
 
 
 class Process:
@@ -313,43 +354,6 @@ class Flow(Process):
         super().__init__(1 - sigma, torch.zeros_like(sigma), sigma, sigma)
 
 
-def linear_betas(
-    num_timesteps: int, beta_start: float, beta_end: float, schedule: str = "linear"
-) -> Tensor:
-    """betas, float64 [T]. "linear": linear in t; "sqrt_linear": their square roots are (LDM calls
-    that one "linear").
-    """
-    if schedule == "linear":
-        return torch.linspace(beta_start, beta_end, num_timesteps, dtype=torch.float64)
-    return torch.linspace(beta_start**0.5, beta_end**0.5, num_timesteps, dtype=torch.float64) ** 2
-
-
-def linear_abar(
-    num_timesteps: int, beta_start: float, beta_end: float, schedule: str = "linear"
-) -> Tensor:
-    """abar of `linear_betas`, float64 [T]."""
-    return torch.cumprod(1 - linear_betas(num_timesteps, beta_start, beta_end, schedule), 0)
-
-
-def respaced(num_timesteps: int, steps: int) -> Tensor:
-    """Kept steps int(T / n * i), int64 [n] (ResShift, respace.py): 50 of 2000 are 0, 40, ..., 1960,
-    never T - 1.
-    """
-    if not 1 <= steps <= num_timesteps:
-        raise ProcessError(
-            f"respace={steps} is not possible; choose 1 to num_timesteps={num_timesteps}."
-        )
-    return torch.tensor([int(num_timesteps / steps * i) for i in range(steps)])
-
-
-def exponential_sqrt_eta(num_timesteps: int, start: float, end: float, power: float) -> Tensor:
-    """sqrt(eta_t) = start (end / start) ** ((t / (T-1)) ** power), float64 [T] (ResShift, Eq. 9).
-    `end` bounds sqrt(eta).
-    """
-    position = torch.arange(num_timesteps, dtype=torch.float64) / (num_timesteps - 1)
-    return start * (end / start) ** position**power
-
-
 def build_process(cfg: ProcessConfig) -> Process:
     """Config -> process."""
     if isinstance(cfg, DDPMConfig):
@@ -375,6 +379,17 @@ def build_process(cfg: ProcessConfig) -> Process:
 def over(x: Tensor, s: Tensor) -> Tensor:
     """x / s; 0 where x is 0: at the clean end, also of a process without noise (s = 0)."""
     return torch.where(x == 0, x, x / s)
+
+
+@cache
+def wide(dtype: torch.dtype) -> torch.dtype:
+    """float32, or dtype if that is wider: of coefficients."""
+    return torch.promote_types(dtype, torch.float32)
+
+
+def like(coefficient: Tensor, z: Tensor) -> Tensor:
+    """A coefficient on z's device, in z's dtype or float32 if that is wider."""
+    return coefficient.to(wide(z.dtype)).to(z.device)
 
 
 def check_prediction(prediction: str) -> None:

@@ -32,7 +32,7 @@ def root(*names: str) -> tuple[str, ...]:
 
 CONFIG = root("errors", "config")
 KERNELS = ("dream_kernels",)
-METHOD = root("numbers", "process", "denoiser", "loss", "noise", "sampler")
+METHOD = root("schedules", "process", "denoiser", "loss", "sampler")
 MODEL = (
     *CONFIG,
     *METHOD,
@@ -60,8 +60,7 @@ IMPORT_RULES = {
     "ldm_dream.networks.__init__": May((*CONFIG, *root("networks")), ("torch",)),
     "ldm_dream.networks.autoencoders": May((*CONFIG, *root("networks")), ("torch",)),
     # the method is given its networks, and knows what they offer
-    "ldm_dream.numbers": May((), ("torch",)),
-    "ldm_dream.noise": May((), ("torch",)),
+    "ldm_dream.schedules": May(root("errors"), ("torch",)),
     "ldm_dream.process": May((*CONFIG, *KERNELS, *METHOD), ("torch",)),
     "ldm_dream.denoiser": May(
         (*CONFIG, *KERNELS, *METHOD, *root("data.resize", "networks.base")), ("torch",)

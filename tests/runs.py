@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from ldm_dream.config.model import VQGANConfig
 from ldm_dream.config.run import AutoencoderRun, DiffusionRun
 from ldm_dream.data.images import Image, write_image
-from ldm_dream.denoiser import Denoiser, Inputs
+from ldm_dream.denoiser import Denoiser, Inputs, sent
 from ldm_dream.model_folder import save_model
 from ldm_dream.networks.vqgan import VQGAN
-from ldm_dream.numbers import Numbers, sent, wide
+from ldm_dream.process import Numbers, wide
 
 VQGAN_TINY = VQGANConfig(
     ch=8,

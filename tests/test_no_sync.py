@@ -24,8 +24,7 @@ from ldm_dream.loss import diffusion_loss, large_enough
 from ldm_dream.model_folder import LoadedModel
 from ldm_dream.networks import build_network
 from ldm_dream.networks.autoencoders import build_autoencoder
-from ldm_dream.noise import gaussian, seeded
-from ldm_dream.sampler import sample_steps
+from ldm_dream.sampler import gaussian, sample_steps, seeded
 from ldm_dream.training import diffusion
 from ldm_dream.training.diffusion import DiffusionObjective
 from ldm_dream.training.distributed import Rank

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from ldm_dream.noise import LARGEST_SEED, philox, seeded
+from ldm_dream.sampler import LARGEST_SEED, philox, seeded
 
 # Random123's kat_vectors, philox4x32 with 10 rounds: counter, key, result
 KNOWN = [

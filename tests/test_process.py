@@ -13,9 +13,8 @@ from ldm_dream.process import (
     ProcessError,
     ResidualShift,
     build_process,
-    exponential_sqrt_eta,
-    linear_abar,
 )
+from ldm_dream.schedules import exponential_sqrt_eta, linear_abar
 
 F64 = torch.float64
 

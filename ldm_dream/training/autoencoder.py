@@ -150,9 +150,8 @@ class CodeUsage(nn.Module):
         super().__init__()
         self.register_buffer("idle", torch.zeros(codes, dtype=torch.int64))
         self.register_buffer("initialised", torch.tensor(initialised))
-        self.started = (
-            initialised  # as the host knows it: reading `initialised` waits for the device
-        )
+        # as the host knows it: reading `initialised` waits for the device
+        self.started = initialised
         self._chosen: Tensor | None = None  # bool [codes], of this step so far
         self._x: Tensor | None = None  # its last micro-batch
 

@@ -16,9 +16,8 @@ from ldm_dream.errors import UserError
 from ldm_dream.loss import diffusion_loss
 from ldm_dream.networks import build_network
 from ldm_dream.networks.base import Autoencoder
-from ldm_dream.noise import Noise, gaussian
 from ldm_dream.process import build_process
-from ldm_dream.sampler import sample
+from ldm_dream.sampler import Noise, gaussian, sample
 from ldm_dream.training import distributed
 from ldm_dream.training.objective import Part
 

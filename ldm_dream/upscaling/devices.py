@@ -1,5 +1,5 @@
-"""Where a model runs and in which precision, by the names that a user gives, and how pictures and
-weights get there.
+"""Where a model runs and in which precision, by the names that a user gives, and how a model
+gets there.
 """
 
 from __future__ import annotations
@@ -8,10 +8,9 @@ from copy import deepcopy
 from typing import TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ldm_dream.errors import UserError
-from ldm_dream.numbers import sent
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -48,11 +47,6 @@ def dtype_named(name: str, device: torch.device) -> torch.dtype:
     if name not in DTYPES:
         raise UpscaleError(f"dtype={name!r} is unknown; use auto, {', '.join(DTYPES)}.")
     return DTYPES[name]
-
-
-def on_device(x: Tensor, device: torch.device) -> Tensor:
-    """In the layout of the networks."""
-    return sent(x, device).contiguous(memory_format=torch.channels_last)
 
 
 def placed(module: Module, device: torch.device, dtype: torch.dtype) -> Module:

@@ -15,8 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ldm_dream.noise import Noise
-from ldm_dream.sampler import Sampler, Seen, Step, Turn
+from ldm_dream.sampler import Noise, Sampler, Seen, Step, Turn
 from ldm_dream.upscaling.pictures import Source
 from ldm_dream.upscaling.tiling import Pass, Stage, Tile, Tiles, across, wavefront
 

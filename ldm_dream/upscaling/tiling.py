@@ -33,7 +33,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ldm_dream.numbers import sent
+from ldm_dream.denoiser import sent
 
 
 class Tile(NamedTuple):

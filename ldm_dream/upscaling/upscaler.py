@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -29,20 +29,13 @@ from torch import Tensor
 from ldm_dream.config.model import Sampling
 from ldm_dream.data.images import ImageError
 from ldm_dream.data.resize import rows_needed, upsample
-from ldm_dream.denoiser import Denoiser
+from ldm_dream.denoiser import Denoiser, sent
 from ldm_dream.hub import upload
 from ldm_dream.model_folder import LoadedModel, load_model
 from ldm_dream.networks import compile_blocks
-from ldm_dream.noise import LARGEST_SEED, seeded
-from ldm_dream.sampler import Sampler, Turn, plan, sample
+from ldm_dream.sampler import LARGEST_SEED, Sampler, Turn, plan, sample, seeded
 from ldm_dream.upscaling.cuda_graphs import GraphedCall
-from ldm_dream.upscaling.devices import (
-    UpscaleError,
-    device_named,
-    dtype_named,
-    on_device,
-    placed,
-)
+from ldm_dream.upscaling.devices import UpscaleError, device_named, dtype_named, placed
 from ldm_dream.upscaling.hidden import filled
 from ldm_dream.upscaling.in_tiles import Calls, InTiles
 from ldm_dream.upscaling.pictures import (
@@ -52,9 +45,10 @@ from ldm_dream.upscaling.pictures import (
     Picture,
     Pixels,
     Source,
+    in_columns,
+    resized,
     unpack,
 )  # fmt: skip
-from ldm_dream.upscaling.strips import Frame, in_columns, resized
 from ldm_dream.upscaling.tiling import Tiles
 
 log = logging.getLogger(__name__)
@@ -65,6 +59,7 @@ DEFAULT_MODEL = "dream-latent-x4-tiny"
 AUTO_TILE, VERY_LARGE, SMALL_TILE = 256, 2**22, 128
 # LR pixels of mirrored context on each side: with 4, the border of a flat picture is as its middle
 CONTEXT = 4
+STRIP, MIN_STRIP = 2**20, 32  # HR pixels and rows of a strip in which colours and size are set
 
 
 # -> the rows of all that a model makes, band by band, [B, 3, h, W] in about [-1, 1]
@@ -321,6 +316,63 @@ class Upscaler:
         """Without its cache of weights: a weight is used once a call, and graphs must own theirs."""
         lower = self.dtype != torch.float32
         return torch.autocast(self.device.type, self.dtype, enabled=lower, cache_enabled=False)
+
+
+@dataclass(frozen=True)
+class Frame:
+    """Where the result lies in what the model makes.
+
+    size: of all that it makes of `source`. edge: pixels of mirrored context at the top and left.
+    inner: size of the result in it.
+    """
+
+    source: Source
+    size: tuple[int, int]
+    edge: int
+    inner: tuple[int, int]
+
+    def strips(self, height: int) -> list[slice]:
+        """All rows of a result of `height` rows, in strips that hold about STRIP pixels here."""
+        most = max(MIN_STRIP, STRIP // self.inner[1]) * height // self.inner[0]
+        step = max(1, most)
+        return [slice(top, min(top + step, height)) for top in range(0, height, step)]
+
+    def pairs(
+        self, bands: Iterator[Tensor], wants: Iterable[slice]
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """bands: rows of all that the model makes. wants: rows of the result, downwards -> these
+        rows of it, and of the enlarged LR picture, [B, 3, h, W].
+        """
+        columns = slice(self.edge, self.edge + self.inner[1])
+        moved = [slice(r.start + self.edge, r.stop + self.edge) for r in wants]
+        for rows, sr in zip(moved, cut_anew(bands, moved)):
+            base = self.source.part(self.size, rows, columns).clamp(-1, 1)
+            yield sr[..., columns], sent(base, sr.device)
+
+
+def cut_anew(bands: Iterator[Tensor], wants: Iterable[slice]) -> Iterator[Tensor]:
+    """Bands of rows, [..., h, W], from row 0 on -> the rows of each of `wants`, which go downwards
+    and may overlap.
+    """
+    held: list[tuple[int, Tensor]] = []  # what is still needed, and the row where it begins
+    bottom = 0
+    for want in wants:
+        while bottom < want.stop:
+            # copies, since a few rows that are needed would keep the whole band
+            held = [(max(y, want.start), _rows(x, y, want).clone()) for y, x in held]
+            held.append((bottom, next(bands)))
+            bottom += held[-1][1].shape[-2]
+        yield torch.cat([_rows(x, y, want) for y, x in held], -2)
+
+
+def _rows(x: Tensor, top: int, want: slice) -> Tensor:
+    """Those of `want` that are in x, whose first row is `top`."""
+    return x[..., max(0, want.start - top) : max(0, want.stop - top), :]
+
+
+def on_device(x: Tensor, device: torch.device) -> Tensor:
+    """In the layout of the networks."""
+    return sent(x, device).contiguous(memory_format=torch.channels_last)
 
 
 def _auto_tile(pixels: Pixels) -> int:

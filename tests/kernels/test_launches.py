@@ -21,9 +21,8 @@ from ldm_dream.denoiser import Inputs
 from ldm_dream.loss import diffusion_loss
 from ldm_dream.networks.layers import GroupNorm
 from ldm_dream.networks.vqgan import Codebook
-from ldm_dream.noise import gaussian
 from ldm_dream.process import build_process
-from ldm_dream.sampler import SAMPLERS, sample
+from ldm_dream.sampler import SAMPLERS, gaussian, sample
 from runs import PlainDenoiser
 
 TYPES = {
