@@ -120,12 +120,13 @@ def vq_lookup(z: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:
     """Nearest code: z [N,D], codebook [K,D] -> indices int64 [N], z_q = codebook[indices] [N,D].
 
     argmin of |e|^2 - 2 z.e in float32 or wider (also under autocast), ties to the lowest index;
-    CHUNK_BYTES of distances at a time, never N x K. On a GPU float32 means float32: TF32 off. The
-    gradient of z_q goes to z straight through (VQ-VAE, arXiv 1711.00937, 3.2) and to the chosen
+    CHUNK_BYTES of distances at a time, never N x K. On a GPU, where products
+    may be in TF32, in float64. The gradient of z_q goes to z straight through (VQ-VAE, arXiv 1711.00937, 3.2) and to the chosen
     rows of the codebook; detach what shall not learn. z_q is not finite where z is not.
     """
     with torch.no_grad(), torch.autocast(z.device.type, enabled=False):
-        rows, last = wide(z), len(codebook) - 1
+        # a GPU may be told to round float32 factors to TF32
+        rows, last = z.double() if z.is_cuda else wide(z), len(codebook) - 1
         fill = torch.arange(-(-len(codebook) // CODES) * CODES, device=z.device).clamp(max=last)
         # the last code fills the last block: among equals the first wins
         codes = codebook[fill].to(rows.dtype)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Protocol
@@ -122,7 +123,16 @@ class _Loads(Dataset):
 
 def _begin(_worker: int) -> None:
     """A worker has one thread, gives way to the training threads, and ends when `close` says so."""
+    threading.Thread(target=_end_with_trainer, daemon=True).start()
     torch.set_num_threads(1)
     os.nice(5)
     for name in SIGNALS:
         signal.signal(getattr(signal, name), signal.SIG_IGN)
+
+
+def _end_with_trainer() -> None:
+    """A trainer that was killed says nothing, and its server process lives as long as its workers."""
+    trainer = multiprocessing.parent_process()
+    if trainer is not None:
+        trainer.join()
+        os._exit(1)

@@ -2,14 +2,20 @@
 
 import json
 import math
+import os
+import subprocess
 import sys
+import time
 import types
+from contextlib import suppress
+from pathlib import Path
 
 import pytest
 import torch
 from processes import as_ranks
 from safetensors.torch import load_file
 
+from ldm_dream.config.files import dump_config
 from ldm_dream.data.images import read_image
 from ldm_dream.errors import UserError
 from ldm_dream.training.diffusion import DiffusionObjective
@@ -181,3 +187,33 @@ def test_figures_do_not_depend_on_how_pictures_are_batched(tmp_path):
         train(run.model_copy(update={"train": sized}), tmp_path / str(batch_size))
         found.append(rows_of(tmp_path / str(batch_size))[-1]["val/psnr_y"])
     assert found[0] == pytest.approx(found[1], abs=1e-3)
+
+
+def test_workers_end_with_a_trainer_that_was_killed(tmp_path):
+    run = diffusion_run(tmp_path, workers=2, steps=10_000)
+    (tmp_path / "run.yaml").write_text(dump_config(run))
+    tool = [sys.executable, "tools/train.py", str(tmp_path / "run.yaml")]
+    mark = f"RUN_OF_TEST={tmp_path}"
+    trainer = subprocess.Popen(
+        [*tool, "--run-dir", str(tmp_path / "run")],
+        stdout=subprocess.PIPE, text=True, env=os.environ | dict([mark.split("=")]),
+    )  # fmt: skip
+    assert trainer.stdout is not None
+    next(line for line in trainer.stdout if line.startswith("step "))
+    assert len(marked(mark)) >= 4, "trainer, server, two workers"
+    trainer.kill()
+    trainer.wait()
+    until = time.monotonic() + 20
+    while marked(mark) and time.monotonic() < until:
+        time.sleep(0.1)
+    assert not marked(mark)
+
+
+def marked(mark: str) -> list[str]:
+    """Processes that live and were started with this variable."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            if mark.encode() in (path / "environ").read_bytes().split(b"\0"):
+                found.append(path.name)
+    return found
