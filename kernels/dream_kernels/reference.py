@@ -120,9 +120,9 @@ def vq_lookup(z: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:
     """Nearest code: z [N,D], codebook [K,D] -> indices int64 [N], z_q = codebook[indices] [N,D].
 
     argmin of |e|^2 - 2 z.e in float32 or wider (also under autocast), ties to the lowest index;
-    CHUNK_BYTES of distances at a time, never N x K. On a GPU, where products
-    may be in TF32, in float64. The gradient of z_q goes to z straight through (VQ-VAE, arXiv 1711.00937, 3.2) and to the chosen
-    rows of the codebook; detach what shall not learn. z_q is not finite where z is not.
+    CHUNK_BYTES of distances at a time, never N x K. On a GPU, where products may be in TF32, in
+    float64. The gradient of z_q goes to z straight through (VQ-VAE, arXiv 1711.00937, 3.2) and to
+    the chosen rows of the codebook; detach what shall not learn. z_q is not finite where z is not.
     """
     with torch.no_grad(), torch.autocast(z.device.type, enabled=False):
         # a GPU may be told to round float32 factors to TF32

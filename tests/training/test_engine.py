@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from processes import as_ranks
 from safetensors.torch import load_file
 
-from ldm_dream.config.files import dump_config
 from ldm_dream.data.images import read_image
 from ldm_dream.errors import UserError
 from ldm_dream.training.diffusion import DiffusionObjective
@@ -191,7 +191,8 @@ def test_figures_do_not_depend_on_how_pictures_are_batched(tmp_path):
 
 def test_workers_end_with_a_trainer_that_was_killed(tmp_path):
     run = diffusion_run(tmp_path, workers=2, steps=10_000)
-    (tmp_path / "run.yaml").write_text(dump_config(run))
+    given = run.model_dump(mode="json", exclude_unset=True)
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(given))
     tool = [sys.executable, "tools/train.py", str(tmp_path / "run.yaml")]
     mark = f"RUN_OF_TEST={tmp_path}"
     trainer = subprocess.Popen(
