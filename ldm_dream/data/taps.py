@@ -13,31 +13,47 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+MISSING = 1e-5  # of a kernel whose sum is 1
 BICUBIC = -0.75  # slope of torch's bicubic at one pixel from the middle
 
 
 class Taps(NamedTuple):
-    """Of one axis: out[i] = sum over t of weight[i,t] * source[index[i,t]]; both [n,T]."""
+    """Of one axis: out[i] = sum over t of weight[i,t] * source[index[i,t]], for each of R terms;
+    index [n,T], weight [R,n,T].
+    """
 
     index: np.ndarray
     weight: np.ndarray
 
 
 def filtered(image: Tensor, rows: Taps, columns: Taps) -> Tensor:
-    """[1,C,H,W] on the CPU -> [1,C,h,w] with as many rows and columns as there are taps of each."""
-    along_columns = _rows_summed(_rows_summed(image[0], rows).transpose(-1, -2), columns)
-    return along_columns.transpose(-1, -2).contiguous()[None]
+    """[1,C,H,W] on the CPU -> [1,C,h,w], as many rows and columns as there are taps of each: the
+    sum over the terms, each of which goes along both axes.
+    """
+    channels, height, width = image.shape[1:]
+    terms = len(rows.weight)
+    starts = height * np.tile(np.arange(channels), terms)[:, None, None]
+    weight = rows.weight.repeat(channels, axis=0)
+    turned = _sums(image, rows.index + starts, weight).transpose(-1, -2)  # [R*C,W,h]
+
+    # all terms of a pixel are taps of one sum
+    starts = width * np.arange(terms * channels).reshape(terms, channels).T
+    index = columns.index[:, None] + starts[:, None, :, None]
+    weight = np.broadcast_to(columns.weight.swapaxes(0, 1), index.shape)
+    flat = (channels, len(columns.index), -1)
+    sums = _sums(turned, index.reshape(flat), weight.reshape(flat))
+    return sums.transpose(-1, -2).contiguous()[None]
 
 
-def _rows_summed(planes: Tensor, taps: Taps) -> Tensor:
-    """[C,H,W] -> [C,n,W]."""
-    channels, height, width = planes.shape
-    starts = height * np.arange(channels)[:, None, None]
-    index = torch.from_numpy((taps.index + starts).astype(np.int32)).flatten(0, 1)
-    weight = torch.from_numpy(taps.weight.astype(np.float32)).repeat(channels, 1)
-    table = planes.reshape(-1, width)
-    sums = F.embedding_bag(index, table, mode="sum", per_sample_weights=weight)
-    return sums.view(channels, -1, width)
+def _sums(table: Tensor, index: np.ndarray, weight: np.ndarray) -> Tensor:
+    """table [...,W], index and weight [N,n,T] -> [N,n,W]: sums of T rows of the table."""
+    sums = F.embedding_bag(
+        torch.from_numpy(index.astype(np.int32)).flatten(0, 1),
+        table.reshape(-1, table.shape[-1]),
+        mode="sum",
+        per_sample_weights=torch.from_numpy(weight.astype(np.float32)).flatten(0, 1),
+    )
+    return sums.view(*index.shape[:2], -1)
 
 
 def resize_taps(length: int, size: int, mode: str) -> Taps:
@@ -45,7 +61,7 @@ def resize_taps(length: int, size: int, mode: str) -> Taps:
     antialiasing.
     """
     if length == size:
-        return Taps(np.arange(size)[:, None], np.ones((size, 1)))
+        return Taps(np.arange(size)[:, None], np.ones((1, size, 1)))
     return _area_taps(length, size) if mode == "area" else _spline_taps(length, size, mode)
 
 
@@ -54,7 +70,7 @@ def _area_taps(length: int, size: int) -> Taps:
     count = -(-np.arange(1, size + 1) * length // size) - first
     step = np.arange(count.max())
     index = np.minimum(first[:, None] + step, length - 1)
-    return Taps(index, (step < count[:, None]) / count[:, None])
+    return Taps(index, ((step < count[:, None]) / count[:, None])[None])
 
 
 def _spline_taps(length: int, size: int, mode: str) -> Taps:
@@ -66,7 +82,7 @@ def _spline_taps(length: int, size: int, mode: str) -> Taps:
     else:
         steps = np.arange(-1, 3)
         weight = _cubic(np.abs(part - steps))
-    return Taps((first[:, None] + steps).clip(0, length - 1), weight)
+    return Taps((first[:, None] + steps).clip(0, length - 1), weight[None])
 
 
 def _cubic(distance: np.ndarray) -> np.ndarray:
@@ -76,19 +92,32 @@ def _cubic(distance: np.ndarray) -> np.ndarray:
     return np.where(distance <= 1, near, far)
 
 
-def blurred_first(taps: Taps, kernel: np.ndarray, length: int) -> Taps:
-    """Taps on the source of what `taps` takes from a row of `length` pixels that a symmetric kernel
-    [K], K odd, has blurred, with mirrored borders.
+def blurred_first(taps: Taps, lines: np.ndarray, length: int) -> Taps:
+    """Taps on the source of what `taps` (one term) takes from a row of `length` pixels, mirrored at
+    its ends, that each of the R `lines` [R,K] has filtered. K is odd; lines are not turned round.
     """
     first = taps.index.min(1)
     step = taps.index - first[:, None]
-    size, reach = len(kernel), len(kernel) // 2
-    weight = np.zeros((len(first), int(step.max()) + size))
+    terms, size = lines.shape
+    weight = np.zeros((terms, len(first), int(step.max()) + size))
     cells = np.arange(len(first))[:, None]
-    for shift, share in zip(step.T, taps.weight.T):
-        weight[cells, shift[:, None] + np.arange(size)] += share[:, None] * kernel
-    index = first[:, None] - reach + np.arange(weight.shape[1])
+    for shift, share in zip(step.T, taps.weight[0].T):
+        weight[:, cells, shift[:, None] + np.arange(size)] += share[:, None] * lines[:, None]
+    index = first[:, None] - size // 2 + np.arange(weight.shape[-1])
     return Taps(mirrored_index(index, length), weight)
+
+
+def separated(kernel: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """A kernel [K,K] as a sum of R products of a column and a row, both [R,K]; what is missing
+    weighs less than MISSING.
+    """
+    left, sizes, right = np.linalg.svd(kernel.astype(np.float64))
+    columns, rest = (left * sizes).T, kernel.astype(np.float64)
+    for terms, (column, row) in enumerate(zip(columns, right), 1):
+        rest -= np.outer(column, row)
+        if np.abs(rest).sum() < MISSING:
+            return columns[:terms], right[:terms]
+    return columns, right
 
 
 def mirrored_index(index: np.ndarray, length: int) -> np.ndarray:
