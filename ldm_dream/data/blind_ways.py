@@ -38,12 +38,12 @@ def _blur_on_cpu(image: Tensor, kernel: Tensor) -> Tensor:
 
 
 def _resize_on_cpu(image: Tensor, kernel: Tensor | None, plan: Resize) -> Tensor:
-    sides = image.shape[-2:]
+    sides = (image.shape[-2], image.shape[-1])
     rows, columns = (resize_taps(*pair, plan.mode) for pair in zip(sides, plan.size))
     if kernel is None:
         return image if sides == plan.size else filtered(image, rows, columns)
     lines = separated(kernel.numpy())
-    if not _pays(len(lines[0]), len(kernel), tuple(sides), plan.size):
+    if not _pays(len(lines[0]), len(kernel), sides, plan.size):
         return _resize_on_cpu(_blur_on_cpu(image, kernel), None, plan)
     both = (blurred_first(*each) for each in zip((rows, columns), lines, sides))
     return filtered(image, *both)

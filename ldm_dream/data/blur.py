@@ -25,6 +25,7 @@ STRIPS = 8
 # ------------------------------------------------------------------------------------------ kernels
 
 
+@np.errstate(over="ignore")  # far from a narrow kernel: there it is 0
 def gaussian_kernel(
     size: int, sigma: tuple[float, float], angle: float = 0.0, beta: float = 1.0
 ) -> np.ndarray:
@@ -36,6 +37,7 @@ def gaussian_kernel(
     return _normalised(np.exp(-(_squared_distance(size, sigma, angle) ** beta) / 2))
 
 
+@np.errstate(over="ignore")  # far from a narrow kernel: there it is 0
 def plateau_kernel(
     size: int, sigma: tuple[float, float], angle: float = 0.0, beta: float = 1.0
 ) -> np.ndarray:

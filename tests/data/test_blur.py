@@ -34,6 +34,12 @@ def test_a_kernel_sums_to_one_and_is_its_own_point_reflection(kernel):
     np.testing.assert_allclose(kernel, kernel[::-1, ::-1], rtol=1e-5)
 
 
+def test_a_kernel_far_narrower_than_a_pixel_is_one_pixel():
+    for make in (blur.gaussian_kernel, blur.plateau_kernel):
+        kernel = blur.trimmed(make(21, (1e-200, 1e-200), 0.3, 4.0))
+        assert kernel.tolist() == [[1]]
+
+
 @pytest.mark.parametrize("beta", [0.5, 1.0, 3.0])
 @pytest.mark.parametrize("angle", [0.0, 0.6, -2.5])
 def test_gaussian_and_plateau_kernels_follow_their_density(angle, beta):
