@@ -61,38 +61,31 @@ def degrade_as_planned(hr: Tensor, plans: Sequence[Plan]) -> Tensor:
 
 
 class Carried(NamedTuple):
-    """The arrays of a plan on the device; None for no blur. jpeg: of `quality_tables`."""
+    """The arrays of a plan on the device: kernels or None, and `quality_tables`."""
 
     first: Tensor | None
-    first_jpeg: Tensor
     second: Tensor | None
     sinc: Tensor | None
+    first_jpeg: Tensor
     last_jpeg: Tensor
 
 
 def _carried(plans: Sequence[Plan], device: torch.device) -> list[Carried]:
     """All in one copy, which a GPU does not wait for."""
-    rows = [_arrays(plan) for plan in plans]
-    every = [array for row in rows for array in row if array is not None]
+    kernels = [(plan.first.kernel, plan.second and plan.second.kernel, plan.sinc) for plan in plans]
+    tables = [quality_tables(q) for plan in plans for q in (plan.first_quality, plan.last_quality)]
+    every = [*tables, *(kernel for row in kernels for kernel in row if kernel is not None)]
     flat = torch.from_numpy(np.concatenate([array.ravel() for array in every]))
     if device.type == "cuda":
         flat = flat.pin_memory().to(device, non_blocking=True)
-    parts = iter(flat.to(device).split([array.size for array in every]))
-    return [
-        Carried(*(array if array is None else next(parts).view(array.shape) for array in row))
-        for row in rows
-    ]
-
-
-def _arrays(plan: Plan) -> tuple[np.ndarray | None, ...]:
-    """In the order of `Carried`."""
-    return (
-        plan.first.kernel,
-        quality_tables(plan.first_quality),
-        plan.second and plan.second.kernel,
-        plan.sinc,
-        quality_tables(plan.last_quality),
-    )
+    pieces = flat.split([array.size for array in every])
+    placed = [piece.view(array.shape) for piece, array in zip(pieces, every)]
+    jpeg, rest = placed[: len(tables)], iter(placed[len(tables) :])
+    carried = []
+    for row, first_jpeg, last_jpeg in zip(kernels, jpeg[::2], jpeg[1::2]):
+        first, second, sinc = (kernel if kernel is None else next(rest) for kernel in row)
+        carried.append(Carried(first, second, sinc, first_jpeg, last_jpeg))
+    return carried
 
 
 def _degrade(hr: Tensor, plans: Sequence[Plan], carried: Sequence[Carried], ways: Ways) -> Tensor:

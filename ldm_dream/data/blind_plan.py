@@ -17,7 +17,6 @@ import numpy as np
 from ldm_dream.config.data import BlindConfig, FirstOrder
 from ldm_dream.data.blur import (
     gaussian_kernel,
-    gaussian_line,
     plateau_kernel,
     sinc_kernel,
     trimmed,
@@ -51,9 +50,7 @@ class Noise:
 
 @dataclass(frozen=True)
 class Round:
-    """Blur, resize, noise. kernel float32 [K,K]; [K], whose outer product with itself is meant; or
-    None for no blur.
-    """
+    """Blur, resize, noise. kernel float32 [K,K], or None for no blur."""
 
     kernel: np.ndarray | None
     resize: Resize
@@ -119,8 +116,6 @@ def draw_kernel(cfg: FirstOrder, random: np.random.Generator) -> np.ndarray | No
         return trimmed(sinc_kernel(size, random.uniform(lowest, math.pi)))
     shape, elongated = divmod(_draw_index(cfg.kernel_weights, random), 2)
     long = random.uniform(*cfg.sigma)
-    if shape == elongated == 0:
-        return trimmed(gaussian_line(size, long))
     sigma = long, random.uniform(*cfg.sigma) if elongated else long
     angle = random.uniform(-math.pi, math.pi)
     below, above = ((1, 1), cfg.beta_generalized, cfg.beta_plateau)[shape]

@@ -25,6 +25,7 @@ STRIPS = 8
 # ------------------------------------------------------------------------------------------ kernels
 
 
+@np.errstate(over="ignore")  # far from a narrow kernel: there it is 0
 def gaussian_kernel(
     size: int, sigma: tuple[float, float], angle: float = 0.0, beta: float = 1.0
 ) -> np.ndarray:
@@ -36,12 +37,7 @@ def gaussian_kernel(
     return _normalised(np.exp(-(_squared_distance(size, sigma, angle) ** beta) / 2))
 
 
-def gaussian_line(size: int, sigma: float) -> np.ndarray:
-    """[size]: the outer product with itself is `gaussian_kernel` of (sigma, sigma)."""
-    line = np.arange(size, dtype=np.float64) - size // 2
-    return _normalised(np.exp(-((line / sigma) ** 2) / 2))
-
-
+@np.errstate(over="ignore")  # far from a narrow kernel: there it is 0
 def plateau_kernel(
     size: int, sigma: tuple[float, float], angle: float = 0.0, beta: float = 1.0
 ) -> np.ndarray:
@@ -64,14 +60,12 @@ def sinc_kernel(size: int, cutoff: float) -> np.ndarray:
 
 
 def trimmed(kernel: np.ndarray) -> np.ndarray:
-    """[K,K] or [K] without the outermost rings that weigh less than NEGLIGIBLE together, which
-    leaves at least the middle.
-    """
+    """Without the outermost rings that weigh less than NEGLIGIBLE together; the middle stays."""
     weight = np.abs(kernel)
     total, size = weight.sum(dtype=np.float64), len(kernel)
-    insides = [(slice(ring, size - ring),) * kernel.ndim for ring in range(1, size // 2 + 1)]
-    small = [inside for inside in insides if total - weight[inside].sum() < NEGLIGIBLE]
-    return _normalised(kernel[small[-1]]) if small else kernel
+    insides = [slice(ring, size - ring) for ring in range(1, size // 2 + 1)]
+    small = [side for side in insides if total - weight[side, side].sum() < NEGLIGIBLE]
+    return _normalised(kernel[small[-1], small[-1]]) if small else kernel
 
 
 @functools.lru_cache(maxsize=256)

@@ -34,6 +34,12 @@ def test_a_kernel_sums_to_one_and_is_its_own_point_reflection(kernel):
     np.testing.assert_allclose(kernel, kernel[::-1, ::-1], rtol=1e-5)
 
 
+def test_a_kernel_far_narrower_than_a_pixel_is_one_pixel():
+    for make in (blur.gaussian_kernel, blur.plateau_kernel):
+        kernel = blur.trimmed(make(21, (1e-200, 1e-200), 0.3, 4.0))
+        assert kernel.tolist() == [[1]]
+
+
 @pytest.mark.parametrize("beta", [0.5, 1.0, 3.0])
 @pytest.mark.parametrize("angle", [0.0, 0.6, -2.5])
 def test_gaussian_and_plateau_kernels_follow_their_density(angle, beta):
@@ -72,11 +78,11 @@ def test_a_wave_passes_the_sinc_filter_below_its_cutoff_and_not_above(cutoff):
     assert response[0] == pytest.approx(1, abs=0.1) and response[1] == pytest.approx(0, abs=0.1)
 
 
-def test_a_line_is_the_round_gaussian_of_one_axis():
-    line = blur.gaussian_line(13, 1.7)
-    np.testing.assert_allclose(
-        np.outer(line, line), blur.gaussian_kernel(13, (1.7, 1.7)), rtol=1e-5, atol=1e-9
-    )
+@pytest.mark.parametrize("kernel", KERNELS, ids=lambda kernel: f"{len(kernel)}")
+def test_a_kernel_is_a_sum_of_columns_by_rows(kernel):
+    columns, rows = taps.separated(kernel)
+    assert np.abs(columns.T @ rows - kernel).sum() < taps.MISSING
+    assert len(taps.separated(blur.gaussian_kernel(21, (1.7, 1.7)))[0]) == 1
 
 
 def test_trimming_leaves_out_only_what_weighs_nothing():
@@ -87,7 +93,7 @@ def test_trimming_leaves_out_only_what_weighs_nothing():
     edge = (21 - len(small)) // 2
     missing[edge:-edge, edge:-edge] -= small
     assert np.abs(missing).sum() < 1e-5
-    assert len(blur.trimmed(blur.gaussian_line(21, 0.01))) == 1
+    assert len(blur.trimmed(blur.gaussian_kernel(21, (0.01, 0.01)))) == 1
 
 
 # ------------------------------------------------------------------------------------ blur, resizing
@@ -127,12 +133,14 @@ def test_taps_resize_as_torch_does(mode, size):
 
 
 @pytest.mark.parametrize("mode", ["area", "bilinear", "bicubic"])
-@pytest.mark.parametrize("size", [(2, 5), (10, 30), (14, 19)])
-def test_blur_and_resizing_in_one_are_one_after_the_other(mode, size):
-    image, line = noise(1, 3, 10, 23), blur.gaussian_line(21, 2.5)
+@pytest.mark.parametrize("size", [(2, 5), (10, 30), (14, 19), (10, 23)])
+@pytest.mark.parametrize("sigma", [(2.5, 2.5), (4.0, 0.9)])
+def test_blur_and_resizing_in_one_are_one_after_the_other(mode, size, sigma):
+    image, kernel = noise(1, 3, 10, 23), blur.gaussian_kernel(21, sigma, 0.5)
     resized = [taps.resize_taps(*sides, mode) for sides in zip((10, 23), size)]
-    both = [taps.blurred_first(one, line, side) for one, side in zip(resized, (10, 23))]
-    blurred = blur.blur(image, torch.from_numpy(np.outer(line, line)), 99)
+    lines = taps.separated(kernel)
+    both = [taps.blurred_first(*each) for each in zip(resized, lines, (10, 23))]
+    blurred = blur.blur(image, torch.from_numpy(kernel), 99)
     torch.testing.assert_close(
         taps.filtered(image, *both), taps.filtered(blurred, *resized), rtol=0, atol=1e-5
     )
