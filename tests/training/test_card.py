@@ -48,6 +48,14 @@ def test_a_card_says_what_happened():
     assert "expected" not in text.lower()
 
 
+def test_a_card_says_whether_lr_pictures_were_made_or_given():
+    made, given = (
+        card(DiffusionRun(data={"train": ("t",), **data}), FACTS) for data in ({}, {"lr": ("l",)})
+    )
+    assert "- Patches of 128 pixels; LR pictures made of them: bicubic." in made.splitlines()
+    assert "- Patches of 128 pixels; LR pictures given." in given.splitlines()
+
+
 def test_the_front_matter_is_what_the_hub_reads():
     run = DiffusionRun(
         loss={"strength": 1.0},
