@@ -65,6 +65,8 @@ COMMANDS = {
         [*SR3, "--set", "train.precision=bf16", "--compile"],
         [*IDM, "train.precision=bf16", "train.batch_size=16", "--compile"],
         [*RESSHIFT, "--set", "train.precision=bf16", "train.batch_size=8", "--compile"],
+        # decides IN_COMPILED of dream_kernels/group_norm_silu.py
+        ["kernels", "--op", "norm_in_block"],
         ["kernels"],
     ],
 }

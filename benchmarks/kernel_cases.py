@@ -2,7 +2,8 @@
 shapes, and its rivals.
 
 `rectify_and_loss` is what DREAM adds to a training step around its extra pass, as the step runs it:
-z_t moved, the loss and its gradient in pred.
+z_t moved, the loss and its gradient in pred. `norm_in_block` is a compiled residual block: with
+group norm's kernel in it (ours), or with its reference, which inductor fuses (compiled).
 
 A maker turns (shape, dtype, device) into arguments and the least possible traffic: bytes of every
 input read once, every result written once. SHAPES are pixels of SR3 and IDM, latents of ResShift,
@@ -11,6 +12,7 @@ and enough pixels to see a bandwidth.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from typing import NamedTuple
@@ -19,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+import dream_kernels
 from dream_kernels import dream_loss, dream_rectify
 
 from .official import mean_l1, rectified
@@ -91,6 +94,42 @@ def torch_group_norm_silu(
     return F.silu(F.group_norm(x, groups, weight.to(x.dtype), bias.to(x.dtype), eps))
 
 
+def norm_in_block(shape: tuple[int, ...], dtype: torch.dtype, device: str) -> tuple[tuple, int]:
+    """Arguments of `block`, and the least traffic of its norms and sums."""
+    channels = shape[1]
+    x = torch.randn(shape, device=device).to(dtype, memory_format=torch.channels_last)
+    kernels = torch.randn(2, channels, channels, 3, 3, device=device) / (3 * channels**0.5)
+    first, last = (k.to(dtype, memory_format=torch.channels_last) for k in kernels)
+    weight, bias = torch.randn(2, channels, device=device)
+    return (x, first, last, weight, bias), 4 * x.numel() * x.element_size()
+
+
+def block(x: Tensor, first: Tensor, last: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """A residual block as the networks have it: norm with SiLU before each convolution, then a sum."""
+    groups, h = math.gcd(32, x.shape[1]), x
+    for kernel in (first, last):
+        h = F.conv2d(
+            dream_kernels.group_norm_silu(h, weight, bias, groups, 1e-5), kernel, padding=1
+        )
+    return x + h
+
+
+@functools.cache
+def compiled_block() -> Callable[..., Tensor]:
+    return torch.compile(block, dynamic=False)
+
+
+def block_with_kernel(*inputs: Tensor) -> Tensor:
+    """Compiled, with the norm's kernel in it whatever IN_COMPILED says."""
+    with dream_kernels.backend("triton"):
+        return compiled_block()(*inputs)
+
+
+def block_with_reference(*inputs: Tensor) -> Tensor:
+    with dream_kernels.backend("reference"):
+        return block(*inputs)
+
+
 def vq_lookup(shape: tuple[int, ...], dtype: torch.dtype, device: str) -> tuple[tuple, int]:
     """Latents [B,D,h,w] as rows, and vq-f4's 8192 codes."""
     rows = shape[0] * shape[2] * shape[3]
@@ -148,6 +187,14 @@ CASES: dict[str, Case] = {
         own_on_cpu=True,
         gradients=3,
         backward_passes=3,
+    ),
+    "norm_in_block": Case(
+        norm_in_block,
+        shapes=((4, 64, 128, 128), (4, 128, 64, 64), (4, 512, 16, 16)),
+        eager=block_with_reference,
+        ours=block_with_kernel,
+        gradients=5,
+        backward_passes=6,
     ),
     "vq_lookup": Case(
         vq_lookup,

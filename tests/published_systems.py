@@ -21,7 +21,7 @@ from ldm_dream.interchange.published import CheckpointImportError, import_state
 from ldm_dream.interchange.system import Config, PublishedSystem
 from ldm_dream.interchange.systems import IDM, LDM, RESSHIFT, SR3, TAESD, VQGAN
 from ldm_dream.networks.resshift import SwinBlock, relative_position_index, shift_mask
-from ldm_dream.process import linear_abar, linear_betas
+from ldm_dream.schedules import linear_abar, linear_betas
 
 CPU = torch.device("cpu")
 SR3_SCHEDULE = (300, 1e-4, 0.05, "linear")

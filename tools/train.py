@@ -35,12 +35,19 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add(
         "--profile",
-        type=int,
+        type=positive,
         default=0,
         metavar="N",
         help="write a trace of N steps, after the first three, to RUN_DIR/trace.json",
     )
     return parser
+
+
+def positive(text: str) -> int:
+    """A whole number from 1."""
+    if text.isdecimal() and len(text) < 10 and int(text):
+        return int(text)
+    raise argparse.ArgumentTypeError(f"{text!r} is not possible; give a whole number from 1")
 
 
 def main() -> None:

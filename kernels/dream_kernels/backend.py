@@ -1,7 +1,8 @@
 """Which code runs an op: its Triton kernel, or its reference in plain torch. Chosen once, by
 DREAM_KERNELS, and logged once.
 
-    auto       the kernel on CUDA and ROCm devices where Triton is installed, else the reference
+    auto       the kernel on CUDA and ROCm devices where Triton is installed, else the reference; in
+               code that torch.compile compiles the reference of ops that say so
     triton     the kernel everywhere; on a CPU in Triton's interpreter, which TRITON_INTERPRET=1
                before the first import switches on
     reference  plain torch everywhere
@@ -71,9 +72,9 @@ def backend(wanted: str) -> Iterator[None]:
         choice.mode = before
 
 
-def runs_triton(x: Tensor) -> bool:
-    """Whether an op on `x` runs its kernel. Raises BackendError where DREAM_KERNELS=triton meets a
-    device that has none.
+def runs_triton(x: Tensor, in_compiled: bool = True) -> bool:
+    """Whether an op on `x` runs its kernel. in_compiled: whether mode auto takes it in compiled
+    code too. Raises BackendError where DREAM_KERNELS=triton meets a device that has none.
     """
     if choice.mode == "reference" or x.dtype not in DTYPES:
         chosen = False
@@ -83,7 +84,8 @@ def runs_triton(x: Tensor) -> bool:
             "set TRITON_INTERPRET=1 (slow, for tests) or use auto."
         )
     else:
-        chosen = HAS_TRITON and (x.is_cuda or choice.mode == "triton")
+        fits = x.is_cuda and (in_compiled or not torch.compiler.is_compiling())
+        chosen = HAS_TRITON and (fits or choice.mode == "triton")
     if not torch.compiler.is_compiling():
         _announce(x.device.type, chosen)
     return chosen

@@ -67,7 +67,13 @@ def _backward(ctx, dy, *_):
 norm_op.register_autograd(_backward, setup_context=_save)
 
 
-@reference.kernel_of(reference.group_norm_silu, cpu.group_norm_silu)
+# The switch for compiled code on a GPU: there inductor fuses the reference with what stands beside
+# it, and the kernel must win to be the default. The rows norm_in_block of `python -m benchmarks
+# kernels --op norm_in_block --device cuda` decide. False: nobody has measured them yet.
+IN_COMPILED = False
+
+
+@reference.kernel_of(reference.group_norm_silu, cpu.group_norm_silu, IN_COMPILED)
 def group_norm_silu(
     x: Tensor,
     weight: Tensor,

@@ -34,11 +34,13 @@ def layout(x: Tensor) -> torch.memory_format:
 
 
 def kernel_of(
-    reference: Callable[..., Any], cpu: Callable[..., Any] | None = None
+    reference: Callable[..., Any],
+    cpu: Callable[..., Any] | None = None,
+    in_compiled: bool = True,
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Decorator of the function that calls an op's kernel. The public function calls that, or the
     reference, or on a CPU in mode auto `cpu` where there is one. The device of the first argument
-    decides; it is given by place.
+    decides; it is given by place. in_compiled: as of `runs_triton`.
     """
 
     def public(kernel: Callable[..., Any]) -> Callable[..., Any]:
@@ -46,7 +48,7 @@ def kernel_of(
         def op(x: Tensor, /, *args: Any, **options: Any) -> Any:
             if x.device.type == "cpu" and choice.mode == "auto":
                 return (cpu or reference)(x, *args, **options)
-            way = kernel if runs_triton(x) else reference
+            way = kernel if runs_triton(x, in_compiled) else reference
             return way(x, *args, **options)
 
         return op

@@ -284,7 +284,7 @@ class FlowConfig(Strict):
     """Linear interpolation z_t = (1 - sigma) z0 + sigma eps with sigma = (t + 1) / num_timesteps."""
 
     kind: Literal["flow"] = "flow"
-    predictions: ClassVar[tuple[str, ...]] = ("eps", "z0", "v")
+    predictions: ClassVar[tuple[str, ...]] = ("z0", "v")  # its last step is pure noise
     samplers: ClassVar[tuple[str, ...]] = ("ancestral", "ddim", "dpm-solver++")
     has_noise: ClassVar[bool] = True
     num_timesteps: Timesteps = Field(default=1000, description="Steps between picture and noise.")

@@ -6,9 +6,10 @@ Imports no torch, so `--help` and `--dry-run` answer at once.
 
 from __future__ import annotations
 
+import os
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from ldm_dream.config import fits
 from ldm_dream.config.data import DataConfig
@@ -92,7 +93,9 @@ MAY_CHANGE = (
     "expected",
     "lpips_weights",  # a place on this disk, as these are:
     "data.train",  # its pictures may not change
+    "data.lr",  # likewise
     "data.val",
+    "data.val_lr",
     "data.license",
     "train.init_from",  # it was read at the first start
     "autoencoder.pretrained",  # its weights may not change (autoencoder.sha256)
@@ -121,10 +124,10 @@ Expected = Annotated[
 ]
 Seed = Annotated[int, Field(ge=0, lt=2**63, description="Seed of all random numbers of the run.")]
 LpipsWeights = Annotated[
-    Name | None,
+    Annotated[Name, AfterValidator(os.path.expanduser)] | None,
     Field(
-        description="File with AlexNet and the heads of LPIPS as one state dict, for losses and "
-        "validation; null: no LPIPS."
+        description="File with AlexNet's weights, torchvision's own or those with the heads of LPIPS "
+        "beside them, for losses and validation; null: no LPIPS."
     ),
 ]
 
@@ -247,7 +250,8 @@ class DiffusionRun(Strict):
 
 class AutoencoderRun(Strict):
     """A VQGAN trained with L1, LPIPS and a hinge PatchGAN; a `taesd` is imported, never trained. It
-    sees only HR, so data.degradation, data.scales and data.cache_latents stay at their defaults.
+    sees only HR, so data.lr, data.val_lr, data.degradation, data.scales and data.cache_latents stay at
+    their defaults.
     """
 
     scale: ClassVar[int] = 1  # of HR over the LR it sees, which is HR itself
@@ -280,7 +284,7 @@ class AutoencoderRun(Strict):
     @field_validator("data")
     @classmethod
     def _only_hr(cls, data: DataConfig) -> DataConfig:
-        for knob in ("degradation", "scales", "cache_latents"):
+        for knob in ("lr", "val_lr", "degradation", "scales", "cache_latents"):
             if getattr(data, knob) != DataConfig.model_fields[knob].default:
                 raise ValueError(f"{knob} has no effect: an autoencoder sees only HR; leave it out")
         return data

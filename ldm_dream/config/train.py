@@ -91,7 +91,7 @@ class TrainConfig(Strict):
     )
     val_every: int = Field(default=1000, ge=1, description="Steps between two validations.")
     val_images: int = Field(
-        default=8, ge=0, description="Validation pictures, spread evenly over data.val."
+        default=8, ge=0, description="Validation pictures, spread evenly over all there are."
     )
     val_crop: int | None = Field(
         default=256,

@@ -7,9 +7,9 @@ permutation(seed, n // N)[n % N], at a place and a symmetry drawn from (seed, n)
 Bicubic: the LR patch is that of the LR picture made from the WHOLE HR picture, so it carries no
 border effects of resampling; it is made from the window of HR pixels on which it depends. Blind:
 every sample has a degradation of its own, drawn from (seed, n) and applied to a window around its
-patch; see `_window`. Scales (`cfg.scales`): batch k has one scale of that range, drawn from
-(seed, k). Bicubic brings each HR patch, by itself, to that scale; its LR patch, made at `scale`,
-stays as it is.
+patch; see `_window`. Given (`cfg.lr`): both patches are cut at the same place. Scales (`cfg.scales`):
+batch k has one scale of that range, drawn from (seed, k). Bicubic brings each HR patch, by itself, to
+that scale; its LR patch, made at `scale`, stays as it is.
 
     number -> request (in order, in the main process) -> load (any process) -> Samples, uint8
            -> finish (main process) -> Batch, float32 on the device
@@ -31,7 +31,7 @@ from ldm_dream.config.data import BlindConfig, DataConfig
 from ldm_dream.data.blind import degrade_blind, mirrored, to_levels
 from ldm_dream.data.images import ImageError
 from ldm_dream.data.resize import imresize_levels, imresize_levels_part
-from ldm_dream.data.sources import DataError, Pictures
+from ldm_dream.data.sources import DataError, Files, Part, Pictures
 
 log = logging.getLogger(__name__)
 
@@ -128,20 +128,20 @@ class PairDataset:
             )
         self.cfg, self.scale, self.seed = cfg, scale, seed
         self.blind = cfg.degradation if isinstance(cfg.degradation, BlindConfig) else None
-        self.pictures = Pictures(cfg.train, cfg.exclude, "data.train")
+        part = Part(cfg.val_fraction, is_val=False) if cfg.val_fraction else None
+        self.pictures = Pictures(cfg.train, cfg.exclude, "data.train", cfg.lr, part)
         self.bad: set[int] = set()
         self._unreadable: set[int] = set()  # that `load` of this process has met
         self.small: list[int] = []
         self.used: list[int] = []
-        self._cache: dict[int, Tensor] = {}
+        self._cache: dict[tuple[bool, int], Tensor] = {}  # (is HR, index)
         self._cache_bytes = 0
-        for index in range(len(self.pictures)):
-            try:
-                size = self.pictures.size(index)
-            except ImageError as error:
-                self._reject(index, str(error))
-                continue
-            (self.used if min(size) >= cfg.patch else self.small).append(index)
+        sizes, unreadable = self.pictures.sizes(scale)
+        for index, reason in unreadable.items():
+            self._reject(index, reason)
+        sides = sizes.min(1)
+        for index in np.flatnonzero(sides).tolist():
+            (self.used if sides[index] >= cfg.patch else self.small).append(index)
         if self.small:
             log.warning(
                 "%d of %d pictures are smaller than data.patch=%d and are left out.",
@@ -181,19 +181,24 @@ class PairDataset:
         """The samples of these numbers, in any process."""
         bad: list[tuple[int, str]] = []
         visits = [self._visit(n, bad) for n in request.numbers]
-        draws = tuple(draw for draw, _ in visits)
-        hr = torch.stack([self._patch(picture, draw) for draw, picture in visits])
+        draws = tuple(draw for draw, _, _ in visits)
+        given = [lr for _, _, lr in visits if lr is not None]
+        hr = torch.stack([self._patch(picture, draw) for draw, picture, _ in visits])
         sized = _turn(imresize_levels(hr, request.hr_side, request.hr_side), draws)
         lr = None
         if not request.with_lr:
             pass
         elif self.blind:
-            pictures = [picture for _, picture in visits]
+            pictures = [picture for _, picture, _ in visits]
             lr = self._blind_lr(self.blind, request.numbers, draws, pictures)
+        elif given:
+            side = self.cfg.patch // self.scale
+            cut = [x[:, d.top : d.top + side, d.left : d.left + side] for x, d in zip(given, draws)]
+            lr = _turn(cut, draws)
         elif self.scale == 1:
             lr = sized
         else:
-            lr = _turn([self._bicubic_lr(picture, draw) for draw, picture in visits], draws)
+            lr = _turn([self._bicubic_lr(picture, draw) for draw, picture, _ in visits], draws)
         return Samples(sized, lr, draws, tuple(bad))
 
     def finish(self, samples: Samples, place: Callable[[Tensor], Tensor] = lambda x: x) -> Batch:
@@ -211,15 +216,20 @@ class PairDataset:
 
     def picture(self, index: int) -> Tensor:
         """Whole picture, uint8 [3,H,W], its sides cut to multiples of scale. Raises ImageError."""
-        if index in self._cache:
-            return self._cache[index]
-        hr = self.pictures.read(index)
-        height, width = (side // self.scale * self.scale for side in hr.shape[-2:])
-        hr = hr[:, :height, :width].contiguous()
-        if self._cache_bytes + hr.numel() <= CACHE_BYTES:
-            self._cache[index] = hr
-            self._cache_bytes += hr.numel()
-        return hr
+        return self._kept(self.pictures, index, self.scale)
+
+    def _kept(self, files: Files, index: int, unit: int) -> Tensor:
+        """A whole picture, its sides cut to multiples of `unit`. Raises ImageError."""
+        key = (files is self.pictures, index)
+        if key in self._cache:
+            return self._cache[key]
+        picture = files.read(index)
+        height, width = (side // unit * unit for side in picture.shape[-2:])
+        picture = picture[:, :height, :width].contiguous()
+        if self._cache_bytes + picture.numel() <= CACHE_BYTES:
+            self._cache[key] = picture
+            self._cache_bytes += picture.numel()
+        return picture
 
     def _hr_side(self, number: int) -> int:
         """HR pixels a side in batch `number`: those of the patch at a scale uniform in
@@ -261,26 +271,30 @@ class PairDataset:
         patches = [lr[:, y : y + side, x : x + side] for lr, (y, x) in zip(degraded, corners)]
         return _turn([to_levels(patch) for patch in patches], draws)
 
-    def _visit(self, n: int, bad: list[tuple[int, str]]) -> tuple[Draw, Tensor]:
-        """Draw number n with its whole picture; an unreadable one gives its place to the next
-        readable one, and goes to `bad`.
+    def _visit(self, n: int, bad: list[tuple[int, str]]) -> tuple[Draw, Tensor, Tensor | None]:
+        """Draw number n with its whole picture, and the LR picture that is given for it; an
+        unreadable one gives its place to the next readable one, and goes to `bad`.
         """
         epoch, place = divmod(n, len(self.used))
         index = int(permutation(len(self.used), self.seed, epoch)[place])
-        while (picture := self._try_picture(self.used[index], bad)) is None:
+        while (found := self._try_picture(self.used[index], bad)) is None:
             index = (index + 1) % len(self.used)
+        picture, given = found
         height, width = (length // self.scale for length in picture.shape[-2:])
         side = self.cfg.patch // self.scale
         random = np.random.default_rng((self.seed, _CROP, n))
         top, left = random.integers(height - side + 1), random.integers(width - side + 1)
         symmetry = random.integers(SYMMETRIES[self.cfg.augment])
-        return Draw(index, int(top), int(left), int(symmetry)), picture
+        return Draw(index, int(top), int(left), int(symmetry)), picture, given
 
-    def _try_picture(self, index: int, bad: list[tuple[int, str]]) -> Tensor | None:
+    def _try_picture(
+        self, index: int, bad: list[tuple[int, str]]
+    ) -> tuple[Tensor, Tensor | None] | None:
         if index in self.bad or index in self._unreadable:
             return None
         try:
-            return self.picture(index)
+            lr = self.pictures.lr
+            return self.picture(index), self._kept(lr, index, 1) if lr else None
         except ImageError as error:
             bad.append((index, str(error)))
             self._unreadable.add(index)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ldm_dream.config.model import DDPMConfig
 from ldm_dream.errors import CheckpointImportError
-from ldm_dream.process import linear_betas
+from ldm_dream.schedules import linear_betas
 
 
 def read_schedule(state: Mapping[str, Tensor], path: str) -> DDPMConfig | None:

@@ -150,20 +150,22 @@ class CodeUsage(nn.Module):
         super().__init__()
         self.register_buffer("idle", torch.zeros(codes, dtype=torch.int64))
         self.register_buffer("initialised", torch.tensor(initialised))
-        self.started = initialised  # the same, known without asking the device
+        # as the host knows it: reading `initialised` waits for the device
+        self.started = initialised
         self._chosen: Tensor | None = None  # bool [codes], of this step so far
         self._x: Tensor | None = None  # its last micro-batch
 
     @torch.no_grad()
     def start(self, model: VQGAN, x: Tensor, generator: torch.Generator) -> None:
         """Once: the codebook begins as random latents of this batch."""
-        if self.started or self.initialised:  # the second of a checkpoint
-            self.started = True
+        if self.started:
+            return
+        self.started = True
+        if self.initialised:  # of a checkpoint
             return
         codes = model.quantize.embedding.weight
         codes.copy_(distributed.of_first(self._random_rows(model, x, len(codes), generator)))
         self.initialised.fill_(True)
-        self.started = True
 
     def note(self, quantized: Quantized, x: Tensor) -> None:
         """The codes that a micro-batch [B,3,H,W] of this step has chosen."""

@@ -22,6 +22,13 @@ from ldm_dream.training import distributed
 from ldm_dream.training.objective import Part
 
 
+def on_host(generator: torch.Generator) -> torch.Generator:
+    """`generator`, or one of the same seed on the host: what is drawn from it waits for no device."""
+    if generator.device.type == "cpu":
+        return generator
+    return torch.Generator().manual_seed(generator.initial_seed())
+
+
 class DiffusionObjective:
     """`training.objective.Objective` of a `DiffusionRun`. Raises UserError for a loss that lacks its
     weights, ValueError for a network that cannot be built.
@@ -50,7 +57,7 @@ class DiffusionObjective:
         self, batch: Batch, step: int, generator: torch.Generator
     ) -> tuple[Tensor, dict[str, Tensor]]:
         z0, z_lr = self.latents(batch)
-        t = self.process.draw(len(z0), generator)
+        t = self.process.draw(len(z0), on_host(generator))
         eps = torch.randn(z0.shape, generator=generator, device=z0.device)
         inputs = self.denoiser.prepare(batch.lr, z_lr)
         loss, z0_hat = diffusion_loss(self.denoiser, z0, inputs, t, eps, self.run.loss)

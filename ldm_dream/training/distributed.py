@@ -20,6 +20,11 @@ from typing import Any, NamedTuple
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed import (  # type: ignore  # documented, but not in __all__
+    PrefixStore,
+    Store,
+    TCPStore,
+)
 from torch.nn.parallel import DistributedDataParallel
 
 from ldm_dream.errors import UserError
@@ -93,7 +98,7 @@ def _own_gpu() -> torch.device:
 # ------------------------------------------------------------------------------- finding each other
 
 
-def _meet(number: int, world: int) -> tuple[dist.Store, dist.Store]:
+def _meet(number: int, world: int) -> tuple[Store, Store]:
     """-> the store that all processes reach, and a part of it that is new and theirs alone.
 
     torchrun keeps its store when it starts the processes again, with the addresses of those before
@@ -104,9 +109,7 @@ def _meet(number: int, world: int) -> tuple[dist.Store, dist.Store]:
     host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     serves = number == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
     try:
-        store = dist.TCPStore(  # type: ignore  # documented, but not in __all__
-            host, port, is_master=serves, wait_for_workers=False, timeout=MEET
-        )
+        store = TCPStore(host, port, is_master=serves, wait_for_workers=False, timeout=MEET)
         name = _name_for_all(store, world) if number == 0 else _name_from_first(store, number)
     except (RuntimeError, TimeoutError) as error:  # torch has many kinds
         raise ProcessesError(
@@ -115,10 +118,10 @@ def _meet(number: int, world: int) -> tuple[dist.Store, dist.Store]:
             "from every other one: give torchrun there an address that does by --local-addr."
         ) from None
     store.set_timeout(LONGEST_WAIT)
-    return store, dist.PrefixStore(name, store)
+    return store, PrefixStore(name, store)
 
 
-def _name_for_all(store: dist.Store, world: int) -> str:
+def _name_for_all(store: Store, world: int) -> str:
     name, until = uuid.uuid4().hex, time.monotonic() + MEET.total_seconds()
     while store.add(f"{name}/met", 0) < world - 1:
         if time.monotonic() > until:
@@ -130,7 +133,7 @@ def _name_for_all(store: dist.Store, world: int) -> str:
     return name
 
 
-def _name_from_first(store: dist.Store, number: int) -> str:
+def _name_from_first(store: Store, number: int) -> str:
     word = uuid.uuid4().hex
     store.set(f"ask/{number}", word)
     name = store.get(f"answer/{word}").decode()
@@ -142,7 +145,7 @@ def _name_from_first(store: dist.Store, number: int) -> str:
 
 
 @contextmanager
-def watched(store: dist.Store, number: int, world: int) -> Iterator[None]:
+def watched(store: Store, number: int, world: int) -> Iterator[None]:
     """In the body a process that is stopped or cut off ends the others too, by one line and exit
     status 1; without this they would wait in a collective call for LONGEST_WAIT.
 

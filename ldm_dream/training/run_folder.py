@@ -124,6 +124,12 @@ def _same_job(owner: Owner | None, me: Owner) -> bool:
     return owner is not None and owner.job == me.job != ""
 
 
+def _is_another_here(owner: Owner, me: Owner) -> bool:
+    """The same number is this process: containers that start again count from the same one."""
+    is_other = owner.process != me.process and not _same_job(owner, me)
+    return owner.host == me.host and is_other and is_running(int(owner.process))
+
+
 def _busy(file: TextIO, owner: Owner | None, me: Owner) -> str | None:
     """None where nobody trains; else what to add to the sentence."""
     try:
@@ -131,8 +137,7 @@ def _busy(file: TextIO, owner: Owner | None, me: Owner) -> str | None:
     except BlockingIOError:
         return ""
     except OSError:  # a file system without locks: the name and number must do
-        another = owner and owner[:2] != me[:2] and not _same_job(owner, me)
-        if another and owner.host == me.host and is_running(int(owner.process)):
+        if owner and _is_another_here(owner, me):
             return ""
     age = time.time() - os.fstat(file.fileno()).st_mtime
     if owner and owner.host != me.host and age < STALE and not _same_job(owner, me):

@@ -246,7 +246,7 @@ class Finite:
 
     def look(self, step: int, *numbers: Tensor) -> None:
         fine = torch.stack([number.detach().double().isfinite().all() for number in numbers]).all()
-        self.first.masked_fill_(~fine & (self.first < 0), step)
+        self.first = torch.where(~fine & (self.first < 0), step, self.first)
 
     def failed(self) -> int | None:
         """That step; None if there was none. Waits for the device."""

@@ -225,6 +225,17 @@ class Canvas:
         return self.pixels.pack(self.bands)
 
 
+def resized(
+    x: Tensor, top: int, length: tuple[int, int], size: tuple[int, int], rows: slice
+) -> Tensor:
+    """Rows of a picture made `size` large; x: those rows of it from `top` on that they need."""
+
+    def cut(rows: slice, columns: slice) -> Tensor:
+        return x[..., rows.start - top : rows.stop - top, columns]
+
+    return imresize_part(cut, length, size, rows, slice(0, size[1])).clamp(0, 1)
+
+
 # ----------------------------------------------------------------------------------- colour fixes
 
 Fix = Callable[[Tensor, Tensor], Tensor]  # sr, base -> sr
@@ -232,6 +243,7 @@ Pairs = Callable[[], Iterable[tuple[Tensor, Tensor]]]  # -> sr and base of all p
 
 WAVELET_LEVELS = 5  # the coarse band holds what is wider than about 2 ** 5 HR pixels
 REACH = 2**WAVELET_LEVELS - 1  # rows around itself that a fixed row depends on, of sr and of base
+COLUMNS = 2048  # HR pixels of the width that are fixed at a time
 CHROMA_RADIUS = 8  # HR pixels, two LR pixels of a x4 model: as far as bicubic looks
 LUMA = (0.299, 0.587, 0.114)  # of red, green, blue (ITU-R BT.601)
 
@@ -239,6 +251,17 @@ LUMA = (0.299, 0.587, 0.114)  # of red, green, blue (ITU-R BT.601)
 def keep(sr: Tensor, base: Tensor) -> Tensor:
     """No fix."""
     return sr
+
+
+def in_columns(fix: Fix, sr: Tensor, base: Tensor) -> Tensor:
+    """fix(sr, base), with what it holds on the way for a part of the width alone."""
+    width, made = sr.shape[-1], []
+    for left in range(0, width, COLUMNS):
+        right = min(left + COLUMNS, width)
+        part = slice(max(0, left - REACH), min(width, right + REACH))
+        fixed = fix(sr[..., part], base[..., part])
+        made.append(fixed[..., left - part.start : right - part.start])
+    return torch.cat(made, -1)
 
 
 def wavelet(sr: Tensor, base: Tensor) -> Tensor:

@@ -6,8 +6,9 @@
 The picture is mirrored on all sides first, up to whole attention windows, and cropped afterwards,
 so every size works and networks meet no border where the picture has one. A small picture takes
 this way in one piece. Another goes in bands (`in_tiles.py`): of it only the LR picture and the
-result are held whole, both in the depth they came in, and accelerator memory depends on tile and
-batch size. Colours and size are set in strips either way, which changes no number.
+result are held whole, both in the depth they came in, and accelerator memory depends on the size
+of tiles, on how many are made at a time, and on the picture's width. Colours and size are set in
+strips either way, which changes no number.
 
 Symbols: f = autoencoder factor (HR pixels a latent pixel); scale = HR pixels an LR pixel.
 """
@@ -27,24 +28,25 @@ from torch import Tensor
 
 from ldm_dream.config.model import Sampling
 from ldm_dream.data.images import ImageError
-from ldm_dream.data.resize import imresize_part, rows_needed, upsample
-from ldm_dream.denoiser import Denoiser
+from ldm_dream.data.resize import rows_needed, upsample
+from ldm_dream.denoiser import Denoiser, sent
 from ldm_dream.hub import upload
 from ldm_dream.model_folder import LoadedModel, load_model
 from ldm_dream.networks import compile_blocks
-from ldm_dream.sampler import Sampler, Turn, plan, sample, seeded
+from ldm_dream.sampler import LARGEST_SEED, Sampler, Turn, plan, sample, seeded
 from ldm_dream.upscaling.cuda_graphs import GraphedCall
-from ldm_dream.upscaling.devices import UpscaleError, device_named, dtype_named
+from ldm_dream.upscaling.devices import UpscaleError, device_named, dtype_named, placed
 from ldm_dream.upscaling.hidden import filled
 from ldm_dream.upscaling.in_tiles import Calls, InTiles
 from ldm_dream.upscaling.pictures import (
     COLOR_FIXES,
     REACH,
     Canvas,
-    Fix,
     Picture,
     Pixels,
     Source,
+    in_columns,
+    resized,
     unpack,
 )  # fmt: skip
 from ldm_dream.upscaling.tiling import Tiles
@@ -58,7 +60,6 @@ AUTO_TILE, VERY_LARGE, SMALL_TILE = 256, 2**22, 128
 # LR pixels of mirrored context on each side: with 4, the border of a flat picture is as its middle
 CONTEXT = 4
 STRIP, MIN_STRIP = 2**20, 32  # HR pixels and rows of a strip in which colours and size are set
-COLUMNS = 2048  # HR pixels of the width of a strip whose colours are set at a time
 
 
 # -> the rows of all that a model makes, band by band, [B, 3, h, W] in about [-1, 1]
@@ -92,6 +93,8 @@ class Options:
                 raise UpscaleError(
                     f"{name}={value} is not possible; give a whole number from {least}."
                 )
+        if self.seed > LARGEST_SEED:
+            raise UpscaleError(f"seed={self.seed} is not possible; give one below 2^64.")
         if self.color_fix not in COLOR_FIXES:
             raise UpscaleError(
                 f"color_fix={self.color_fix!r} is unknown; use one of {', '.join(COLOR_FIXES)}."
@@ -101,8 +104,8 @@ class Options:
 class Upscaler:
     """Callable on pictures. `Upscaler.from_pretrained("dream-latent-x4-tiny")(image, scale=4)`.
 
-    model: its modules are moved to `device` and left in eval mode. dtype other than fp32 =
-    autocast.
+    model: its modules are moved to `device` and left in eval mode, or copied there for a dtype other
+    than fp32, which means autocast.
     """
 
     def __init__(
@@ -111,9 +114,8 @@ class Upscaler:
         self.model, self.run = model, model.run
         self.device = device_named(device)
         self.dtype = dtype_named(dtype, self.device)
-        network, self.autoencoder = model.network.eval(), model.autoencoder.eval()
-        for module in (network, self.autoencoder):
-            module.to(self.device).to(memory_format=torch.channels_last)
+        network = placed(model.network, self.device, self.dtype)
+        self.autoencoder = placed(model.autoencoder, self.device, self.dtype)
         call: Callable[..., Tensor] = network
         if compile:
             compile_blocks(network, dynamic=True)
@@ -181,7 +183,7 @@ class Upscaler:
         if self._is_native(scale, pixels, how.tile):
             try:
                 frame = Frame(Source(pixels), size, 0, size)
-                self._draw(self._whole(frame, how, sampling), frame, how, canvas)
+                self._with_room(partial(self._whole, frame, how, sampling), frame, how, canvas)
                 return canvas.picture()
             except torch.OutOfMemoryError:
                 log.warning("out of memory on %s: enlarged in tiles instead.", self.device)
@@ -220,14 +222,29 @@ class Upscaler:
         plan_tiles = partial(Tiles.plan, size[0] // factor, size[1] // factor, side, pad, align)
         tiles = None if small and source.count <= how.batch_size else plan_tiles()
         while True:
+            if tiles is None:
+                make = partial(self._whole, frame, how, sampling)
+            else:
+                make = partial(self._in_tiles, source, tiles, how, sampling)
             try:
-                if tiles is None:
-                    made = self._whole(frame, how, sampling)
-                else:
-                    made = self._in_tiles(source, tiles, how, sampling)
-                return self._draw(made, frame, how, canvas)
+                return self._with_room(make, frame, how, canvas)
             except torch.OutOfMemoryError:
                 tiles = self._smaller(tiles or plan_tiles())
+
+    def _with_room(
+        self, make: Callable[[], Made], frame: Frame, how: Options, canvas: Canvas
+    ) -> None:
+        """Makes and draws; where memory runs out, once more without recorded calls, if there are
+        any.
+        """
+        try:
+            return self._draw(make(), frame, how, canvas)
+        except torch.OutOfMemoryError:
+            call = self.denoiser.call
+            if not (isinstance(call, GraphedCall) and call.drop()):
+                raise
+        log.warning("out of memory on %s: goes on without recorded CUDA graphs.", self.device)
+        self._draw(make(), frame, how, canvas)
 
     def _smaller(self, tiles: Tiles) -> Tiles:
         smaller = tiles.halved()
@@ -254,12 +271,11 @@ class Upscaler:
         return lambda: iter(made)
 
     def _in_tiles(self, source: Source, tiles: Tiles, how: Options, sampling: Sampling) -> Made:
-        """Band by band, in main memory but for the tiles."""
+        """Band by band; on the device are tiles and, of each step, about a row of them."""
         network, process = self.denoiser.network, self.denoiser.process
         sampler = Sampler(process, self.denoiser.prediction, sampling, self.autoencoder.bound)
-        calls = Calls(
-            self._encode, self._denoise, self._decode, self.autoencoder.factor, network.cond_factor
-        )
+        made, factor = (self._encode, self._denoise, self._decode), self.autoencoder.factor
+        calls = Calls(*made, factor, network.cond_factor, self.device)
         noise = partial(seeded, how.seed)
         return InTiles(calls, source, tiles, sampler, noise, how.batch_size).bands
 
@@ -276,7 +292,7 @@ class Upscaler:
                     f"the model's result holds NaN or infinity in {self.dtype}; try dtype fp32."
                 )
             sr = (sr.clamp(-1, 1) + 1) / 2
-            canvas.write(strip, _resized(sr, need.start, frame.inner, canvas.size, strip))
+            canvas.write(strip, resized(sr, need.start, frame.inner, canvas.size, strip))
 
     def _encode(self, x: Tensor) -> Tensor:
         with self._autocast():
@@ -285,11 +301,12 @@ class Upscaler:
     def _denoise(self, turn: Turn, z_t: Tensor, z_lr: Tensor, lr: Tensor) -> Tensor:
         """Of tiles; the step is embedded once for all of them."""
         z_t, z_lr, lr = (on_device(x, self.device) for x in (z_t, z_lr, lr))
-        t = torch.full((len(z_t),), turn.t, device=self.device)
+        t = torch.full((1,), turn.t, device=self.device)
         with self._autocast():
-            inputs = self.denoiser.prepare(lr, z_lr)
-            emb = self.denoiser.embed(t[:1]).expand(len(z_t), -1)
-            return self.denoiser(z_t, t, replace(inputs, emb=emb)).float()
+            at = self.denoiser.numbers(t, z_t)
+            emb = self.denoiser.embed(at).expand(len(z_t), -1)
+            inputs = replace(self.denoiser.prepare(lr, z_lr), at=at, emb=emb)
+            return self.denoiser(z_t, t, inputs).float()
 
     def _decode(self, z: Tensor) -> Tensor:
         with self._autocast():
@@ -330,7 +347,7 @@ class Frame:
         moved = [slice(r.start + self.edge, r.stop + self.edge) for r in wants]
         for rows, sr in zip(moved, cut_anew(bands, moved)):
             base = self.source.part(self.size, rows, columns).clamp(-1, 1)
-            yield sr[..., columns], base.to(sr.device)
+            yield sr[..., columns], sent(base, sr.device)
 
 
 def cut_anew(bands: Iterator[Tensor], wants: Iterable[slice]) -> Iterator[Tensor]:
@@ -353,30 +370,9 @@ def _rows(x: Tensor, top: int, want: slice) -> Tensor:
     return x[..., max(0, want.start - top) : max(0, want.stop - top), :]
 
 
-def in_columns(fix: Fix, sr: Tensor, base: Tensor) -> Tensor:
-    """fix(sr, base), with what it holds on the way for a part of the width alone."""
-    width, made = sr.shape[-1], []
-    for left in range(0, width, COLUMNS):
-        right = min(left + COLUMNS, width)
-        part = slice(max(0, left - REACH), min(width, right + REACH))
-        fixed = fix(sr[..., part], base[..., part])
-        made.append(fixed[..., left - part.start : right - part.start])
-    return torch.cat(made, -1)
-
-
 def on_device(x: Tensor, device: torch.device) -> Tensor:
-    return x.to(device, memory_format=torch.channels_last)
-
-
-def _resized(
-    x: Tensor, top: int, length: tuple[int, int], size: tuple[int, int], rows: slice
-) -> Tensor:
-    """Rows of a picture made `size` large; x: those rows of it from `top` on that they need."""
-
-    def cut(rows: slice, columns: slice) -> Tensor:
-        return x[..., rows.start - top : rows.stop - top, columns]
-
-    return imresize_part(cut, length, size, rows, slice(0, size[1])).clamp(0, 1)
+    """In the layout of the networks."""
+    return sent(x, device).contiguous(memory_format=torch.channels_last)
 
 
 def _auto_tile(pixels: Pixels) -> int:

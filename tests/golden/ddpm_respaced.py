@@ -13,8 +13,9 @@ from golden.closed_form import stand_in
 from golden.reading import Case
 from ldm_dream.config.model import Sampling
 from ldm_dream.denoiser import Inputs
-from ldm_dream.process import DDPM, linear_abar, respaced
+from ldm_dream.process import DDPM
 from ldm_dream.sampler import sample_steps
+from ldm_dream.schedules import linear_abar, respaced
 from runs import PlainDenoiser
 
 SCHEDULE = {"linear": "linear", "scaled_linear": "sqrt_linear"}

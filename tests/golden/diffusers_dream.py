@@ -11,7 +11,8 @@ from golden.reading import Case
 from ldm_dream.config.model import Dream
 from ldm_dream.denoiser import Inputs
 from ldm_dream.loss import estimate
-from ldm_dream.process import DDPM, linear_abar
+from ldm_dream.process import DDPM
+from ldm_dream.schedules import linear_abar
 from runs import PlainDenoiser
 
 SCHEDULE = {"linear": "linear", "scaled_linear": "sqrt_linear"}

@@ -15,8 +15,9 @@ from golden.reading import Case
 from ldm_dream.config.model import Dream, Sampling
 from ldm_dream.denoiser import Inputs
 from ldm_dream.loss import diffusion_loss
-from ldm_dream.process import ResidualShift, exponential_sqrt_eta, respaced
+from ldm_dream.process import ResidualShift
 from ldm_dream.sampler import sample_steps
+from ldm_dream.schedules import exponential_sqrt_eta, respaced
 from runs import PlainDenoiser
 
 MASTER_CAP = math.sqrt(0.001)  # of the first sqrt(eta), on the master branch only

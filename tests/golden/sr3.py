@@ -16,8 +16,9 @@ from ldm_dream.interchange.published import translate
 from ldm_dream.interchange.systems import SR3
 from ldm_dream.loss import diffusion_loss, estimate
 from ldm_dream.networks import build_network
-from ldm_dream.process import DDPM, linear_abar
+from ldm_dream.process import DDPM
 from ldm_dream.sampler import sample_steps
+from ldm_dream.schedules import linear_abar
 from runs import predict
 
 NAMES = {  # the official constructor's -> ours

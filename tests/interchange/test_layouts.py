@@ -29,7 +29,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from ldm_dream.process import linear_abar, linear_betas
+from ldm_dream.schedules import linear_abar, linear_betas
 from tests.conftest import SHARED
 
 TOOL = Path(__file__).resolve().parents[2] / "tools/import_checkpoint.py"

@@ -3,6 +3,7 @@
 import logging
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -30,6 +31,18 @@ def test_the_cpu_runs_the_reference_unless_told_otherwise():
             assert not runs_triton(CPU)
         assert runs_triton(CPU)
     assert not runs_triton(CPU)
+
+
+def test_compiled_code_takes_the_reference_of_ops_that_say_so(monkeypatch):
+    """On a GPU, for which a stand-in speaks here."""
+    on_gpu = SimpleNamespace(dtype=torch.float32, is_cuda=True, device=torch.device("cuda"))
+    assert runs_triton(on_gpu) and runs_triton(on_gpu, in_compiled=False)
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    assert runs_triton(on_gpu) and not runs_triton(on_gpu, in_compiled=False)
+    with backend("triton"):
+        assert runs_triton(on_gpu, in_compiled=False)
+    with backend("reference"):
+        assert not runs_triton(on_gpu)
 
 
 def test_the_choice_comes_back_after_an_error():
