@@ -21,7 +21,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, NamedTuple, TextIO
 
 import torch
 
@@ -38,6 +38,9 @@ BEAT, STALE = (
     60.0,
     600.0,
 )  # seconds between two signs of life, and without one until it counts as gone
+HANDOVER = (
+    120.0  # seconds; a server of NFS 4 keeps a lock that long at most for a machine that is lost
+)
 LOCK, CONFIG, HISTORY = "lock", "config.yaml", OF_A_RUN
 _WRITTEN = (
     "model",
@@ -65,7 +68,8 @@ def claim(run_dir: Path) -> Iterator[str | None]:
 
     The lock is held by the system and so is gone with its process; the file says whose it is. Where
     machines do not share locks, the file's time shows whether the other one lives: it is set every
-    minute.
+    minute. A process of the same torchrun job is one of an earlier start, which torchrun has ended or
+    given up for lost, so its lock is taken over at once, or as soon as the system lets go of it.
     """
     make_folder(run_dir)
     _refuse_foreign(run_dir)
@@ -75,16 +79,18 @@ def claim(run_dir: Path) -> Iterator[str | None]:
     except OSError as error:
         raise WriteError(f"{path}: cannot be written: {error.strerror}.") from None
     with file:
-        file.seek(0)
-        owner, here = _owner(file.read()), socket.gethostname()
-        if (busy := _busy(file, owner, here)) is not None:
-            host, process = owner or (here, "?")
+        owner, me = _read_lock(file), Owner(socket.gethostname(), str(os.getpid()), _job())
+        until = time.monotonic() + (HANDOVER if _same_job(owner, me) else 0.0)
+        while (busy := _busy(file, owner, me)) is not None and time.monotonic() < until:
+            time.sleep(0.2)
+        if busy is not None:
+            host, process = owner[:2] if owner else (me.host, "?")
             raise RunFolderError(
                 f"{run_dir}: process {process} on {host} trains this run; "
                 f"wait for it, stop it, or give another --run-dir{busy}."
             )
         try:
-            _write_lock(file, f"{here} {os.getpid()}\n")
+            _write_lock(file, " ".join(filter(None, me)) + "\n")
         except OSError as error:
             raise WriteError(f"{path}: cannot be written: {error.strerror}.") from None
         done = threading.Event()
@@ -93,7 +99,7 @@ def claim(run_dir: Path) -> Iterator[str | None]:
         try:
             yield (
                 owner
-                and f"the lock of process {owner[1]} on {owner[0]}, which is gone, is taken over"
+                and f"the lock of process {owner.process} on {owner.host}, which is gone, is taken over"
             )
         finally:
             done.set()
@@ -101,17 +107,40 @@ def claim(run_dir: Path) -> Iterator[str | None]:
             _write_lock(file, "")
 
 
-def _busy(file: TextIO, owner: tuple[str, str] | None, here: str) -> str | None:
+class Owner(NamedTuple):
+    """Of a lock. job: of torchrun, the same after each restart and on all machines; empty: none."""
+
+    host: str
+    process: str
+    job: str = ""
+
+
+def _job() -> str:
+    name = "".join(os.environ.get("TORCHELASTIC_RUN_ID", "").split())
+    return "" if name == "none" else name  # as torchrun calls a job without --rdzv-id
+
+
+def _same_job(owner: Owner | None, me: Owner) -> bool:
+    return owner is not None and owner.job == me.job != ""
+
+
+def _is_another_here(owner: Owner, me: Owner) -> bool:
+    """The same number is this process: containers that start again count from the same one."""
+    is_other = owner.process != me.process and not _same_job(owner, me)
+    return owner.host == me.host and is_other and is_running(int(owner.process))
+
+
+def _busy(file: TextIO, owner: Owner | None, me: Owner) -> str | None:
     """None where nobody trains; else what to add to the sentence."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return ""
     except OSError:  # a file system without locks: the name and number must do
-        if owner and owner[0] == here and is_running(int(owner[1])):
+        if owner and _is_another_here(owner, me):
             return ""
     age = time.time() - os.fstat(file.fileno()).st_mtime
-    if owner and owner[0] != here and age < STALE:
+    if owner and owner.host != me.host and age < STALE and not _same_job(owner, me):
         return f"; if that process is gone, remove {file.name} or wait {STALE / 60:.0f} minutes"
     return None
 
@@ -122,9 +151,10 @@ def _keep_fresh(path: Path, done: threading.Event) -> None:
             os.utime(path)
 
 
-def _owner(text: str) -> tuple[str, str] | None:
-    words = text.split()
-    return (words[0], words[1]) if len(words) == 2 and words[1].isdecimal() else None
+def _read_lock(file: TextIO) -> Owner | None:
+    file.seek(0)
+    words = file.read().split()
+    return Owner(*words) if len(words) in (2, 3) and words[1].isdecimal() else None
 
 
 def _write_lock(file, text: str) -> None:

@@ -9,6 +9,7 @@ torchrun train as one process that accumulates n micro-batches. `metrics.jsonl` 
 
 from __future__ import annotations
 
+import signal
 from contextlib import closing
 from pathlib import Path
 
@@ -58,7 +59,8 @@ def _train(
     ):
         log.validations = distributed.of_first_object(log.validations)
         results = Results(trainer, run_dir, log)
-        for line in (said, *start.said, f"{trainer.describe()}, from step {step}"):
+        batch = distributed.batch_of_a_step(run.train.batch_size, trainer.micro_batches, rank.world)
+        for line in (said, *start.said, batch, f"{trainer.describe()}, from step {step}"):
             if line:
                 log.line(line)
         with closing(trainer.load_from(step)):
@@ -100,4 +102,6 @@ def _loop(
         return step, f"done: {run_dir / 'model'}"
     if early:
         return step, f"ended early at step {step}, {early}: {run_dir / 'model-best'}"
+    # told to another process: by 0 torchrun would take this end for that of the run
+    stop.signal = stop.signal or signal.SIGTERM
     return step, f"stopped at step {step}, checkpoint written; the same command goes on from there"

@@ -24,8 +24,8 @@ from faults import kills
 from faults.runner import Tally
 from ldm_dream.config.files import load_config
 from ldm_dream.config.run import Run
-from ldm_dream.data.pairs import PairDataset
 from ldm_dream.training import distributed
+from machines import batches_used, note_batches, notes_of
 
 SILENCE, BEAT = 5.0, 0.3  # seconds
 LONGEST = SILENCE + 10
@@ -64,7 +64,7 @@ def run(n: int, seed: int) -> Tally:
             if _finish(config, folder, world, attempt + 1) != [0] * world:
                 tally.faults.append((disturbed, f"the last start, with {world} processes, fails"))
             else:
-                _compare(tmp / "whole", folder, tally)
+                compare(tmp / "whole", folder, 2, tally)
     return tally
 
 
@@ -99,11 +99,12 @@ def _strike(process: int, how: str) -> bool:
     return found is not None and found.si_code in (os.CLD_KILLED, os.CLD_STOPPED)
 
 
-def _compare(whole: Path, folder: Path, tally: Tally) -> None:
-    used = _used(folder)
+def compare(whole: Path, folder: Path, a_step: int, tally: Tally) -> None:
+    """Samples and weights of a run with those of an undisturbed one. a_step: its micro-batches."""
+    used = batches_used(notes_of(folder), a_step)
     for step in range(kills.STEPS):
         numbers = used.get(step, set())
-        if numbers == {2 * step, 2 * step + 1}:
+        if numbers == set(range(a_step * step, a_step * (step + 1))):
             tally.verdicts["steps with the samples of an undisturbed run"] += 1
         else:
             tally.faults.append((step, f"step {step} used the micro-batches {sorted(numbers)}"))
@@ -111,17 +112,6 @@ def _compare(whole: Path, folder: Path, tally: Tally) -> None:
     worst = max((want[key] - got[key]).abs().max().item() for key in want)
     if worst > 1e-5:
         tally.faults.append((0, f"a weight of the model is off by {worst:.1e}"))
-
-
-def _used(folder: Path) -> dict[int, set[int]]:
-    """Step -> micro-batches that the last attempt at it has made, in all of its processes."""
-    used: dict[int, tuple[int, set[int]]] = {}
-    for line in (folder.parent / f"{folder.name}.txt").read_text().splitlines():
-        attempt, number = map(int, line.split())
-        last, numbers = used.get(number // 2, (-1, set()))
-        if attempt >= last:
-            used[number // 2] = attempt, {number} | (numbers if attempt == last else set())
-    return {step: numbers for step, (_, numbers) in used.items()}
 
 
 def _finish(config: Run, folder: Path, world: int, attempt: int) -> list[int]:
@@ -148,21 +138,10 @@ def _launch(config: Run, folder: Path, world: int, attempt: int, port: int) -> l
         def before(told=told) -> None:
             os.environ.update({key: str(value) for key, value in told.items()})
             os.environ["MASTER_ADDR"] = "localhost"
-            _note_batches(folder, attempt)
+            note_batches(notes_of(folder), attempt)
 
         processes.append(kills.start(config, folder, before))
     return processes
-
-
-def _note_batches(folder: Path, attempt: int) -> None:
-    real = PairDataset.request
-
-    def request(self, number, batch_size):
-        with (folder.parent / f"{folder.name}.txt").open("a") as file:
-            file.write(f"{attempt} {number}\n")
-        return real(self, number, batch_size)
-
-    PairDataset.request = request
 
 
 def _others_end(processes: list[int], limit: float = LONGEST) -> str | None:

@@ -4,12 +4,13 @@ import os
 import time
 
 from faults import kills, ranks
+from machines import batches_used, notes_of
 
 
 def test_the_last_attempt_at_a_step_is_what_counts(tmp_path):
     lines = ("0 0", "0 1", "0 2", "0 3", "1 2")  # the second attempt lacks the micro-batch 3
     (tmp_path / "run.txt").write_text("\n".join(lines) + "\n")
-    assert ranks._used(tmp_path / "run") == {0: {0, 1}, 1: {2}}
+    assert batches_used(notes_of(tmp_path / "run"), 2) == {0: {0, 1}, 1: {2}}
 
 
 def test_only_a_living_process_is_disturbed():

@@ -8,7 +8,7 @@ from faults import __main__, runner
 
 
 def test_the_kinds_are_what_may_be_run():
-    assert __main__.KINDS == ["configs", "folder", "kills", "pictures", "ranks", "weights"]
+    assert __main__.KINDS == ["configs", "folder", "kills", "nodes", "pictures", "ranks", "weights"]
 
 
 def test_every_kind_of_fault_is_counted_and_the_rest_goes_on(monkeypatch):

@@ -1,11 +1,14 @@
 """A run folder holds one run, one process trains it, and a stopped run goes on as if it never was."""
 
+import errno
 import json
 import os
 import shutil
 import signal
 import socket
+import threading
 import time
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 
 import pytest
@@ -143,6 +146,49 @@ def test_two_processes_do_not_train_in_one_folder(tmp_path, monkeypatch):
         pytest.raises(RunFolderError, match=r"process 12345 on elsewhere.*remove .*lock"),
         claim(tmp_path),
     ):
+        pass
+
+
+def test_a_restarted_job_takes_over_the_lock_of_its_lost_machine(tmp_path, monkeypatch):
+    lock = tmp_path / "lock"
+    for job, left, taken in (
+        ("job 7", "elsewhere 12345 job7\n", True),
+        ("job8", "elsewhere 12345 job7\n", False),
+        ("job8", "elsewhere 12345\n", False),
+        ("none", "elsewhere 12345 none\n", False),  # torchrun without --rdzv-id
+    ):
+        monkeypatch.setenv("TORCHELASTIC_RUN_ID", job)
+        lock.write_text(left)
+        if taken:
+            with claim(tmp_path) as said:
+                assert said and "process 12345 on elsewhere, which is gone" in said
+                assert lock.read_text() == f"{socket.gethostname()} {os.getpid()} job7\n"
+            assert lock.read_text() == ""
+        else:
+            with pytest.raises(RunFolderError, match="on elsewhere trains"), claim(tmp_path):
+                pass
+
+
+def test_a_restarted_job_waits_until_the_system_gives_its_lock_back(tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "job7")
+    earlier = ExitStack()
+    earlier.enter_context(claim(tmp_path))
+    threading.Timer(0.3, earlier.close).start()
+    with claim(tmp_path):
+        assert (tmp_path / "lock").read_text().endswith(" job7\n")
+
+
+@pytest.mark.parametrize("left", [os.getpid(), os.getppid()])
+def test_a_restarted_container_has_the_number_of_the_one_before(tmp_path, monkeypatch, left):
+    """On a disk without locks a number that runs is another process, unless it is this one."""
+
+    def no_locks(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(run_folder.fcntl, "flock", no_locks)
+    (tmp_path / "lock").write_text(f"{socket.gethostname()} {left}\n")
+    expected = nullcontext() if left == os.getpid() else pytest.raises(RunFolderError)
+    with expected, claim(tmp_path):
         pass
 
 

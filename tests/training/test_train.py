@@ -2,9 +2,6 @@
 
 import json
 import math
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,7 +10,6 @@ from processes import as_ranks
 from safetensors.torch import load_file
 
 from ldm_dream.config.data import DataConfig
-from ldm_dream.config.files import dump_config, load_config
 from ldm_dream.config.run import AutoencoderRun, DiffusionRun
 from ldm_dream.config.train import TrainConfig
 from ldm_dream.data import pairs
@@ -266,23 +262,10 @@ def test_idm_is_told_in_training_what_it_is_told_in_upscaling(tmp_path, monkeypa
 
 @pytest.mark.parametrize("kind", ["idm", "autoencoder"])  # idm: micro-batches of different sizes
 def test_two_processes_train_as_one_that_accumulates_two_batches(tmp_path, kind):
-    """The first kind as torchrun starts it, which takes its time."""
     run = idm_run(tmp_path) if kind == "idm" else autoencoder_run(tmp_path)
-    config = tmp_path / "run.yaml"
-    config.write_text(dump_config(run))
-    train(load_config(config, ["train.accumulate=2"]), tmp_path / "one")
-    if kind == "idm":
-        torchrun = "torch.distributed.run", "--standalone", "--nproc-per-node", "2"
-        command = sys.executable, "-m", *torchrun, ROOT / "tools/train.py", config
-        done = subprocess.run(
-            [*command, "--run-dir", tmp_path / "two"],
-            capture_output=True,
-            text=True,
-            env=os.environ | {"OMP_NUM_THREADS": "1"},
-        )
-        assert done.returncode == 0, done.stderr
-    else:
-        assert as_ranks(2, train, run, tmp_path / "two") == [0, 0]
+    alone = run.model_copy(update={"train": run.train.model_copy(update={"accumulate": 2})})
+    train(alone, tmp_path / "one")
+    assert as_ranks(2, train, run, tmp_path / "two") == [0, 0]
     want, got = (
         load_file(tmp_path / name / "model" / "model.safetensors") for name in ("one", "two")
     )
