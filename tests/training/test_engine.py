@@ -192,6 +192,7 @@ def test_figures_do_not_depend_on_how_pictures_are_batched(tmp_path):
 def test_workers_end_with_a_trainer_that_was_killed(tmp_path):
     run = diffusion_run(tmp_path, workers=2, steps=10_000)
     given = run.model_dump(mode="json", exclude_unset=True)
+    given["autoencoder"] |= {"kind": "vqgan"}
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(given))
     tool = [sys.executable, "tools/train.py", str(tmp_path / "run.yaml")]
     mark = f"RUN_OF_TEST={tmp_path}"
