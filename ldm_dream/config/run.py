@@ -187,6 +187,7 @@ MAY_CHANGE = (
     "data.train",  # its pictures may not change
     "data.val",
     "data.license",
+    "data.keep_gib",
     "train.init_from",  # it was read at the first start
     "autoencoder.pretrained",  # its weights may not change (autoencoder.sha256)
     "train.steps",

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -30,13 +30,13 @@ from torch import Tensor
 from ldm_dream.config.data import BlindConfig, DataConfig
 from ldm_dream.data.blind import degrade_blind, mirrored, to_levels
 from ldm_dream.data.images import ImageError
-from ldm_dream.data.resize import imresize_levels, imresize_levels_part
+from ldm_dream.data.kept import Part, Parts
+from ldm_dream.data.memory import room_for_pictures
+from ldm_dream.data.resize import imresize_levels, imresize_levels_part, rows_needed
 from ldm_dream.data.sources import DataError, Pictures
 
 log = logging.getLogger(__name__)
 
-# decoded pictures kept in memory by one dataset; what does not fit is decoded at each visit
-CACHE_BYTES = 4 * 2**30
 # data.augment -> how many of `symmetry`'s eight it draws from
 SYMMETRIES = {
     "none": 1,
@@ -130,18 +130,21 @@ class PairDataset:
         self.blind = cfg.degradation if isinstance(cfg.degradation, BlindConfig) else None
         self.pictures = Pictures(cfg.train, cfg.exclude, "data.train")
         self.bad: set[int] = set()
-        self._unreadable: set[int] = set()  # that `load` of this process has met
+        self._unreadable: dict[int, str] = {}  # place in `pictures` -> why `load` cannot read it
         self.small: list[int] = []
         self.used: list[int] = []
-        self._cache: dict[int, Tensor] = {}
-        self._cache_bytes = 0
+        sizes: list[tuple[int, int]] = []  # of `used`
         for index in range(len(self.pictures)):
             try:
                 size = self.pictures.size(index)
             except ImageError as error:
                 self._reject(index, str(error))
                 continue
-            (self.used if min(size) >= cfg.patch else self.small).append(index)
+            if min(size) < cfg.patch:
+                self.small.append(index)
+                continue
+            self.used.append(index)
+            sizes.append(size)
         if self.small:
             log.warning(
                 "%d of %d pictures are smaller than data.patch=%d and are left out.",
@@ -154,6 +157,7 @@ class PairDataset:
                 f"data.train: none of {len(self.pictures)} pictures can be used ({len(self.small)} smaller than "
                 f"data.patch={cfg.patch}, {len(self.bad)} unreadable); add pictures or lower data.patch."
             )
+        self.parts = Parts(self.pictures, self.used, sizes, room_for_pictures(cfg.keep_gib))
 
     def __len__(self) -> int:
         """Number of pictures: an epoch is one patch from each."""
@@ -180,21 +184,20 @@ class PairDataset:
     def load(self, request: Request) -> Samples:
         """The samples of these numbers, in any process."""
         bad: list[tuple[int, str]] = []
-        visits = [self._visit(n, bad) for n in request.numbers]
+        visits = [self._visit(n, request.with_lr, bad) for n in request.numbers]
         draws = tuple(draw for draw, _ in visits)
-        hr = torch.stack([self._patch(picture, draw) for draw, picture in visits])
-        sized = _turn(imresize_levels(hr, request.hr_side, request.hr_side), draws)
+        patches = [part.cut(*self._patch(draw)) for draw, part in visits]
+        hr = _turn([imresize_levels(patch, *[request.hr_side] * 2) for patch in patches], draws)
         lr = None
         if not request.with_lr:
             pass
         elif self.blind:
-            pictures = [picture for _, picture in visits]
-            lr = self._blind_lr(self.blind, request.numbers, draws, pictures)
+            lr = self._blind_lr(self.blind, request.numbers, visits)
         elif self.scale == 1:
-            lr = sized
+            lr = hr
         else:
-            lr = _turn([self._bicubic_lr(picture, draw) for draw, picture in visits], draws)
-        return Samples(sized, lr, draws, tuple(bad))
+            lr = _turn([self._bicubic_lr(part, draw) for draw, part in visits], draws)
+        return Samples(hr, lr, draws, tuple(bad))
 
     def finish(self, samples: Samples, place: Callable[[Tensor], Tensor] = lambda x: x) -> Batch:
         """place: moves a tensor to the device. Raises DataError where too many pictures are bad."""
@@ -207,19 +210,8 @@ class PairDataset:
     def note_bad(self, samples: Samples) -> None:
         """Called for all samples in the main process. Raises DataError where too many are bad."""
         for index, reason in samples.bad:
+            self._unreadable.setdefault(index, reason)
             self._reject(index, reason)
-
-    def picture(self, index: int) -> Tensor:
-        """Whole picture, uint8 [3,H,W], its sides cut to multiples of scale. Raises ImageError."""
-        if index in self._cache:
-            return self._cache[index]
-        hr = self.pictures.read(index)
-        height, width = (side // self.scale * self.scale for side in hr.shape[-2:])
-        hr = hr[:, :height, :width].contiguous()
-        if self._cache_bytes + hr.numel() <= CACHE_BYTES:
-            self._cache[index] = hr
-            self._cache_bytes += hr.numel()
-        return hr
 
     def _hr_side(self, number: int) -> int:
         """HR pixels a side in batch `number`: those of the patch at a scale uniform in
@@ -230,62 +222,87 @@ class PairDataset:
         scale = np.random.default_rng((self.seed, _SCALE, number)).uniform(*self.cfg.scales)
         return round(self.cfg.patch // self.scale * scale)
 
-    def _patch(self, picture: Tensor, draw: Draw) -> Tensor:
-        """The HR patch of a draw, not yet turned."""
-        top, left = draw.top * self.scale, draw.left * self.scale
-        return picture[:, top : top + self.cfg.patch, left : left + self.cfg.patch]
+    def _size(self, draw: Draw) -> tuple[int, int]:
+        """(height, width) of the draw's picture, cut to multiples of scale."""
+        height, width = self.parts.sizes[draw.picture]
+        return height // self.scale * self.scale, width // self.scale * self.scale
 
-    def _bicubic_lr(self, picture: Tensor, draw: Draw) -> Tensor:
+    def _patch(self, draw: Draw) -> tuple[slice, slice]:
+        """Rows and columns of a draw's HR patch."""
+        top, left = draw.top * self.scale, draw.left * self.scale
+        return slice(top, top + self.cfg.patch), slice(left, left + self.cfg.patch)
+
+    def _needed(self, draw: Draw, with_lr: bool) -> tuple[slice, slice]:
+        """Rows and columns on which a draw's sample depends."""
+        if not with_lr:
+            return self._patch(draw)
+        corner, size, side = (draw.top, draw.left), self._size(draw), self.cfg.patch // self.scale
+        if self.blind:
+            lines = _window(draw, side, self.scale, size)[0]
+            spans = [slice(int(line.min()), int(line.max()) + 1) for line in lines]
+        else:
+            spans = [
+                rows_needed(length, length // self.scale, slice(at, at + side))
+                for at, length in zip(corner, size)
+            ]
+        return spans[0], spans[1]
+
+    def _bicubic_lr(self, part: Part, draw: Draw) -> Tensor:
         """The LR patch of a draw, not yet turned, cut from the LR picture, of which no more is made."""
-        side = self.cfg.patch // self.scale
-        height, width = (length // self.scale for length in picture.shape[-2:])
+        side, (height, width) = self.cfg.patch // self.scale, self._size(draw)
         rows, columns = slice(draw.top, draw.top + side), slice(draw.left, draw.left + side)
-        return imresize_levels_part(picture, (height, width), rows, columns)
+        small = height // self.scale, width // self.scale
+        return imresize_levels_part(part.cut, (height, width), small, rows, columns)
 
     def _blind_lr(
-        self,
-        cfg: BlindConfig,
-        numbers: tuple[int, ...],
-        draws: tuple[Draw, ...],
-        pictures: list[Tensor],
+        self, cfg: BlindConfig, numbers: tuple[int, ...], visits: list[tuple[Draw, Part]]
     ) -> Tensor:
         """The LR patches of samples `numbers`, cut out of degraded windows and then turned as their
         HR patches are.
         """
-        side = self.cfg.patch // self.scale
-        windows, corners = zip(
-            *(_window(hr, draw, side, self.scale) for hr, draw in zip(pictures, draws))
-        )
+        side, windows, corners = self.cfg.patch // self.scale, [], []
+        for draw, part in visits:
+            (rows, columns), corner = _window(draw, side, self.scale, self._size(draw))
+            windows.append(part.pixels[:, rows - part.top][:, :, columns - part.left])
+            corners.append(corner)
         seeds = [(self.seed, _DEGRADATION, n) for n in numbers]
         degraded = degrade_blind(torch.stack(windows).float() / 255, self.scale, cfg, seeds)
         patches = [lr[:, y : y + side, x : x + side] for lr, (y, x) in zip(degraded, corners)]
-        return _turn([to_levels(patch) for patch in patches], draws)
+        return _turn([to_levels(patch) for patch in patches], [draw for draw, _ in visits])
 
-    def _visit(self, n: int, bad: list[tuple[int, str]]) -> tuple[Draw, Tensor]:
-        """Draw number n with its whole picture; an unreadable one gives its place to the next
-        readable one, and goes to `bad`.
+    def _visit(self, n: int, with_lr: bool, bad: list[tuple[int, str]]) -> tuple[Draw, Part]:
+        """Draw number n with what it needs of its picture; an unreadable one gives its place to the
+        next readable one, and goes to `bad`.
         """
         epoch, place = divmod(n, len(self.used))
-        index = int(permutation(len(self.used), self.seed, epoch)[place])
-        while (picture := self._try_picture(self.used[index], bad)) is None:
-            index = (index + 1) % len(self.used)
-        height, width = (length // self.scale for length in picture.shape[-2:])
+        picture = int(permutation(len(self.used), self.seed, epoch)[place])
+        while True:
+            draw = self._draw(n, picture)
+            part = self._try(draw, with_lr, bad)
+            if part is not None:
+                return draw, part
+            picture = (picture + 1) % len(self.used)
+            if len(self._unreadable) == len(self.used):
+                raise self._too_many(len(self.used), next(reversed(self._unreadable.values())))
+
+    def _draw(self, n: int, picture: int) -> Draw:
+        height, width = (length // self.scale for length in self.parts.sizes[picture])
         side = self.cfg.patch // self.scale
         random = np.random.default_rng((self.seed, _CROP, n))
         top, left = random.integers(height - side + 1), random.integers(width - side + 1)
-        symmetry = random.integers(SYMMETRIES[self.cfg.augment])
-        return Draw(index, int(top), int(left), int(symmetry)), picture
+        return Draw(
+            picture, int(top), int(left), int(random.integers(SYMMETRIES[self.cfg.augment]))
+        )
 
-    def _try_picture(self, index: int, bad: list[tuple[int, str]]) -> Tensor | None:
-        if index in self.bad or index in self._unreadable:
+    def _try(self, draw: Draw, with_lr: bool, bad: list[tuple[int, str]]) -> Part | None:
+        index = self.used[draw.picture]
+        if index in self._unreadable:
             return None
         try:
-            return self.picture(index)
+            return self.parts.part(draw.picture, *self._needed(draw, with_lr))
         except ImageError as error:
             bad.append((index, str(error)))
-            self._unreadable.add(index)
-            if self._unreadable.issuperset(self.used):
-                raise self._too_many(len(self.used), str(error)) from None
+            self._unreadable[index] = str(error)
             return None
 
     def _reject(self, index: int, reason: str) -> None:
@@ -308,20 +325,22 @@ def to_float(pixels: Tensor) -> Tensor:
     return pixels.float().mul_(2 / 255).sub_(1)
 
 
-def _window(hr: Tensor, draw: Draw, side: int, scale: int) -> tuple[Tensor, tuple[int, int]]:
-    """The HR pixels with which a patch of `side` LR pixels is degraded [3,S,S], and its corner in
-    there in LR pixels.
+def _window(
+    draw: Draw, side: int, scale: int, size: tuple[int, int]
+) -> tuple[tuple[Tensor, Tensor], tuple[int, int]]:
+    """Rows and columns [S] of the HR picture with which a patch of `side` LR pixels is degraded, and
+    its corner in there in LR pixels. size: (height, width) of the picture.
 
     There are at least MARGIN LR pixels around the patch: real neighbours inside the picture, its
     mirror image outside. S is the same for all patches, so a batch is one tensor. Windows begin on
     the JPEG blocks of the whole picture, so that the borders of blocks lie anywhere in a patch.
     """
-    first = [(at - MARGIN) // JPEG_BLOCK * JPEG_BLOCK for at in (draw.top, draw.left)]
+    top, left = ((at - MARGIN) // JPEG_BLOCK * JPEG_BLOCK for at in (draw.top, draw.left))
     length = side + 2 * MARGIN + JPEG_BLOCK - 1
     rows, columns = (
-        mirrored(at * scale, (at + length) * scale, size) for at, size in zip(first, hr.shape[-2:])
+        mirrored(at * scale, (at + length) * scale, pixels) for at, pixels in zip((top, left), size)
     )
-    return hr[:, rows][:, :, columns], (draw.top - first[0], draw.left - first[1])
+    return (rows, columns), (draw.top - top, draw.left - left)
 
 
 def symmetry(image: Tensor, which: int) -> Tensor:
@@ -333,9 +352,12 @@ def symmetry(image: Tensor, which: int) -> Tensor:
     return image.transpose(-1, -2) if which & 4 else image
 
 
-def _turn(images: Iterable[Tensor], draws: tuple[Draw, ...]) -> Tensor:
-    """Each image [3,P,P] in the symmetry of its draw -> [B,3,P,P]."""
-    return torch.stack([symmetry(image, draw.symmetry) for image, draw in zip(images, draws)])
+def _turn(images: Sequence[Tensor], draws: Sequence[Draw]) -> Tensor:
+    """Each image [3,P,P] in the symmetry of its draw -> [B,3,P,P], copied once."""
+    turned = images[0].new_empty(len(images), *images[0].shape)
+    for place, image, draw in zip(turned, images, draws):
+        place.copy_(symmetry(image, draw.symmetry))
+    return turned
 
 
 @functools.lru_cache(maxsize=4)

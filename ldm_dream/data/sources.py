@@ -15,6 +15,7 @@ from ldm_dream.data.images import (
     in_words,
     list_images,
     read_image,
+    read_window,
     to_uint8,
 )
 from ldm_dream.errors import UserError, shown
@@ -70,6 +71,13 @@ class Pictures:
     def read(self, index: int) -> Tensor:
         """-> uint8 [3,H,W]. Raises ImageError."""
         return torch.from_numpy(to_uint8(read_image(self.paths[index]).pixels)).permute(2, 0, 1)
+
+    def window(self, index: int, rows: slice, columns: slice) -> Tensor | None:
+        """That part of what `read` gives, without decoding more than needed; None where the whole
+        picture is needed for it. Damage elsewhere is not seen. Raises ImageError.
+        """
+        pixels = read_window(self.paths[index], rows, columns)
+        return None if pixels is None else torch.from_numpy(to_uint8(pixels)).permute(2, 0, 1)
 
     def fingerprint(self, indices: list[int]) -> dict[str, int | str]:
         """How many these are, and the digest of their names and sizes in bytes, in order."""

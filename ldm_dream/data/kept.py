@@ -1,0 +1,112 @@
+"""The parts of pictures that patches need: of pictures kept decoded, or decoded as far as needed.
+
+Decoded pictures lie in one area of memory that all processes share which load data for a run.
+
+A picture's first visit reads it whole, so a broken file is found whichever part is asked for: which
+samples a run sees does not depend on who reads what. From then on it is kept or, where the area is
+full, read down to the last row of the part.
+"""
+
+from __future__ import annotations
+
+import os
+import weakref
+from collections.abc import Sequence
+from dataclasses import dataclass
+from multiprocessing.reduction import DupFd
+
+import numpy as np
+from torch import Tensor
+
+from ldm_dream.data.image import ImageError
+from ldm_dream.data.memory import GIB, mapped, new_area
+from ldm_dream.data.sources import DataError, Pictures
+
+_NEW, _READ, _KEPT = (
+    0,
+    1,
+    2,
+)  # states of a picture: not visited, was read whole, its pixels are here
+
+
+@dataclass(frozen=True)
+class Part:
+    """pixels: uint8 [3,h,w], from row `top` and column `left` of a picture on."""
+
+    pixels: Tensor
+    top: int = 0
+    left: int = 0
+
+    def cut(self, rows: slice, columns: slice) -> Tensor:
+        """By rows and columns of the picture, in here -> [3,h,w]."""
+        top, left = self.top, self.left
+        return self.pixels[
+            :, rows.start - top : rows.stop - top, columns.start - left : columns.stop - left
+        ]
+
+
+class Parts:
+    """Parts of pictures by their place among those in use: pictures[used[place]].
+
+    sizes: (height, width) by place. room: bytes in which pictures are kept, in their order. A copy
+    in a process that this one starts shares what is kept.
+    """
+
+    def __init__(
+        self, pictures: Pictures, used: Sequence[int], sizes: Sequence[tuple[int, int]], room: int
+    ):
+        self.pictures, self.used, self.sizes = pictures, used, sizes
+        ends = np.cumsum([0, *(3 * height * width for height, width in sizes)])
+        self.keeps = int(np.searchsorted(ends, room, side="right")) - 1
+        self._starts = len(sizes) + ends
+        self._size = int(self._starts[self.keeps])
+        self._open(new_area(self._size))
+
+    def part(self, place: int, rows: slice, columns: slice) -> Part:
+        """At least these rows and columns, which lie in the picture. Raises ImageError."""
+        state = os.pread(self._area, 1, place)[0]
+        if state == _KEPT:
+            return Part(self._pixels(place))
+        if state == _READ:
+            window = self.pictures.window(self.used[place], rows, columns)
+            if window is not None:
+                return Part(window, rows.start, columns.start)
+        return Part(self._whole(place))
+
+    def __getstate__(self) -> dict:
+        return {**self.__dict__, "_memory": None, "_area": DupFd(self._area)}
+
+    def __setstate__(self, state: dict) -> None:
+        self.__dict__.update(state)
+        self._open(state["_area"].detach())
+
+    def _open(self, area: int) -> None:
+        weakref.finalize(self, os.close, area)
+        self._area = area
+        try:
+            self._memory = mapped(area, self._size)
+        except OSError as error:
+            raise DataError(
+                f"data.keep_gib: {self._size / GIB:.1f} GiB cannot be reserved "
+                f"({error.strerror}); lower it."
+            ) from None
+
+    def _pixels(self, place: int) -> Tensor:
+        """Where a picture is kept, uint8 [3,H,W]."""
+        start, stop = map(int, self._starts[place : place + 2])
+        return self._memory[start:stop].view(*self.sizes[place], 3).permute(2, 0, 1)
+
+    def _whole(self, place: int) -> Tensor:
+        pixels = self.pictures.read(self.used[place])
+        if tuple(pixels.shape[-2:]) != self.sizes[place]:
+            found, known = (
+                f"{width}x{height}" for height, width in (pixels.shape[-2:], self.sizes[place])
+            )
+            raise ImageError(
+                f"{self.pictures.name(self.used[place])}: is {found}, but {known} when the run began."
+            )
+        if place < self.keeps:
+            self._pixels(place).copy_(pixels)
+        # by a system call: another process that sees the state sees the pixels that came before it
+        os.pwrite(self._area, bytes([_KEPT if place < self.keeps else _READ]), place)
+        return pixels
