@@ -165,6 +165,13 @@ def build_parser() -> argparse.ArgumentParser:
     large.add_argument("--steps", type=int, help="(default: the model's)")
     large.add_argument("--ext", default="jpg", help="(default: jpg)")
 
+    levels = commands.add_parser(
+        "png-levels", help="cuts of photos as PNG: bytes, time to write and to read"
+    )
+    levels.add_argument("--hr", required=True, metavar="DIR", help="photos of 480 pixels and more")
+    levels.add_argument("--count", type=int, default=16, metavar="N", help="cuts (default: 16)")
+    levels.add_argument("--repetitions", type=int, default=5, metavar="N", help="(default: 5)")
+
     way = commands.add_parser(
         "way", help="source files that one DREAM step and one sampling call execute"
     )

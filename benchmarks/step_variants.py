@@ -31,7 +31,7 @@ from ldm_dream.networks import compile_blocks
 from ldm_dream.networks.autoencoders import build_autoencoder
 from ldm_dream.networks.base import Autoencoder
 from ldm_dream.training.diffusion import DiffusionObjective
-from ldm_dream.training.train import make_optimizer
+from ldm_dream.training.optimizer import make_optimizer
 
 from .official import Drawn, official_loss, plain
 

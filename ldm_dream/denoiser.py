@@ -16,34 +16,39 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from ldm_dream.data.resize import imresize_to, size_of
 from ldm_dream.networks.base import Network
+from ldm_dream.numbers import Numbers, sent, wide
 from ldm_dream.process import Process
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """What a network receives beside z_t. The same at every step but for `emb`. All are [B, ...]."""
+    """What a network receives beside z_t; all are [B, ...]. The same at every step but for `at` and
+    `emb`, which `Denoiser.at` makes for several passes at one step.
+    """
 
     z_lr: Tensor
     features: tuple[Tensor, ...]  # of the condition, by `network.prepare`; in tiles itself
-    emb: Tensor | None = None  # of the step, where `Denoiser.at` has made it for several passes
+    at: Numbers | None = None
+    emb: Tensor | None = None
 
-    def __getitem__(self, samples: slice | Tensor) -> Inputs:
-        return self._map(lambda x: x[samples])
+    @property
+    def numbers(self) -> Numbers:
+        """`at`, of inputs that `Denoiser.at` has made."""
+        assert self.at is not None
+        return self.at
 
-    def to(self, *args: Any, **kwargs: Any) -> Inputs:
-        """As Tensor.to."""
-        return self._map(lambda x: x.to(*args, **kwargs))
-
-    def _map(self, f: Callable[[Tensor], Tensor]) -> Inputs:
-        features = tuple(f(x) for x in self.features)
-        return Inputs(f(self.z_lr), features, None if self.emb is None else f(self.emb))
+    def of(self, samples: Tensor) -> Inputs:
+        """Of some samples, int64 [n] on their device."""
+        features = tuple(x.index_select(0, samples) for x in self.features)
+        at = None if self.at is None else self.at.of(samples)
+        emb = None if self.emb is None else self.emb.index_select(0, samples)
+        return Inputs(self.z_lr.index_select(0, samples), features, at, emb)
 
 
 class Denoiser:
@@ -66,6 +71,8 @@ class Denoiser:
         self.network, self.process = network, process
         self.condition, self.prediction = tuple(condition), prediction
         self.call: Callable[..., Tensor] = network if call is None else call
+        # a walk through a network takes longer than what a step does with them
+        self.modules = tuple(network.modules())
 
     def prepare(self, lr: Tensor, z_lr: Tensor) -> Inputs:
         """LR [B,3,H,W] in [-1,1] and z_lr [B,C,h,w] -> the inputs for a z_t that is as large."""
@@ -85,15 +92,25 @@ class Denoiser:
         resized = (part if part.shape[-2:] == size else imresize_to(part, *size) for part in parts)
         return torch.cat([nothing, *resized], 1)
 
-    def embed(self, t: Tensor) -> Tensor:
-        """Indices t [B] of the process -> what the network's blocks receive of them, [B,E]."""
-        return self.network.embed(self.process.model_t(t, self.network.sees_noise_level))
+    def embed(self, at: Numbers) -> Tensor:
+        """-> what the network's blocks receive of the step, [B,E]."""
+        return self.network.embed(at.told)
+
+    def numbers(self, t: Tensor, z: Tensor) -> Numbers:
+        """Of indices t [B], which are on z's device or on the host, for z."""
+        at = self.process.at(t, wide(z.dtype), self.network.sees_noise_level)
+        return Numbers(sent(at.rows, z.device))
 
     def at(self, t: Tensor, inputs: Inputs) -> Inputs:
-        """`inputs` with the embedding of t, so that passes at the same t share it."""
-        return replace(inputs, emb=self.embed(t))
+        """`inputs` with what t makes of them, so that passes at the same t share it."""
+        at = self.numbers(t, inputs.z_lr)
+        return replace(inputs, at=at, emb=self.embed(at))
 
     def __call__(self, z_t: Tensor, t: Tensor, inputs: Inputs) -> Tensor:
-        """z_t [B,C,h,w] at indices t [B] -> the network's output [B,Cout,h,w]."""
-        emb = self.embed(t) if inputs.emb is None else inputs.emb
-        return self.call(self.process.model_input(z_t, t), emb, *inputs.features)
+        """z_t [B,C,h,w] at indices t [B] -> the network's output [B,Cout,h,w]. inputs: of `at`, or
+        of any step.
+        """
+        at, emb = inputs.at, inputs.emb
+        at = self.numbers(t, z_t) if at is None else at
+        emb = self.embed(at) if emb is None else emb
+        return self.call(self.process.model_input(z_t, at), emb, *inputs.features)

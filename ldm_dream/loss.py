@@ -17,7 +17,7 @@ rectified pair. The target is never stored: dream_kernels makes it where the los
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import NamedTuple
 
@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from dream_kernels import dream_loss, dream_rectify, q_sample
 from ldm_dream.config.model import Dream
 from ldm_dream.denoiser import Denoiser, Inputs
+from ldm_dream.numbers import sent, wide
 
 
 class DiffusionLoss(NamedTuple):
@@ -38,23 +39,22 @@ class DiffusionLoss(NamedTuple):
 def diffusion_loss(
     denoiser: Denoiser, z0: Tensor, inputs: Inputs, t: Tensor, eps: Tensor, dream: Dream
 ) -> DiffusionLoss:
-    """One batch. z0, eps: [B,C,h,w]; t: [B] of indices. Raises ValueError for an output of another
-    shape, and ProcessError for a prediction that the process cannot turn into z0.
+    """One batch. z0, eps: [B,C,h,w]; t: [B] of indices, on the host, which then waits for no
+    device. Raises ValueError for an output of another shape.
     """
     process, prediction = denoiser.process, denoiser.prediction
-    wide = torch.promote_types(z0.dtype, torch.float32)
-    a, b, s = process.a(t, wide), process.b(t, wide), process.s(t, wide)
     inputs = denoiser.at(t, inputs)
-    z_t = q_sample(z0.to(wide), inputs.z_lr, eps, a, b, s)
+    at = inputs.numbers
+    z_t = q_sample(z0.to(wide(z0.dtype)), inputs.z_lr, eps, at.a, at.b, at.s)
     eps_hat = lam = None
     if estimated := estimate(denoiser, z_t, t, inputs, dream):
         eps_hat, lam = estimated
-        z_t = dream_rectify(z_t, eps, eps_hat, s, lam)  # Eq. 15
+        z_t = dream_rectify(z_t, eps, eps_hat, at.s, lam)  # Eq. 15
     output = _of_shape(z0, denoiser(z_t, t, inputs))
     loss = dream_loss(  # Eq. 14
-        output, eps, eps_hat, lam, z0, a, s, prediction=prediction, kind=dream.kind
+        output, eps, eps_hat, lam, z0, at.a, at.s, prediction=prediction, kind=dream.kind
     )
-    return DiffusionLoss(loss, process.to_z0(output, z_t, inputs.z_lr, t, prediction))
+    return DiffusionLoss(loss, process.to_z0(output, z_t, inputs.z_lr, at, prediction))
 
 
 @torch.no_grad()
@@ -63,51 +63,79 @@ def estimate(
 ) -> tuple[Tensor, Tensor] | None:
     """DREAM's extra pass -> (eps_hat [B,C,h,w], lam [B,1,1,1]), without gradient.
 
-    None where nothing is to be rectified. Samples whose lam is below `dream.min_lam` are
-    left out: their lam is 0, and their eps_hat counts for nothing.
+    None where nothing is to be rectified. Samples whose lam is below `dream.min_lam` stay as they
+    are: their lam is 0, and their eps_hat counts for nothing.
     """
     if dream.strength == 0:
         return None
-    process, prediction = denoiser.process, denoiser.prediction
+    process, prediction, device = denoiser.process, denoiser.prediction, z_t.device
+    inputs = denoiser.at(t, inputs) if inputs.at is None else inputs
     lam = dream.strength * process.weight(t) ** dream.p
     # made before the pass: among what the pass leaves free it would break up that memory
-    eps_hat, moved = torch.zeros_like(z_t), slice(None)
+    eps_hat, moved = torch.zeros_like(z_t), None
     if dream.min_lam > 0:
-        moved = (lam.flatten() >= dream.min_lam).nonzero().flatten()
-        if len(moved) == 0:
+        moved, lam = large_enough(lam, dream.min_lam, device)
+        if not len(moved):
             return None
-        z_t, t, inputs = z_t[moved], t[moved], inputs[moved]
-        lam = torch.zeros_like(lam).index_copy(0, moved, lam[moved])
-    with as_in_sampling(denoiser.network, z_t.device.type, dream.estimate_precision):
+        t, moved = t[moved], sent(moved, device)
+        z_t, inputs = z_t.index_select(0, moved), inputs.of(moved)
+    with as_in_sampling(denoiser.modules, device.type, dream.estimate_precision):
         output = _of_shape(z_t, denoiser(z_t, t, inputs))
-        found = process.to_eps(output, z_t, inputs.z_lr, t, prediction)
-    eps_hat[moved] = found.to(eps_hat.dtype)
+        found = process.to_eps(output, z_t, inputs.z_lr, inputs.numbers, prediction)
+        found = found.to(eps_hat.dtype)
+    if moved is None:
+        eps_hat.copy_(found)
+    else:
+        eps_hat.index_copy_(0, moved, found)
     if not _casts_keep_gradients():
         torch.clear_autocast_cache()
-    return eps_hat, lam
+    return eps_hat, sent(lam, device)
+
+
+def large_enough(lam: Tensor, least: float, device: torch.device) -> tuple[Tensor, Tensor]:
+    """lam [B,1,1,1], where t is -> samples of the extra pass, int64 [n], and lam with 0 where it is
+    below `least`.
+
+    Where passes are compiled, which is not on a CPU, n is a number of whole quarters of the batch,
+    so that there are four shapes and not one for each count.
+    """
+    kept, total = torch.where(lam >= least, lam, 0), len(lam)
+    chosen = kept.flatten().nonzero().flatten()
+    if len(chosen) and device.type != "cpu":
+        quarters = -(-4 * len(chosen) // total)
+        others = (kept.flatten() == 0).nonzero().flatten()
+        chosen = torch.cat([chosen, others[: -(-quarters * total // 4) - len(chosen)]])
+    return chosen, kept
 
 
 @contextmanager
-def as_in_sampling(network: nn.Module, device: str, precision: str) -> Iterator[None]:
-    """eval mode inside; after it every module has its own flag back, even after an exception.
+def as_in_sampling(modules: Sequence[nn.Module], device: str, precision: str) -> Iterator[None]:
+    """eval mode inside; after it every one of a network's modules has its own flag back, even after
+    an exception.
 
     precision: "bf16" rounds the pass of a run that trains in fp32, "same" leaves it. On a CPU the
     pass is never compiled: that makes inference no faster, only its start slower.
     """
     # autocast already on: one cast of the weights serves both passes; else they are freed at once
     same = torch.is_autocast_enabled(device)
-    cast = torch.autocast(
-        device, torch.bfloat16, enabled=same or precision == "bf16", cache_enabled=same
-    )
+    dtype = torch.get_autocast_dtype(device) if same else torch.bfloat16
+    cast = torch.autocast(device, dtype, enabled=same or precision == "bf16", cache_enabled=same)
     eager = torch.compiler.set_stance("force_eager") if device == "cpu" else nullcontext()
-    flags = {module: module.training for module in network.modules()}
-    network.eval()
+    trained = [module for module in modules if module.training]
     try:
+        _set_training(trained, False)
         with cast, eager:
             yield
     finally:
-        for module, training in flags.items():
-            module.training = training
+        _set_training(trained, True)
+
+
+def _set_training(modules: Sequence[nn.Module], training: bool) -> None:
+    """A module's flag is a plain attribute; nn.Module's own way of setting one takes ten times as
+    long.
+    """
+    for module in modules:
+        module.__dict__["training"] = training
 
 
 def _of_shape(target: Tensor, output: Tensor) -> Tensor:

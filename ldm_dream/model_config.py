@@ -4,6 +4,7 @@ without torch.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from ldm_dream.config.files import validate
@@ -27,14 +28,14 @@ def find_model(name_or_dir: str | Path, local: bool = True) -> Path:
     (`hf:owner/name`), fetched. A run folder means its best model, else its last. local=False: no
     folder, as a stranger's config may not name those of the user. Raises ModelError, HubError.
     """
-    name = str(name_or_dir)
+    name = os.path.expanduser(name_or_dir)
     if repo_id := repo_id_of(name):
         return download(repo_id)
     bundled = sorted(path.parent.name for path in BUNDLED.glob("*/config.yaml"))
     try:
-        if local and (folder := _in_folder(Path(name_or_dir))):
+        if local and (folder := _in_folder(Path(name))):
             return folder
-        is_there = Path(name_or_dir).exists()
+        is_there = Path(name).exists()
     except (OSError, ValueError) as error:  # too long a name, NUL
         raise ModelError(f"{name[:100]}: no name of a folder: {error}.") from None
     if name in bundled:

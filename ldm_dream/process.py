@@ -12,6 +12,8 @@ where carry is the factor of z_u in the forward step u -> t. The upper end is th
 q(z_u | z_t, z0), which is DDPM's Eq. 7 and ResShift's Eq. 7 at once; z_lr drops out of it, since
 b_u = carry (s_u / s_t)^2 b_t whenever b is not 0.
 
+Nothing here waits for a device. Steps drawn on the host have their numbers worked out there.
+
 Symbols: t = index 0 .. num_timesteps - 1, noise grows with t; t = -1 is the clean end (a = 1, b = s
 = 0), so the last step divides nothing by zero. abar = cumulative product of 1 - beta. z: [B,C,h,w];
 coefficients: [B,1,1,1].
@@ -30,6 +32,7 @@ from ldm_dream.config.model import (
     ResidualShiftConfig,
 )
 from ldm_dream.errors import UserError
+from ldm_dream.numbers import Numbers, Steps, like, wide
 
 PREDICTIONS = ("eps", "z0", "v")
 
@@ -54,29 +57,37 @@ class Process:
     ):
         self.num_timesteps = len(a)
         self.timesteps = torch.arange(len(a)) if timesteps is None else timesteps
-        clean = torch.tensor([[1.0, 0.0, 0.0, 0.0]], dtype=torch.float64)
-        table = torch.cat([clean, torch.stack([a, b, s, weight], 1)])  # row t + 1
-        self._tables = dict(zip(("a", "b", "s", "weight"), table.unbind(1)), model_t=self.timesteps)
+        clean = torch.tensor([[1.0, 0.0, 0.0, 0.0, 0.0]], dtype=torch.float64)
+        rows = torch.stack([a, b, s, weight, self.timesteps.to(a.dtype)], 1)
+        self._rows = torch.cat([clean, rows]).T.contiguous()  # column t + 1
         self._ready: dict[tuple, Tensor] = {}
-        self._ends_blind = bool((a == 0).any())
+        self.blind = frozenset((a == 0).nonzero().flatten().tolist())  # steps of pure noise
 
     # ------------------------------------------------------------------- the four numbers of a step
 
+    def at(
+        self, t: Tensor, dtype: torch.dtype = torch.float32, noise_level: bool = False
+    ) -> Numbers:
+        """t: int64 [B] in -1 .. T-1 -> its numbers, on t's device. noise_level: the network is told
+        a (SR3, IDM), else the timestep.
+        """
+        return Numbers(self._table(t.device, dtype, noise_level)[:, t + 1])
+
     def a(self, t: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
         """Factor of z0. t: int64 [B] in -1 .. T-1 -> [B,1,1,1] on t's device."""
-        return self._table("a", t.device, dtype)[t + 1][:, None, None, None]
+        return self.at(t, dtype).a
 
     def b(self, t: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
         """Factor of z_lr, as `a`."""
-        return self._table("b", t.device, dtype)[t + 1][:, None, None, None]
+        return self.at(t, dtype).b
 
     def s(self, t: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
         """Factor of the unit noise eps, as `a`."""
-        return self._table("s", t.device, dtype)[t + 1][:, None, None, None]
+        return self.at(t, dtype).s
 
     def weight(self, t: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
         """DREAM's adaptive strength before its power p, in [0, 1], growing with t; as `a`."""
-        return self._table("weight", t.device, dtype)[t + 1][:, None, None, None]
+        return self.at(t, dtype).weight
 
     def carry(self, t: Tensor, t_prev: Tensor) -> Tensor:
         """Factor of z at t_prev in the forward step to t (float64)."""
@@ -85,12 +96,8 @@ class Process:
     # ------------------------------------------------------------------------ what the network sees
 
     def model_t(self, t: Tensor, noise_level: bool = False) -> Tensor:
-        """Index -> ORIGINAL timestep, int64 [B]; with `noise_level` the factor a itself, float32
-        [B] (SR3, IDM).
-        """
-        if noise_level:
-            return self.a(t)[:, 0, 0, 0]
-        return self._table("model_t", t.device, torch.int64)[t]
+        """What the network is told at t, float32 [B]: the ORIGINAL timestep, or the factor a."""
+        return self.at(t, noise_level=noise_level).told
 
     def draw(self, count: int, generator: torch.Generator) -> Tensor:
         """Steps to train on, on the generator's device: int64 [count], uniform over all; real
@@ -100,7 +107,7 @@ class Process:
             self.num_timesteps, (count,), generator=generator, device=generator.device
         )
 
-    def model_input(self, z_t: Tensor, t: Tensor) -> Tensor:
+    def model_input(self, z_t: Tensor, t: Steps) -> Tensor:
         """z_t as the network receives it."""
         return z_t
 
@@ -112,51 +119,52 @@ class Process:
         """
         return eps
 
-    def q_sample(self, z0: Tensor, z_lr: Tensor, eps: Tensor, t: Tensor) -> Tensor:
+    def q_sample(self, z0: Tensor, z_lr: Tensor, eps: Tensor, t: Steps) -> Tensor:
         """z_t = a z0 + b z_lr + s eps."""
-        a, b, s = self._abs(t, z0)
-        return a * z0 + b * z_lr + s * eps
+        at = self._at(t, z0)
+        return at.a * z0 + at.b * z_lr + at.s * eps
 
-    def velocity(self, z0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
+    def velocity(self, z0: Tensor, eps: Tensor, t: Steps) -> Tensor:
         """v = a eps - s z0 (Salimans & Ho 2022), the target of prediction "v" for every process."""
-        a, _, s = self._abs(t, z0)
-        return a * eps - s * z0
+        at = self._at(t, z0)
+        return at.a * eps - at.s * z0
 
     # -------------------------------------------------------------------------- what an output says
 
-    def to_z0(
-        self, output: Tensor, z_t: Tensor, z_lr: Tensor, t: Tensor, prediction: str
-    ) -> Tensor:
-        """The z0 that `output` implies at z_t. Raises ProcessError for eps where a = 0: z_t then
-        holds nothing of z0.
-        """
-        check_prediction(prediction)
-        if prediction == "z0":
-            return output
-        a, b, s = self._abs(t, z_t)
-        # y = a z0 + s eps and v = a eps - s z0, solved; a^2 + s^2 = 1 only for DDPM
-        if prediction == "v":
-            return (a * (z_t - b * z_lr) - s * output) / (a * a + s * s)
-        if self._ends_blind and bool((a == 0).any()):
+    def refuse_blind(self, prediction: str, steps: list[int]) -> None:
+        """Raises ProcessError for eps at a step of pure noise, which holds nothing of z0."""
+        if prediction == "eps" and self.blind.intersection(steps):
             raise ProcessError(
                 f"prediction 'eps' cannot give z0 at the last step of {type(self).__name__}, which is pure noise; "
                 "use prediction 'v' or 'z0'."
             )
-        return (z_t - b * z_lr - s * output) / a
+
+    def to_z0(self, output: Tensor, z_t: Tensor, z_lr: Tensor, t: Steps, prediction: str) -> Tensor:
+        """The z0 that `output` implies at z_t; for eps not at a step of pure noise (see
+        `refuse_blind`).
+        """
+        check_prediction(prediction)
+        if prediction == "z0":
+            return output
+        at = self._at(t, z_t)
+        # y = a z0 + s eps and v = a eps - s z0, solved; a^2 + s^2 = 1 only for DDPM
+        if prediction == "v":
+            return (at.a * (z_t - at.b * z_lr) - at.s * output) / (at.a * at.a + at.s * at.s)
+        return (z_t - at.b * z_lr - at.s * output) / at.a
 
     def to_eps(
-        self, output: Tensor, z_t: Tensor, z_lr: Tensor, t: Tensor, prediction: str
+        self, output: Tensor, z_t: Tensor, z_lr: Tensor, t: Steps, prediction: str
     ) -> Tensor:
         """The eps that `output` implies at z_t."""
         check_prediction(prediction)
         if prediction == "eps":
             return output
-        a, b, s = self._abs(t, z_t)
+        at = self._at(t, z_t)
         if prediction == "v":
-            return (s * (z_t - b * z_lr) + a * output) / (a * a + s * s)
-        return (z_t - a * output - b * z_lr) / s
+            return (at.s * (z_t - at.b * z_lr) + at.a * output) / (at.a * at.a + at.s * at.s)
+        return (z_t - at.a * output - at.b * z_lr) / at.s
 
-    def to_v(self, output: Tensor, z_t: Tensor, z_lr: Tensor, t: Tensor, prediction: str) -> Tensor:
+    def to_v(self, output: Tensor, z_t: Tensor, z_lr: Tensor, t: Steps, prediction: str) -> Tensor:
         """The v = a eps - s z0 that `output` implies at z_t."""
         if prediction == "v":
             return output
@@ -196,18 +204,18 @@ class Process:
             - (self.carry(t, t_prev) * self.s(t_prev, torch.float64)) ** 2
         )
 
-    def _abs(self, t: Tensor, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _at(self, t: Steps, z: Tensor) -> Numbers:
         # a bfloat16 z must not round a = 0.9999 to 1
-        dtype = torch.promote_types(z.dtype, torch.float32)
-        return self.a(t, dtype), self.b(t, dtype), self.s(t, dtype)
+        return t if isinstance(t, Numbers) else self.at(t, wide(z.dtype))
 
-    def _table(self, name: str, device: torch.device, dtype: torch.dtype) -> Tensor:
-        """One copy a device and dtype: no transfer inside a training step, and no float64 on
-        devices that lack it.
+    def _table(self, device: torch.device, dtype: torch.dtype, noise_level: bool) -> Tensor:
+        """[5,T+1], one copy a device and dtype: no transfer inside a training step, and no float64
+        on devices that lack it.
         """
-        key = (name, device, dtype)
+        key = (device, dtype, noise_level)
         if key not in self._ready:
-            self._ready[key] = self._tables[name].to(device, dtype)
+            rows = [0, 1, 2, 3, 0] if noise_level else slice(None)
+            self._ready[key] = self._rows[rows].to(device, dtype)
         return self._ready[key]
 
 
@@ -231,21 +239,14 @@ class DDPM(Process):
         super().__init__(abar.sqrt(), torch.zeros_like(s), s, s, timesteps)
         self.continuous = continuous
 
-    def a(self, t: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-        return self._between(t).to(dtype) if t.is_floating_point() else super().a(t, dtype)
-
-    def b(self, t: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-        return super().b(t.long(), dtype)  # 0 everywhere
-
-    def s(self, t: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-        return (
-            (1 - self._between(t) ** 2).sqrt().to(dtype)
-            if t.is_floating_point()
-            else super().s(t, dtype)
-        )
-
-    def weight(self, t: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-        return self.s(t, dtype)
+    def at(
+        self, t: Tensor, dtype: torch.dtype = torch.float32, noise_level: bool = False
+    ) -> Numbers:
+        if not t.is_floating_point():
+            return super().at(t, dtype, noise_level)
+        a, told = self._between(t, noise_level).unbind()
+        s = (1 - a**2).sqrt()
+        return Numbers(torch.stack([a, torch.zeros_like(a), s, s, told]).to(dtype))
 
     def draw(self, count: int, generator: torch.Generator) -> Tensor:
         """With `continuous` float32 [count]: one step for all, and each at its own place between it
@@ -256,12 +257,14 @@ class DDPM(Process):
         step = super().draw(1, generator)
         return step - torch.rand(count, generator=generator, device=generator.device)
 
-    def _between(self, t: Tensor) -> Tensor:
-        """sqrt(abar) at real t -> [B,1,1,1] float64 (float32 where the device has no float64)."""
+    def _between(self, t: Tensor, noise_level: bool) -> Tensor:
+        """sqrt(abar) and what the network is told at real t -> [2,B] float64 (float32 where the
+        device has no float64).
+        """
         dtype = torch.float32 if t.device.type == "mps" else torch.float64
         below = t.floor().clamp(max=self.num_timesteps - 2)
-        low, high = (super(DDPM, self).a(step.long(), dtype) for step in (below, below + 1))
-        return torch.lerp(low, high, (t - below).to(dtype)[:, None, None, None])
+        table, index = self._table(t.device, dtype, noise_level)[::4], below.long() + 1
+        return torch.lerp(table[:, index], table[:, index + 1], (t - below).to(dtype))
 
 
 class ResidualShift(Process):
@@ -280,6 +283,7 @@ class ResidualShift(Process):
         eta = sqrt_eta**2
         super().__init__(1 - eta, eta, kappa * sqrt_eta, sqrt_eta, timesteps)
         self.normalize_input = normalize_input
+        self._most = kappa * sqrt_eta[-1].item()
 
     def carry(self, t: Tensor, t_prev: Tensor) -> Tensor:
         """The forward step only adds: z_t = z_u + alpha (z_lr - z0) + kappa sqrt(alpha) n
@@ -287,17 +291,16 @@ class ResidualShift(Process):
         """
         return torch.ones_like(self.s(t, torch.float64))
 
-    def model_input(self, z_t: Tensor, t: Tensor) -> Tensor:
+    def model_input(self, z_t: Tensor, t: Steps) -> Tensor:
         """z_t / sqrt(1 + kappa^2 eta): about unit variance at every step."""
         if not self.normalize_input:
             return z_t
-        _, _, s = self._abs(t, z_t)
+        s = self._at(t, z_t).s
         return z_t / (1 + s * s).sqrt()
 
     def prior(self, z_lr: Tensor, eps: Tensor) -> Tensor:
         """z_lr + kappa sqrt(eta_T) eps: published sampling takes b = 1 at the start, not eta_T."""
-        last = torch.tensor([self.num_timesteps - 1], device=z_lr.device)
-        return z_lr + self._abs(last, z_lr)[2] * eps
+        return z_lr + self._most * eps
 
 
 class Flow(Process):
@@ -372,11 +375,6 @@ def build_process(cfg: ProcessConfig) -> Process:
 def over(x: Tensor, s: Tensor) -> Tensor:
     """x / s; 0 where x is 0: at the clean end, also of a process without noise (s = 0)."""
     return torch.where(x == 0, x, x / s)
-
-
-def like(coefficient: Tensor, z: Tensor) -> Tensor:
-    """A coefficient on z's device, in z's dtype or float32 if that is wider."""
-    return coefficient.to(torch.promote_types(z.dtype, torch.float32)).to(z.device)
 
 
 def check_prediction(prediction: str) -> None:

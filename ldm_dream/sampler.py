@@ -1,8 +1,12 @@
 """Samplers: from the prior's noise down to z0, over any process.
 
-`sample_steps` walks; `Sampler` makes one step of a walk from what the network answered; each sampler
-is one such step, from z_t to z at a less noisy index u, written side by side. What they know at a
-step (`Now`): z0_hat and eps_hat, from one network call.
+`sample_steps` walks; `Sampler` makes one step of a walk from what the network answered. A sampler is
+two functions, written side by side: the factors of all its steps, and one step from z_t to z at a
+less noisy index u, made with them. What a step knows (`Now`): z0_hat and eps_hat, from one network
+call.
+
+Factors are worked out in float64 on the host before the walk and sent to the device once; whether
+noise is added is known then too. So no step waits for the device.
 
 Symbols as in process.py; u = -1 is the clean end; n = fresh noise of unit variance.
 """
@@ -14,7 +18,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -22,10 +25,9 @@ from dream_kernels import q_sample
 from ldm_dream.config.model import Sampling
 from ldm_dream.denoiser import Denoiser, Inputs
 from ldm_dream.errors import UserError
-from ldm_dream.process import Process, like
-
-# k = 0: the prior's noise, k = 1 ..: that of the k-th step; unit variance, shaped as z_lr
-Noise = Callable[[int], Tensor]
+from ldm_dream.noise import Noise
+from ldm_dream.numbers import Numbers, sent, wide
+from ldm_dream.process import Process
 
 
 class SamplerError(UserError, ValueError):
@@ -49,30 +51,27 @@ class Seen(NamedTuple):
     before: Step | None  # None at the first step, or where the sampler does not remember
 
 
-class Now(NamedTuple):
-    """What a sampler has to step from. t, u: int64 [1] on the CPU, so coefficients are float64 and
-    nobody waits for the device.
-    """
-
-    t: Tensor
-    u: Tensor
-    z_t: Tensor
-    z_lr: Tensor
-    z0_hat: Tensor  # clipped if asked
-    eps_hat: Callable[[], Tensor]  # the network's own
-    noise: Callable[[], Tensor]  # called only where noise is added
-
-    @property
-    def is_last(self) -> bool:
-        return int(self.u) == -1
-
-
 class Turn(NamedTuple):
     """The k-th step of a run, from index t to u; u = -1 is the clean end."""
 
     k: int
     t: int
     u: int
+    at: Numbers  # of t
+    factors: tuple[Tensor, ...]  # of the sampler, [1,1,1,1] each
+    adds_noise: bool
+
+
+class Now(NamedTuple):
+    """What a sampler has to step from."""
+
+    turn: Turn
+    z_t: Tensor
+    z_lr: Tensor
+    before: Step | None
+    z0_hat: Tensor  # clipped if asked
+    eps_hat: Callable[[], Tensor]  # the network's own
+    noise: Callable[[], Tensor]  # called only where noise is added
 
 
 @dataclass(frozen=True)
@@ -95,23 +94,33 @@ class Sampler:
         """Whether a step uses the one before it."""
         return self.sampling.kind == "dpm-solver++"
 
-    def turns(self) -> list[Turn]:
-        """The steps, in their order. Raises SamplerError."""
+    def turns(self, device: torch.device, dtype: torch.dtype = torch.float32) -> list[Turn]:
+        """The steps in their order, with all numbers for a z of `dtype` on `device`. Raises
+        SamplerError, and ProcessError for a prediction that fails at one of them.
+        """
         path = plan(self.process, self.sampling)
-        return [Turn(k, t, u) for k, (t, u) in enumerate(zip(path, [*path[1:], -1]))]
+        self.process.refuse_blind(self.prediction, path)
+        ends = [*path[1:], -1]
+        t, u = torch.tensor(path), torch.tensor(ends)
+        factors = SAMPLERS[self.sampling.kind].factors(self.process, t, u, self.sampling)
+        adds_noise = (factors[-1] > 0).flatten().tolist()
+        rows = self.process.at(t, torch.float64).rows
+        table = torch.cat([rows, *(factor.view(1, -1) for factor in factors)])
+        columns = sent(table.to(wide(dtype)), device).split(1, 1)
+        return [
+            Turn(k, t, u, Numbers(column[:5]), column[5:].view(-1, 1, 1, 1, 1).unbind(), adds)
+            for k, (t, u, column, adds) in enumerate(zip(path, ends, columns, adds_noise))
+        ]
 
     def step(self, turn: Turn, seen: Seen, noise: Noise) -> Step:
         """From z_t at turn.t to z at turn.u."""
         output, z_t, z_lr, before = seen
-        at = torch.full((len(z_t),), turn.t, device=z_t.device)
-        z0_hat = self.process.to_z0(output, z_t, z_lr, at, self.prediction)
-        eps_hat = partial(self.process.to_eps, output, z_t, z_lr, at, self.prediction)
+        z0_hat = self.process.to_z0(output, z_t, z_lr, turn.at, self.prediction)
+        eps_hat = partial(self.process.to_eps, output, z_t, z_lr, turn.at, self.prediction)
         if self.clip is not None:
             z0_hat = z0_hat.clamp(-self.clip, self.clip)
-        here, there = torch.tensor([turn.t]), torch.tensor([turn.u])
-        now = Now(here, there, z_t, z_lr, z0_hat, eps_hat, partial(noise, turn.k + 1))
-        z_u = SAMPLERS[self.sampling.kind](self.process, now, before, self.sampling)
-        return Step(turn.t, z0_hat, z_u)
+        now = Now(turn, z_t, z_lr, before, z0_hat, eps_hat, partial(noise, turn.k + 1))
+        return Step(turn.t, z0_hat, SAMPLERS[self.sampling.kind].step(now))
 
 
 @torch.no_grad()
@@ -120,13 +129,14 @@ def sample_steps(
 ) -> Iterator[Step]:
     """A Step after each network call; the last one's z_t is z0. `inputs.z_lr` gives the shape.
 
-    clip: as of `Sampler`. Raises SamplerError.
+    clip: as of `Sampler`. Raises SamplerError, ProcessError.
     """
-    sampler = Sampler(denoiser.process, denoiser.prediction, sampling, clip)
-    z_t, before = denoiser.process.prior(inputs.z_lr, noise(0)), None
-    for turn in sampler.turns():
+    sampler, z_lr = Sampler(denoiser.process, denoiser.prediction, sampling, clip), inputs.z_lr
+    turns = sampler.turns(z_lr.device, z_lr.dtype)
+    z_t, before = denoiser.process.prior(z_lr, noise(0)), None
+    for turn in turns:
         output = denoiser(z_t, torch.full((len(z_t),), turn.t, device=z_t.device), inputs)
-        before = sampler.step(turn, Seen(output, z_t, inputs.z_lr, before), noise)
+        before = sampler.step(turn, Seen(output, z_t, z_lr, before), noise)
         z_t = before.z_t
         yield before
 
@@ -139,66 +149,87 @@ def sample(
     return last.z_t
 
 
-# -------------------------------------------------------------------------- one step of each sampler
+# ----------------------------------------------------------------------------------------- samplers
+# Factors: t and u int64 [steps] on the host -> float64 [steps,1,1,1] each, that of the noise last.
 
 
-def ancestral(process: Process, now: Now, before: Step | None, sampling: Sampling) -> Tensor:
+def ancestral_factors(
+    process: Process, t: Tensor, u: Tensor, sampling: Sampling
+) -> tuple[Tensor, ...]:
+    z0_factor, z_factor = process.posterior_factors(t, u)
+    variance = process.posterior_variance(t, u)
+    if sampling.variance == "forward":
+        # not 0 at the clean end, where nothing is added
+        clean = (u == -1).view(-1, 1, 1, 1)
+        variance = torch.where(clean, variance, process.forward_variance(t, u))
+    return z_factor, z0_factor, variance.sqrt()
+
+
+def ancestral(now: Now) -> Tensor:
     """z_u = posterior mean(z0_hat, z_t) + sigma n.
 
     DDPM, Algorithm 2 (SR3, guided-diffusion); on ResidualShift it is ResShift's Eq. 7.
     """
-    z0_factor, z_factor = process.posterior_factors(now.t, now.u)
-    # the forward variance is not 0 at the clean end, where nothing is added
-    forward = sampling.variance == "forward" and not now.is_last
-    sigma2 = (process.forward_variance if forward else process.posterior_variance)(now.t, now.u)
-    return _step(now, now.z0_hat, z_factor, z0_factor, sigma2.sqrt())
+    noise = now.noise() if now.turn.adds_noise else now.z_t  # whose factor is 0
+    return q_sample(now.z_t, now.z0_hat, noise, *now.turn.factors)
 
 
-def ddim(process: Process, now: Now, before: Step | None, sampling: Sampling) -> Tensor:
+def ddim_factors(process: Process, t: Tensor, u: Tensor, sampling: Sampling) -> tuple[Tensor, ...]:
+    at = process.at(u, torch.float64)
+    sigma2 = sampling.eta**2 * process.posterior_variance(t, u)
+    return at.a, at.b, (at.s**2 - sigma2).sqrt(), sigma2.sqrt()
+
+
+def ddim(now: Now) -> Tensor:
     """z_u = a_u z0_hat + b_u z_lr + sqrt(s_u^2 - sigma^2) eps_hat + sigma n.
 
     sigma = eta times the ancestral one (DDIM, arXiv 2010.02502, Eq. 12).
     """
-    a, b, s = (f(now.u, torch.float64) for f in (process.a, process.b, process.s))
-    sigma2 = sampling.eta**2 * process.posterior_variance(now.t, now.u)
-    factors = (like(f, now.z_t) for f in (a, b, (s**2 - sigma2).sqrt()))
+    *factors, sigma = now.turn.factors
     mean = q_sample(now.z0_hat, now.z_lr, now.eps_hat(), *factors)
-    return mean + like(sigma2.sqrt(), mean) * now.noise() if sigma2.item() > 0 else mean
+    return mean + sigma * now.noise() if now.turn.adds_noise else mean
 
 
-def dpm_solver(process: Process, now: Now, before: Step | None, sampling: Sampling) -> Tensor:
+def dpm_solver_factors(
+    process: Process, t: Tensor, u: Tensor, sampling: Sampling
+) -> tuple[Tensor, ...]:
+    """The first is h / (2 h_before), which the first and the last step do not have."""
+    # e^-h of the paper is (a_t s_u) / (a_u s_t): as ratios it holds at a_t = 0 (Flow) and at
+    # s_u = 0 (the clean end) too
+    here, there = process.at(t, torch.float64), process.at(u, torch.float64)
+    ratio, log_snr = there.s / here.s, (here.a / here.s).log()
+    h = log_snr[1:] - log_snr[:-1]
+    # h_before is infinite after pure noise: first order
+    slope = h[1:] / (2 * h[:-1])
+    slopes = torch.zeros_like(ratio)
+    slopes[1:-1] = slope
+    return slopes, ratio, there.a - here.a * ratio, torch.zeros_like(ratio)
+
+
+def dpm_solver(now: Now) -> Tensor:
     """z_u = (s_u/s_t) z_t + (a_u - a_t s_u/s_t) D        DPM-Solver++ 2M (arXiv 2211.01095, Alg. 2)
 
     D = z0_hat + h / (2 h_before) (z0_hat - z0_hat_before), h = step in log(a/s); D = z0_hat at the
     first and the last step.
     """
-    # e^-h of the paper is (a_t s_u) / (a_u s_t): as ratios it holds at a_t = 0 (Flow) and at
-    # s_u = 0 (the clean end) too
-    a, s = (lambda t: process.a(t, torch.float64)), (lambda t: process.s(t, torch.float64))
-    ratio = s(now.u) / s(now.t)
+    slope, *factors = now.turn.factors
     estimate = now.z0_hat
-    if before is not None and not now.is_last:
-        indices = (torch.tensor([before.t]), now.t, now.u)
-        earlier, here, there = ((a(t) / s(t)).log() for t in indices)
-        # h_before is infinite after pure noise: first order
-        slope = like((there - here) / (2 * (here - earlier)), estimate)
-        estimate = estimate + slope * (now.z0_hat - before.z0_hat)
-    return _step(now, estimate, ratio, a(now.u) - a(now.t) * ratio, torch.zeros_like(ratio))
+    if now.before is not None and now.turn.u != -1:
+        estimate = estimate + slope * (now.z0_hat - now.before.z0_hat)
+    return q_sample(now.z_t, estimate, now.z_t, *factors)
+
+
+class Kind(NamedTuple):
+    factors: Callable[[Process, Tensor, Tensor, Sampling], tuple[Tensor, ...]]
+    step: Callable[[Now], Tensor]
 
 
 SAMPLERS = {
-    "ancestral": ancestral,
-    "resshift": ancestral,  # its published name
-    "ddim": ddim,
-    "dpm-solver++": dpm_solver,
+    "ancestral": Kind(ancestral_factors, ancestral),
+    "resshift": Kind(ancestral_factors, ancestral),  # its published name
+    "ddim": Kind(ddim_factors, ddim),
+    "dpm-solver++": Kind(dpm_solver_factors, dpm_solver),
 }
-
-
-def _step(now: Now, z0_hat: Tensor, z_factor: Tensor, z0_factor: Tensor, sigma: Tensor) -> Tensor:
-    """z_factor z_t + z0_factor z0_hat + sigma n."""
-    noise = now.noise() if sigma.item() > 0 else now.z_t  # whose factor is 0
-    factors = (like(f, now.z_t) for f in (z_factor, z0_factor, sigma))
-    return q_sample(now.z_t, z0_hat, noise, *factors)
 
 
 # --------------------------------------------------------------------------------------- which steps
@@ -236,37 +267,3 @@ def timesteps(process: Process, steps: int | Sequence[int] | None) -> list[int]:
             f"steps={path} is not possible; give indices that descend within {last} .. 0."
         )
     return path
-
-
-# -------------------------------------------------------------------------------------------- noise
-
-
-def gaussian(z_lr: Tensor, generator: torch.Generator | None = None) -> Noise:
-    """Noise shaped as z_lr, in its dtype and on its device; None: torch's global generator."""
-    device = z_lr.device if generator is None else generator.device
-    return lambda k: torch.randn(
-        z_lr.shape, generator=generator, device=device, dtype=z_lr.dtype
-    ).to(z_lr.device)
-
-
-def seeded(seed: int, z_lr: Tensor, top: int = 0) -> Noise:
-    """Noise shaped as z_lr, a function of (seed, k, channel, y, x) and the width; `top` is the row
-    of the picture at which z_lr begins.
-
-    Drawn on the CPU row by row, hence the same numbers on every device, for every tile and batch
-    size, for every part of the picture, and for each picture of a batch.
-    """
-    channels, height, width = z_lr.shape[1:]
-    generator = torch.Generator()
-
-    def row(k: int, y: int) -> Tensor:
-        # mixes, so that (0, 1) and (1, 0) have nothing in common
-        state = np.random.SeedSequence((seed, k, y)).generate_state(1, np.uint64)
-        generator.manual_seed(int(state[0]))
-        return torch.randn(channels, width, generator=generator)
-
-    def noise(k: int) -> Tensor:
-        rows = [row(k, y) for y in range(top, top + height)]
-        return torch.stack(rows, 1).to(z_lr).expand_as(z_lr)
-
-    return noise

@@ -242,6 +242,19 @@ def whole_folder(folder: Path) -> Iterator[Path]:
         shutil.rmtree(draft, ignore_errors=True)
 
 
+def place_folder(built: Path, folder: Path) -> None:
+    """Give a folder that was filled over several runs its name, which must be free. Raises
+    WriteError.
+    """
+    with _sentences():
+        if os.path.lexists(folder):
+            raise WriteError(f"{folder}: is there already; name another.")
+        for path in (*(path for path in built.iterdir() if path.is_file()), built):
+            _sync(path)
+        built.rename(folder)
+        _sync(folder.parent)
+
+
 def _place(draft: Path, folder: Path) -> None:
     if foreign := _not_ours(folder):
         kept = _free_name(folder, "kept")

@@ -32,7 +32,7 @@ def root(*names: str) -> tuple[str, ...]:
 
 CONFIG = root("errors", "config")
 KERNELS = ("dream_kernels",)
-METHOD = root("process", "denoiser", "loss", "sampler")
+METHOD = root("numbers", "process", "denoiser", "loss", "noise", "sampler")
 MODEL = (
     *CONFIG,
     *METHOD,
@@ -49,7 +49,8 @@ IMPORT_RULES = {
     "ldm_dream.hub": May(CONFIG, ("huggingface_hub",)),
     "ldm_dream.config": May(CONFIG, ("pydantic", "yaml")),
     "ldm_dream.data": May(
-        (*CONFIG, *root("writing", "data")), ("torch", "torchvision", "numpy", "PIL", "pyvips")
+        (*CONFIG, *root("writing", "data")),
+        ("torch", "torchvision", "numpy", "PIL", "pyvips", "tqdm", "lmdb"),
     ),
     # a network knows no other network; the two files that say which networks there are know all
     "ldm_dream.networks": May(
@@ -59,12 +60,14 @@ IMPORT_RULES = {
     "ldm_dream.networks.__init__": May((*CONFIG, *root("networks")), ("torch",)),
     "ldm_dream.networks.autoencoders": May((*CONFIG, *root("networks")), ("torch",)),
     # the method is given its networks, and knows what they offer
+    "ldm_dream.numbers": May((), ("torch",)),
+    "ldm_dream.noise": May((), ("torch",)),
     "ldm_dream.process": May((*CONFIG, *KERNELS, *METHOD), ("torch",)),
     "ldm_dream.denoiser": May(
         (*CONFIG, *KERNELS, *METHOD, *root("data.resize", "networks.base")), ("torch",)
     ),
     "ldm_dream.loss": May((*CONFIG, *KERNELS, *METHOD), ("torch",)),
-    "ldm_dream.sampler": May((*CONFIG, *KERNELS, *METHOD), ("torch", "numpy")),
+    "ldm_dream.sampler": May((*CONFIG, *KERNELS, *METHOD), ("torch",)),
     "ldm_dream.model_config": May((*CONFIG, *root("hub"))),
     "ldm_dream.model_folder": May(
         (*CONFIG, *METHOD, *root("writing", "hub", "model_config", "networks")),
@@ -74,6 +77,10 @@ IMPORT_RULES = {
     "ldm_dream.scoring": May(
         (*CONFIG, *root("writing", "data", "scoring")),
         ("torch", "torchvision", "numpy", "PIL", "lpips", "torch_fidelity"),
+    ),
+    "ldm_dream.preparing": May(
+        root("errors", "writing", "data.formats", "data.jpeg", "preparing"),
+        ("numpy", "PIL", "pyvips", "lmdb"),
     ),
     # these three never import each other
     "ldm_dream.training": May(
@@ -86,7 +93,7 @@ IMPORT_RULES = {
     ),
     "dream_kernels": May(KERNELS, ("torch", "triton")),
     "tools": May(ALL, ("torch", "numpy", "tqdm")),
-    "benchmarks": May((*ALL, "benchmarks"), ("torch", "numpy", "PIL", "taming")),
+    "benchmarks": May((*ALL, "benchmarks"), ("torch", "numpy", "PIL", "pyvips", "taming")),
 }
 
 

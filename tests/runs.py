@@ -1,6 +1,7 @@
 """Runs small enough for a test: pictures, an autoencoder folder, configs."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from ldm_dream.data.images import Image, write_image
 from ldm_dream.denoiser import Denoiser, Inputs
 from ldm_dream.model_folder import save_model
 from ldm_dream.networks.vqgan import VQGAN
+from ldm_dream.numbers import Numbers, sent, wide
 
 VQGAN_TINY = VQGANConfig(
     ch=8,
@@ -87,8 +89,12 @@ class PlainDenoiser(Denoiser):
         network = function if isinstance(function, nn.Module) else nn.Identity()
         super().__init__(network, process, (), prediction, call=function)
 
+    def numbers(self, t: Tensor, z: Tensor) -> Numbers:
+        at = self.process.at(t, wide(z.dtype))
+        return Numbers(sent(at.rows, z.device))
+
     def at(self, t: Tensor, inputs: Inputs) -> Inputs:
-        return inputs
+        return replace(inputs, at=self.numbers(t, inputs.z_lr))
 
     def __call__(self, z_t: Tensor, t: Tensor, inputs: Inputs) -> Tensor:
         return self.call(z_t, t, *inputs.features)

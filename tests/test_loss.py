@@ -248,7 +248,7 @@ def test_mixed_training_flags_come_back_one_by_one():
     net = Net()
     net.inner[0].eval()
     flags = [module.training for module in net.modules()]
-    with as_in_sampling(net, "cpu", "same"):
+    with as_in_sampling([*net.modules()], "cpu", "same"):
         assert not any(module.training for module in net.modules())
     assert [module.training for module in net.modules()] == flags
     assert len(set(flags)) == 2

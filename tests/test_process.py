@@ -62,8 +62,10 @@ def test_any_output_survives_the_round_trip_through_z0_and_eps(process, predicti
 def test_eps_at_pure_noise_is_refused_and_v_gives_z0():
     process, last = build_process(FlowConfig(num_timesteps=5)), torch.tensor([4])
     z0, z_lr, eps, z_t = batch(process, last)
+    process.refuse_blind("eps", [3, 0])
+    process.refuse_blind("v", [4])
     with pytest.raises(ProcessError, match="use prediction 'v' or 'z0'"):
-        process.to_z0(eps, z_t, z_lr, last, "eps")
+        process.refuse_blind("eps", [4, 2])
     torch.testing.assert_close(process.to_z0(-z0, z_t, z_lr, last, "v"), z0)
 
 

@@ -15,8 +15,9 @@ from ldm_dream.config.model import (
     Sampling,
 )
 from ldm_dream.denoiser import Inputs
+from ldm_dream.noise import gaussian
 from ldm_dream.process import build_process
-from ldm_dream.sampler import SamplerError, gaussian, sample, sample_steps, timesteps
+from ldm_dream.sampler import SamplerError, sample, sample_steps, timesteps
 from runs import PlainDenoiser
 
 F64 = torch.float64

@@ -14,6 +14,7 @@ from ldm_dream.writing import (
     check_folder,
     check_outputs,
     damaged,
+    place_folder,
     whole_file,
     whole_folder,
 )
@@ -90,6 +91,16 @@ def test_folders_that_hold_something_else_are_refused_and_moved_aside(tmp_path, 
     ):  # of another kind, such as a checkpoint
         check_folder(foreign, holds="model.safetensors")
     check_folder(foreign, holds="README.md")
+
+
+def test_a_folder_filled_over_several_runs_takes_only_a_free_name(tmp_path):
+    (tmp_path / "built").mkdir()
+    (tmp_path / "built/data.mdb").write_text("1")
+    place_folder(tmp_path / "built", tmp_path / "done")
+    assert (tmp_path / "done/data.mdb").read_text() == "1" and not (tmp_path / "built").exists()
+    with pytest.raises(WriteError, match="is there already"):
+        place_folder(tmp_path / "done", fill(tmp_path / "other"))
+    assert (tmp_path / "done").exists() and (tmp_path / "other/README.md").exists()
 
 
 def test_a_failure_leaves_the_old_one_and_no_draft(tmp_path):

@@ -18,15 +18,28 @@ def build_parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("run", type=Path, metavar="RUN", help="run folder, model folder or RUN/checkpoints/step-N")
     add("-o", "--output", type=Path, required=True, metavar="DIR", help="model folder to write")
+    add(
+        "--latent-scale",
+        nargs="+",
+        metavar="DIR",
+        help="of an autoencoder: measure its latents of these pictures, and write the latent_scale "
+        "that a diffusion run wants",
+    )
     return parser
 
 
 def main() -> None:
     args = build_parser().parse_args()
     with user_errors():
-        from ldm_dream.training.release import release  # here, so that --help answers without torch
+        from ldm_dream.training.release import (  # here, so that --help answers without torch
+            release,
+            scale_latents,
+        )
 
         made_from = release(args.run, args.output)
+        if args.latent_scale:
+            std, scale = scale_latents(args.output, tuple(args.latent_scale))
+            print(f"latents: standard deviation {std:.4f}; autoencoder.latent_scale: {scale:.4f}")
         print(f"{args.output}: {made_from}; complete its README.md")
 
 

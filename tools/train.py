@@ -33,7 +33,21 @@ def build_parser() -> argparse.ArgumentParser:
         action="store_true",
         help="print the resolved config and the run folder, then stop",
     )
+    add(
+        "--profile",
+        type=positive,
+        default=0,
+        metavar="N",
+        help="write a trace of N steps, after the first three, to RUN_DIR/trace.json",
+    )
     return parser
+
+
+def positive(text: str) -> int:
+    """A whole number from 1."""
+    if text.isdecimal() and len(text) < 10 and int(text):
+        return int(text)
+    raise argparse.ArgumentTypeError(f"{text!r} is not possible; give a whole number from 1")
 
 
 def main() -> None:
@@ -49,7 +63,7 @@ def main() -> None:
             train,  # here, so that --help and --dry-run answer without torch
         )
 
-        raise SystemExit(train(run, run_dir))
+        raise SystemExit(train(run, run_dir, args.profile))
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ._triton import jit, tl
+from ._triton import jit, run, tl
 from ._variant import BYTES, Variant
 
 BLOCK, TILES, WARPS = 4096, 4, 8  # values of a tile, tiles of a span
@@ -231,16 +231,16 @@ def launch(
         p, q, last = tile_shape(x)
         spans, columns = -(-hw // (TILES * p)), -(-c // q)
         means, squares = weight.new_empty(2, b, spans, c)
-        statistics_kernel[spans, columns, b](
+        run(statistics_kernel, spans, columns, b)(
             x, means, squares, c, hw, p, q, TILES, last, num_warps=WARPS
         )
         width = power_of_2(d)
         join = max(1, JOIN // width)
-        join_statistics_kernel[groups, b](
+        run(join_statistics_kernel, groups, b)(
             means, squares, mean, rstd, eps, c, hw, d, spans, TILES * p, join, width,
             num_warps=JOIN_WARPS,
         )  # fmt: skip
-        apply_kernel[-(-hw // p), columns, b](
+        run(apply_kernel, -(-hw // p), columns, b)(
             x, weight, bias, mean, rstd, y, c, hw, d, p, q, last, silu, num_warps=WARPS
         )
     return y, mean, rstd
@@ -257,18 +257,18 @@ def launch_backward(
         p, q, last = tile_shape(x)
         spans, columns = -(-hw // (TILES * p)), -(-c // q)
         sums_w, sums_b = weight.new_empty(2, b, spans, c)
-        sums_kernel[spans, columns, b](
+        run(sums_kernel, spans, columns, b)(
             dy, x, weight, bias, mean, rstd, sums_w, sums_b, c, hw, d, p, q, TILES, last, silu,
             num_warps=WARPS,
         )  # fmt: skip
         c_w, c_b = weight.new_empty(2, b, groups)
         width = power_of_2(d)
         join = max(1, JOIN // width)
-        join_sums_kernel[groups, b](
+        run(join_sums_kernel, groups, b)(
             sums_w, sums_b, weight, dweight, dbias, c_w, c_b, c, hw, d, spans, join, width,
             num_warps=JOIN_WARPS,
         )  # fmt: skip
-        dx_kernel[-(-hw // p), columns, b](
+        run(dx_kernel, -(-hw // p), columns, b)(
             dy, x, weight, bias, mean, rstd, c_w, c_b, dx, c, hw, d, p, q, last, silu,
             num_warps=WARPS,
         )  # fmt: skip

@@ -6,6 +6,8 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+from ._triton import NUMBERS
+
 BYTES = {"fp32": 4, "fp16": 2, "bf16": 2, "i8": 1}  # Triton's name of a dtype -> bytes a value
 
 
@@ -22,7 +24,7 @@ class Variant(NamedTuple):
     num_warps: int
     bytes_moved: float  # an element, by this kernel
     bytes_least: float  # an element: every input read once, every result written once
-    multiples: tuple[str, ...] = ()  # whole numbers that are multiples of 16; pointers always are
+    multiples: tuple[str, ...] = ()  # whole numbers that are multiples of 16, as most pointers are
     # an element, float32, where they and not the bytes decide the time; a comparison or choice is
     # two
     operations: float = 0
@@ -34,5 +36,5 @@ class Variant(NamedTuple):
         return {
             (i,): [["tt.divisibility", 16]]
             for i, (name, kind) in names
-            if kind[0] == "*" or name in self.multiples
+            if (kind[0] == "*" and name not in NUMBERS) or name in self.multiples
         }

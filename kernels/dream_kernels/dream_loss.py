@@ -20,7 +20,7 @@ from torch import Tensor
 
 from . import reference
 from ._layout import BLOCK, WARPS, block_of, dense, grid, per_sample, variant
-from ._triton import jit, tl
+from ._triton import jit, run, tl
 from ._variant import BYTES, Variant
 
 
@@ -75,7 +75,7 @@ def loss_op(
     pred, *tensors = dense(pred, *tensors)
     programs, size, blocks = grid(pred)
     partial = loss.new_empty(len(pred), blocks)
-    loss_kernel[programs](
+    run(loss_kernel, *programs)(
         pred, *tensors, *(per_sample(x, len(pred)) for x in factors), partial, slope, size, blocks,
         lam is not None, prediction == "v", kind, BLOCK, num_warps=WARPS,
     )  # fmt: skip

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from . import reference
 from ._layout import BLOCK, WARPS, block_of, dense, grid, per_sample, variant
-from ._triton import jit, tl
+from ._triton import jit, run, tl
 from ._variant import Variant
 
 
@@ -35,7 +35,7 @@ def rectify_op(z_t: Tensor, eps: Tensor, eps_hat: Tensor, noise_std: Tensor, lam
     if z_t.numel():
         programs, size, blocks = grid(z_t)
         factors = per_sample(noise_std, len(z_t)), per_sample(lam, len(z_t))
-        rectify_kernel[programs](
+        run(rectify_kernel, *programs)(
             z_t, eps, eps_hat, *factors, out, size, blocks, BLOCK, num_warps=WARPS
         )  # fmt: skip
     return out

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from . import reference
 from ._layout import BLOCK, WARPS, block_of, dense, grid, per_sample, variant
-from ._triton import jit, tl
+from ._triton import jit, run, tl
 from ._variant import Variant
 
 
@@ -33,7 +33,7 @@ def q_sample_op(z0: Tensor, z_lr: Tensor, eps: Tensor, a: Tensor, b: Tensor, s: 
     if z0.numel():
         programs, size, blocks = grid(z0)
         factors = (per_sample(factor, len(z0)) for factor in (a, b, s))
-        q_sample_kernel[programs](
+        run(q_sample_kernel, *programs)(
             z0, z_lr, eps, *factors, out, size, blocks, BLOCK, num_warps=WARPS
         )  # fmt: skip
     return out

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from . import reference
-from ._triton import jit, tl
+from ._triton import jit, run, tl
 from ._variant import BYTES, Variant
 from .backend import DTYPES
 
@@ -67,7 +67,7 @@ def launch(z: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:
     (rows, width), codes = z.shape, len(codebook)
     indices, z_q = z.new_empty(rows, dtype=torch.int64), codebook.new_empty(z.shape)
     if z.numel():
-        lookup_kernel[(-(-rows // ROWS),)](
+        run(lookup_kernel, -(-rows // ROWS))(
             z, codebook, indices, z_q, rows, codes, width, ROWS, CODES, num_warps=WARPS
         )  # fmt: skip
     return indices, z_q

@@ -1,13 +1,14 @@
-"""Knobs of the data: folders, patches, augmentation, and how LR pictures are made of HR ones.
-Imports no torch.
+"""Knobs of the data: where pictures are, patches, augmentation, and how LR pictures are made of HR
+ones. Imports no torch.
 """
 
 from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, model_validator
 
+from ldm_dream.config.places import Entry
 from ldm_dream.config.strict import Name, Strict
 
 
@@ -207,13 +208,28 @@ DegradationConfig = Annotated[BicubicConfig | BlindConfig, Field(discriminator="
 class DataConfig(Strict):
     """Pictures, and the pairs of patches that are made of them."""
 
-    train: tuple[Name, ...] = Field(
+    train: tuple[Entry, ...] = Field(
         default=(),
-        description="Folders of HR pictures for training, searched recursively; relative to the "
-        "working folder.",
+        description="HR pictures for training: folders, searched recursively, pictures, lists (.txt, "
+        ".lst) and LMDB folders, relative to the working folder; `A/{}_HR`: those of such names.",
     )
-    val: tuple[Name, ...] = Field(
-        default=(), description="Folders of HR pictures for validation, searched likewise."
+    val: tuple[Entry, ...] = Field(
+        default=(), description="HR pictures for validation, named likewise."
+    )
+    val_fraction: float = Field(
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="Share of the pictures of data.train that validates and is not trained on, "
+        "chosen by the digest of each name; instead of data.val.",
+    )
+    lr: tuple[Entry, ...] = Field(
+        default=(),
+        description="Given LR pictures: for each place of data.train one with the same names; "
+        "`A/{}x4` where they differ, with the HR picture's name for `{}`.",
+    )
+    val_lr: tuple[Entry, ...] = Field(
+        default=(), description="Given LR pictures of data.val, named likewise."
     )
     license: str | None = Field(
         default=None,
@@ -261,3 +277,34 @@ class DataConfig(Strict):
         description="Train on so many fixed patches, each encoded once and kept in memory; 0: new "
         "patches all the time.",
     )
+
+    @model_validator(mode="after")
+    def _places_fit(self):
+        for hr, lr in (("train", "lr"), ("val", "val_lr")):
+            wanted, given = len(getattr(self, hr)), len(getattr(self, lr))
+            if given and given != wanted:
+                raise ValueError(
+                    f"data.{lr} names {given} places and data.{hr} {wanted}; give one for each, in the same order"
+                )
+        if self.val and self.val_fraction:
+            raise ValueError(
+                f"data.val and data.val_fraction={self.val_fraction} both say what validates; leave out one of them"
+            )
+        if self.lr and self.val and not self.val_lr:
+            raise ValueError(
+                "data.lr gives LR pictures for data.train and nothing those of data.val; set data.val_lr, or data.val=[]"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _given_lr_is_taken_as_it_is(self):
+        for knob in ("degradation", "scales"):
+            if self.lr and getattr(self, knob) != DataConfig.model_fields[knob].default:
+                raise ValueError(
+                    f"data.{knob} has no effect on LR pictures that data.lr gives; leave out one of them"
+                )
+        return self
+
+    @property
+    def has_validation(self) -> bool:
+        return bool(self.val or self.val_fraction)

@@ -30,7 +30,7 @@ def patches(run: Any) -> None:
             f"than {MOST_PIXELS:.2g} pixels in a step; lower one of them"
         )
     crop = train.val_crop
-    if run.data.val and train.val_images and crop is not None and crop < UNIT * scale:
+    if run.data.has_validation and train.val_images and crop is not None and crop < UNIT * scale:
         raise ValueError(
             f"train.val_crop={crop} is less than {UNIT * scale} pixels, the least for validation at scale {scale}"
         )
@@ -82,10 +82,10 @@ def latent(run: Any, autoencoder: AutoencoderConfig) -> None:
         raise ValueError(
             f"data.patch={run.data.patch} is not a multiple of {factor}, by which the latent is smaller"
         )
-    if run.data.val and UNIT * run.scale % factor:
+    if run.data.has_validation and UNIT * run.scale % factor:
         raise ValueError(
             f"validation pictures are cut to multiples of {UNIT * run.scale} pixels, no multiple of the {factor} "
-            "by which the latent is smaller; set data.val=[] or use fewer levels"
+            "by which the latent is smaller; set data.val=[] and data.val_fraction=0, or use fewer levels"
         )
     if run.task == "autoencoder":
         return

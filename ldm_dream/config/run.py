@@ -6,9 +6,10 @@ Imports no torch, so `--help` and `--dry-run` answer at once.
 
 from __future__ import annotations
 
+import os
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from ldm_dream.config import fits
 from ldm_dream.config.data import DataConfig
@@ -24,6 +25,7 @@ from ldm_dream.config.model import (
 )
 from ldm_dream.config.networks import KINDS_OF_ANY_SCALE, NetworkConfig, ResShiftNetConfig
 from ldm_dream.config.strict import Name, Strict
+from ldm_dream.config.train import TrainConfig
 
 # -------------------------------------------------------------------------------- how it is trained
 
@@ -85,107 +87,15 @@ class AutoencoderLossConfig(Strict):
     )
 
 
-Decay = Annotated[float, Field(ge=0, lt=1)]
-
-
-class TrainConfig(Strict):
-    """Optimizer, length, precision, and what is written when."""
-
-    steps: int = Field(default=10_000, ge=1, description="Steps of the optimizer.")
-    batch_size: int = Field(default=16, ge=1, description="Samples per device and micro-batch.")
-    accumulate: int = Field(
-        default=1, ge=1, description="Micro-batches per step, whose gradients are averaged."
-    )
-    optimizer: Literal["adamw", "adam"] = Field(default="adamw", description="The optimizer.")
-    learning_rate: float = Field(
-        default=5e-5, gt=0, le=1000, description="Learning rate after the warm-up."
-    )
-    betas: tuple[Decay, Decay] = Field(default=(0.9, 0.999), description="Adam's two decay rates.")
-    weight_decay: float = Field(
-        default=0.0, ge=0, le=100, description="Weight decay of the optimizer."
-    )
-    warmup_steps: int = Field(
-        default=0,
-        ge=0,
-        description="Steps over which the learning rate rises from 0 in a straight line.",
-    )
-    decay: Literal["none", "cosine"] = Field(
-        default="cosine",
-        description="Learning rate after the warm-up: constant, or a half cosine down to "
-        "learning_rate_end.",
-    )
-    learning_rate_end: float = Field(
-        default=0.0, ge=0, le=1000, description="Learning rate at the last step of a cosine."
-    )
-    clip_grad: float | None = Field(
-        default=1.0,
-        gt=0,
-        description="Largest norm of the gradient, to which longer ones are cut; null: any.",
-    )
-    ema: float = Field(
-        default=0.999,
-        ge=0,
-        lt=1,
-        description="Decay per step of the averaged weights, which the model folder gets; smaller in "
-        "the first steps.",
-    )
-    precision: Literal["fp32", "bf16"] = Field(
-        default="bf16", description="bf16 is autocast; the weights stay in fp32."
-    )
-    channels_last: bool = Field(
-        default=True, description="Memory format of tensors, which makes convolutions faster."
-    )
-    compile: bool | None = Field(
-        default=None,
-        description="torch.compile of a network's repeated blocks; null: on CUDA, unless data.scales is set.",
-    )
-    workers: int | None = Field(
-        default=None,
-        ge=0,
-        le=256,
-        description="Processes per device that read and cut pictures ahead; 0: the training process "
-        "does it; null: 1 on a CPU, else as many as there are free cores, 8 at most. No batch "
-        "depends on it.",
-    )
-    prefetch: int = Field(
-        default=2, ge=1, le=64, description="Micro-batches that each of them has ready."
-    )
-    log_every: int = Field(
-        default=50, ge=1, description="Steps between two lines of metrics.jsonl."
-    )
-    val_every: int = Field(default=1000, ge=1, description="Steps between two validations.")
-    val_images: int = Field(
-        default=8, ge=0, description="Validation pictures, spread evenly over data.val."
-    )
-    val_crop: int | None = Field(
-        default=256,
-        ge=16,
-        description="Largest side of their centre crop in HR pixels; null: whole pictures.",
-    )
-    best: Literal["psnr_y", "ssim_y", "lpips"] = Field(
-        default="psnr_y",
-        description="Validation figure by which `model-best` is chosen; lpips needs lpips_weights.",
-    )
-    save_every: int = Field(default=500, ge=1, description="Steps between two checkpoints.")
-    keep_checkpoints: int = Field(default=2, ge=1, description="Newest checkpoints that are kept.")
-    init_from: Name | None = Field(
-        default=None,
-        description="A bundled name, a model folder or `hf:owner/name`, whose weights start the run "
-        "(fine-tuning).",
-    )
-    freeze: tuple[Name, ...] = Field(
-        default=(),
-        description="Parameters whose names begin with one of these texts stay as they are.",
-    )
-
-
 # what a run that is resumed may change; any other knob would make it another run
 MAY_CHANGE = (
     "description",
     "expected",
     "lpips_weights",  # a place on this disk, as these are:
     "data.train",  # its pictures may not change
+    "data.lr",  # likewise
     "data.val",
+    "data.val_lr",
     "data.license",
     "data.keep_gib",
     "train.init_from",  # it was read at the first start
@@ -203,6 +113,8 @@ MAY_CHANGE = (
     "train.val_images",
     "train.val_crop",
     "train.best",
+    "train.patience",
+    "train.tracker",
     "train.save_every",
     "train.keep_checkpoints",
 )
@@ -213,10 +125,10 @@ Expected = Annotated[
 ]
 Seed = Annotated[int, Field(ge=0, lt=2**63, description="Seed of all random numbers of the run.")]
 LpipsWeights = Annotated[
-    Name | None,
+    Annotated[Name, AfterValidator(os.path.expanduser)] | None,
     Field(
-        description="File with AlexNet and the heads of LPIPS as one state dict, for losses and "
-        "validation; null: no LPIPS."
+        description="File with AlexNet's weights, torchvision's own or those with the heads of LPIPS "
+        "beside them, for losses and validation; null: no LPIPS."
     ),
 ]
 
@@ -339,7 +251,8 @@ class DiffusionRun(Strict):
 
 class AutoencoderRun(Strict):
     """A VQGAN trained with L1, LPIPS and a hinge PatchGAN; a `taesd` is imported, never trained. It
-    sees only HR, so data.degradation, data.scales and data.cache_latents stay at their defaults.
+    sees only HR, so data.lr, data.val_lr, data.degradation, data.scales and data.cache_latents stay at
+    their defaults.
     """
 
     scale: ClassVar[int] = 1  # of HR over the LR it sees, which is HR itself
@@ -372,7 +285,7 @@ class AutoencoderRun(Strict):
     @field_validator("data")
     @classmethod
     def _only_hr(cls, data: DataConfig) -> DataConfig:
-        for knob in ("degradation", "scales", "cache_latents"):
+        for knob in ("lr", "val_lr", "degradation", "scales", "cache_latents"):
             if getattr(data, knob) != DataConfig.model_fields[knob].default:
                 raise ValueError(f"{knob} has no effect: an autoencoder sees only HR; leave it out")
         return data

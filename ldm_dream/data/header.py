@@ -51,7 +51,8 @@ class Header:
     width, height: as stored, before `orientation` (1 to 8, as in EXIF) is applied. channels: grey 1,
     RGB 3, CMYK 4, plus 1 with alpha. depth: bytes a channel. frames: pages, or frames of an
     animation. is_associated: colours are multiplied by alpha. exif: of a TIFF, which
-    libvips leaves out. chunks: of a PNG, likewise.
+    libvips leaves out. chunks: of a PNG, likewise. content: the picture's bytes, where `path` only
+    names it.
     """
 
     path: Path
@@ -68,6 +69,16 @@ class Header:
     is_associated: bool = False
     exif: bytes | None = None
     chunks: Chunks = Chunks()
+    content: bytes | None = None
+
+    @property
+    def stored_bytes(self) -> int:
+        """How many the picture takes on disk."""
+        return self.path.stat().st_size if self.content is None else len(self.content)
+
+    def read_stored(self) -> bytes:
+        """All of them."""
+        return self.path.read_bytes() if self.content is None else self.content
 
     @property
     def size(self) -> tuple[int, int]:
@@ -77,9 +88,11 @@ class Header:
 
 
 @contextmanager
-def header_of(path: Path) -> Iterator[Header]:
-    """Open a picture. Raises ImageError, also for what the body finds broken with Pillow."""
-    with _open(path) as file:
+def header_of(path: Path, content: bytes | None = None) -> Iterator[Header]:
+    """Open a picture: a file, or `content`, which `path` then only names. Raises ImageError, also for
+    what the body finds broken with Pillow.
+    """
+    with _open(path) if content is None else _in_memory(path, content) as file:
         kind = kind_of(file.read(HEAD))
         if kind is None:
             raise ImageError(
@@ -112,7 +125,7 @@ def check_limits(header: Header, max_pixels: int = MAX_PIXELS) -> None:
             f"{name}: {width}x{height} with {header.channels} channels of {8 * header.depth} bits is more "
             f"than the allowed {MAX_BYTES >> 20} MiB; cut it or convert it to 8 bits."
         )
-    size = header.path.stat().st_size
+    size = header.stored_bytes
     if header.kind.densest and pixels > size * header.kind.densest:
         raise ImageError(
             f"{name}: broken or truncated picture ({size} bytes cannot hold {width}x{height} pixels)."
@@ -162,14 +175,26 @@ def _open(path: Path) -> Iterator[io.BufferedReader]:
         raise ImageError(f"{name}: cannot be read: {error.strerror or error}.") from None
 
 
-def _by_libvips(path: Path, kind: Format, file: io.BufferedReader) -> Header:
+@contextmanager
+def _in_memory(path: Path, content: bytes) -> Iterator[io.BytesIO]:
+    if not content:
+        raise ImageError(f"{shown(path)}: holds no bytes.")
+    yield io.BytesIO(content)
+
+
+def _by_libvips(path: Path, kind: Format, file: io.BufferedReader | io.BytesIO) -> Header:
     associated, exif = (is_associated(file), exif_of(file)) if kind is TIFF else (False, None)
     chunks = read_chunks(file) if kind is PNG else Chunks()
     file.seek(0)
+    content = file.getvalue() if isinstance(file, io.BytesIO) else None
     try:
         # by descriptor: names with brackets or of bytes that are not UTF-8 are names like others,
         # and libvips caches nothing by name
-        source = pyvips.Source.new_from_descriptor(file.fileno())
+        source = (
+            pyvips.Source.new_from_descriptor(file.fileno())
+            if content is None
+            else pyvips.Source.new_from_memory(content)
+        )
         image: Any = pyvips.Operation.call(
             f"{kind.loader}_source", source, access="sequential", fail_on="error"
         )
@@ -190,14 +215,17 @@ def _by_libvips(path: Path, kind: Format, file: io.BufferedReader) -> Header:
     return Header(
         path, kind, image, image.width, image.height, image.bands, _DEPTHS[image.format], gray,
         image.bands > colours, _number(image, "orientation"), max(chunks.frames, _number(image, "n-pages")),
-        associated, exif, chunks,
+        associated, exif, chunks, content,
     )  # fmt: skip
 
 
-def _by_pillow(path: Path, kind: Format, file: io.BufferedReader) -> Header:
+def _by_pillow(path: Path, kind: Format, file: io.BufferedReader | io.BytesIO) -> Header:
+    content = file.getvalue() if isinstance(file, io.BytesIO) else None
     with warnings.catch_warnings():  # of many pixels: check_limits decides
         warnings.simplefilter("ignore")
-        image = PIL.Image.open(_Bounded(file.raw), formats=(str(kind.pillow),))
+        # what is in memory never gives more than it holds
+        bounded = file if isinstance(file, io.BytesIO) else _Bounded(file.raw)
+        image = PIL.Image.open(bounded, formats=(str(kind.pillow),))
     if image.mode not in PILLOW_MODES:
         raise ImageError(
             f"{shown(path)}: pixels of kind {image.mode} are not supported; convert to 8-bit RGB."
@@ -207,6 +235,7 @@ def _by_pillow(path: Path, kind: Format, file: io.BufferedReader) -> Header:
     return Header(
         path, kind, image, *image.size, channels, 2 if mode == "I;16" else 1, mode[0] in "LI",
         mode[-1] == "A", turn if isinstance(turn, int) else 1, getattr(image, "n_frames", 1),
+        content=content,
     )  # fmt: skip
 
 

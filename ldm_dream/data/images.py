@@ -30,6 +30,7 @@ __all__ = [
     "from_tensor",
     "image_size",
     "in_words",
+    "kind_left_out",
     "list_images",
     "needs_alpha",
     "read_image",
@@ -114,7 +115,12 @@ def _left_out(path: Path) -> str | None:
         return "hidden"
     if not os.path.isfile(path):
         return "no file"
-    suffix = path.suffix.lower()
+    return kind_left_out(path.name)
+
+
+def kind_left_out(name: str) -> str | None:
+    """As which kind a file of this name is left out; None for a picture that is readable here."""
+    suffix = os.path.splitext(name)[1].lower()
     if suffix in SUFFIXES:
         return None
     kind = BY_SUFFIX.get(suffix)

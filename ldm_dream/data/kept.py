@@ -1,10 +1,10 @@
-"""The parts of pictures that patches need: of pictures kept decoded, or decoded as far as needed.
+"""The pieces of pictures that patches need: of pictures kept decoded, or decoded as far as needed.
 
 Decoded pictures lie in one area of memory that all processes share which load data for a run.
 
-A picture's first visit reads it whole, so a broken file is found whichever part is asked for: which
+A picture's first visit reads it whole, so a broken file is found whichever piece is asked for: which
 samples a run sees does not depend on who reads what. From then on it is kept or, where the area is
-full, read down to the last row of the part.
+full, read down to the last row of the piece.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from torch import Tensor
 
 from ldm_dream.data.image import ImageError
 from ldm_dream.data.memory import GIB, mapped, new_area
-from ldm_dream.data.sources import DataError, Pictures
+from ldm_dream.data.sources import DataError, Files
+from ldm_dream.errors import shown
 
 _NEW, _READ, _KEPT = (
     0,
@@ -30,7 +31,7 @@ _NEW, _READ, _KEPT = (
 
 
 @dataclass(frozen=True)
-class Part:
+class Piece:
     """pixels: uint8 [3,h,w], from row `top` and column `left` of a picture on."""
 
     pixels: Tensor
@@ -45,33 +46,31 @@ class Part:
         ]
 
 
-class Parts:
-    """Parts of pictures by their place among those in use: pictures[used[place]].
+class Pieces:
+    """Pieces of pictures by their place among those in use: files[used[place]].
 
-    sizes: (height, width) by place. room: bytes in which pictures are kept, in their order. A copy
+    sizes: [n, 2], (height, width) by place. room: bytes in which pictures are kept, in their order. A copy
     in a process that this one starts shares what is kept.
     """
 
-    def __init__(
-        self, pictures: Pictures, used: Sequence[int], sizes: Sequence[tuple[int, int]], room: int
-    ):
-        self.pictures, self.used, self.sizes = pictures, used, sizes
-        ends = np.cumsum([0, *(3 * height * width for height, width in sizes)])
+    def __init__(self, files: Files, used: Sequence[int], sizes: np.ndarray, room: int):
+        self.files, self.used, self.sizes = files, used, sizes
+        ends = np.concatenate([[0], np.cumsum(3 * sizes.prod(1))])
         self.keeps = int(np.searchsorted(ends, room, side="right")) - 1
         self._starts = len(sizes) + ends
         self._size = int(self._starts[self.keeps])
         self._open(new_area(self._size))
 
-    def part(self, place: int, rows: slice, columns: slice) -> Part:
+    def piece(self, place: int, rows: slice, columns: slice) -> Piece:
         """At least these rows and columns, which lie in the picture. Raises ImageError."""
         state = os.pread(self._area, 1, place)[0]
         if state == _KEPT:
-            return Part(self._pixels(place))
+            return Piece(self._pixels(place))
         if state == _READ:
-            window = self.pictures.window(self.used[place], rows, columns)
+            window = self.files.window(self.used[place], rows, columns)
             if window is not None:
-                return Part(window, rows.start, columns.start)
-        return Part(self._whole(place))
+                return Piece(window, rows.start, columns.start)
+        return Piece(self._whole(place))
 
     def __getstate__(self) -> dict:
         return {**self.__dict__, "_memory": None, "_area": DupFd(self._area)}
@@ -94,16 +93,15 @@ class Parts:
     def _pixels(self, place: int) -> Tensor:
         """Where a picture is kept, uint8 [3,H,W]."""
         start, stop = map(int, self._starts[place : place + 2])
-        return self._memory[start:stop].view(*self.sizes[place], 3).permute(2, 0, 1)
+        return self._memory[start:stop].view(*self.sizes[place].tolist(), 3).permute(2, 0, 1)
 
     def _whole(self, place: int) -> Tensor:
-        pixels = self.pictures.read(self.used[place])
-        if tuple(pixels.shape[-2:]) != self.sizes[place]:
-            found, known = (
-                f"{width}x{height}" for height, width in (pixels.shape[-2:], self.sizes[place])
-            )
+        pixels = self.files.read(self.used[place])
+        found, known = tuple(pixels.shape[-2:]), tuple(self.sizes[place].tolist())
+        if found != known:
+            found, known = (f"{width}x{height}" for height, width in (found, known))
             raise ImageError(
-                f"{self.pictures.name(self.used[place])}: is {found}, but {known} when the run began."
+                f"{shown(self.files.path(self.used[place]))}: is {found}, but {known} when the run began."
             )
         if place < self.keeps:
             self._pixels(place).copy_(pixels)

@@ -148,7 +148,7 @@ class _Loads(Dataset):
 def _begin(_worker: int) -> None:
     """A worker has one thread, gives way to the training threads, and ends when `close` says so."""
     torch.set_num_threads(1)
-    pyvips.concurrency_set(1)
+    pyvips.concurrency_set(1)  # type: ignore  # it is in no stub
     os.nice(5)
     ForkingPickler.register(Tensor, handed_over)
     for name in SIGNALS:

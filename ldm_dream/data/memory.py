@@ -13,6 +13,7 @@ import os
 from collections.abc import Callable, Iterator
 from multiprocessing.reduction import DupFd
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -45,7 +46,7 @@ def handed_over(tensor: Tensor) -> tuple[Callable, tuple]:
         os.close(area)
 
 
-def _taken(handle: DupFd, size: int, dtype: torch.dtype, shape: torch.Size) -> Tensor:
+def _taken(handle: Any, size: int, dtype: torch.dtype, shape: torch.Size) -> Tensor:
     area = handle.detach()
     try:
         return mapped(area, size).view(dtype).view(shape)

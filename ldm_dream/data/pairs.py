@@ -7,9 +7,9 @@ permutation(seed, n // N)[n % N], at a place and a symmetry drawn from (seed, n)
 Bicubic: the LR patch is that of the LR picture made from the WHOLE HR picture, so it carries no
 border effects of resampling; it is made from the window of HR pixels on which it depends. Blind:
 every sample has a degradation of its own, drawn from (seed, n) and applied to a window around its
-patch; see `_window`. Scales (`cfg.scales`): batch k has one scale of that range, drawn from
-(seed, k). Bicubic brings each HR patch, by itself, to that scale; its LR patch, made at `scale`,
-stays as it is.
+patch; see `_window`. Given (`cfg.lr`): both patches are cut at the same place. Scales (`cfg.scales`):
+batch k has one scale of that range, drawn from (seed, k). Bicubic brings each HR patch, by itself, to
+that scale; its LR patch, made at `scale`, stays as it is.
 
     number -> request (in order, in the main process) -> load (any process) -> Samples, uint8
            -> finish (main process) -> Batch, float32 on the device
@@ -30,10 +30,11 @@ from torch import Tensor
 from ldm_dream.config.data import BlindConfig, DataConfig
 from ldm_dream.data.blind import degrade_blind, mirrored, to_levels
 from ldm_dream.data.images import ImageError
-from ldm_dream.data.kept import Part, Parts
+from ldm_dream.data.kept import Piece, Pieces
 from ldm_dream.data.memory import room_for_pictures
 from ldm_dream.data.resize import imresize_levels, imresize_levels_part, rows_needed
-from ldm_dream.data.sources import DataError, Pictures
+from ldm_dream.data.scan import HEIGHT, WIDTH
+from ldm_dream.data.sources import DataError, Part, Pictures
 
 log = logging.getLogger(__name__)
 
@@ -64,6 +65,14 @@ class Draw:
     top: int
     left: int
     symmetry: int
+
+
+class Visit(NamedTuple):
+    """A draw with what its sample needs of its HR picture, and of the LR picture where that is given."""
+
+    draw: Draw
+    hr: Piece
+    lr: Piece | None
 
 
 class Request(NamedTuple):
@@ -128,23 +137,18 @@ class PairDataset:
             )
         self.cfg, self.scale, self.seed = cfg, scale, seed
         self.blind = cfg.degradation if isinstance(cfg.degradation, BlindConfig) else None
-        self.pictures = Pictures(cfg.train, cfg.exclude, "data.train")
+        part = Part(cfg.val_fraction, is_val=False) if cfg.val_fraction else None
+        self.pictures = Pictures(cfg.train, cfg.exclude, "data.train", cfg.lr, part)
         self.bad: set[int] = set()
         self._unreadable: dict[int, str] = {}  # place in `pictures` -> why `load` cannot read it
         self.small: list[int] = []
         self.used: list[int] = []
-        sizes: list[tuple[int, int]] = []  # of `used`
-        for index in range(len(self.pictures)):
-            try:
-                size = self.pictures.size(index)
-            except ImageError as error:
-                self._reject(index, str(error))
-                continue
-            if min(size) < cfg.patch:
-                self.small.append(index)
-                continue
-            self.used.append(index)
-            sizes.append(size)
+        sizes, unreadable = self.pictures.sizes(scale)
+        for index, reason in unreadable.items():
+            self._reject(index, reason)
+        sides = sizes.min(1)
+        for index in np.flatnonzero(sides).tolist():
+            (self.used if sides[index] >= cfg.patch else self.small).append(index)
         if self.small:
             log.warning(
                 "%d of %d pictures are smaller than data.patch=%d and are left out.",
@@ -157,7 +161,13 @@ class PairDataset:
                 f"data.train: none of {len(self.pictures)} pictures can be used ({len(self.small)} smaller than "
                 f"data.patch={cfg.patch}, {len(self.bad)} unreadable); add pictures or lower data.patch."
             )
-        self.parts = Parts(self.pictures, self.used, sizes, room_for_pictures(cfg.keep_gib))
+        room, given = room_for_pictures(cfg.keep_gib), self.pictures.lr
+        of_lr = room // (scale**2 + 1) if given else 0
+        self.hr = Pieces(self.pictures, self.used, sizes[self.used], room - of_lr)
+        self.lr = None
+        if given:
+            small = given.headers().table[self.used][:, [HEIGHT, WIDTH]]
+            self.lr = Pieces(given, self.used, small, of_lr)
 
     def __len__(self) -> int:
         """Number of pictures: an epoch is one patch from each."""
@@ -185,18 +195,20 @@ class PairDataset:
         """The samples of these numbers, in any process."""
         bad: list[tuple[int, str]] = []
         visits = [self._visit(n, request.with_lr, bad) for n in request.numbers]
-        draws = tuple(draw for draw, _ in visits)
-        patches = [part.cut(*self._patch(draw)) for draw, part in visits]
+        draws = tuple(visit.draw for visit in visits)
+        patches = [visit.hr.cut(*self._patch(visit.draw)) for visit in visits]
         hr = _turn([imresize_levels(patch, *[request.hr_side] * 2) for patch in patches], draws)
         lr = None
         if not request.with_lr:
             pass
         elif self.blind:
             lr = self._blind_lr(self.blind, request.numbers, visits)
+        elif self.pictures.lr:
+            lr = _turn([lr.cut(*self._lr_patch(draw)) for draw, _, lr in visits if lr], draws)
         elif self.scale == 1:
             lr = hr
         else:
-            lr = _turn([self._bicubic_lr(part, draw) for draw, part in visits], draws)
+            lr = _turn([self._bicubic_lr(piece, draw) for draw, piece, _ in visits], draws)
         return Samples(hr, lr, draws, tuple(bad))
 
     def finish(self, samples: Samples, place: Callable[[Tensor], Tensor] = lambda x: x) -> Batch:
@@ -224,7 +236,7 @@ class PairDataset:
 
     def _size(self, draw: Draw) -> tuple[int, int]:
         """(height, width) of the draw's picture, cut to multiples of scale."""
-        height, width = self.parts.sizes[draw.picture]
+        height, width = self.hr.sizes[draw.picture].tolist()
         return height // self.scale * self.scale, width // self.scale * self.scale
 
     def _patch(self, draw: Draw) -> tuple[slice, slice]:
@@ -232,61 +244,63 @@ class PairDataset:
         top, left = draw.top * self.scale, draw.left * self.scale
         return slice(top, top + self.cfg.patch), slice(left, left + self.cfg.patch)
 
+    def _lr_patch(self, draw: Draw) -> tuple[slice, slice]:
+        """Rows and columns of a draw's LR patch in the LR picture."""
+        side = self.cfg.patch // self.scale
+        return slice(draw.top, draw.top + side), slice(draw.left, draw.left + side)
+
     def _needed(self, draw: Draw, with_lr: bool) -> tuple[slice, slice]:
         """Rows and columns on which a draw's sample depends."""
-        if not with_lr:
+        if self.lr or not with_lr:
             return self._patch(draw)
-        corner, size, side = (draw.top, draw.left), self._size(draw), self.cfg.patch // self.scale
+        height, width = self._size(draw)
         if self.blind:
-            lines = _window(draw, side, self.scale, size)[0]
-            spans = [slice(int(line.min()), int(line.max()) + 1) for line in lines]
-        else:
-            spans = [
-                rows_needed(length, length // self.scale, slice(at, at + side))
-                for at, length in zip(corner, size)
-            ]
-        return spans[0], spans[1]
+            side = self.cfg.patch // self.scale
+            rows, columns = _window(draw, side, self.scale, (height, width))[0]
+            return _span(rows), _span(columns)
+        rows, columns = self._lr_patch(draw)
+        return (
+            rows_needed(height, height // self.scale, rows),
+            rows_needed(width, width // self.scale, columns),
+        )
 
-    def _bicubic_lr(self, part: Part, draw: Draw) -> Tensor:
+    def _bicubic_lr(self, piece: Piece, draw: Draw) -> Tensor:
         """The LR patch of a draw, not yet turned, cut from the LR picture, of which no more is made."""
-        side, (height, width) = self.cfg.patch // self.scale, self._size(draw)
-        rows, columns = slice(draw.top, draw.top + side), slice(draw.left, draw.left + side)
+        height, width = self._size(draw)
         small = height // self.scale, width // self.scale
-        return imresize_levels_part(part.cut, (height, width), small, rows, columns)
+        return imresize_levels_part(piece.cut, (height, width), small, *self._lr_patch(draw))
 
-    def _blind_lr(
-        self, cfg: BlindConfig, numbers: tuple[int, ...], visits: list[tuple[Draw, Part]]
-    ) -> Tensor:
+    def _blind_lr(self, cfg: BlindConfig, numbers: tuple[int, ...], visits: list[Visit]) -> Tensor:
         """The LR patches of samples `numbers`, cut out of degraded windows and then turned as their
         HR patches are.
         """
         side, windows, corners = self.cfg.patch // self.scale, [], []
-        for draw, part in visits:
+        for draw, piece, _ in visits:
             (rows, columns), corner = _window(draw, side, self.scale, self._size(draw))
-            windows.append(part.pixels[:, rows - part.top][:, :, columns - part.left])
+            windows.append(piece.pixels[:, rows - piece.top][:, :, columns - piece.left])
             corners.append(corner)
         seeds = [(self.seed, _DEGRADATION, n) for n in numbers]
         degraded = degrade_blind(torch.stack(windows).float() / 255, self.scale, cfg, seeds)
         patches = [lr[:, y : y + side, x : x + side] for lr, (y, x) in zip(degraded, corners)]
-        return _turn([to_levels(patch) for patch in patches], [draw for draw, _ in visits])
+        return _turn([to_levels(patch) for patch in patches], [visit.draw for visit in visits])
 
-    def _visit(self, n: int, with_lr: bool, bad: list[tuple[int, str]]) -> tuple[Draw, Part]:
-        """Draw number n with what it needs of its picture; an unreadable one gives its place to the
-        next readable one, and goes to `bad`.
+    def _visit(self, n: int, with_lr: bool, bad: list[tuple[int, str]]) -> Visit:
+        """Sample number n; an unreadable picture gives its place to the next readable one, and goes
+        to `bad`.
         """
         epoch, place = divmod(n, len(self.used))
         picture = int(permutation(len(self.used), self.seed, epoch)[place])
         while True:
             draw = self._draw(n, picture)
-            part = self._try(draw, with_lr, bad)
-            if part is not None:
-                return draw, part
+            visit = self._try(draw, with_lr, bad)
+            if visit is not None:
+                return visit
             picture = (picture + 1) % len(self.used)
             if len(self._unreadable) == len(self.used):
                 raise self._too_many(len(self.used), next(reversed(self._unreadable.values())))
 
     def _draw(self, n: int, picture: int) -> Draw:
-        height, width = (length // self.scale for length in self.parts.sizes[picture])
+        height, width = (length // self.scale for length in self.hr.sizes[picture].tolist())
         side = self.cfg.patch // self.scale
         random = np.random.default_rng((self.seed, _CROP, n))
         top, left = random.integers(height - side + 1), random.integers(width - side + 1)
@@ -294,12 +308,14 @@ class PairDataset:
             picture, int(top), int(left), int(random.integers(SYMMETRIES[self.cfg.augment]))
         )
 
-    def _try(self, draw: Draw, with_lr: bool, bad: list[tuple[int, str]]) -> Part | None:
+    def _try(self, draw: Draw, with_lr: bool, bad: list[tuple[int, str]]) -> Visit | None:
         index = self.used[draw.picture]
         if index in self._unreadable:
             return None
         try:
-            return self.parts.part(draw.picture, *self._needed(draw, with_lr))
+            hr = self.hr.piece(draw.picture, *self._needed(draw, with_lr))
+            lr = self.lr.piece(draw.picture, *self._lr_patch(draw)) if self.lr else None
+            return Visit(draw, hr, lr)
         except ImageError as error:
             bad.append((index, str(error)))
             self._unreadable[index] = str(error)
@@ -341,6 +357,10 @@ def _window(
         mirrored(at * scale, (at + length) * scale, pixels) for at, pixels in zip((top, left), size)
     )
     return (rows, columns), (draw.top - top, draw.left - left)
+
+
+def _span(line: Tensor) -> slice:
+    return slice(int(line.min()), int(line.max()) + 1)
 
 
 def symmetry(image: Tensor, which: int) -> Tensor:

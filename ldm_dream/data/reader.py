@@ -37,15 +37,18 @@ _FLOAT_LEVELS = (1, 255, 65535)  # what 1.0 of other pictures is, in pictures of
 _SRGB_TRANSFERS = (1, 6, 13)  # cICP: BT.709, BT.601 and sRGB, as all other pictures are read
 
 
-def read_image(path: str | Path, max_pixels: int = MAX_PIXELS) -> Image:
+def read_image(
+    path: str | Path, max_pixels: int = MAX_PIXELS, content: bytes | None = None
+) -> Image:
     """Decode a picture of any kind that is readable here (8 or 16 bits or float; grey, palette, RGB
-    or CMYK, with or without alpha). Raises ImageError.
+    or CMYK, with or without alpha). content: what it holds, where `path` only names it. Raises
+    ImageError.
 
     More than `max_pixels` is refused from the header, before anything is decoded. CMYK becomes
     8-bit sRGB, floats become 16 bits, an alpha that colours are multiplied by becomes straight.
     """
     path = Path(path)
-    with header_of(path) as header:
+    with header_of(path, content) as header:
         check_limits(header, max_pixels)
         _say_what_changes(header)
         if isinstance(header.opened, pyvips.Image):
@@ -53,14 +56,16 @@ def read_image(path: str | Path, max_pixels: int = MAX_PIXELS) -> Image:
         return _from_pillow(header, header.opened)
 
 
-def read_window(path: str | Path, rows: slice, columns: slice) -> np.ndarray | None:
-    """That part of `read_image(path).pixels`, decoded no further than its last row; None for what is
-    decoded whole for any part of it.
+def read_window(
+    path: str | Path, rows: slice, columns: slice, content: bytes | None = None
+) -> np.ndarray | None:
+    """That part of `read_image(path, content=content).pixels`, decoded no further than its last row;
+    None for what is decoded whole for any part of it.
 
     For a file that was once read whole: damage elsewhere is not seen, and nothing is said of what is
     read in another way than it stands there. Raises ImageError.
     """
-    with header_of(Path(path)) as header:
+    with header_of(Path(path), content) as header:
         image = header.opened
         if not isinstance(image, pyvips.Image) or not _is_in_rows(header, image):
             return None
@@ -122,7 +127,7 @@ def _decode(header: Header, image: pyvips.Image) -> np.ndarray:
     """-> [H, W, bands] of grey or RGB, alpha straight."""
     try:
         if header.kind is JPEG:
-            bands, repaired = jpeg.decode(header.path.read_bytes())
+            bands, repaired = jpeg.decode(header.read_stored())
             if repaired:
                 log.warning("%s: %s.", shown(header.path), repaired)
             if image.interpretation != "cmyk":

@@ -143,7 +143,16 @@ def _resize_rows(img: Tensor, size: int, scale: float, antialias: bool) -> Tenso
         raise ValueError(
             f"imresize: got {img.dtype}; it takes a floating image, convert with .float() first."
         )
-    return _sum_of_taps(img, *_taps(img.shape[-2], size, scale, antialias))
+    taps = _taps_on(img.device, img.dtype, img.shape[-2], size, scale, antialias)
+    return _sum_of_taps(img, *taps)
+
+
+@lru_cache(maxsize=8)  # a device waits for what is sent to it at each use
+def _taps_on(
+    device: torch.device, dtype: torch.dtype, length: int, size: int, scale: float, antialias: bool
+) -> tuple[Tensor, Tensor]:
+    index, weight = _taps(length, size, scale, antialias)
+    return index.to(device), weight.to(device, dtype)
 
 
 def _sum_of_taps(img: Tensor, index: Tensor, weight: Tensor) -> Tensor:

@@ -1,95 +1,272 @@
-"""The pictures that a config names: of folders, searched recursively, and single files."""
+"""The pictures that a config names, by number: of folders, lists, LMDBs, and single files; with the
+LR pictures that it gives for them.
+
+    entry -> place -> listing (`listing.py`) -> chosen and sorted -> headers (`scan.py`) -> pixels
+"""
 
 from __future__ import annotations
 
 import hashlib
 import logging
-from pathlib import Path
+import os
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from ldm_dream.data.images import (
-    ImageError,
-    image_size,
-    in_words,
-    list_images,
-    read_image,
-    read_window,
-    to_uint8,
+from ldm_dream.config.places import place_of
+from ldm_dream.data import lmdb_store
+from ldm_dream.data.given import misfit, partners
+from ldm_dream.data.images import ImageError, in_words, read_image, read_window, to_uint8
+from ldm_dream.data.listing import (
+    BYTES,
+    TIME,
+    DataError,
+    Identity,
+    Listing,
+    list_place,
+    matching,
+    narrowed,
+    without_suffix,
 )
-from ldm_dream.errors import UserError, shown
+from ldm_dream.data.scan import DEPTH, HEIGHT, WIDTH, Headers, read_headers
+from ldm_dream.errors import shown
 
 log = logging.getLogger(__name__)
 
-
-class DataError(UserError, ValueError):
-    """Training data that cannot be used; its text is complete for the user."""
+LR_KNOBS = {"data.train": "data.lr", "data.val": "data.val_lr"}
 
 
-class Pictures:
-    """Pictures by number, 0 .. len - 1, sorted by their paths. Raises DataError.
+class Part(NamedTuple):
+    """The pictures that are kept for validation, a share of all, or the others."""
 
-    entries: what the config names, under `knob`. exclude: a picture whose path, as written in the
-    config, contains one of these texts is left out.
-    """
+    fraction: float
+    is_val: bool
 
-    def __init__(self, entries: tuple[str, ...], exclude: tuple[str, ...], knob: str):
-        self.entries, self.knob = entries, knob
-        if not entries:
-            raise DataError(
-                f"{knob}: no folder is given; set it to a list of folders with pictures."
-            )
-        try:
-            listings = {entry: list_images(entry, recursive=True) for entry in entries}
-        except ImageError as error:
-            raise DataError(f"{knob}: {error}") from None
-        for entry, listing in listings.items():
-            if listing.left_out:
-                log.warning(
-                    "%s: %s also holds %s; not used.",
-                    knob, shown(entry), in_words(listing.left_out),
-                )  # fmt: skip
-        found = {path for listing in listings.values() for path in listing.pictures}
-        self.paths = sorted(p for p in found if not any(text in p.as_posix() for text in exclude))
-        if not self.paths:
-            raise DataError(
-                f"{knob}: all {len(found)} pictures are left out by data.exclude={list(exclude)}."
-            )
+
+class Files:
+    """Pictures of listings by number, 0 .. len - 1. rows: int64 [n, 2], listing and row in there."""
+
+    def __init__(self, listings: list[Listing], rows: np.ndarray):
+        self._listings, self._rows = listings, rows
+        self.entry = rows[:, 0]
+        self.names = [listings[entry].names[row] for entry, row in rows.tolist()]
+        self.stats = np.zeros((len(rows), 4), np.int64)
+        for entry, listing in enumerate(listings):
+            self.stats[self.entry == entry] = listing.stats[rows[self.entry == entry, 1]]
+        self._lmdbs = [listing.place if listing.is_lmdb else None for listing in listings]
+        self._roots = [listing.root for listing in listings]
+        self._elsewhere = [listing.elsewhere for listing in listings]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A worker reads pictures and lists none."""
+        return self.__dict__ | {"_listings": [], "stats": None}
 
     def __len__(self) -> int:
-        return len(self.paths)
+        return len(self.names)
+
+    def path(self, index: int) -> str:
+        """Of its file; of an LMDB's picture it is a name for messages."""
+        entry, row = self._rows[index]
+        elsewhere = self._elsewhere[entry]
+        return elsewhere[row] if elsewhere else self._roots[entry] + self.names[index]
 
     def name(self, index: int) -> str:
         """For messages, and to name results: without folders and suffix."""
-        return self.paths[index].stem
-
-    def size(self, index: int) -> tuple[int, int]:
-        """(height, width) from the header. Raises ImageError."""
-        return image_size(self.paths[index])
+        return without_suffix(self._file_name(index))
 
     def read(self, index: int) -> Tensor:
-        """-> uint8 [3,H,W]. Raises ImageError."""
-        return torch.from_numpy(to_uint8(read_image(self.paths[index]).pixels)).permute(2, 0, 1)
+        """-> uint8 [3,H,W]; grey becomes three equal channels, 16 bits become 8. Raises ImageError."""
+        pixels = read_image(self.path(index), content=self.content(index)).pixels
+        return torch.from_numpy(to_uint8(pixels)).permute(2, 0, 1)
 
     def window(self, index: int, rows: slice, columns: slice) -> Tensor | None:
         """That part of what `read` gives, without decoding more than needed; None where the whole
         picture is needed for it. Damage elsewhere is not seen. Raises ImageError.
         """
-        pixels = read_window(self.paths[index], rows, columns)
+        pixels = read_window(self.path(index), rows, columns, self.content(index))
         return None if pixels is None else torch.from_numpy(to_uint8(pixels)).permute(2, 0, 1)
 
+    def content(self, index: int) -> bytes | None:
+        """The encoded picture where it is in an LMDB; None where `path` names a file. Raises
+        ImageError.
+        """
+        lmdb = self._lmdbs[self.entry[index]]
+        if lmdb is None:
+            return None
+        try:
+            return lmdb_store.read(lmdb, self.names[index])
+        except lmdb_store.LmdbError as error:
+            raise ImageError(str(error)) from None
+
+    def headers(self) -> Headers:
+        """Of all of them, kept from one start to the next."""
+        table, unreadable = np.zeros((len(self), 3), np.int64), {}
+        for entry, listing in enumerate(self._listings):
+            mine = np.flatnonzero(self.entry == entry)
+            found = read_headers(listing, self._rows[mine, 1].tolist())
+            table[mine] = found.table
+            unreadable |= {int(mine[i]): reason for i, reason in found.unreadable.items()}
+        return Headers(table, dict(sorted(unreadable.items())))
+
+    def lines(self, indices: list[int]) -> list[str]:
+        """Name and size in bytes of each of these."""
+        sizes = self.stats[indices, BYTES].tolist()
+        return [f"{self._file_name(i)} {size}\n" for i, size in zip(indices, sizes)]
+
+    def identities(self) -> list[tuple]:
+        """What is equal where two names lead to one picture."""
+        files = self.stats[:, TIME + 1 :].tolist()
+        keys = [name if self._lmdbs[at] else None for at, name in zip(self.entry, self.names)]
+        return [(*file, key) for file, key in zip(files, keys)]
+
+    def _file_name(self, index: int) -> str:
+        return os.path.basename(self.names[index])
+
+
+class Pictures(Files):
+    """Pictures by number, sorted by their paths. Raises DataError.
+
+    entries: what the config names, under `knob` (data.train or data.val). exclude: a picture whose path, as written in the
+    config, contains one of these texts is left out. given: entries of LR pictures, one for each of
+    `entries`; `lr` then has them by the same numbers. part: of the pictures, None for all. says: what is left
+    out is said.
+    """
+
+    def __init__(
+        self,
+        entries: tuple[str, ...],
+        exclude: tuple[str, ...],
+        knob: str,
+        given: tuple[str, ...] = (),
+        part: Part | None = None,
+        says: bool = True,
+    ):
+        self.entries = entries
+        if not entries:
+            raise DataError(
+                f"{knob}: no folder is given; set it to a list of folders with pictures."
+            )
+        seen: set[Identity] = set()
+        listings = [_listed(entry, seen, knob) for entry in entries]
+        if says:
+            _say_what_is_left_out(entries, listings, knob)
+        rows = _chosen(listings, exclude, knob)
+        if part is not None:
+            rows = _of_part(listings, rows, part)
+        if not len(rows):
+            raise DataError(
+                f"{knob}: its one picture is kept for validation; add pictures, or set data.val_fraction=0."
+            )
+        super().__init__(listings, rows)
+        self.knob, self.lr_knob = knob, LR_KNOBS[knob]
+        self.lr = self._given(given) if given else None
+
+    def sizes(self, scale: int) -> tuple[np.ndarray, dict[int, str]]:
+        """-> (height, width) of each, int64 [n, 2], zeros of those whose header, or that of their LR
+        picture, cannot be read; and why. Says how many have more than 8 bits. Raises DataError where
+        an LR picture is not of that scale.
+        """
+        headers = self.headers()
+        table, unreadable = headers.table.copy(), headers.unreadable
+        if self.lr:
+            of_lr = self.lr.headers()
+            unreadable = dict(sorted((of_lr.unreadable | unreadable).items()))
+            self._refuse_misfits(table, of_lr.table, scale)
+            table[:, DEPTH] = np.maximum(table[:, DEPTH], of_lr.table[:, DEPTH])
+        if deep := int((table[:, DEPTH] > 1).sum()):
+            log.warning(
+                "%s: %d of %d pictures have more than 8 bits a channel; they are used as 8 bits.",
+                self.knob, deep, len(self),
+            )  # fmt: skip
+        table[list(unreadable)] = 0
+        return table[:, [HEIGHT, WIDTH]], unreadable
+
+    def _refuse_misfits(self, hr: np.ndarray, lr: np.ndarray, scale: int) -> None:
+        assert self.lr is not None
+        wrong = {}
+        for index, (high, low) in enumerate(zip(hr.tolist(), lr.tolist())):
+            if high[HEIGHT] and low[HEIGHT] and (reason := misfit(high[:2], low[:2], scale)):
+                wrong[index] = reason
+        for index, reason in wrong.items():
+            raise DataError(
+                f"{self.lr_knob}: {len(wrong)} of {len(self)} pairs do not fit, such as "
+                f"{shown(self.path(index))} and {shown(self.lr.path(index))}: {reason}."
+            )
+
     def fingerprint(self, indices: list[int]) -> dict[str, int | str]:
-        """How many these are, and the digest of their names and sizes in bytes, in order."""
-        paths = [self.paths[index] for index in indices]
-        lines = (f"{path.name} {path.stat().st_size}\n" for path in paths)
-        found = hashlib.sha256("".join(lines).encode(errors="surrogateescape"))
+        """How many these are, and the digest of their names and sizes in bytes, in order; of their LR
+        pictures too.
+        """
+        lines = self.lines(indices) + (self.lr.lines(indices) if self.lr else [])
+        found = hashlib.sha256(os.fsencode("".join(lines)))
         return {"count": len(indices), "sha256": found.hexdigest()}
 
     def counts(self, indices: list[int]) -> dict[str, int]:
         """Entry -> how many of these pictures it holds. One that several hold counts for the first."""
         counts = dict.fromkeys(self.entries, 0)
-        for index in indices:
-            places = {self.paths[index], *self.paths[index].parents}
-            counts[next(entry for entry in counts if Path(entry) in places)] += 1
+        for entry in self.entry[indices].tolist():
+            counts[self.entries[entry]] += 1
         return counts
+
+    def _given(self, entries: tuple[str, ...]) -> Files:
+        listings = [_listed(entry, set(), self.lr_knob) for entry in entries]
+        rows = np.empty_like(self._rows)
+        for entry, (hr, lr) in enumerate(zip(self._listings, listings)):
+            mine = self._rows[:, 0] == entry
+            rows[mine, 0] = entry
+            rows[mine, 1] = partners(hr, self._rows[mine, 1].tolist(), lr, self.lr_knob)
+        return Files(listings, rows)
+
+
+def overlap(train: Files, val: Files) -> int:
+    """How many pictures of `val` are in `train` too: the same file, or one of the same name and size
+    in bytes.
+    """
+    files, lines = set(train.identities()), set(train.lines(list(range(len(train)))))
+    found = zip(val.identities(), val.lines(list(range(len(val)))))
+    return sum(identity in files or line in lines for identity, line in found)
+
+
+def _listed(entry: str, seen: set[Identity], knob: str) -> Listing:
+    place, pattern = place_of(entry)
+    if pattern:
+        place, pattern = narrowed(place, pattern)
+    try:
+        listing = list_place(place, seen)
+        return matching(listing, pattern) if pattern else listing
+    except DataError as error:
+        raise DataError(f"{knob}: {error}") from None
+
+
+def _say_what_is_left_out(entries: tuple[str, ...], listings: list[Listing], knob: str) -> None:
+    for entry, listing in zip(entries, listings):
+        if listing.left_out:
+            log.warning(
+                "%s: %s also holds %s; not used.", knob, shown(entry), in_words(listing.left_out)
+            )
+
+
+def _chosen(listings: list[Listing], exclude: tuple[str, ...], knob: str) -> np.ndarray:
+    """int64 [n, 2], listing and row of each picture once, sorted by path."""
+    places = [(entry, row) for entry, of in enumerate(listings) for row in range(len(of.names))]
+    found = {listings[entry].path(row): (entry, row) for entry, row in reversed(places)}
+    kept = [path for path in found if not any(text in path for text in exclude)]
+    if not kept:
+        raise DataError(
+            f"{knob}: all {len(found)} pictures are left out by data.exclude={list(exclude)}."
+        )
+    kept.sort(key=lambda path: path.replace("/", "\0"))  # folder by folder
+    return np.array([found[path] for path in kept], np.int64)
+
+
+def _of_part(listings: list[Listing], rows: np.ndarray, part: Part) -> np.ndarray:
+    """By the digest of each picture's name below its place, so that a picture stays where it is when
+    others are added; at least one is for validation.
+    """
+    names = [listings[entry].names[row] for entry, row in rows.tolist()]
+    digests = [hashlib.sha256(os.fsencode(name)).digest()[:8] for name in names]
+    most = max(int(part.fraction * 2**64).to_bytes(8, "big"), min(digests))
+    is_val = np.array([digest <= most for digest in digests])
+    return rows[is_val == part.is_val]

@@ -4,7 +4,10 @@ here, a row in NETWORKS.
 
 from __future__ import annotations
 
+import functools
+
 import torch
+from torch.utils.checkpoint import checkpoint
 
 from ldm_dream.config.networks import NetworkConfig
 from ldm_dream.networks import idm, ldm, resshift, sr3
@@ -21,6 +24,15 @@ NETWORKS: dict[str, type[Network]] = {
 def build_network(cfg: NetworkConfig) -> Network:
     """Network with fresh weights."""
     return NETWORKS[cfg.kind](cfg)
+
+
+def recompute_blocks(network: Network) -> None:
+    """Gradient checkpointing, in place: each of `network.repeated_blocks` keeps its input alone and is
+    computed again, with the same dropout, in the backward pass (arXiv 1604.06174).
+    """
+    for module in network.modules():
+        if isinstance(module, network.repeated_blocks):
+            module.forward = functools.partial(checkpoint, module.forward, use_reentrant=False)
 
 
 def compile_blocks(network: Network, dynamic: bool = False, backend: str = "inductor") -> int:

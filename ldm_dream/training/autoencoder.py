@@ -40,12 +40,16 @@ class AutoencoderObjective:
         # a codebook that was trained is kept
         self.usage = CodeUsage(run.autoencoder.n_embed, run.train.init_from is not None)
         self.trained = nn.ModuleDict({"model": self.model, "usage": self.usage})
-        self.parts = [Part("autoencoder", list(self.model.parameters()), self.loss)]
+        self.parts = [
+            Part("autoencoder", list(self.model.parameters()), self.loss, lambda: self.call)
+        ]
         if self.critic is not None:
             discriminator, start = self.critic.discriminator, cfg.adversarial_start
             self.trained["discriminator"] = discriminator
-            parameters = list(discriminator.parameters())
-            self.parts.append(Part("discriminator", parameters, self.critic.loss, start))
+            critic, parameters = self.critic, list(discriminator.parameters())
+            self.parts.append(
+                Part("discriminator", parameters, critic.loss, lambda: critic.call, start)
+            )
 
     def share_gradients(self) -> None:
         # the codebook is unused before it begins
@@ -92,10 +96,18 @@ class AutoencoderObjective:
         given = torch.autograd.grad(adversarial, last, retain_graph=True)[0].norm()
         return (wanted / (given + 1e-4)).clamp(0, 1e4).detach()
 
+    def begins(self, step: int) -> str | None:
+        cfg, found = self.run.loss, []
+        if step == cfg.codebook_start and not self.usage.started:
+            found.append("the codebook begins, as random latents")
+        if self.critic is not None and step == cfg.adversarial_start:
+            found.append("the discriminator begins")
+        return f"step {step}: {' and '.join(found)}" if found else None
+
     def after_step(self, generator: torch.Generator) -> dict[str, Tensor]:
         return self.usage.after_step(self.model, self.run.loss.revive_after, generator)
 
-    def evaluate(self, hr: Tensor, lr: Tensor, generator: torch.Generator) -> Tensor:
+    def evaluate(self, hr: Tensor, lr: Tensor, generators: list[torch.Generator]) -> Tensor:
         return self.model(hr, bool(self.usage.initialised))[0]
 
 
@@ -138,13 +150,19 @@ class CodeUsage(nn.Module):
         super().__init__()
         self.register_buffer("idle", torch.zeros(codes, dtype=torch.int64))
         self.register_buffer("initialised", torch.tensor(initialised))
+        self.started = (
+            initialised  # as the host knows it: reading `initialised` waits for the device
+        )
         self._chosen: Tensor | None = None  # bool [codes], of this step so far
         self._x: Tensor | None = None  # its last micro-batch
 
     @torch.no_grad()
     def start(self, model: VQGAN, x: Tensor, generator: torch.Generator) -> None:
         """Once: the codebook begins as random latents of this batch."""
-        if self.initialised:
+        if self.started:
+            return
+        self.started = True
+        if self.initialised:  # of a checkpoint
             return
         codes = model.quantize.embedding.weight
         codes.copy_(distributed.of_first(self._random_rows(model, x, len(codes), generator)))

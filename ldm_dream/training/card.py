@@ -165,7 +165,8 @@ def _data(run: Run, facts: Facts) -> list[str]:
     licence = _line(run.data.license or "") or "not given"
     patch = f"Patches of {run.data.patch} pixels"
     if isinstance(run, DiffusionRun):
-        patch += f"; LR pictures made of them: {run.data.degradation.kind}"
+        made = f"LR pictures made of them: {run.data.degradation.kind}"
+        patch += "; LR pictures given" if run.data.lr else f"; {made}"
     return [*(pictures or ["Pictures: not known"]), f"Their licence: {licence}", patch]
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from ldm_dream.config import fits
 from ldm_dream.config.model import VQGANConfig
+from ldm_dream.config.places import place_of
 from ldm_dream.config.run import DiffusionRun, Run
 from ldm_dream.errors import ConfigError
 from ldm_dream.hub import repo_id_of
@@ -32,10 +33,10 @@ def check_run(run: Run, run_dir: Path, starts: bool = True) -> Run:
         raise ConfigError(
             f"autoencoder.kind={run.autoencoder.kind} cannot be trained, only imported; train a vqgan."
         )
-    for folder in (*run.data.train, *run.data.val):
-        if _is_inside(run_dir, Path(folder), run.data.exclude):
+    for entry in (*run.data.train, *run.data.val):
+        if _is_inside(run_dir, place_of(entry).path, run.data.exclude):
             raise ConfigError(
-                f"the run folder {run_dir} lies in the data folder {folder}, where its samples would "
+                f"the run folder {run_dir} lies in the data folder {entry}, where its samples would "
                 "become data; give another --run-dir."
             )
     if run.train.init_from and starts and not (run_dir / "checkpoints").is_dir():

@@ -16,10 +16,18 @@ from ldm_dream.errors import UserError
 from ldm_dream.loss import diffusion_loss
 from ldm_dream.networks import build_network
 from ldm_dream.networks.base import Autoencoder
+from ldm_dream.noise import Noise, gaussian
 from ldm_dream.process import build_process
-from ldm_dream.sampler import gaussian, sample
+from ldm_dream.sampler import sample
 from ldm_dream.training import distributed
 from ldm_dream.training.objective import Part
+
+
+def on_host(generator: torch.Generator) -> torch.Generator:
+    """`generator`, or one of the same seed on the host: what is drawn from it waits for no device."""
+    if generator.device.type == "cpu":
+        return generator
+    return torch.Generator().manual_seed(generator.initial_seed())
 
 
 class DiffusionObjective:
@@ -37,7 +45,11 @@ class DiffusionObjective:
         self.trained = self.model = build_network(run.network)
         self.process = build_process(run.process)
         self.denoiser = Denoiser(self.model, self.process, run.condition, run.prediction)
-        self.parts = [Part("network", list(self.model.parameters()), self.loss)]
+        self.parts = [Part("network", list(self.model.parameters()), self.loss, self._called)]
+
+    def _called(self) -> nn.Module:
+        assert isinstance(self.denoiser.call, nn.Module)
+        return self.denoiser.call
 
     def share_gradients(self) -> None:
         self.denoiser.call = distributed.share_gradients(self.model)
@@ -46,7 +58,7 @@ class DiffusionObjective:
         self, batch: Batch, step: int, generator: torch.Generator
     ) -> tuple[Tensor, dict[str, Tensor]]:
         z0, z_lr = self.latents(batch)
-        t = self.process.draw(len(z0), generator)
+        t = self.process.draw(len(z0), on_host(generator))
         eps = torch.randn(z0.shape, generator=generator, device=z0.device)
         inputs = self.denoiser.prepare(batch.lr, z_lr)
         loss, z0_hat = diffusion_loss(self.denoiser, z0, inputs, t, eps, self.run.loss)
@@ -79,12 +91,21 @@ class DiffusionObjective:
                 terms["lpips"] = cfg.lpips, self.lpips(decoded, hr).mean()
         return terms
 
+    def begins(self, step: int) -> str | None:
+        return None
+
     def after_step(self, generator: torch.Generator) -> dict[str, Tensor]:
         return {}
 
-    def evaluate(self, hr: Tensor, lr: Tensor, generator: torch.Generator) -> Tensor:
-        """SR picture [1,3,H,W] of one validation pair with the config's sampler."""
+    def evaluate(self, hr: Tensor, lr: Tensor, generators: list[torch.Generator]) -> Tensor:
+        """SR pictures [B,3,H,W] of validation pairs with the config's sampler."""
         z_lr = self.autoencoder.encode(upsample(lr, size_of(hr))).float()
-        inputs, noise = self.denoiser.prepare(lr, z_lr), gaussian(z_lr, generator)
+        inputs, noise = self.denoiser.prepare(lr, z_lr), _each(z_lr, generators)
         z0 = sample(self.denoiser, inputs, self.run.sampler, noise, clip=self.autoencoder.bound)
         return self.autoencoder.decode(z0)
+
+
+def _each(z_lr: Tensor, generators: list[torch.Generator]) -> Noise:
+    """Noise shaped as z_lr, of which each sample has a generator of its own."""
+    parts = [gaussian(z_lr[i : i + 1], generator) for i, generator in enumerate(generators)]
+    return lambda k: torch.cat([part(k) for part in parts])

@@ -11,9 +11,9 @@ import threading
 import time
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -135,6 +135,33 @@ def mean(x: Tensor) -> Tensor:
     x = x.detach().float().clone()
     dist.all_reduce(x)
     return x / dist.get_world_size()
+
+
+def gathered(x: Any) -> list[Any]:
+    """What each process brings, in their order."""
+    if not dist.is_initialized():
+        return [x]
+    found = [None] * dist.get_world_size()
+    dist.all_gather_object(found, x)
+    return found
+
+
+def of_first_object(x: Any) -> Any:
+    """What the first process brings, in every process."""
+    if not dist.is_initialized():
+        return x
+    box = [x]
+    dist.broadcast_object_list(box, 0)
+    return box[0]
+
+
+def apart(module: nn.Module) -> AbstractContextManager[None]:
+    """A backward in the body keeps its gradients to this process; a later one brings all of them
+    together.
+    """
+    if isinstance(module, DistributedDataParallel):
+        return module.no_sync()
+    return nullcontext()
 
 
 def anywhere(mask: Tensor) -> Tensor:

@@ -29,8 +29,8 @@ class PoolRequest(NamedTuple):
 
 class PoolSamples(NamedTuple):
     numbers: tuple[int, ...]
-    loaded: tuple[int, ...]  # numbers of `samples`, in its order
-    samples: Samples | None
+    new: tuple[int, ...]  # numbers of `loaded`, in its order
+    loaded: Samples | None  # None: all were visited before
 
 
 class LatentDataset:
@@ -71,21 +71,23 @@ class LatentDataset:
         samples = self.pairs.load(wanted) if wanted.numbers else None
         return PoolSamples(numbers, wanted.numbers, samples)
 
-    def finish(self, loaded: PoolSamples, place: Callable[[Tensor], Tensor] = lambda x: x) -> Batch:
-        numbers, new, samples = loaded
+    def finish(
+        self, samples: PoolSamples, place: Callable[[Tensor], Tensor] = lambda x: x
+    ) -> Batch:
+        new, loaded = samples.new, samples.loaded
         hr, draws = None, ()
-        if samples is not None:
-            self.pairs.note_bad(samples)
+        if loaded is not None:
+            self.pairs.note_bad(loaded)
             for i, n in enumerate(new):
-                if n not in self._cache and samples.lr is not None:
-                    self._cache[n] = self._encoded(samples.hr[i], samples.lr[i])
+                if n not in self._cache and loaded.lr is not None:
+                    self._cache[n] = self._encoded(loaded.hr[i], loaded.lr[i])
             if self.with_hr:
-                hr, draws = to_float(place(samples.hr)), samples.draws
-        kept = [self._cache[n] for n in numbers]
+                hr, draws = to_float(place(loaded.hr)), loaded.draws
+        kept = [self._cache[n] for n in samples.numbers]
         lr = to_float(place(torch.stack([lr for lr, _ in kept])))
-        latents = place(torch.stack([both for _, both in kept]))
-        z0, z_lr = latents.float().unbind(1)
-        return Batch(hr, lr, draws, z0=z0, z_lr=z_lr)
+        # bf16 autocast stacks no float16
+        z0, z_lr = torch.stack([both.float() for _, both in kept]).unbind(1)
+        return Batch(hr, lr, draws, z0=place(z0), z_lr=place(z_lr))
 
     def _number(self, n: int) -> int:
         round_, place = divmod(n, self.pool)

@@ -12,6 +12,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from ldm_dream.training.tracker import Nothing, Tracker
 from ldm_dream.writing import append_line, whole_file
 
 METRICS = "metrics.jsonl"
@@ -25,8 +26,11 @@ class Log:
     has one row of each kind.
     """
 
-    def __init__(self, run_dir: Path, step: int, steps: int, active: bool):
+    def __init__(
+        self, run_dir: Path, step: int, steps: int, active: bool, tracker: Tracker | None = None
+    ):
         self.path, self.steps, self.active = run_dir / METRICS, steps, active
+        self.tracker = tracker or Nothing()
         self.since, self.at = time.monotonic(), step
         self.validations: dict[int, dict[str, float]] = {}
         if active:
@@ -42,6 +46,7 @@ class Log:
         self.validations = _validations(rows)
 
     def __call__(self, step: int, scalars: dict[str, float]) -> None:
+        self.validations |= _validations([{"step": step, **scalars}])  # in every process
         if not self.active:
             return
         row = {"step": step, **scalars}
@@ -53,12 +58,15 @@ class Log:
             self.since, self.at = now, step
         row = _finite(row)
         append_line(self.path, json.dumps(row))
-        self.validations |= _validations([row])
+        self.tracker.log(step, {k: v for k, v in row.items() if k != "step" and v is not None})
         self.line(
             "  ".join(
                 f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in row.items()
             )
         )
+
+    def close(self) -> None:
+        self.bar.close()
 
     def line(self, text: str) -> None:
         if not self.active:

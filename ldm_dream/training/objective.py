@@ -22,6 +22,7 @@ class Part:
     name: str
     parameters: list[nn.Parameter]
     loss: Loss
+    module: Callable[[], nn.Module]  # as it is called in training
     start: int = 0  # first step at which it is stepped
 
 
@@ -45,10 +46,16 @@ class Objective(Protocol):
         """Called once, before the first step: gradients become means over all processes."""
         ...
 
+    def begins(self, step: int) -> str | None:
+        """What begins at this step, to be said in the log."""
+        ...
+
     def after_step(self, generator: torch.Generator) -> dict[str, Tensor]:
         """Called once in every step, when all parts were stepped; -> more to log."""
         ...
 
-    def evaluate(self, hr: Tensor, lr: Tensor, generator: torch.Generator) -> Tensor:
-        """The result [1,3,H,W] for one validation pair hr [1,3,H,W], lr [1,3,h,w] in [-1,1]."""
+    def evaluate(self, hr: Tensor, lr: Tensor, generators: list[torch.Generator]) -> Tensor:
+        """The results [B,3,H,W] for validation pairs hr [B,3,H,W], lr [B,3,h,w] in [-1,1], each with
+        a generator of its own.
+        """
         ...

@@ -8,12 +8,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ldm_dream.config.run import DiffusionRun, Run
+from ldm_dream.config.run import AutoencoderRun, DiffusionRun, Run
 from ldm_dream.errors import UserError
-from ldm_dream.model_config import AUTOENCODER, WEIGHTS, find_model
+from ldm_dream.model_config import AUTOENCODER, WEIGHTS, find_model, read_run
 from ldm_dream.model_folder import load_autoencoder, read_tensors, save_model
 from ldm_dream.networks import build_network
 from ldm_dream.networks.autoencoders import build_autoencoder
+from ldm_dream.training.autoencoder import latent_scale
 from ldm_dream.training.card import card
 from ldm_dream.training.checkpoint import Checkpoint, latest_checkpoint, read_checkpoint
 from ldm_dream.training.log import METRICS, validations
@@ -45,6 +46,22 @@ def release(source: Path, folder: Path) -> str:
         raise ReleaseError(f"{source}: has no model and no checkpoint yet; train it further.")
     _from_checkpoint(found, run_dir, folder)
     return f"the averaged weights of step {found.step}"
+
+
+def scale_latents(folder: Path, pictures: tuple[str, ...]) -> tuple[float, float]:
+    """Write into an autoencoder's model folder the `latent_scale` that brings its latents of patches of
+    `pictures` to unit variance; -> their standard deviation as they come, and that scale. Raises
+    ReleaseError, DataError.
+    """
+    run, state = read_run(folder), read_tensors(folder / WEIGHTS)
+    if not isinstance(run, AutoencoderRun):
+        raise ReleaseError(f"{folder}: is no autoencoder; leave out --latent-scale.")
+    data = run.data.model_copy(update={"train": pictures, "exclude": ()})
+    scale = latent_scale(run.model_copy(update={"data": data}), state)
+    autoencoder = run.autoencoder.model_copy(update={"latent_scale": scale})
+    text = (folder / "README.md").read_text(encoding="utf-8")
+    save_model(folder, run.model_copy(update={"autoencoder": autoencoder}), state, text)
+    return 1 / scale, scale
 
 
 def averaged_state(run: Run, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

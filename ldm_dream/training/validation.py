@@ -4,53 +4,92 @@ at.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from itertools import groupby
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from ldm_dream.data.images import Image, from_tensor, write_image
 from ldm_dream.scoring.metrics import scores
-from ldm_dream.training.objective import Objective
+from ldm_dream.training import distributed
+from ldm_dream.training.trainer import Trainer
 
 GRID_ROWS = 4
 BORDER = 4  # pixels cut before PSNR and SSIM
 
+Pair = tuple[str, Tensor, Tensor]
+
+
+class Judged(NamedTuple):
+    """Figures of one pair, and its row of the grid where it has one."""
+
+    figures: dict[str, float]
+    row: np.ndarray | None
+
 
 @torch.no_grad()
-def validate(
-    objective: Objective,
-    pairs: list[tuple[str, Tensor, Tensor]],
-    lpips: nn.Module | None,
-    grid: Path,
-    seed: int,
-) -> dict[str, float]:
+def validate(trainer: Trainer, pairs: list[Pair], grid: Path) -> dict[str, float]:
     """Means over `pairs` in the protocol of tools/evaluate.py: `val/psnr_y` (dB), `val/ssim_y`,
-    `val/lpips`.
+    `val/lpips`; the same in every process. Each judges its share, in batches of equal size.
 
     A grid LR | result | HR goes to `grid`.
     """
-    shown, found = [], []
-    device = next(objective.model.parameters()).device
-    for i, (_, hr, lr) in enumerate(pairs):
-        generator = torch.Generator(device).manual_seed(seed + i)
-        sr = objective.evaluate(hr.to(device), lr.to(device), generator).float().clamp(-1, 1).cpu()
-        ours, truth = from_tensor(sr), from_tensor(hr)
+    rank, cfg = trainer.rank, trainer.run.train
+    mine = range(rank.number, len(pairs), rank.world)
+    judged: dict[int, Judged] = {}
+    # a size that training did not meet is not worth a compilation
+    with torch.compiler.set_stance("eager_on_recompile"):
+        for numbers in _batches(pairs, mine, cfg.batch_size):
+            judged |= _judge(trainer, pairs, numbers)
+    for share in distributed.gathered(judged):
+        judged |= share
+    found = [judged[i] for i in range(len(pairs))]
+    if rank.is_first:
+        _write_grid(grid, [one.row for one in found if one.row is not None])
+    keys = [key for key in ("psnr_y", "ssim_y", "lpips") if key in found[0].figures]
+    return {f"val/{key}": float(np.mean([one.figures[key] for one in found])) for key in keys}
+
+
+def _batches(
+    pairs: list[Pair], numbers: Sequence[int], batch_size: int
+) -> Iterator[tuple[int, ...]]:
+    """Numbers of neighbours of equal size, `batch_size` at the most."""
+    for _, group in groupby(numbers, key=lambda i: pairs[i][1].shape):
+        alike = tuple(group)
+        for first in range(0, len(alike), batch_size):
+            yield alike[first : first + batch_size]
+
+
+def _judge(trainer: Trainer, pairs: list[Pair], numbers: tuple[int, ...]) -> dict[int, Judged]:
+    device = trainer.device
+    _, hrs, lrs = zip(*(pairs[i] for i in numbers))
+    hr, lr = torch.cat(hrs).to(device), torch.cat(lrs).to(device)
+    # a picture's noise is its own, whatever it is batched with
+    generators = [torch.Generator(device).manual_seed(trainer.run.seed + i) for i in numbers]
+    sr = trainer.objective.evaluate(hr, lr, generators).float().clamp(-1, 1).cpu()
+    found = {}
+    for place, i in enumerate(numbers):
+        _, truth, small = pairs[i]
+        ours, wanted = from_tensor(sr[place : place + 1]), from_tensor(truth)
         with torch.autocast(device.type, enabled=False):
-            found.append(scores(ours, truth, BORDER, lpips))
-        if len(shown) < GRID_ROWS:
-            small = F.interpolate(lr, size=hr.shape[-2:], mode="nearest")
-            shown.append(np.concatenate([from_tensor(small), ours, truth], axis=1))
-    width = max(row.shape[1] for row in shown)
+            figures = scores(ours, wanted, BORDER, trainer.lpips)
+        row = None
+        if i < GRID_ROWS:
+            shown = F.interpolate(small, size=truth.shape[-2:], mode="nearest")
+            row = np.concatenate([from_tensor(shown), ours, wanted], axis=1)
+        found[i] = Judged(figures, row)
+    return found
+
+
+def _write_grid(path: Path, rows: list[np.ndarray]) -> None:
+    width = max(row.shape[1] for row in rows)
     padded = [
         np.pad(row, ((0, 4), (0, width - row.shape[1]), (0, 0)), constant_values=255)
-        for row in shown
+        for row in rows
     ]
-    write_image(grid, Image(np.concatenate(padded)))
-    return {
-        f"val/{key}": float(np.mean([row[key] for row in found]))
-        for key in ("psnr_y", "ssim_y", "lpips")
-        if key in found[0]
-    }
+    write_image(path, Image(np.concatenate(padded)))

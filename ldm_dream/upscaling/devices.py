@@ -1,10 +1,19 @@
-"""Where a model runs and in which precision, by the names that a user gives."""
+"""Where a model runs and in which precision, by the names that a user gives, and how pictures and
+weights get there.
+"""
 
 from __future__ import annotations
 
+from copy import deepcopy
+from typing import TypeVar
+
 import torch
+from torch import Tensor, nn
 
 from ldm_dream.errors import UserError
+from ldm_dream.numbers import sent
+
+Module = TypeVar("Module", bound=nn.Module)
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -39,3 +48,23 @@ def dtype_named(name: str, device: torch.device) -> torch.dtype:
     if name not in DTYPES:
         raise UpscaleError(f"dtype={name!r} is unknown; use auto, {', '.join(DTYPES)}.")
     return DTYPES[name]
+
+
+def on_device(x: Tensor, device: torch.device) -> Tensor:
+    """In the layout of the networks."""
+    return sent(x, device).contiguous(memory_format=torch.channels_last)
+
+
+def placed(module: Module, device: torch.device, dtype: torch.dtype) -> Module:
+    """`module` in eval mode, moved to `device`; for a `dtype` of 16 bits a copy of it, of which
+    convolutions and linear layers hold their weights in that type.
+
+    Autocast would cast these at every call, to the same bits. A subclass of such a layer computes
+    in its own way (`LastConv2d`) or with its weights (`EqualConv2d`), and keeps its own type.
+    """
+    if dtype != torch.float32:
+        module = deepcopy(module)
+        for layer in module.modules():
+            if type(layer) in (nn.Conv1d, nn.Conv2d, nn.Linear):
+                layer.to(dtype)
+    return module.eval().to(device).to(memory_format=torch.channels_last)

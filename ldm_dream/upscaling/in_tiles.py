@@ -12,9 +12,11 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
-from ldm_dream.sampler import Noise, Sampler, Seen, Step, Turn
+from ldm_dream.noise import Noise
+from ldm_dream.sampler import Sampler, Seen, Step, Turn
 from ldm_dream.upscaling.pictures import Source
 from ldm_dream.upscaling.tiling import Pass, Stage, Tile, Tiles, across, wavefront
 
@@ -23,7 +25,8 @@ class Calls(NamedTuple):
     """The networks, on tensors of any device; all return float32.
 
     factor: HR pixels a latent pixel. cond_factor: pixels of the condition a latent pixel; None: LR
-    pixels as they are. denoise: turn, z_t, z_lr and LR pixels of the condition -> output.
+    pixels as they are. denoise: turn, z_t, z_lr and LR pixels of the condition -> output. device: of
+    the results, on which a band and all that is between two steps stays.
     """
 
     encode: Callable[[Tensor], Tensor]
@@ -31,6 +34,7 @@ class Calls(NamedTuple):
     decode: Callable[[Tensor], Tensor]
     factor: int
     cond_factor: int | None
+    device: torch.device
 
 
 class Latents(NamedTuple):
@@ -56,7 +60,11 @@ class InTiles:
 
     def bands(self) -> Iterator[Tensor]:
         """-> rows of the result at the model's scale, [B, 3, h, W * scale], top to bottom."""
-        stages = [self._encoding(), *map(self._stepping, self.sampler.turns()), self._decoding()]
+        stages = [
+            self._encoding(),
+            *map(self._stepping, self.sampler.turns(self.calls.device)),
+            self._decoding(),
+        ]
         return wavefront(self.tiles, stages)
 
     def _encoding(self) -> Stage:

@@ -33,6 +33,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ldm_dream.numbers import sent
+
 
 class Tile(NamedTuple):
     """Where a tile lies: picture of the batch, rows and columns."""
@@ -153,27 +155,33 @@ class Pass:
     """One function over all tiles of a picture, blended: a row of tiles in, a band out.
 
     fn: parts of the inputs, [n, C, h, w] each -> [n, C', h * q, w * q]; it may change channels and
-    size, and compute on any device. It gets up to `batch_size` tiles of a row at a time. Rows come
-    in order. Memory: a row of tiles of what fn makes, on the CPU.
+    size, and compute on any device: its results stay there, and so does the blend. It gets up to
+    `batch_size` tiles of a row at a time. Rows come in order. Memory: a row of tiles of what fn
+    makes.
     """
 
     def __init__(self, tiles: Tiles, fn: Callable[..., Tensor], batch_size: int, pictures: int):
         self.tiles, self.fn, self.batch_size, self.pictures = tiles, fn, batch_size, pictures
         self.begun: Tensor | None = None  # what row i - 1 has added to rows of row i
+        self.shares: tuple[Tensor, ...] | None = None  # down and across, where the results are
 
     def band(self, i: int, *inputs: Callable[[Tile], Tensor]) -> Tensor:
         """inputs: each cuts a tile out of something, [1, C, h, w] -> [B, C', band * q, width * q]."""
         row = self.tiles.row(i, self.pictures)
         groups = [row[j : j + self.batch_size] for j in range(0, len(row), self.batch_size)]
         results = (
-            self.fn(*(torch.cat([cut(tile) for tile in group]) for cut in inputs)).cpu()
+            self.fn(*(torch.cat([cut(tile) for tile in group]) for cut in inputs))
             for group in groups
         )
         first = next(results)  # tells the channels and the size
         q = first.shape[-1] // self.tiles.shape[1]
         out = self._begin(first, q)
-        down = self.tiles.shares(self.tiles.height, q)[i].to(out)[:, None]
-        across = itertools.cycle(self.tiles.shares(self.tiles.width, q).to(out))
+        if self.shares is None:
+            sides = self.tiles.height, self.tiles.width
+            self.shares = tuple(
+                sent(self.tiles.shares(side, q).to(out.dtype), out.device) for side in sides
+            )
+        down, across = self.shares[0][i, :, None], itertools.cycle(self.shares[1])
         made = (result for group in itertools.chain([first], results) for result in group)
         for tile, result, share in zip(row, made, across):
             view = out[tile.picture, :, :, tile.columns.start * q : tile.columns.stop * q]

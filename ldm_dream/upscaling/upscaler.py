@@ -6,8 +6,9 @@
 The picture is mirrored on all sides first, up to whole attention windows, and cropped afterwards,
 so every size works and networks meet no border where the picture has one. A small picture takes
 this way in one piece. Another goes in bands (`in_tiles.py`): of it only the LR picture and the
-result are held whole, both in the depth they came in, and accelerator memory depends on tile and
-batch size. Colours and size are set in strips either way, which changes no number.
+result are held whole, both in the depth they came in, and accelerator memory depends on the size
+of tiles, on how many are made at a time, and on the picture's width. Colours and size are set in
+strips either way, which changes no number.
 
 Symbols: f = autoencoder factor (HR pixels a latent pixel); scale = HR pixels an LR pixel.
 """
@@ -16,7 +17,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -27,26 +28,33 @@ from torch import Tensor
 
 from ldm_dream.config.model import Sampling
 from ldm_dream.data.images import ImageError
-from ldm_dream.data.resize import imresize_part, rows_needed, upsample
+from ldm_dream.data.resize import rows_needed, upsample
 from ldm_dream.denoiser import Denoiser
 from ldm_dream.hub import upload
 from ldm_dream.model_folder import LoadedModel, load_model
 from ldm_dream.networks import compile_blocks
-from ldm_dream.sampler import Sampler, Turn, plan, sample, seeded
+from ldm_dream.noise import LARGEST_SEED, seeded
+from ldm_dream.sampler import Sampler, Turn, plan, sample
 from ldm_dream.upscaling.cuda_graphs import GraphedCall
-from ldm_dream.upscaling.devices import UpscaleError, device_named, dtype_named
+from ldm_dream.upscaling.devices import (
+    UpscaleError,
+    device_named,
+    dtype_named,
+    on_device,
+    placed,
+)
 from ldm_dream.upscaling.hidden import filled
 from ldm_dream.upscaling.in_tiles import Calls, InTiles
 from ldm_dream.upscaling.pictures import (
     COLOR_FIXES,
     REACH,
     Canvas,
-    Fix,
     Picture,
     Pixels,
     Source,
     unpack,
 )  # fmt: skip
+from ldm_dream.upscaling.strips import Frame, in_columns, resized
 from ldm_dream.upscaling.tiling import Tiles
 
 log = logging.getLogger(__name__)
@@ -57,8 +65,6 @@ DEFAULT_MODEL = "dream-latent-x4-tiny"
 AUTO_TILE, VERY_LARGE, SMALL_TILE = 256, 2**22, 128
 # LR pixels of mirrored context on each side: with 4, the border of a flat picture is as its middle
 CONTEXT = 4
-STRIP, MIN_STRIP = 2**20, 32  # HR pixels and rows of a strip in which colours and size are set
-COLUMNS = 2048  # HR pixels of the width of a strip whose colours are set at a time
 
 
 # -> the rows of all that a model makes, band by band, [B, 3, h, W] in about [-1, 1]
@@ -92,6 +98,8 @@ class Options:
                 raise UpscaleError(
                     f"{name}={value} is not possible; give a whole number from {least}."
                 )
+        if self.seed > LARGEST_SEED:
+            raise UpscaleError(f"seed={self.seed} is not possible; give one below 2^64.")
         if self.color_fix not in COLOR_FIXES:
             raise UpscaleError(
                 f"color_fix={self.color_fix!r} is unknown; use one of {', '.join(COLOR_FIXES)}."
@@ -101,8 +109,8 @@ class Options:
 class Upscaler:
     """Callable on pictures. `Upscaler.from_pretrained("dream-latent-x4-tiny")(image, scale=4)`.
 
-    model: its modules are moved to `device` and left in eval mode. dtype other than fp32 =
-    autocast.
+    model: its modules are moved to `device` and left in eval mode, or copied there for a dtype other
+    than fp32, which means autocast.
     """
 
     def __init__(
@@ -111,9 +119,8 @@ class Upscaler:
         self.model, self.run = model, model.run
         self.device = device_named(device)
         self.dtype = dtype_named(dtype, self.device)
-        network, self.autoencoder = model.network.eval(), model.autoencoder.eval()
-        for module in (network, self.autoencoder):
-            module.to(self.device).to(memory_format=torch.channels_last)
+        network = placed(model.network, self.device, self.dtype)
+        self.autoencoder = placed(model.autoencoder, self.device, self.dtype)
         call: Callable[..., Tensor] = network
         if compile:
             compile_blocks(network, dynamic=True)
@@ -181,7 +188,7 @@ class Upscaler:
         if self._is_native(scale, pixels, how.tile):
             try:
                 frame = Frame(Source(pixels), size, 0, size)
-                self._draw(self._whole(frame, how, sampling), frame, how, canvas)
+                self._with_room(partial(self._whole, frame, how, sampling), frame, how, canvas)
                 return canvas.picture()
             except torch.OutOfMemoryError:
                 log.warning("out of memory on %s: enlarged in tiles instead.", self.device)
@@ -220,14 +227,29 @@ class Upscaler:
         plan_tiles = partial(Tiles.plan, size[0] // factor, size[1] // factor, side, pad, align)
         tiles = None if small and source.count <= how.batch_size else plan_tiles()
         while True:
+            if tiles is None:
+                make = partial(self._whole, frame, how, sampling)
+            else:
+                make = partial(self._in_tiles, source, tiles, how, sampling)
             try:
-                if tiles is None:
-                    made = self._whole(frame, how, sampling)
-                else:
-                    made = self._in_tiles(source, tiles, how, sampling)
-                return self._draw(made, frame, how, canvas)
+                return self._with_room(make, frame, how, canvas)
             except torch.OutOfMemoryError:
                 tiles = self._smaller(tiles or plan_tiles())
+
+    def _with_room(
+        self, make: Callable[[], Made], frame: Frame, how: Options, canvas: Canvas
+    ) -> None:
+        """Makes and draws; where memory runs out, once more without recorded calls, if there are
+        any.
+        """
+        try:
+            return self._draw(make(), frame, how, canvas)
+        except torch.OutOfMemoryError:
+            call = self.denoiser.call
+            if not (isinstance(call, GraphedCall) and call.drop()):
+                raise
+        log.warning("out of memory on %s: goes on without recorded CUDA graphs.", self.device)
+        self._draw(make(), frame, how, canvas)
 
     def _smaller(self, tiles: Tiles) -> Tiles:
         smaller = tiles.halved()
@@ -254,12 +276,11 @@ class Upscaler:
         return lambda: iter(made)
 
     def _in_tiles(self, source: Source, tiles: Tiles, how: Options, sampling: Sampling) -> Made:
-        """Band by band, in main memory but for the tiles."""
+        """Band by band; on the device are tiles and, of each step, about a row of them."""
         network, process = self.denoiser.network, self.denoiser.process
         sampler = Sampler(process, self.denoiser.prediction, sampling, self.autoencoder.bound)
-        calls = Calls(
-            self._encode, self._denoise, self._decode, self.autoencoder.factor, network.cond_factor
-        )
+        made, factor = (self._encode, self._denoise, self._decode), self.autoencoder.factor
+        calls = Calls(*made, factor, network.cond_factor, self.device)
         noise = partial(seeded, how.seed)
         return InTiles(calls, source, tiles, sampler, noise, how.batch_size).bands
 
@@ -276,7 +297,7 @@ class Upscaler:
                     f"the model's result holds NaN or infinity in {self.dtype}; try dtype fp32."
                 )
             sr = (sr.clamp(-1, 1) + 1) / 2
-            canvas.write(strip, _resized(sr, need.start, frame.inner, canvas.size, strip))
+            canvas.write(strip, resized(sr, need.start, frame.inner, canvas.size, strip))
 
     def _encode(self, x: Tensor) -> Tensor:
         with self._autocast():
@@ -285,11 +306,12 @@ class Upscaler:
     def _denoise(self, turn: Turn, z_t: Tensor, z_lr: Tensor, lr: Tensor) -> Tensor:
         """Of tiles; the step is embedded once for all of them."""
         z_t, z_lr, lr = (on_device(x, self.device) for x in (z_t, z_lr, lr))
-        t = torch.full((len(z_t),), turn.t, device=self.device)
+        t = torch.full((1,), turn.t, device=self.device)
         with self._autocast():
-            inputs = self.denoiser.prepare(lr, z_lr)
-            emb = self.denoiser.embed(t[:1]).expand(len(z_t), -1)
-            return self.denoiser(z_t, t, replace(inputs, emb=emb)).float()
+            at = self.denoiser.numbers(t, z_t)
+            emb = self.denoiser.embed(at).expand(len(z_t), -1)
+            inputs = replace(self.denoiser.prepare(lr, z_lr), at=at, emb=emb)
+            return self.denoiser(z_t, t, inputs).float()
 
     def _decode(self, z: Tensor) -> Tensor:
         with self._autocast():
@@ -299,84 +321,6 @@ class Upscaler:
         """Without its cache of weights: a weight is used once a call, and graphs must own theirs."""
         lower = self.dtype != torch.float32
         return torch.autocast(self.device.type, self.dtype, enabled=lower, cache_enabled=False)
-
-
-@dataclass(frozen=True)
-class Frame:
-    """Where the result lies in what the model makes.
-
-    size: of all that it makes of `source`. edge: pixels of mirrored context at the top and left.
-    inner: size of the result in it.
-    """
-
-    source: Source
-    size: tuple[int, int]
-    edge: int
-    inner: tuple[int, int]
-
-    def strips(self, height: int) -> list[slice]:
-        """All rows of a result of `height` rows, in strips that hold about STRIP pixels here."""
-        most = max(MIN_STRIP, STRIP // self.inner[1]) * height // self.inner[0]
-        step = max(1, most)
-        return [slice(top, min(top + step, height)) for top in range(0, height, step)]
-
-    def pairs(
-        self, bands: Iterator[Tensor], wants: Iterable[slice]
-    ) -> Iterator[tuple[Tensor, Tensor]]:
-        """bands: rows of all that the model makes. wants: rows of the result, downwards -> these
-        rows of it, and of the enlarged LR picture, [B, 3, h, W].
-        """
-        columns = slice(self.edge, self.edge + self.inner[1])
-        moved = [slice(r.start + self.edge, r.stop + self.edge) for r in wants]
-        for rows, sr in zip(moved, cut_anew(bands, moved)):
-            base = self.source.part(self.size, rows, columns).clamp(-1, 1)
-            yield sr[..., columns], base.to(sr.device)
-
-
-def cut_anew(bands: Iterator[Tensor], wants: Iterable[slice]) -> Iterator[Tensor]:
-    """Bands of rows, [..., h, W], from row 0 on -> the rows of each of `wants`, which go downwards
-    and may overlap.
-    """
-    held: list[tuple[int, Tensor]] = []  # what is still needed, and the row where it begins
-    bottom = 0
-    for want in wants:
-        while bottom < want.stop:
-            # copies, since a few rows that are needed would keep the whole band
-            held = [(max(y, want.start), _rows(x, y, want).clone()) for y, x in held]
-            held.append((bottom, next(bands)))
-            bottom += held[-1][1].shape[-2]
-        yield torch.cat([_rows(x, y, want) for y, x in held], -2)
-
-
-def _rows(x: Tensor, top: int, want: slice) -> Tensor:
-    """Those of `want` that are in x, whose first row is `top`."""
-    return x[..., max(0, want.start - top) : max(0, want.stop - top), :]
-
-
-def in_columns(fix: Fix, sr: Tensor, base: Tensor) -> Tensor:
-    """fix(sr, base), with what it holds on the way for a part of the width alone."""
-    width, made = sr.shape[-1], []
-    for left in range(0, width, COLUMNS):
-        right = min(left + COLUMNS, width)
-        part = slice(max(0, left - REACH), min(width, right + REACH))
-        fixed = fix(sr[..., part], base[..., part])
-        made.append(fixed[..., left - part.start : right - part.start])
-    return torch.cat(made, -1)
-
-
-def on_device(x: Tensor, device: torch.device) -> Tensor:
-    return x.to(device, memory_format=torch.channels_last)
-
-
-def _resized(
-    x: Tensor, top: int, length: tuple[int, int], size: tuple[int, int], rows: slice
-) -> Tensor:
-    """Rows of a picture made `size` large; x: those rows of it from `top` on that they need."""
-
-    def cut(rows: slice, columns: slice) -> Tensor:
-        return x[..., rows.start - top : rows.stop - top, columns]
-
-    return imresize_part(cut, length, size, rows, slice(0, size[1])).clamp(0, 1)
 
 
 def _auto_tile(pixels: Pixels) -> int:

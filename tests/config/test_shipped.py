@@ -26,6 +26,8 @@ def test_a_name_says_what_how_much_larger_and_whether_dream(path):
     run = load_config(path)
     if not isinstance(run, DiffusionRun):
         return
+    if path.stem == "quickstart":  # beside its command, for a reader who knows no name yet
+        return
     assert path.stem.endswith("-dream") == bool(run.loss.strength)
     if path.parent.name != "tiny":
         assert f"-{run.scale}x" in path.stem
@@ -34,7 +36,8 @@ def test_a_name_says_what_how_much_larger_and_whether_dream(path):
 @pytest.mark.parametrize("path", SHIPPED, ids=IDS)
 def test_runs_for_a_cpu_stand_in_tiny(path):
     """A run of another folder is as long as published, or nobody has run it."""
-    assert (load_config(path).train.steps <= 10_000) == (path.parent.name == "tiny")
+    for_a_cpu = path.parent.name == "tiny" or path.stem == "quickstart"
+    assert (load_config(path).train.steps <= 10_000) == for_a_cpu
 
 
 def test_no_two_configs_share_a_run_folder():
@@ -67,4 +70,34 @@ def test_a_part_starts_from_the_run_folder_of_the_part_before():
     """init_from names what the default run folder of another shipped config will hold."""
     models = {(default_run_dir(path) / "model").as_posix() for path in SHIPPED}
     starts = {load_config(path).train.init_from for path in SHIPPED} - {None}
-    assert len(starts) == 2 and starts <= models
+    assert len(starts) == 3 and starts - {"dream-latent-x4-tiny"} <= models
+
+
+# where a path of a config comes from, if it is not in the repository -> what its head says of that
+HINTS = {
+    "data/": "tools/prepare_data.py",
+    "../shared/": "--set 'data.train=[FOLDER]'",
+    "weights/lpips": "torchvision's AlexNet",
+    "weights/": "tools/import_checkpoint.py",
+    "runs/": "Second part",
+}
+
+
+def heads(path: Path) -> str:
+    """The comment at the top of a config and of those that it is based on."""
+    text = path.read_text(encoding="utf-8")
+    head = "".join(line for line in text.splitlines(keepends=True) if line.startswith("#"))
+    base = re.search(r"^base: (.+)$", text, re.M)
+    return head + (heads(path.parent / base[1]) if base else "")
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=IDS)
+def test_a_path_that_is_not_there_is_explained_at_the_top(path):
+    run = load_config(path)
+    names = [*run.data.train, *run.data.val, run.lpips_weights, run.train.init_from]
+    names.append(getattr(run.autoencoder, "pretrained", None))
+    said = heads(path)
+    for name in filter(None, names):
+        hint = next((text for start, text in HINTS.items() if name.startswith(start)), None)
+        assert hint is None or hint in said, f"{name}: say at the top how it comes to be"
+        assert hint or name in BUNDLED, name

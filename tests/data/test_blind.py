@@ -4,16 +4,18 @@ depend on.
 
 from __future__ import annotations
 
-import math
+import pickle
 
 import numpy as np
 import pytest
-import pyvips
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from ldm_dream.config.data import BlindConfig, DataConfig, FirstOrder, SecondOrder
 from ldm_dream.data import blind
-from ldm_dream.data.blind import degrade_blind
+from ldm_dream.data.blind import degrade_as_planned, degrade_blind
+from ldm_dream.data.blind_plan import MODES, Plan, draw_kernel, draw_resize, plan_blind
+from ldm_dream.data.blind_ways import ON_DEVICE
 from ldm_dream.data.images import Image, read_image, write_image
 from ldm_dream.data.pairs import (
     JPEG_BLOCK,
@@ -57,203 +59,150 @@ def smooth(height: int, width: int) -> np.ndarray:
     return (127.5 + 120 * np.stack(waves, -1)).astype(np.uint8)
 
 
-# ------------------------------------------------------------------------------------------ kernels
-
-KERNELS = [
-    blind.gaussian_kernel(7, (0.2, 0.2)),
-    blind.gaussian_kernel(21, (3.0, 0.5), 0.7, 4.0),
-    blind.plateau_kernel(13, (2.0, 1.0), -2.0, 0.5),
-    blind.sinc_kernel(21, math.pi / 5),
-    blind.sinc_kernel(1, math.pi),
-    blind.identity_kernel(9),
-]
+# ---------------------------------------------------------------------------------------- the plan
 
 
-@pytest.mark.parametrize("kernel", KERNELS, ids=lambda kernel: f"{len(kernel)}")
-def test_a_kernel_sums_to_one_and_is_its_own_point_reflection(kernel):
-    assert kernel.dtype == torch.float32 and kernel.sum().item() == pytest.approx(1, abs=1e-6)
-    torch.testing.assert_close(kernel, kernel.flip(0, 1))
-
-
-@pytest.mark.parametrize("beta", [0.5, 1.0, 3.0])
-@pytest.mark.parametrize("angle", [0.0, 0.6, -2.5])
-def test_gaussian_and_plateau_kernels_follow_their_density(angle, beta):
-    sigma = (2.5, 0.8)
-    # of vectors (x, y)
-    turn = np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
-    precision = np.linalg.inv(turn @ np.diag(np.square(sigma)) @ turn.T)
-    gaussian, plateau = np.zeros((9, 9)), np.zeros((9, 9))
-    for row in range(9):
-        for column in range(9):
-            p = np.array([column - 4, row - 4])
-            d = (p @ precision @ p) ** beta
-            gaussian[row, column], plateau[row, column] = math.exp(-d / 2), 1 / (1 + d)
-    np.testing.assert_allclose(
-        blind.gaussian_kernel(9, sigma, angle, beta), gaussian / gaussian.sum(), atol=1e-7
-    )
-    np.testing.assert_allclose(
-        blind.plateau_kernel(9, sigma, angle, beta), plateau / plateau.sum(), atol=1e-7
-    )
-
-
-def test_the_sinc_kernel_is_the_fourier_transform_of_a_disc():
-    cutoff, steps = 1.9, 801
-    line = np.linspace(-math.pi, math.pi, steps)
-    inside = np.hypot(*np.meshgrid(line, line)) < cutoff
-    waves = np.exp(1j * np.outer(np.arange(-5, 6), line))
-    kernel = (waves @ inside @ waves.T).real
-    np.testing.assert_allclose(blind.sinc_kernel(11, cutoff), kernel / kernel.sum(), atol=2e-4)
-
-
-@pytest.mark.parametrize("cutoff", [math.pi / 3, math.pi / 2])
-def test_a_wave_passes_the_sinc_filter_below_its_cutoff_and_not_above(cutoff):
-    kernel = blind.sinc_kernel(61, cutoff).double()
-    x = torch.arange(-30, 31, dtype=torch.float64)
-    response = [
-        (kernel.sum(0) * torch.cos(share * cutoff * x)).sum().item() for share in (0.6, 1.5)
-    ]
-    assert response[0] == pytest.approx(1, abs=0.1) and response[1] == pytest.approx(0, abs=0.1)
+def kernels(cfg: FirstOrder, random: np.random.Generator, count: int = 10) -> list[np.ndarray]:
+    """[K,K] each."""
+    drawn = [draw_kernel(cfg, random) for _ in range(count)]
+    assert all(kernel is not None for kernel in drawn)
+    return [np.outer(k, k) if k.ndim == 1 else k for k in drawn if k is not None]
 
 
 def test_drawn_kernels_keep_to_the_sizes_and_kinds_of_the_config(random):
-    cfg = FirstOrder(kernel_size=(7, 11), sinc_prob=0)
-    for _ in range(30):
-        kernel = blind.draw_kernel(cfg, random)
-        assert kernel.shape == (11, 11) and kernel.min() >= 0
-    small = blind.draw_kernel(FirstOrder(kernel_size=(3, 3)), random)
-    assert small.shape == (3, 3)
-    ringing = [blind.draw_kernel(FirstOrder(sinc_prob=1), random) for _ in range(10)]
-    assert all(kernel.min() < 0 for kernel in ringing)
-    assert torch.equal(
-        blind.draw_kernel(FirstOrder(blur_prob=0), random), blind.identity_kernel(21)
-    )
-    isotropic = [
-        blind.draw_kernel(FirstOrder(sinc_prob=0, kernel_weights=(1, 0, 1, 0, 1, 0)), random)
-        for _ in range(10)
-    ]
-    assert all(
-        torch.allclose(kernel, kernel.T) and torch.allclose(kernel, kernel.flip(0))
-        for kernel in isotropic
-    )
-    elongated = [
-        blind.draw_kernel(FirstOrder(sinc_prob=0, kernel_weights=(0, 1, 0, 1, 0, 1)), random)
-        for _ in range(10)
-    ]
-    assert not any(torch.allclose(kernel, kernel.T) for kernel in elongated)
-    shapes = {
-        float(k[10, 10])
-        for k in (
-            blind.draw_kernel(FirstOrder(sigma=(2, 2), sinc_prob=0), random) for _ in range(40)
-        )
-    }
+    sized = kernels(FirstOrder(kernel_size=(7, 11), sigma=(3, 3), sinc_prob=0), random, 40)
+    assert {len(kernel) for kernel in sized} == {7, 9, 11}
+    assert all(kernel.min() >= 0 for kernel in sized)
+    assert {len(k) for k in kernels(FirstOrder(kernel_size=(3, 3)), random)} <= {1, 3}
+    assert all(kernel.min() < 0 for kernel in kernels(FirstOrder(sinc_prob=1), random))
+    assert draw_kernel(FirstOrder(blur_prob=0), random) is None
+    isotropic = FirstOrder(sinc_prob=0, kernel_weights=(1, 0, 1, 0, 1, 0))
+    assert all(np.allclose(k, k.T) and np.allclose(k, k[::-1]) for k in kernels(isotropic, random))
+    elongated = FirstOrder(sinc_prob=0, kernel_weights=(0, 1, 0, 1, 0, 1))
+    assert not any(np.allclose(kernel, kernel.T) for kernel in kernels(elongated, random))
+    shapes = {kernel.max() for kernel in kernels(FirstOrder(sigma=(2, 2)), random, 40)}
     assert len(shapes) > 10, "sizes and exponents vary when sigma is fixed"
 
 
-# ------------------------------------------------------------------------ blur, resize, noise, JPEG
-
-
-def test_each_sample_is_blurred_by_its_own_kernel_with_mirrored_borders():
-    images, kernels = noise(2, 3, 4, 6), noise(2, 5, 5)
-    kernels = kernels + kernels.flip(1, 2)
-    padded = np.pad(images.numpy(), ((0, 0), (0, 0), (2, 2), (2, 2)), mode="symmetric")
-    expected = np.zeros(images.shape)
-    for b, c, y, x in np.ndindex(*images.shape):
-        expected[b, c, y, x] = (padded[b, c, y : y + 5, x : x + 5] * kernels[b].numpy()).sum()
-    np.testing.assert_allclose(blind.blur(images, kernels), expected, rtol=1e-5)
-
-
-@pytest.mark.parametrize("length", [1, 2, 5])
-def test_the_mirror_goes_on_without_end(length):
-    expected = np.pad(np.arange(length), 12, mode="symmetric")
-    assert blind.mirrored(-12, length + 12, length).tolist() == expected.tolist()
-
-
-def test_the_identity_kernel_blurs_nothing():
-    images = noise(2, 3, 5, 4)
-    assert torch.equal(blind.blur(images, blind.identity_kernel(21).expand(2, -1, -1)), images)
+def test_kinds_of_kernels_come_as_often_as_their_weights_say(random):
+    cfg = FirstOrder(sinc_prob=0.2, kernel_weights=(3, 0, 0, 1, 0, 0), blur_prob=0.5)
+    drawn = [draw_kernel(cfg, random) for _ in range(1500)]
+    shares = [
+        np.mean([kernel is None for kernel in drawn]),
+        np.mean([kernel is not None and kernel.ndim == 1 for kernel in drawn]),
+        np.mean([kernel is not None and kernel.min() < 0 for kernel in drawn]),
+    ]
+    np.testing.assert_allclose(shares, [0.5, 0.5 * 0.8 * 0.75, 0.5 * 0.2], atol=0.04)
 
 
 def test_resizing_goes_up_down_and_nowhere_as_often_as_the_weights_say(random):
-    image, cfg = noise(1, 3, 200, 100), FirstOrder(resize_weights=(2, 7, 1), resize=(0.2, 1.5))
-    sizes = [
-        tuple(blind._resize_by_chance(image, (200, 100), cfg, random).shape[-2:])
-        for _ in range(400)
-    ]
+    cfg = FirstOrder(resize_weights=(2, 7, 1), resize=(0.2, 1.5))
+    drawn = [draw_resize(cfg, (200, 100), random) for _ in range(600)]
+    sizes = [resize.size for resize in drawn]
     heights = np.array([height for height, _ in sizes])
     assert 40 <= heights.min() < 60 and 280 < heights.max() <= 300
     assert all(abs(height - 2 * width) <= 1 for height, width in sizes)
     shares = [(heights > 200).mean(), (heights < 200).mean(), (heights == 200).mean()]
     np.testing.assert_allclose(shares, [0.2, 0.7, 0.1], atol=0.07)
+    modes = [np.mean([resize.mode == mode for resize in drawn]) for mode in MODES]
+    np.testing.assert_allclose(modes, 1 / 3, atol=0.07)
 
 
-@pytest.mark.parametrize("gray", [False, True])
-def test_gaussian_noise_has_its_standard_deviation_and_no_mean(random, gray):
-    change = blind.gaussian_noise(torch.full((1, 3, 200, 200), 0.5), 0.05, gray, random) - 0.5
-    assert change.mean().abs() < 1e-3 and change.std().item() == pytest.approx(0.05, rel=0.02)
-    assert torch.equal(change[:, 0], change[:, 1]) == gray
-    clipped = blind.gaussian_noise(torch.ones(1, 3, 9, 9), 0.5, gray, random)
-    assert clipped.max() == 1 and clipped.min() >= 0
+def test_a_plan_is_a_function_of_its_seed_and_travels_between_processes():
+    plans = plan_blind(BlindConfig(), 4, (64, 80), [(1, n) for n in range(6)])
+    alone = plan_blind(BlindConfig(), 4, (64, 80), [(1, 4)])
+    sent = pickle.loads(pickle.dumps(plans))
+    assert len({plan.noise_seed for plan in plans}) == 6
+    hr = noise(6, 3, 64, 80)
+    expected = degrade_blind(hr, 4, BlindConfig(), [(1, n) for n in range(6)])
+    assert torch.equal(degrade_as_planned(hr, sent), expected)
+    assert torch.equal(degrade_as_planned(hr[4:5], alone), expected[4:5])
 
 
-@pytest.mark.parametrize(("levels", "peak"), [(256, 256), (100, 128)])
-def test_poisson_noise_has_the_mean_and_variance_of_counted_photons(random, levels, peak):
-    values = torch.linspace(0, 255, levels).round() / 255
-    image = values[None, None, :, None].expand(1, 3, levels, 4000)
-    change = blind.poisson_noise(image, 0.1, False, random) - image
-    middle = change[0, :, levels // 2]
-    assert middle.mean().abs() < 3e-4
-    assert middle.var().item() == pytest.approx(
-        0.1**2 * values[levels // 2].item() / peak, rel=0.07
+# -------------------------------------------------------------------------------------- on a device
+
+
+def on_device(hr: torch.Tensor, plans: list[Plan]) -> torch.Tensor:
+    """What a GPU does, here."""
+    return blind._degrade(hr, plans, blind._carried(plans, hr.device), ON_DEVICE)
+
+
+class NothingWaits(TorchDispatchMode):
+    """Fails where a GPU would send a number to Python or wait for one from it."""
+
+    WAITS = (
+        "_local_scalar_dense",
+        "nonzero",
+        "lift_fresh",
+        "bincount",
+        "_unique2",
+        "masked_select",
+        "is_nonzero",
+        "equal",
     )
-    assert not torch.equal(change[0, 0], change[0, 1])
-    assert change[0, :, 0].abs().max() == 0, "no light, no noise"
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__
+        masks = name.startswith("index") and any(
+            isinstance(index, torch.Tensor) and index.dtype == torch.bool
+            for index in (args[1] if isinstance(args[1], list | tuple) else ())
+        )
+        assert not masks and name not in self.WAITS, f"{func} waits for the device"
+        return func(*args, **(kwargs or {}))
 
 
-def test_a_picture_of_two_levels_has_two_photons_for_white(random):
-    image = torch.tensor([0.0, 1.0]).expand(1, 3, 500, 2)
-    change = image - blind.poisson_noise(image, 0.1, False, random)
-    # more than two are clipped
-    assert set(change[..., 1].mul(20).round(decimals=3).unique().tolist()) == {
-        0,
-        1,
-        2,
-    }
+def test_on_a_device_nothing_waits(monkeypatch):
+    """Nothing between the one copy of all numbers to the device and the finished batch."""
+    hr, size = noise(24, 3, 32, 40), (32, 40)
+    plans = plan_blind(BlindConfig(), 4, size, range(24))
+    assert {plan.first.noise.kind for plan in plans} == {"gaussian", "poisson"}
+    assert {plan.jpeg_last for plan in plans} == {plan.second is None for plan in plans}
+    assert {np.ndim(plan.first.kernel) for plan in plans} == {1, 2}
+    carried = blind._carried(plans, hr.device)
+    expected = blind._degrade(hr, plans, carried, ON_DEVICE)  # tables are made once a process
+
+    def refuse(*_):
+        raise AssertionError("a tensor goes to or comes from Python")
+
+    for name in ("cpu", "numpy", "item", "tolist", "__array__", "__bool__", "__float__", "__int__"):
+        monkeypatch.setattr(torch.Tensor, name, refuse)
+    for name in ("tensor", "as_tensor", "from_numpy"):
+        monkeypatch.setattr(torch, name, refuse)
+    with torch.no_grad(), NothingWaits():
+        found = blind._degrade(hr, plans, carried, ON_DEVICE)
+    monkeypatch.undo()
+    assert torch.equal(found, expected)
 
 
-def test_grey_poisson_noise_follows_the_luminance_in_all_channels(random):
-    """Grey poisson noise is alike in all channels and follows the luminance."""
-    ramp = torch.arange(256.0).expand(300, 256) / 255
-    image = torch.stack([ramp * 0, ramp, ramp * 0])[None]  # pure green: luminance 0.587 * ramp
-    change = blind.poisson_noise(image, 0.1, True, random) - image
-    assert (
-        torch.equal(change[0, 0].clamp(min=0), change[0, 2].clamp(min=0)) and change[0, 0].max() > 0
-    )
-    levels = torch.unique((0.587 * torch.arange(256.0)).round()).numel()
-    expected = 0.1**2 * 0.587 * 128 / 255 / 2 ** math.ceil(math.log2(levels))
-    assert change[0, 1, :, 118:138].var().item() == pytest.approx(expected, rel=0.1)
+def test_what_waits_is_noticed():
+    with NothingWaits(), pytest.raises(AssertionError, match="waits"):
+        noise(3).sum().item()
+    with NothingWaits(), pytest.raises(AssertionError, match="waits"):
+        noise(3)[torch.ones(3, dtype=torch.bool)]
 
 
-@pytest.mark.parametrize("quality", [30, 95])
-def test_jpeg_loses_what_libjpeg_loses(quality):
-    pixels = torch.from_numpy(smooth(37, 51)).permute(2, 0, 1)
-    found = blind.jpeg(pixels[None] / 255, quality)[0] * 255
-    # another build of libjpeg
-    data = pyvips.Image.new_from_array(smooth(37, 51)).jpegsave_buffer(
-        Q=quality, subsample_mode="on"
-    )
-    other = torch.from_numpy(pyvips.Image.new_from_buffer(data, "").numpy()).permute(2, 0, 1)
-    assert (found - other).abs().max() <= 2
-    assert (found - pixels).abs().mean() > 0.2
+def test_a_device_takes_the_same_choices_and_computes_the_same():
+    """Only JPEG rounds otherwise: so at its best qualities, nearly the same pixels."""
+    fine = {"jpeg_quality": (95, 100)}
+    cfg = BlindConfig(first=FirstOrder(**fine), second=SecondOrder(**fine), second_order_prob=0.7)
+    hr = torch.from_numpy(smooth(64, 80)).permute(2, 0, 1)[None].expand(24, -1, -1, -1) / 255
+    plans = plan_blind(cfg, 2, (64, 80), range(24))
+    difference = (on_device(hr, plans) - degrade_as_planned(hr, plans)).abs() * 255
+    assert difference.mean() < 1 and (difference.mean((1, 2, 3)) < 3).all()
+
+
+def test_on_a_device_too_a_sample_depends_on_its_seed_alone():
+    hr, plans = noise(5, 3, 36, 44), plan_blind(BlindConfig(), 4, (36, 44), range(5))
+    batch = on_device(hr, plans)
+    assert torch.equal(on_device(hr[3:4], plans[3:4]), batch[3:4])
+    assert torch.equal(batch, (batch * 255).round() / 255)
 
 
 # ------------------------------------------------------------------------------------- the pipeline
 
 
 def test_a_sample_depends_on_picture_and_seed_not_on_its_batch():
-    """Bit for bit: a level that JPEG sees otherwise would grow to many. The grouped convolution of
-    the first blur keeps it so, since each channel's sum is formed alone and in one order; all
-    behind it runs sample by sample.
-    """
+    """Bit for bit: a level that JPEG sees otherwise would grow to many."""
     hr, seeds = noise(7, 3, 68, 76), [(5, n) for n in range(7)]
     batch = degrade_blind(hr, 4, BlindConfig(), seeds)
     alone = torch.cat(

@@ -14,11 +14,11 @@ import torch
 from ldm_dream.config.data import BicubicConfig, BlindConfig, DataConfig
 from ldm_dream.data import kept
 from ldm_dream.data.images import read_image, read_window
-from ldm_dream.data.kept import Part, Parts
+from ldm_dream.data.kept import Piece, Pieces
 from ldm_dream.data.memory import available, handed_over, mapped, new_area, room_for_pictures
 from ldm_dream.data.pairs import PairDataset, Request
 from ldm_dream.data.resize import imresize_levels, imresize_levels_part, rows_needed
-from ldm_dream.data.sources import DataError, Pictures
+from ldm_dream.data.sources import DataError, Files, Pictures
 
 SIZE = 90, 70  # height, width
 
@@ -68,21 +68,21 @@ def test_a_part_of_a_picture_is_that_of_the_whole_picture(tmp_path):
 def test_no_batch_depends_on_what_is_kept(tmp_path, monkeypatch, degradation):
     written(tmp_path)
     decoded = []
-    read = Pictures.read
-    monkeypatch.setattr(Pictures, "read", lambda *x: decoded.append(x[1]) or read(*x))
+    read = Files.read
+    monkeypatch.setattr(Files, "read", lambda *x: decoded.append(x[1]) or read(*x))
 
     def batches(gib: float | None):
-        cfg = DataConfig(train=(str(tmp_path),), patch=32, keep_gib=gib, degradation=degradation)
+        cfg = DataConfig(train=(str(tmp_path),), patch=16, keep_gib=gib, degradation=degradation)
         data = PairDataset(cfg, scale=4, seed=0)
         decoded.clear()
-        return data, [data.batch(number, 4) for number in range(9)]
+        return data, [data.batch(number, 4) for number in range(6)]
 
     everything, wanted = batches(None)
-    assert everything.parts.keeps == 12 and len(decoded) == 12, "each is decoded once"
+    assert everything.hr.keeps == 12 and len(decoded) == 12, "each is decoded once"
     half, found = batches(6.5 * 3 * SIZE[0] * SIZE[1] / 2**30)
     nothing, others = batches(0)
-    assert half.parts.keeps == 6 and nothing.parts.keeps == 0
-    assert 12 < len(decoded) < 36, "each is decoded whole at its first visit, some at each"
+    assert half.hr.keeps == 6 and nothing.hr.keeps == 0
+    assert 12 < len(decoded) < 24, "each is decoded whole at its first visit, some at each"
     for one, two, three in zip(wanted, found, others):
         assert one.draws == two.draws == three.draws
         assert torch.equal(one.hr, two.hr) and torch.equal(one.lr, two.lr)
@@ -105,7 +105,7 @@ def test_a_picture_that_is_replaced_while_a_run_goes_on_is_named(tmp_path):
     PIL.Image.fromarray(noise(*SIZE, 3)).save(tmp_path / "x.png")
     pairs = PairDataset(DataConfig(train=(str(tmp_path),), patch=16), scale=4, seed=0)
     PIL.Image.fromarray(noise(50, 60, 3)).save(tmp_path / "x.png")
-    with pytest.raises(DataError, match="x: is 60x50, but 70x90 when the run began"):
+    with pytest.raises(DataError, match=r"x\.png: is 60x50, but 70x90 when the run began"):
         pairs.batch(0, 1)
 
 
@@ -116,7 +116,7 @@ def test_memory_that_cannot_be_had_is_one_sentence(tmp_path, monkeypatch):
     PIL.Image.fromarray(noise(*SIZE, 3)).save(tmp_path / "x.png")
     monkeypatch.setattr(kept, "mapped", refused)
     with pytest.raises(DataError, match=r"data\.keep_gib: 0\.0 GiB cannot be reserved \(Cannot"):
-        Parts(Pictures((str(tmp_path),), (), "data.train"), [0], [SIZE], 10**6)
+        Pieces(Pictures((str(tmp_path),), (), "data.train"), [0], np.array([SIZE]), 10**6)
 
 
 def test_an_area_outlives_its_descriptor_and_goes_from_process_to_process():
@@ -186,7 +186,7 @@ def test_an_lr_patch_is_that_of_the_whole_lr_picture(scale):
             rows, columns = slice(top, top + side), slice(left, left + side)
             high = rows_needed(height * scale, height, rows)
             wide = rows_needed(width * scale, width, columns)
-            cut = Part(hr[:, high, wide], high.start, wide.start).cut
+            cut = Piece(hr[:, high, wide], high.start, wide.start).cut
             sizes = (height * scale, width * scale), (height, width)
             assert torch.equal(
                 imresize_levels_part(cut, *sizes, rows, columns), lr[:, rows, columns]

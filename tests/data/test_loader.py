@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -35,6 +36,10 @@ def folder(tmp_path_factory):
 def pairs(folder, **knobs) -> PairDataset:
     train = DataConfig(train=(str(folder),), patch=32, max_bad_fraction=0.5, **knobs)
     return PairDataset(train, scale=4, seed=3)
+
+
+def paths(data: PairDataset) -> list[Path]:
+    return [Path(data.pictures.path(i)) for i in range(len(data.pictures))]
 
 
 def loaded(data: PairDataset, numbers, workers: int) -> Iterator[Batch]:
@@ -78,16 +83,16 @@ def test_after_a_worker_is_killed_one_sentence_then_the_same_batches(folder):
 def test_mistakes_that_workers_meet_come_as_they_are(folder, tmp_path, caplog):
     def told(workers: int) -> str:
         data = pairs(folder)
-        for path in data.pictures.paths:  # their headers stay as they were
+        for path in paths(data):  # their headers stay as they were
             path.write_bytes(kept[path][: len(kept[path]) // 2])
         caplog.clear()
         with pytest.raises(DataError) as error:
             list(loaded(data, range(8), workers))
-        for path in data.pictures.paths:
+        for path in paths(data):
             path.write_bytes(kept[path])
         return f"{error.value} {caplog.text}"
 
-    kept = {path: path.read_bytes() for path in pairs(folder).pictures.paths}
+    kept = {path: path.read_bytes() for path in paths(pairs(folder))}
     inline, from_worker = told(0), told(1)
     assert "cannot be read" in inline and "Traceback" not in inline
     assert from_worker == inline

@@ -212,6 +212,7 @@ def _end(folder: Path) -> dict[str, object]:
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     for row in rows:
         row.pop("steps_per_second", None)
+        row.pop("data_wait", None)
         row.pop("eta_s", None)
     files = ("model/model.safetensors", "model-best/model.safetensors")
     state = f"checkpoints/step-{STEPS:08d}/state.safetensors"

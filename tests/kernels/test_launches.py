@@ -3,6 +3,7 @@ by networks and the autoencoder at their usual shapes. And all of it compiles fo
 """
 
 import itertools
+import re
 import subprocess
 import sys
 from typing import Any, NamedTuple
@@ -12,6 +13,7 @@ import torch
 
 import dream_kernels
 from dream_kernels import OPS, Variant, vq_lookup
+from dream_kernels._triton import run
 from kernel_rules import DEVICE, ROOT, without_interpreter
 from ldm_dream.config.files import load_config
 from ldm_dream.config.model import DDPMConfig, Dream, ResidualShiftConfig, Sampling
@@ -19,8 +21,9 @@ from ldm_dream.denoiser import Inputs
 from ldm_dream.loss import diffusion_loss
 from ldm_dream.networks.layers import GroupNorm
 from ldm_dream.networks.vqgan import Codebook
+from ldm_dream.noise import gaussian
 from ldm_dream.process import build_process
-from ldm_dream.sampler import SAMPLERS, gaussian, sample
+from ldm_dream.sampler import SAMPLERS, sample
 from runs import PlainDenoiser
 
 TYPES = {
@@ -84,6 +87,45 @@ def launches(monkeypatch):
     return launched
 
 
+def test_kernels_are_launched_on_the_device_of_their_tensors(monkeypatch):
+    """Which need not be the current one: Triton asks for that. Without a GPU tensors say that they
+    are on the second, and torch keeps a number in place of the device.
+    """
+    device, launched = [0], []
+
+    class OnSecond(torch.Tensor):
+        is_cuda = True
+
+        def get_device(self):
+            return 1
+
+    def exchange(wanted):
+        before, device[0] = device[0], wanted
+        return before
+
+    def restore(wanted):
+        device[0] = wanted
+        return wanted
+
+    monkeypatch.setattr(torch.cuda, "_exchange_device", exchange)
+    monkeypatch.setattr(torch.cuda, "_maybe_exchange_device", restore)
+    jit_function = type(OPS["q_sample"].variants()[0].kernel)
+    monkeypatch.setattr(
+        jit_function, "run", lambda kernel, *_, **__: launched.append((kernel, device[0]))
+    )
+    kernels = {variant.kernel for op in OPS.values() for variant in op.variants()}
+    for kernel in kernels:
+        run(kernel, 1)(torch.ones(1).as_subclass(OnSecond), 2)
+    assert launched == [(kernel, 1) for kernel in kernels] and device == [0]
+
+
+def test_no_launch_goes_past_the_device_of_its_tensors():
+    """`run` is the one place where a kernel meets a grid."""
+    folder = ROOT / "kernels/dream_kernels"
+    found = [path.name for path in folder.glob("*.py") if re.search(r"_kernel\[", path.read_text())]
+    assert found == []
+
+
 def test_the_table_holds_what_the_loss_launches(launches):
     z0, z_lr, eps = torch.randn(3, 2, 3, 16, 16, device=DEVICE)
     t = torch.tensor([3, 11], device=DEVICE)
@@ -142,10 +184,10 @@ def test_the_table_holds_the_codebook_lookups_of_every_config(launches):
     assert launches(quantize) == variants("vq_lookup")
 
 
-def test_every_kernel_compiles_for_whole_numbers_that_are_one():
-    """As HW of a feature of one pixel: of such a number Triton makes a constant, without the
-    methods that it otherwise has. The interpreter does not.
+def test_every_kernel_compiles_for_ones_and_multiples_of_16():
+    """Of HW of a feature of one pixel Triton makes a constant, without the methods that a number
+    otherwise has. The interpreter does not.
     """
-    command = [sys.executable, str(ROOT / "tests/kernels/compile_with_ones.py")]
+    command = [sys.executable, str(ROOT / "tests/kernels/compile_specialised.py")]
     done = subprocess.run(command, capture_output=True, text=True, env=without_interpreter())
     assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]

@@ -13,8 +13,9 @@ from ldm_dream.config.run import DiffusionRun
 from ldm_dream.data.pairs import Batch
 from ldm_dream.denoiser import Inputs
 from ldm_dream.networks.autoencoders import build_autoencoder
+from ldm_dream.noise import gaussian
 from ldm_dream.process import build_process
-from ldm_dream.sampler import gaussian, sample
+from ldm_dream.sampler import sample
 from ldm_dream.training.diffusion import DiffusionObjective
 from runs import PlainDenoiser
 

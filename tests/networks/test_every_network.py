@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from ldm_dream.config.networks import IDMConfig, LDMConfig, ResShiftNetConfig, SR3Config
-from ldm_dream.networks import NETWORKS, build_network, compile_blocks
+from ldm_dream.networks import NETWORKS, build_network, compile_blocks, recompute_blocks
 from ldm_dream.networks.layers import Attention, LastConv2d
 from ldm_dream.networks.ldm import Attention as LDMAttention
 from ldm_dream.networks.resshift import WindowAttention
@@ -210,3 +210,30 @@ def test_the_last_convolution_is_not_rounded_under_autocast(name):
         after = predict(network, *arguments)
     assert after.dtype == torch.float32
     torch.testing.assert_close(after, before * (1 + 2**-10))
+
+
+@every_network
+def test_recomputed_blocks_keep_less_and_give_the_same_gradients(name):
+    """Dropout included: it is drawn again as it was."""
+    found = []
+    for recomputed in (False, True):
+        torch.manual_seed(0)
+        network = build_network(CONFIGS[name]).train()
+        if recomputed:
+            recompute_blocks(network)
+        held = 0
+
+        def keep(x: Tensor) -> Tensor:
+            nonlocal held
+            held += x.numel()
+            return x
+
+        args = inputs(name, (16, 16))
+        torch.manual_seed(1)
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+            output = predict(network, *args)
+        output.square().sum().backward()
+        found.append((held, [p.grad for p in network.parameters()]))
+    assert found[1][0] < 0.75 * found[0][0], "less is held for the backward pass"
+    for plain, again in zip(found[0][1], found[1][1]):
+        assert (plain is None) == (again is None) and (plain is None or torch.equal(plain, again))

@@ -17,7 +17,9 @@ from ldm_dream.training import run_folder
 from ldm_dream.training.check import check_run
 from ldm_dream.training.checkpoint import latest_checkpoint
 from ldm_dream.training.run_folder import RunFolderError, claim
-from ldm_dream.training.train import Trainer, TrainingError, train
+from ldm_dream.training.state import StateError
+from ldm_dream.training.train import train
+from ldm_dream.training.trainer import Trainer
 from runs import autoencoder_folder, diffusion_run, pictures
 
 
@@ -88,7 +90,7 @@ def test_what_may_change_goes_on_and_is_kept_as_history(made, run_dir, capsys):
 def test_other_pictures_are_refused(made, run_dir, tmp_path):
     fewer = pictures(tmp_path / "fewer", count=4)
     before, starts = contents(run_dir), (run_dir / "history.jsonl").read_text()
-    with pytest.raises(TrainingError, match="4 pictures that are not the 5"):
+    with pytest.raises(StateError, match="4 pictures that are not the 5"):
         train(changed(made, train={"steps": 3}, data={"train": (str(fewer),)}), run_dir)
     assert contents(run_dir) == before and (run_dir / "history.jsonl").read_text() == starts
 
@@ -107,7 +109,7 @@ def test_a_checkpoint_that_lacks_a_part_is_refused(made, run_dir):
         kept = {k: v for k, v in load_file(path).items() if not k.startswith(name)}
         save_file(kept, path)
         (path.parent / "SHA256SUMS").unlink(missing_ok=True)
-        with pytest.raises(TrainingError, match=f"step 2 lacks {name[:-1]}"):
+        with pytest.raises(StateError, match=f"step 2 lacks {name[:-1]}"):
             train(changed(made, train={"steps": 3}), run_dir)
 
 
@@ -174,7 +176,7 @@ def test_a_row_of_the_log_stands_once_and_a_half_one_is_dropped(made, run_dir):
     assert train(changed(made), run_dir) == 0
     timeless = [
         [
-            {k: v for k, v in row.items() if k not in ("steps_per_second", "eta_s")}
+            {k: v for k, v in row.items() if k not in ("steps_per_second", "eta_s", "data_wait")}
             for row in rows(d)
         ]
         for d in (run_dir, made / "run")

@@ -2,6 +2,9 @@
 is played by plain Python.
 """
 
+from contextlib import contextmanager
+from typing import NamedTuple
+
 import pytest
 import torch
 from torch.utils._pytree import tree_leaves
@@ -12,16 +15,21 @@ from ldm_dream.networks import build_network
 from ldm_dream.upscaling.cuda_graphs import CALLS, KEPT, GraphedCall
 
 
+class Recording(NamedTuple):
+    arguments: tuple
+    pool: object
+
+
 @pytest.fixture
 def recorded(monkeypatch) -> list:
-    """The arguments of every recording. It acts as CUDA's: reads from and writes to the same memory
+    """Every recording. It acts as CUDA's: reads from and writes to the same memory
     each time.
     """
     recordings = []
 
-    def make_graphed_callables(call, arguments):
+    def make_graphed_callables(call, arguments, pool):
         assert not isinstance(call, torch.nn.Module)
-        recordings.append(arguments)
+        recordings.append(Recording(arguments, pool))
         result = call(*arguments)
 
         def replay(*inputs):
@@ -32,6 +40,7 @@ def recorded(monkeypatch) -> list:
         return replay
 
     monkeypatch.setattr(torch.cuda, "make_graphed_callables", make_graphed_callables)
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", object)
     return recordings
 
 
@@ -58,6 +67,7 @@ def test_no_more_than_kept_are_recorded(recorded):
         for _ in range(CALLS + 2):
             assert torch.equal(call(torch.ones(size)), -torch.ones(size))
     assert len(recorded) == KEPT
+    assert len({id(recording.pool) for recording in recorded}) == 1
 
 
 @torch.no_grad()
@@ -83,6 +93,55 @@ def test_tiles_through_a_recorded_call_make_the_same_picture(recorded):
     upscaler.denoiser.call = GraphedCall(upscaler.denoiser.network)
     assert torch.equal(upscaler(picture, tile=16, tile_pad=4), want)
     assert len(recorded) == 1
+
+
+def test_recording_and_playing_are_on_the_device_of_the_inputs(recorded, monkeypatch):
+    current = ["cuda:0"]
+
+    @contextmanager
+    def device_of(x):
+        current.append(f"of {tuple(x.shape)}")
+        yield
+        current.pop()
+
+    seen = []
+    monkeypatch.setattr(torch.cuda, "device_of", device_of)
+    call = GraphedCall(lambda x: seen.append(current[-1]) or x + 1)
+    for _ in range(CALLS + 2):
+        call(torch.ones(3))
+    assert {*seen} == {"of (3,)"} and len(recorded) == 1 and current == ["cuda:0"]
+
+
+def test_out_of_memory_drops_recordings_before_tiles_shrink(recorded, monkeypatch, caplog):
+    """And no more are made: they would take the memory again."""
+    picture, upscaler, sides = torch.rand(3, 60, 20), Upscaler.from_pretrained(device="cpu"), []
+    options = {"tile": 16, "tile_pad": 4}
+    want = upscaler(picture, **options)
+    call = upscaler.denoiser.call = GraphedCall(upscaler.denoiser.network)
+    decode = upscaler.autoencoder.decode
+
+    def full(z):
+        sides.append(z.shape[-1])
+        if call.graphs:
+            raise torch.OutOfMemoryError
+        return decode(z)
+
+    monkeypatch.setattr(upscaler.autoencoder, "decode", full)
+    for _ in range(2):
+        assert torch.equal(upscaler(picture, **options), want)
+    assert len(recorded) == 1 and len(set(sides)) == 1 and not call.graphs
+    assert [record.getMessage()[-28:] for record in caplog.records] == [
+        "without recorded CUDA graphs."[-28:]
+    ]
+
+
+def test_out_of_memory_without_recordings_is_raised_at_once(recorded):
+    call = GraphedCall(lambda x: x)
+    assert not call.drop()
+    call = GraphedCall(lambda x: x + 1)
+    for _ in range(CALLS + 1):
+        call(torch.ones(2))
+    assert call.drop() and not call.drop()
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs want CUDA")

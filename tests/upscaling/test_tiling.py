@@ -8,7 +8,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ldm_dream.data.resize import imresize_to
-from ldm_dream.sampler import seeded
 from ldm_dream.upscaling.pictures import Source, unpack
 from ldm_dream.upscaling.tiling import Pass, Tiles, across, wavefront
 
@@ -165,28 +164,6 @@ def test_halving_ends_above_the_overlap():
         assert max(tiles.shape) <= tiles.size
         tiles = tiles.halved()
     assert sizes == [512, 256, 128, 64, 40]
-
-
-def test_noise_depends_on_seed_and_step_alone():
-    like = torch.zeros(2, 3, 8, 8)
-    field = seeded(5, like)
-    assert torch.equal(field(1), seeded(5, like.double()[:1])(1).float().expand_as(like))
-    assert torch.equal(field(1)[0], field(1)[1])
-    fields = [seeded(seed, like)(k) for seed in (0, 1) for k in (0, 1)]
-    assert all(not torch.equal(a, b) for i, a in enumerate(fields) for b in fields[:i])
-
-
-def test_noise_is_standard_normal_and_its_steps_are_uncorrelated():
-    field = seeded(0, torch.zeros(1, 4, 128, 128))
-    a, b = field(0).flatten(), field(1).flatten()
-    assert abs(a.mean()) < 0.02 and abs(a.std() - 1) < 0.02
-    assert abs((a * b).mean()) < 0.02
-
-
-def test_noise_of_a_part_is_that_part_of_the_noise():
-    like = torch.zeros(1, 3, 20, 8)
-    part = seeded(5, like[..., 4:11, :], top=4)
-    assert torch.equal(seeded(5, like)(2)[..., 4:11, :], part(2))
 
 
 # ---------------------------------------------------------------------------------------- wavefront

@@ -6,6 +6,7 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
+from pydantic import TypeAdapter
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ldm_dream.config.model import (
@@ -15,7 +16,7 @@ from ldm_dream.config.model import (
     Sampling,
     VQGANConfig,
 )
-from ldm_dream.config.networks import IDMConfig, ResShiftNetConfig
+from ldm_dream.config.networks import IDMConfig, NetworkConfig, ResShiftNetConfig
 from ldm_dream.config.run import DiffusionRun
 from ldm_dream.data.images import Image, ImageError
 from ldm_dream.data.resize import imresize_to, upsample
@@ -23,9 +24,12 @@ from ldm_dream.denoiser import Denoiser
 from ldm_dream.model_folder import LoadedModel
 from ldm_dream.networks import build_network
 from ldm_dream.networks.autoencoders import build_autoencoder
+from ldm_dream.networks.layers import LastConv2d
 from ldm_dream.process import build_process
 from ldm_dream.sampler import SamplerError
+from ldm_dream.upscaling import strips
 from ldm_dream.upscaling import upscaler as upscale_module
+from ldm_dream.upscaling.devices import placed
 from ldm_dream.upscaling.upscaler import UpscaleError, Upscaler
 
 LATENT = VQGANConfig(
@@ -328,13 +332,13 @@ def test_strips_change_no_number(color_fix, scale, monkeypatch):
     image = Image(image.pixels, image.alpha[..., 0])
     options = {"steps": 1, "scale": scale, "color_fix": color_fix, "tile": 24, "tile_pad": 2}
     whole = upscaler()(image, **options)
-    monkeypatch.setattr(upscale_module, "STRIP", 21 * 4 * 13)
-    monkeypatch.setattr(upscale_module, "MIN_STRIP", 13)
-    monkeypatch.setattr(upscale_module, "COLUMNS", 37)
-    strips = upscaler()(image, **options)
-    assert np.array_equal(strips.alpha, whole.alpha)
+    monkeypatch.setattr(strips, "STRIP", 21 * 4 * 13)
+    monkeypatch.setattr(strips, "MIN_STRIP", 13)
+    monkeypatch.setattr(strips, "COLUMNS", 37)
+    in_strips = upscaler()(image, **options)
+    assert np.array_equal(in_strips.alpha, whole.alpha)
     # the moments of adain are summed in another order
-    assert np.abs(strips.pixels.astype(int) - whole.pixels).max() <= (color_fix == "adain")
+    assert np.abs(in_strips.pixels.astype(int) - whole.pixels).max() <= (color_fix == "adain")
 
 
 class Largest(TorchDispatchMode):
@@ -354,7 +358,7 @@ class Largest(TorchDispatchMode):
 
 @pytest.mark.parametrize("scale", [0.5, 4])
 def test_a_large_picture_is_never_whole_in_floats(scale, monkeypatch):
-    monkeypatch.setattr(upscale_module, "STRIP", 0)
+    monkeypatch.setattr(strips, "STRIP", 0)
     image = np.random.default_rng(0).integers(0, 256, (160, 8, 3), np.uint8)
     with Largest() as seen:
         upscaler()(image, steps=1, scale=scale, tile=16, tile_pad=2)
@@ -395,6 +399,61 @@ def test_bf16_is_close_to_fp32():
     assert 0 < (half(image) - model(image)).abs().mean() < 0.02
 
 
+HALF = {
+    "resshift": ({"swin_embed_dim": 32, "num_head_channels": 16, "cond_factor": 2}, 6, 2),
+    "sr3": ({}, 3, 1),
+    "ldm": ({"model_channels": 32, "num_head_channels": 16}, 3, 1),
+    "idm": ({"encoder_blocks": 1, "encoder_channels": 8}, 3, None),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", HALF)
+@torch.no_grad()
+def test_weights_cast_once_give_the_bits_of_autocast(kind):
+    torch.manual_seed(0)
+    options, channels, factor = HALF[kind]
+    options = {
+        "image_size": 16,
+        "model_channels": 32,
+        "channel_mult": (1, 2),
+        "num_res_blocks": 1,
+    } | options
+    cfg = TypeAdapter(NetworkConfig).validate_python(
+        {"kind": kind, "cond_channels": channels, "attention_resolutions": (8,), "dropout": 0.0}
+        | options
+    )
+    network = build_network(cfg).to(memory_format=torch.channels_last).eval()
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    half = placed(network, torch.device("cpu"), torch.bfloat16)
+    size = {None: 8, 1: 16, 2: 32}[factor]
+    cond, z_t = torch.randn(2, channels, size, size), torch.randn(2, cfg.in_channels, 16, 16)
+    made, t = [], torch.rand(2)
+    for module in (network, half):
+        with torch.autocast("cpu", torch.bfloat16, cache_enabled=False):
+            emb = module.embed(t)
+            made.append(module(z_t, emb, *module.prepare(cond, (16, 16))))
+    assert torch.equal(*made) and made[0].std() > 1e-3
+    kinds = {parameter.dtype for parameter in half.parameters()}
+    assert kinds == {torch.bfloat16, torch.float32}
+    assert {parameter.dtype for parameter in network.parameters()} == {torch.float32}
+    last = [layer for layer in half.modules() if isinstance(layer, LastConv2d)]
+    assert [layer.weight.dtype for layer in last] == [torch.float32]
+
+
+@torch.no_grad()
+def test_an_autoencoder_cast_once_gives_the_bits_of_autocast():
+    torch.manual_seed(0)
+    vqgan = build_autoencoder(
+        LATENT.model_copy(update={"norm": "group", "ch": 32, "mid_attention": True})
+    ).eval()
+    vqgan.to(memory_format=torch.channels_last)
+    half, x = placed(vqgan, torch.device("cpu"), torch.bfloat16), torch.rand(1, 3, 32, 32)
+    with torch.autocast("cpu", torch.bfloat16, cache_enabled=False):
+        made = [module.decode(module.encode(x).float()) for module in (vqgan, half)]
+    assert torch.equal(*made)
+
+
 @pytest.mark.parametrize(
     "options, says",
     [
@@ -403,6 +462,7 @@ def test_bf16_is_close_to_fp32():
         ({"steps": 0}, "steps=0"),
         ({"steps": 4}, "steps=4"),
         ({"seed": -1}, "seed=-1"),
+        ({"seed": 2**64}, "one below 2.64"),
         ({"tile": 0}, "tile=0"),
         ({"tile_pad": -1}, "tile_pad=-1"),
         ({"batch_size": 0}, "batch_size=0"),

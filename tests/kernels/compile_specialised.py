@@ -1,14 +1,16 @@
-"""Compiles every kernel for whole numbers that are 1, of which Triton makes constants where its
-interpreter does not. A program: where kernels are interpreted none can be compiled.
+"""Compiles every kernel for the whole numbers that Triton compiles anew for, where its interpreter
+does not: 1, of which it makes a constant, and multiples of 16. A program: where kernels are
+interpreted none can be compiled.
 """
 
 import multiprocessing
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 
 from dream_kernels import OPS, Variant, _aot
 
 
-def with_ones(variant: Variant, names: list[str]) -> Variant:
+def with_ones(variant: Variant, names: Sequence[str]) -> Variant:
     return variant._replace(
         name=f"{variant.kernel.__name__} with {', '.join(names)} = 1",
         signature=variant.signature | dict.fromkeys(names, "constexpr"),
@@ -17,14 +19,22 @@ def with_ones(variant: Variant, names: list[str]) -> Variant:
     )
 
 
+def with_multiples(variant: Variant, names: Sequence[str]) -> Variant:
+    name = f"{variant.kernel.__name__} with {', '.join(names) or 'none'} multiples of 16"
+    return variant._replace(name=name, multiples=tuple(names))
+
+
 def cases() -> list[Variant]:
-    """Each kernel, in each layout that it has, with one or all of its whole numbers 1."""
+    """Each kernel, in each layout that it has: one or all of its whole numbers 1, none or all of
+    them multiples of 16.
+    """
     variants = [variant for op in OPS.values() for variant in op.variants()]
     once = {(variant.kernel, variant.constexprs.get("LAST")): variant for variant in variants}
     found = []
     for variant in once.values():
         whole = [name for name, kind in variant.signature.items() if kind == "i32"]
         found += [with_ones(variant, names) for names in (whole, *([name] for name in whole))]
+        found += [with_multiples(variant, names) for names in ((), whole)]
     return found
 
 

@@ -1,0 +1,167 @@
+"""Sizes of pictures from their headers, which are read once: a file in the user's cache folder keeps
+them, and a picture whose size in bytes or time has changed is read again.
+
+Of several processes that begin at once, one reads and the others wait for its file.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import logging
+import os
+import time
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from tqdm import tqdm
+
+from ldm_dream.data import lmdb_store
+from ldm_dream.data.header import header_of
+from ldm_dream.data.image import ImageError
+from ldm_dream.data.listing import BYTES, TIME, Listing
+from ldm_dream.errors import shown
+from ldm_dream.writing import WriteError, make_folder, whole_file
+
+log = logging.getLogger(__name__)
+
+HEIGHT, WIDTH, DEPTH = 0, 1, 2  # columns of `Headers.table`
+KEPT_FROM = 500  # headers, 0.2 s: fewer are read again faster than a file would be worth
+SLOW = 3.0  # seconds, after which a scan says how long it took
+_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Headers:
+    """table: int64 [n, 3], height, width and bytes a channel (0: not known) of each picture; a row of
+    zeros where its header cannot be read, and `unreadable` says why.
+    """
+
+    table: np.ndarray
+    unreadable: dict[int, str]
+
+
+def read_headers(listing: Listing, rows: list[int]) -> Headers:
+    """Of these pictures of a listing, in this order."""
+    table = np.zeros((len(rows), 3), np.int64)
+    if listing.sizes:
+        for i, row in enumerate(rows):
+            table[i, :DEPTH] = listing.sizes.get(listing.names[row], (0, 0))
+    path = cache_file(listing.place)
+    _fill(table, _kept(path), listing, rows)
+    unreadable: dict[int, str] = {}
+    if not table[:, HEIGHT].all():
+        with _alone(path):
+            kept = _kept(path)  # another process may have been here
+            _fill(table, kept, listing, rows)
+            new = np.flatnonzero(table[:, HEIGHT] == 0)
+            begin = time.monotonic()
+            unreadable = _scan(table, listing, rows, new)
+            seconds = time.monotonic() - begin
+            if len(new) >= KEPT_FROM or seconds > SLOW:
+                _keep(path, kept, listing, [rows[i] for i in new], table[new])
+        if seconds > SLOW:
+            log.warning(
+                "%s: the headers of %d pictures were read in %.0f s; %s.",
+                shown(listing.place), len(new), seconds,
+                f"{path} keeps them" if path.is_file() else f"{path} cannot be written to keep them",
+            )  # fmt: skip
+    return Headers(table, unreadable)
+
+
+def cache_file(place: Path) -> Path:
+    """Where the headers of a place are kept, by its true path."""
+    own = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    name = hashlib.sha256(os.fsencode(os.path.realpath(place))).hexdigest()
+    return Path(own) / "ldm_dream" / "headers" / f"{name}.npz"
+
+
+def _scan(
+    table: np.ndarray, listing: Listing, rows: list[int], wanted: np.ndarray
+) -> dict[int, str]:
+    """Fills these rows of the table; -> why pictures are unreadable."""
+    unreadable: dict[int, str] = {}
+    # disable=None: only on a terminal
+    for i in tqdm(wanted.tolist(), "reading headers", disable=None, leave=False, delay=1):
+        row = rows[i]
+        content = lmdb_store.read(listing.place, listing.names[row]) if listing.is_lmdb else None
+        try:
+            with header_of(Path(listing.path(row)), content) as header:
+                table[i] = *header.size, header.depth
+        except ImageError as error:
+            unreadable[i] = str(error)
+    return unreadable
+
+
+# -------------------------------------------------------------------------------------- what is kept
+
+
+class Kept(NamedTuple):
+    """index: name -> row of `rows`, int64 [n, 5]: bytes, time, and a row of `Headers.table`."""
+
+    index: dict[str, int]
+    rows: np.ndarray
+
+
+NOTHING = Kept({}, np.zeros((0, 5), np.int64))
+
+
+def _fill(table: np.ndarray, kept: Kept, listing: Listing, rows: list[int]) -> None:
+    """What is kept of these pictures as they are now."""
+    known = np.array([kept.index.get(listing.names[row], -1) for row in rows], np.int64)
+    here = np.flatnonzero(known >= 0)
+    found, now = kept.rows[known[here]], listing.stats[rows][here][:, [BYTES, TIME]]
+    same = (found[:, :2] == now).all(1)
+    table[here[same]] = found[same, 2:]
+
+
+def _kept(path: Path) -> Kept:
+    """Nothing where there is no such file, or a damaged one."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            if int(file["version"]) != _VERSION:
+                return NOTHING
+            names, rows = file["names"].tobytes(), file["rows"]
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        return NOTHING
+    found = names.decode("utf-8", "surrogateescape").split("\0")
+    index = {name: row for row, name in enumerate(found)}
+    return Kept(index, rows) if rows.shape == (len(found), 5) else NOTHING
+
+
+def _keep(path: Path, kept: Kept, listing: Listing, new: list[int], table: np.ndarray) -> None:
+    """Beside what is kept of pictures that are still there."""
+    found = np.concatenate([listing.stats[new][:, [BYTES, TIME]], table], 1)
+    fresh = {listing.names[row]: values for row, values in zip(new, found) if values[2]}
+    there = set(listing.names) - fresh.keys()
+    all_rows = {name: kept.rows[row] for name, row in kept.index.items() if name in there} | fresh
+    if not all_rows:
+        return
+    names = "\0".join(all_rows).encode("utf-8", "surrogateescape")
+    # a cache that cannot be written costs time alone
+    with suppress(WriteError), whole_file(path) as draft, draft.open("wb") as file:
+        np.savez(
+            file,
+            version=np.int64(_VERSION),
+            names=np.frombuffer(names, np.uint8),
+            rows=np.stack(list(all_rows.values())),
+        )
+
+
+@contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """In the body no other process scans the same place, unless no lock can be had."""
+    try:
+        make_folder(path.parent)
+        lock = path.with_suffix(".lock").open("a")
+        fcntl.flock(lock, fcntl.LOCK_EX)
+    except OSError:  # WriteError is one
+        yield
+        return
+    with lock:
+        yield

@@ -1,0 +1,1 @@
+"""Data sets from their publishers' archives to the folders or LMDBs that the configs name."""

@@ -1,0 +1,183 @@
+"""What surrounds a training step: precisions, early end, live curves, traces, shared validation."""
+
+import json
+import math
+import sys
+import types
+
+import pytest
+import torch
+from processes import as_ranks
+from safetensors.torch import load_file
+
+from ldm_dream.data.images import read_image
+from ldm_dream.errors import UserError
+from ldm_dream.training.diffusion import DiffusionObjective
+from ldm_dream.training.precision import fastest, precision_of
+from ldm_dream.training.train import train
+from ldm_dream.training.trainer import Finite, Means, TrainingError
+from runs import diffusion_run
+
+CPU = torch.device("cpu")
+
+
+def rows_of(run_dir):
+    return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_fp16_scales_its_loss_and_resumes_with_its_scale(tmp_path):
+    whole = diffusion_run(tmp_path, precision="fp16")
+    train(whole, tmp_path / "whole")
+    half = whole.train.model_copy(update={"steps": 3})
+    train(whole.model_copy(update={"train": half}), tmp_path / "cut")
+    train(whole, tmp_path / "cut")
+    name = "checkpoints/step-00000006/state.safetensors"
+    kept, again = load_file(tmp_path / "whole" / name), load_file(tmp_path / "cut" / name)
+    assert kept["scaler.scale"] > 1 and kept["scaler.growth_tracker"] > 0
+    for part in ("scaler.scale", "scaler.growth_tracker"):
+        assert kept[part] == again[part]
+    assert all(math.isfinite(row["loss/network"]) for row in rows_of(tmp_path / "whole")[:6])
+
+
+def test_an_overflow_under_fp16_leaves_a_step_out():
+    scaler = precision_of("fp16", CPU).scaler
+    weight = torch.nn.Parameter(torch.ones(2))
+    optimizer = torch.optim.AdamW([weight], lr=0.1, fused=True)
+    scaler.scale((weight * torch.tensor(math.inf)).sum()).backward()
+    scaler.unscale_(optimizer)
+    scaler.step(optimizer)
+    scaler.update()
+    assert torch.equal(weight.detach(), torch.ones(2)) and scaler.get_scale() == 2.0**15
+
+
+def test_auto_is_bf16_only_where_the_processor_has_it(monkeypatch):
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    for has, wanted in ((False, torch.float32), (True, torch.bfloat16)):
+        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda has=has: has)
+        assert fastest(CPU) == wanted == precision_of("auto", CPU).dtype
+
+
+@pytest.mark.parametrize(("capability", "wanted"), [((7, 5), "float16"), ((8, 0), "bfloat16")])
+def test_auto_is_fp16_on_a_gpu_without_bf16(capability, wanted, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    assert fastest(torch.device("cuda")) == getattr(torch, wanted)
+
+
+def test_the_first_step_that_was_not_finite_is_remembered():
+    finite = Finite(CPU)
+    finite.look(3, torch.tensor(1.0))
+    assert finite.failed() is None
+    for step, value in ((5, math.nan), (6, 1.0), (7, math.inf)):
+        finite.look(step, torch.tensor(1.0), torch.tensor(value))
+    assert finite.failed() == 5
+
+
+def test_nothing_is_saved_after_a_step_that_was_not_finite(tmp_path, monkeypatch):
+    """Also where no line of the log lies between."""
+    real = DiffusionObjective.loss
+
+    def broken(self, batch, step, generator):
+        loss, logged = real(self, batch, step, generator)
+        return (loss * math.nan if step == 4 else loss), logged
+
+    monkeypatch.setattr(DiffusionObjective, "loss", broken)
+    run = diffusion_run(tmp_path, log_every=100, val_every=5)
+    with pytest.raises(TrainingError, match="step 4"):
+        train(run, tmp_path / "run")
+    assert [p.name for p in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-00000003"]
+    assert not (tmp_path / "run" / "model").exists()
+
+
+def test_means_are_of_what_was_added_since_they_were_taken():
+    means = Means()
+    for value in (1.0, 2.0, 6.0):
+        means.add({"a": torch.tensor(value)})
+    means.add({"b": torch.tensor(5.0)})
+    assert means.take() == {"a": 3.0, "b": 5.0} and means.take() == {}
+
+
+def test_a_run_without_a_better_validation_ends_early_and_stays_ended(
+    tmp_path, capsys, monkeypatch
+):
+    figures = iter([20.0, 21.0, 20.5, 20.7, 30.0, 31.0])
+    monkeypatch.setattr(
+        "ldm_dream.training.results.validate", lambda *_: {"val/psnr_y": next(figures)}
+    )
+    run = diffusion_run(tmp_path, steps=50, val_every=2, patience=2, save_every=100)
+    assert train(run, tmp_path / "run") == 0
+    said = "ended early at step 8, no better val/psnr_y than that of step 4 in 2 validations"
+    assert said in capsys.readouterr().out
+    assert [p.name for p in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-00000008"]
+    assert train(run, tmp_path / "run") == 0
+    assert said in capsys.readouterr().out and next(figures) == 30.0
+    more = run.train.model_copy(update={"patience": 3, "steps": 9})
+    assert train(run.model_copy(update={"train": more}), tmp_path / "run") == 0
+    assert "from step 8" in capsys.readouterr().out
+
+
+def test_tensorboard_gets_each_line_while_the_run_goes_on(tmp_path):
+    events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    train(diffusion_run(tmp_path, tracker="tensorboard", val_every=3), tmp_path / "run")
+    found = events.EventAccumulator(str(tmp_path / "run" / "tensorboard"))
+    found.Reload()
+    assert [e.step for e in found.Scalars("loss/network")] == [1, 2, 3, 4, 5, 6]
+    assert [e.step for e in found.Scalars("val/psnr_y")] == [3, 6]
+
+
+@pytest.mark.parametrize("kind", ["wandb", "trackio"])
+def test_a_service_gets_the_config_and_each_line(kind, tmp_path, monkeypatch):
+    calls = []
+    fake = types.SimpleNamespace(
+        init=lambda **given: calls.append(("init", given)),
+        log=lambda figures, step: calls.append((step, figures)),
+        finish=lambda: calls.append(("finish", None)),
+    )
+    monkeypatch.setitem(sys.modules, kind, fake)
+    run = diffusion_run(tmp_path, tracker=kind, steps=2)
+    train(run, tmp_path / "run")
+    assert calls[0][1]["config"]["train"]["tracker"] == kind and calls[0][1]["resume"] == "allow"
+    assert [step for step, figures in calls[1:-1] if "loss/network" in figures] == [1, 2]
+    assert calls[-1][0] == "finish"
+    first = calls[0][1]["name"]
+    longer = run.train.model_copy(update={"steps": 3})
+    train(run.model_copy(update={"train": longer}), tmp_path / "run")
+    assert calls[-1 - len([c for c in calls if c[0] == 3]) - 1][1]["name"] == first
+
+
+def test_a_tracker_that_is_not_installed_is_one_sentence(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(UserError, match="needs the package wandb; install it with: pip install"):
+        train(diffusion_run(tmp_path, tracker="wandb"), tmp_path / "run")
+
+
+def test_a_trace_of_so_many_steps_is_written(tmp_path):
+    train(diffusion_run(tmp_path), tmp_path / "run", profile=2)
+    trace = json.loads((tmp_path / "run" / "trace.json").read_text())
+    assert any("conv" in event.get("name", "") for event in trace["traceEvents"])
+
+
+def test_processes_share_validation_and_find_the_same(tmp_path):
+    run = diffusion_run(tmp_path, steps=2, val_every=1, val_images=5, accumulate=2, batch_size=1)
+    train(run, tmp_path / "one")
+    shared = run.train.model_copy(update={"accumulate": 1})
+    shared = run.model_copy(update={"train": shared})
+    assert as_ranks(2, train, shared, tmp_path / "two") == [0, 0]
+    want, got = (
+        [row for row in rows_of(tmp_path / name) if "val/psnr_y" in row] for name in ("one", "two")
+    )
+    assert [row["step"] for row in got] == [row["step"] for row in want] == [1, 2]
+    for a, b in zip(want, got):
+        assert b["val/psnr_y"] == pytest.approx(a["val/psnr_y"], abs=2e-3)
+    grids = [read_image(tmp_path / name / "samples/step-00000002.png") for name in ("one", "two")]
+    assert grids[0].pixels.shape == grids[1].pixels.shape
+    assert abs(grids[0].pixels.astype(int) - grids[1].pixels).max() <= 2
+
+
+def test_figures_do_not_depend_on_how_pictures_are_batched(tmp_path):
+    run = diffusion_run(tmp_path, steps=1, val_every=1, val_images=5, val_crop=32)
+    found = []
+    for batch_size in (1, 4):
+        sized = run.train.model_copy(update={"batch_size": batch_size, "learning_rate": 1e-9})
+        train(run.model_copy(update={"train": sized}), tmp_path / str(batch_size))
+        found.append(rows_of(tmp_path / str(batch_size))[-1]["val/psnr_y"])
+    assert found[0] == pytest.approx(found[1], abs=1e-3)
