@@ -264,6 +264,13 @@ class DataConfig(Strict):
         le=1,
         description="A larger share of unreadable files than this stops the run.",
     )
+    keep_gib: float | None = Field(
+        default=None,
+        ge=0,
+        le=65_536,
+        description="GiB of a machine's memory in which decoded training pictures are kept; the "
+        "others are decoded at each visit. null: a quarter of what is free. No batch depends on it.",
+    )
     cache_latents: int = Field(
         default=0,
         ge=0,

@@ -97,6 +97,7 @@ MAY_CHANGE = (
     "data.val",
     "data.val_lr",
     "data.license",
+    "data.keep_gib",
     "train.init_from",  # it was read at the first start
     "autoencoder.pretrained",  # its weights may not change (autoencoder.sha256)
     "train.steps",

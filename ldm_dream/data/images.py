@@ -14,7 +14,7 @@ from pathlib import Path
 from ldm_dream.data.formats import BY_SUFFIX, MAX_PIXELS, READABLE, SUFFIXES, WRITES
 from ldm_dream.data.header import needs_alpha
 from ldm_dream.data.image import Image, ImageError, from_tensor, to_tensor, to_uint8
-from ldm_dream.data.reader import image_size, read_image
+from ldm_dream.data.reader import image_size, read_image, read_window
 from ldm_dream.data.writer import check_writable, write_image
 from ldm_dream.errors import shown
 
@@ -34,6 +34,7 @@ __all__ = [
     "list_images",
     "needs_alpha",
     "read_image",
+    "read_window",
     "to_tensor",
     "to_uint8",
     "write_image",

@@ -1,8 +1,8 @@
 """The batches of a run, in their order, loaded ahead by worker processes.
 
 A batch is a pure function of its number, so nothing but time depends on how many workers there are.
-Workers start from a server process that has imported torch and nothing else: a copy of this process
-would carry the threads of libvips and of a GPU with it, and neither survives that.
+Workers start from a server process that has imported this file and does nothing else: a copy of this
+process would carry the threads of libvips and of a GPU with it, and neither survives that.
 """
 
 from __future__ import annotations
@@ -13,17 +13,24 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
+from multiprocessing.reduction import ForkingPickler
 from typing import Any, Protocol
 
+import pyvips
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from ldm_dream.data.memory import handed_over
 from ldm_dream.data.pairs import Batch
 from ldm_dream.errors import UserError
 
 # what the first process of a run is told by the terminal or a scheduler; it tells the workers
 SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1")
+
+
+class LoaderError(UserError, RuntimeError):
+    """A process that loads data is gone; its text is complete for the user."""
 
 
 class Data(Protocol):
@@ -63,6 +70,7 @@ class Loader:
         pin: bool = False,
     ):
         self.data, self.place, self.waited = data, place, 0.0
+        others = multiprocessing.active_children()
         requests = (data.request(number, batch_size) for number in numbers)
         if workers:
             # DataLoader itself draws a number, which must not be one of the run
@@ -84,22 +92,39 @@ class Loader:
             )
         else:
             self._loaded = map(data.load, requests)
+        self._workers = [x for x in multiprocessing.active_children() if x not in others]
 
     def __iter__(self) -> Iterator[Batch]:
         return self
 
     def __next__(self) -> Batch:
-        """Raises UserError of the data."""
+        """Raises UserError: of the data, or of a worker that is gone."""
         begin = time.perf_counter()
-        samples = next(self._loaded)
+        samples = self._next()
         self.waited += time.perf_counter() - begin
         if isinstance(samples, UserError):
             raise samples
         return self.data.finish(samples, self.place)
 
+    def _next(self) -> Any:
+        try:
+            return next(self._loaded)
+        except (RuntimeError, ConnectionError, EOFError) as error:
+            # DataLoader's only sign, or batches in a dead process's hands
+            if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
+                raise
+            raise LoaderError(
+                "A process that loads pictures was killed from outside, most often because memory "
+                "ran out; lower data.keep_gib, train.workers or train.prefetch, and start again: "
+                "the run goes on from its last checkpoint."
+            ) from None
+
     def close(self) -> None:
-        """Ends the workers."""
+        """Ends the workers; one that does not end by itself has nothing to lose."""
         self._loaded = iter(())
+        for worker in self._workers:
+            if worker.is_alive():
+                worker.kill()
 
 
 def workers_for(device: torch.device, processes: int) -> int:
@@ -125,7 +150,9 @@ def _begin(_worker: int) -> None:
     """A worker has one thread, gives way to the training threads, and ends when `close` says so."""
     threading.Thread(target=_end_with_trainer, daemon=True).start()
     torch.set_num_threads(1)
+    pyvips.concurrency_set(1)  # type: ignore  # it is in no stub
     os.nice(5)
+    ForkingPickler.register(Tensor, handed_over)
     for name in SIGNALS:
         signal.signal(getattr(signal, name), signal.SIG_IGN)
 

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -30,13 +30,14 @@ from torch import Tensor
 from ldm_dream.config.data import BlindConfig, DataConfig
 from ldm_dream.data.blind import degrade_blind, mirrored, to_levels
 from ldm_dream.data.images import ImageError
-from ldm_dream.data.resize import imresize_levels, imresize_levels_part
-from ldm_dream.data.sources import DataError, Files, Part, Pictures
+from ldm_dream.data.kept import Piece, Pieces
+from ldm_dream.data.memory import room_for_pictures
+from ldm_dream.data.resize import imresize_levels, imresize_levels_part, rows_needed
+from ldm_dream.data.scan import HEIGHT, WIDTH
+from ldm_dream.data.sources import DataError, Part, Pictures
 
 log = logging.getLogger(__name__)
 
-# decoded pictures kept in memory by one dataset; what does not fit is decoded at each visit
-CACHE_BYTES = 4 * 2**30
 # data.augment -> how many of `symmetry`'s eight it draws from
 SYMMETRIES = {
     "none": 1,
@@ -64,6 +65,14 @@ class Draw:
     top: int
     left: int
     symmetry: int
+
+
+class Visit(NamedTuple):
+    """A draw with what its sample needs of its HR picture, and of the LR picture where that is given."""
+
+    draw: Draw
+    hr: Piece
+    lr: Piece | None
 
 
 class Request(NamedTuple):
@@ -131,11 +140,9 @@ class PairDataset:
         part = Part(cfg.val_fraction, is_val=False) if cfg.val_fraction else None
         self.pictures = Pictures(cfg.train, cfg.exclude, "data.train", cfg.lr, part)
         self.bad: set[int] = set()
-        self._unreadable: set[int] = set()  # that `load` of this process has met
+        self._unreadable: dict[int, str] = {}  # place in `pictures` -> why `load` cannot read it
         self.small: list[int] = []
         self.used: list[int] = []
-        self._cache: dict[tuple[bool, int], Tensor] = {}  # (is HR, index)
-        self._cache_bytes = 0
         sizes, unreadable = self.pictures.sizes(scale)
         for index, reason in unreadable.items():
             self._reject(index, reason)
@@ -154,6 +161,13 @@ class PairDataset:
                 f"data.train: none of {len(self.pictures)} pictures can be used ({len(self.small)} smaller than "
                 f"data.patch={cfg.patch}, {len(self.bad)} unreadable); add pictures or lower data.patch."
             )
+        room, given = room_for_pictures(cfg.keep_gib), self.pictures.lr
+        of_lr = room // (scale**2 + 1) if given else 0
+        self.hr = Pieces(self.pictures, self.used, sizes[self.used], room - of_lr)
+        self.lr = None
+        if given:
+            small = given.headers().table[self.used][:, [HEIGHT, WIDTH]]
+            self.lr = Pieces(given, self.used, small, of_lr)
 
     def __len__(self) -> int:
         """Number of pictures: an epoch is one patch from each."""
@@ -180,26 +194,22 @@ class PairDataset:
     def load(self, request: Request) -> Samples:
         """The samples of these numbers, in any process."""
         bad: list[tuple[int, str]] = []
-        visits = [self._visit(n, bad) for n in request.numbers]
-        draws = tuple(draw for draw, _, _ in visits)
-        given = [lr for _, _, lr in visits if lr is not None]
-        hr = torch.stack([self._patch(picture, draw) for draw, picture, _ in visits])
-        sized = _turn(imresize_levels(hr, request.hr_side, request.hr_side), draws)
+        visits = [self._visit(n, request.with_lr, bad) for n in request.numbers]
+        draws = tuple(visit.draw for visit in visits)
+        patches = [visit.hr.cut(*self._patch(visit.draw)) for visit in visits]
+        hr = _turn([imresize_levels(patch, *[request.hr_side] * 2) for patch in patches], draws)
         lr = None
         if not request.with_lr:
             pass
         elif self.blind:
-            pictures = [picture for _, picture, _ in visits]
-            lr = self._blind_lr(self.blind, request.numbers, draws, pictures)
-        elif given:
-            side = self.cfg.patch // self.scale
-            cut = [x[:, d.top : d.top + side, d.left : d.left + side] for x, d in zip(given, draws)]
-            lr = _turn(cut, draws)
+            lr = self._blind_lr(self.blind, request.numbers, visits)
+        elif self.pictures.lr:
+            lr = _turn([lr.cut(*self._lr_patch(draw)) for draw, _, lr in visits if lr], draws)
         elif self.scale == 1:
-            lr = sized
+            lr = hr
         else:
-            lr = _turn([self._bicubic_lr(picture, draw) for draw, picture, _ in visits], draws)
-        return Samples(sized, lr, draws, tuple(bad))
+            lr = _turn([self._bicubic_lr(piece, draw) for draw, piece, _ in visits], draws)
+        return Samples(hr, lr, draws, tuple(bad))
 
     def finish(self, samples: Samples, place: Callable[[Tensor], Tensor] = lambda x: x) -> Batch:
         """place: moves a tensor to the device. Raises DataError where too many pictures are bad."""
@@ -212,24 +222,8 @@ class PairDataset:
     def note_bad(self, samples: Samples) -> None:
         """Called for all samples in the main process. Raises DataError where too many are bad."""
         for index, reason in samples.bad:
+            self._unreadable.setdefault(index, reason)
             self._reject(index, reason)
-
-    def picture(self, index: int) -> Tensor:
-        """Whole picture, uint8 [3,H,W], its sides cut to multiples of scale. Raises ImageError."""
-        return self._kept(self.pictures, index, self.scale)
-
-    def _kept(self, files: Files, index: int, unit: int) -> Tensor:
-        """A whole picture, its sides cut to multiples of `unit`. Raises ImageError."""
-        key = (files is self.pictures, index)
-        if key in self._cache:
-            return self._cache[key]
-        picture = files.read(index)
-        height, width = (side // unit * unit for side in picture.shape[-2:])
-        picture = picture[:, :height, :width].contiguous()
-        if self._cache_bytes + picture.numel() <= CACHE_BYTES:
-            self._cache[key] = picture
-            self._cache_bytes += picture.numel()
-        return picture
 
     def _hr_side(self, number: int) -> int:
         """HR pixels a side in batch `number`: those of the patch at a scale uniform in
@@ -240,66 +234,91 @@ class PairDataset:
         scale = np.random.default_rng((self.seed, _SCALE, number)).uniform(*self.cfg.scales)
         return round(self.cfg.patch // self.scale * scale)
 
-    def _patch(self, picture: Tensor, draw: Draw) -> Tensor:
-        """The HR patch of a draw, not yet turned."""
+    def _size(self, draw: Draw) -> tuple[int, int]:
+        """(height, width) of the draw's picture, cut to multiples of scale."""
+        height, width = self.hr.sizes[draw.picture].tolist()
+        return height // self.scale * self.scale, width // self.scale * self.scale
+
+    def _patch(self, draw: Draw) -> tuple[slice, slice]:
+        """Rows and columns of a draw's HR patch."""
         top, left = draw.top * self.scale, draw.left * self.scale
-        return picture[:, top : top + self.cfg.patch, left : left + self.cfg.patch]
+        return slice(top, top + self.cfg.patch), slice(left, left + self.cfg.patch)
 
-    def _bicubic_lr(self, picture: Tensor, draw: Draw) -> Tensor:
-        """The LR patch of a draw, not yet turned, cut from the LR picture, of which no more is made."""
+    def _lr_patch(self, draw: Draw) -> tuple[slice, slice]:
+        """Rows and columns of a draw's LR patch in the LR picture."""
         side = self.cfg.patch // self.scale
-        height, width = (length // self.scale for length in picture.shape[-2:])
-        rows, columns = slice(draw.top, draw.top + side), slice(draw.left, draw.left + side)
-        return imresize_levels_part(picture, (height, width), rows, columns)
+        return slice(draw.top, draw.top + side), slice(draw.left, draw.left + side)
 
-    def _blind_lr(
-        self,
-        cfg: BlindConfig,
-        numbers: tuple[int, ...],
-        draws: tuple[Draw, ...],
-        pictures: list[Tensor],
-    ) -> Tensor:
+    def _needed(self, draw: Draw, with_lr: bool) -> tuple[slice, slice]:
+        """Rows and columns on which a draw's sample depends."""
+        if self.lr or not with_lr:
+            return self._patch(draw)
+        height, width = self._size(draw)
+        if self.blind:
+            side = self.cfg.patch // self.scale
+            rows, columns = _window(draw, side, self.scale, (height, width))[0]
+            return _span(rows), _span(columns)
+        rows, columns = self._lr_patch(draw)
+        return (
+            rows_needed(height, height // self.scale, rows),
+            rows_needed(width, width // self.scale, columns),
+        )
+
+    def _bicubic_lr(self, piece: Piece, draw: Draw) -> Tensor:
+        """The LR patch of a draw, not yet turned, cut from the LR picture, of which no more is made."""
+        height, width = self._size(draw)
+        small = height // self.scale, width // self.scale
+        return imresize_levels_part(piece.cut, (height, width), small, *self._lr_patch(draw))
+
+    def _blind_lr(self, cfg: BlindConfig, numbers: tuple[int, ...], visits: list[Visit]) -> Tensor:
         """The LR patches of samples `numbers`, cut out of degraded windows and then turned as their
         HR patches are.
         """
-        side = self.cfg.patch // self.scale
-        windows, corners = zip(
-            *(_window(hr, draw, side, self.scale) for hr, draw in zip(pictures, draws))
-        )
+        side, windows, corners = self.cfg.patch // self.scale, [], []
+        for draw, piece, _ in visits:
+            (rows, columns), corner = _window(draw, side, self.scale, self._size(draw))
+            windows.append(piece.pixels[:, rows - piece.top][:, :, columns - piece.left])
+            corners.append(corner)
         seeds = [(self.seed, _DEGRADATION, n) for n in numbers]
         degraded = degrade_blind(torch.stack(windows).float() / 255, self.scale, cfg, seeds)
         patches = [lr[:, y : y + side, x : x + side] for lr, (y, x) in zip(degraded, corners)]
-        return _turn([to_levels(patch) for patch in patches], draws)
+        return _turn([to_levels(patch) for patch in patches], [visit.draw for visit in visits])
 
-    def _visit(self, n: int, bad: list[tuple[int, str]]) -> tuple[Draw, Tensor, Tensor | None]:
-        """Draw number n with its whole picture, and the LR picture that is given for it; an
-        unreadable one gives its place to the next readable one, and goes to `bad`.
+    def _visit(self, n: int, with_lr: bool, bad: list[tuple[int, str]]) -> Visit:
+        """Sample number n; an unreadable picture gives its place to the next readable one, and goes
+        to `bad`.
         """
         epoch, place = divmod(n, len(self.used))
-        index = int(permutation(len(self.used), self.seed, epoch)[place])
-        while (found := self._try_picture(self.used[index], bad)) is None:
-            index = (index + 1) % len(self.used)
-        picture, given = found
-        height, width = (length // self.scale for length in picture.shape[-2:])
+        picture = int(permutation(len(self.used), self.seed, epoch)[place])
+        while True:
+            draw = self._draw(n, picture)
+            visit = self._try(draw, with_lr, bad)
+            if visit is not None:
+                return visit
+            picture = (picture + 1) % len(self.used)
+            if len(self._unreadable) == len(self.used):
+                raise self._too_many(len(self.used), next(reversed(self._unreadable.values())))
+
+    def _draw(self, n: int, picture: int) -> Draw:
+        height, width = (length // self.scale for length in self.hr.sizes[picture].tolist())
         side = self.cfg.patch // self.scale
         random = np.random.default_rng((self.seed, _CROP, n))
         top, left = random.integers(height - side + 1), random.integers(width - side + 1)
-        symmetry = random.integers(SYMMETRIES[self.cfg.augment])
-        return Draw(index, int(top), int(left), int(symmetry)), picture, given
+        return Draw(
+            picture, int(top), int(left), int(random.integers(SYMMETRIES[self.cfg.augment]))
+        )
 
-    def _try_picture(
-        self, index: int, bad: list[tuple[int, str]]
-    ) -> tuple[Tensor, Tensor | None] | None:
-        if index in self.bad or index in self._unreadable:
+    def _try(self, draw: Draw, with_lr: bool, bad: list[tuple[int, str]]) -> Visit | None:
+        index = self.used[draw.picture]
+        if index in self._unreadable:
             return None
         try:
-            lr = self.pictures.lr
-            return self.picture(index), self._kept(lr, index, 1) if lr else None
+            hr = self.hr.piece(draw.picture, *self._needed(draw, with_lr))
+            lr = self.lr.piece(draw.picture, *self._lr_patch(draw)) if self.lr else None
+            return Visit(draw, hr, lr)
         except ImageError as error:
             bad.append((index, str(error)))
-            self._unreadable.add(index)
-            if self._unreadable.issuperset(self.used):
-                raise self._too_many(len(self.used), str(error)) from None
+            self._unreadable[index] = str(error)
             return None
 
     def _reject(self, index: int, reason: str) -> None:
@@ -322,20 +341,26 @@ def to_float(pixels: Tensor) -> Tensor:
     return pixels.float().mul_(2 / 255).sub_(1)
 
 
-def _window(hr: Tensor, draw: Draw, side: int, scale: int) -> tuple[Tensor, tuple[int, int]]:
-    """The HR pixels with which a patch of `side` LR pixels is degraded [3,S,S], and its corner in
-    there in LR pixels.
+def _window(
+    draw: Draw, side: int, scale: int, size: tuple[int, int]
+) -> tuple[tuple[Tensor, Tensor], tuple[int, int]]:
+    """Rows and columns [S] of the HR picture with which a patch of `side` LR pixels is degraded, and
+    its corner in there in LR pixels. size: (height, width) of the picture.
 
     There are at least MARGIN LR pixels around the patch: real neighbours inside the picture, its
     mirror image outside. S is the same for all patches, so a batch is one tensor. Windows begin on
     the JPEG blocks of the whole picture, so that the borders of blocks lie anywhere in a patch.
     """
-    first = [(at - MARGIN) // JPEG_BLOCK * JPEG_BLOCK for at in (draw.top, draw.left)]
+    top, left = ((at - MARGIN) // JPEG_BLOCK * JPEG_BLOCK for at in (draw.top, draw.left))
     length = side + 2 * MARGIN + JPEG_BLOCK - 1
     rows, columns = (
-        mirrored(at * scale, (at + length) * scale, size) for at, size in zip(first, hr.shape[-2:])
+        mirrored(at * scale, (at + length) * scale, pixels) for at, pixels in zip((top, left), size)
     )
-    return hr[:, rows][:, :, columns], (draw.top - first[0], draw.left - first[1])
+    return (rows, columns), (draw.top - top, draw.left - left)
+
+
+def _span(line: Tensor) -> slice:
+    return slice(int(line.min()), int(line.max()) + 1)
 
 
 def symmetry(image: Tensor, which: int) -> Tensor:
@@ -347,9 +372,12 @@ def symmetry(image: Tensor, which: int) -> Tensor:
     return image.transpose(-1, -2) if which & 4 else image
 
 
-def _turn(images: Iterable[Tensor], draws: tuple[Draw, ...]) -> Tensor:
-    """Each image [3,P,P] in the symmetry of its draw -> [B,3,P,P]."""
-    return torch.stack([symmetry(image, draw.symmetry) for image, draw in zip(images, draws)])
+def _turn(images: Sequence[Tensor], draws: Sequence[Draw]) -> Tensor:
+    """Each image [3,P,P] in the symmetry of its draw -> [B,3,P,P], copied once."""
+    turned = images[0].new_empty(len(images), *images[0].shape)
+    for place, image, draw in zip(turned, images, draws):
+        place.copy_(symmetry(image, draw.symmetry))
+    return turned
 
 
 @functools.lru_cache(maxsize=4)

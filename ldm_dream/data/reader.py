@@ -15,7 +15,7 @@ import PIL.Image
 import pyvips
 
 from ldm_dream.data import jpeg
-from ldm_dream.data.formats import JPEG, MAX_PIXELS
+from ldm_dream.data.formats import JPEG, MAX_PIXELS, PNG
 from ldm_dream.data.header import Header, broken, check_limits, header_of, pillow_mode, reason_of
 from ldm_dream.data.image import Image, ImageError
 from ldm_dream.data.metadata import Metadata, read_metadata, set_field
@@ -54,6 +54,40 @@ def read_image(
         if isinstance(header.opened, pyvips.Image):
             return _from_libvips(header, header.opened)
         return _from_pillow(header, header.opened)
+
+
+def read_window(
+    path: str | Path, rows: slice, columns: slice, content: bytes | None = None
+) -> np.ndarray | None:
+    """That part of `read_image(path, content=content).pixels`, decoded no further than its last row;
+    None for what is decoded whole for any part of it.
+
+    For a file that was once read whole: damage elsewhere is not seen, and nothing is said of what is
+    read in another way than it stands there. Raises ImageError.
+    """
+    with header_of(Path(path), content) as header:
+        image = header.opened
+        if not isinstance(image, pyvips.Image) or not _is_in_rows(header, image):
+            return None
+        size = columns.stop - columns.start, rows.stop - rows.start
+        try:
+            bands = np.atleast_3d(image.crop(columns.start, rows.start, *size).numpy())
+        except pyvips.Error as error:
+            raise broken(header.path, reason_of(error), header.kind) from None
+        return _picture(header, bands, None, Metadata({})).pixels
+
+
+def _is_in_rows(header: Header, image: pyvips.Image) -> bool:
+    """Whether rows of the picture are rows of the file, decoded one by one, with nothing to convert
+    that takes more than one of them.
+    """
+    return (
+        header.kind in (PNG, JPEG)
+        and header.depth <= 2
+        and header.frames == 1
+        and header.orientation not in _TURNS
+        and image.interpretation != "cmyk"
+    )
 
 
 def image_size(path: str | Path) -> tuple[int, int]:

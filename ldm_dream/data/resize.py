@@ -120,14 +120,14 @@ def imresize_levels(img: Tensor, height: int, width: int) -> Tensor:
     )
 
 
-def imresize_levels_part(img: Tensor, size: tuple[int, int], rows: slice, columns: slice) -> Tensor:
-    """These rows and columns of `imresize_levels(img, *size)`, bit for bit, from the pixels that they
-    depend on.
-    """
-    if size_of(img) == size:
-        return img[..., rows, columns]
-    (high, down), (wide, across) = map(_taps_of_part, size_of(img), size, (rows, columns))
-    part = _to_levels(_sum_of_taps(img[..., high, wide].float(), *down)).mT.contiguous()
+def imresize_levels_part(
+    img: Cut, length: tuple[int, int], size: tuple[int, int], rows: slice, columns: slice
+) -> Tensor:
+    """As `imresize_part`, of `imresize_levels` and uint8 pixels."""
+    if length == size:
+        return img(rows, columns)
+    (high, down), (wide, across) = map(_taps_of_part, length, size, (rows, columns))
+    part = _to_levels(_sum_of_taps(img(high, wide).contiguous().float(), *down)).mT.contiguous()
     return _to_levels(_sum_of_taps(part, *across)).mT.contiguous().to(torch.uint8)
 
 
@@ -170,7 +170,7 @@ def _taps_of_part(length: int, size: int, part: slice) -> tuple[slice, tuple[Ten
     return slice(first, last + 1), (index - first, weight)
 
 
-@lru_cache(maxsize=8)  # parts of a picture ask again and again
+@lru_cache(maxsize=64)  # parts of pictures ask again and again
 def _taps(length: int, size: int, scale: float, antialias: bool) -> tuple[Tensor, Tensor]:
     """-> input index int64 [taps, size] and weight float64 [taps, size] of each output; weights sum
     to 1 over taps.

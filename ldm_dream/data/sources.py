@@ -18,7 +18,7 @@ from torch import Tensor
 from ldm_dream.config.places import place_of
 from ldm_dream.data import lmdb_store
 from ldm_dream.data.given import misfit, partners
-from ldm_dream.data.images import ImageError, in_words, read_image, to_uint8
+from ldm_dream.data.images import ImageError, in_words, read_image, read_window, to_uint8
 from ldm_dream.data.listing import (
     BYTES,
     TIME,
@@ -80,6 +80,13 @@ class Files:
         """-> uint8 [3,H,W]; grey becomes three equal channels, 16 bits become 8. Raises ImageError."""
         pixels = read_image(self.path(index), content=self.content(index)).pixels
         return torch.from_numpy(to_uint8(pixels)).permute(2, 0, 1)
+
+    def window(self, index: int, rows: slice, columns: slice) -> Tensor | None:
+        """That part of what `read` gives, without decoding more than needed; None where the whole
+        picture is needed for it. Damage elsewhere is not seen. Raises ImageError.
+        """
+        pixels = read_window(self.path(index), rows, columns, self.content(index))
+        return None if pixels is None else torch.from_numpy(to_uint8(pixels)).permute(2, 0, 1)
 
     def content(self, index: int) -> bytes | None:
         """The encoded picture where it is in an LMDB; None where `path` names a file. Raises

@@ -75,7 +75,8 @@ def test_a_patch_is_degraded_with_its_real_neighbours(folder):
     )
     shapes = set()
     for top, left in [(0, 0), (15, 20), (10, 13), (11, 0)]:
-        window, (y, x) = _window(hr, Draw(0, top, left, 0), 8, 4)
+        (rows, columns), (y, x) = _window(Draw(0, top, left, 0), 8, 4, (92, 112))
+        window = hr[:, rows][:, :, columns]
         shapes.add(window.shape)
         assert min(y, x) >= MARGIN and max(y, x) + 8 + MARGIN <= window.shape[-1] / 4
         assert (top - y) % JPEG_BLOCK == (left - x) % JPEG_BLOCK == 0

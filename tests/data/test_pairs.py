@@ -131,15 +131,6 @@ def test_at_scale_one_lr_is_hr(folder):
     assert batch.lr is batch.hr
 
 
-def test_the_byte_budget_changes_memory_not_batches(folder, monkeypatch):
-    cached = PairDataset(config(folder), scale=4, seed=0)
-    full = cached.batch(1, 6)
-    monkeypatch.setattr(pairs, "CACHE_BYTES", 20_000)
-    tight = PairDataset(config(folder), scale=4, seed=0)
-    assert torch.equal(tight.batch(1, 6).hr, full.hr) and torch.equal(tight.batch(1, 6).lr, full.lr)
-    assert 0 < tight._cache_bytes <= 20_000 < cached._cache_bytes
-
-
 def test_small_pictures_are_left_out_and_counted(folder, caplog):
     write_image(folder / "tiny.png", Image(np.zeros((15, 99, 3), np.uint8)))
     with caplog.at_level(logging.WARNING):
