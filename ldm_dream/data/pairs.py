@@ -7,7 +7,7 @@ permutation(seed, n // N)[n % N], at a place and a symmetry drawn from (seed, n)
 Bicubic: the LR patch is that of the LR picture made from the WHOLE HR picture, so it carries no
 border effects of resampling; it is made from the window of HR pixels on which it depends. Blind:
 every sample has a degradation of its own, drawn from (seed, n) and applied to a window around its
-patch; see `_window`. Given (`cfg.lr`): both patches are cut at the same place. Scales (`cfg.scales`):
+patch; see `windows.py`. Given (`cfg.lr`): both patches are cut at the same place. Scales (`cfg.scales`):
 batch k has one scale of that range, drawn from (seed, k). Bicubic brings each HR patch, by itself, to
 that scale; its LR patch, made at `scale`, stays as it is.
 
@@ -28,13 +28,14 @@ import torch
 from torch import Tensor
 
 from ldm_dream.config.data import BlindConfig, DataConfig
-from ldm_dream.data.blind import degrade_blind, mirrored, to_levels
+from ldm_dream.data.blind_plan import plan_blind
 from ldm_dream.data.images import ImageError
 from ldm_dream.data.kept import Piece, Pieces
 from ldm_dream.data.memory import room_for_pictures
-from ldm_dream.data.resize import imresize_levels, imresize_levels_part, rows_needed
+from ldm_dream.data.resize import imresize_levels, imresize_levels_part, rows_needed, size_of
 from ldm_dream.data.scan import HEIGHT, WIDTH
 from ldm_dream.data.sources import DataError, Part, Pictures
+from ldm_dream.data.windows import Windows, window_of
 
 log = logging.getLogger(__name__)
 
@@ -52,9 +53,6 @@ _PERMUTATION, _CROP, _DEGRADATION, VALIDATION, _SCALE = (
     3,
     4,
 )
-# LR pixels around a patch that are degraded with it: as far as the final sinc filter reaches
-MARGIN = 10
-JPEG_BLOCK = 16  # LR pixels a side of what JPEG with 4:2:0 treats as one
 
 
 @dataclass(frozen=True)
@@ -89,20 +87,22 @@ class Request(NamedTuple):
 class Samples:
     """What a process that loads data hands over: hr [B,3,S,S] and lr [B,3,p,p], uint8, lr None where
     not asked for; `lr is hr` when scale is 1 and the degradation bicubic. bad: pictures that could
-    not be read, and why.
+    not be read, and why. windows: what lr is to be made of on the device.
     """
 
     hr: Tensor
     lr: Tensor | None
     draws: tuple[Draw, ...] = ()
     bad: tuple[tuple[int, str], ...] = ()
+    windows: Windows | None = None
 
     def pin_memory(self) -> Samples:
         """In memory from which a GPU copies while the host goes on."""
         hr, lr = self.hr.pin_memory(), self.lr
         if lr is not None:
             lr = hr if lr is self.hr else lr.pin_memory()
-        return replace(self, hr=hr, lr=lr)
+        windows = self.windows and self.windows.pin_memory()
+        return replace(self, hr=hr, lr=lr, windows=windows)
 
 
 @dataclass(frozen=True)
@@ -128,6 +128,7 @@ class PairDataset:
 
     Files are looked at (header only) here and decoded on first use. Unreadable ones are named once
     and passed over, ones smaller than a patch are left out; both are counted in `bad` and `small`.
+    degrades_on_device: blind degradation is left to `finish`.
     """
 
     def __init__(self, cfg: DataConfig, scale: int, seed: int):
@@ -136,6 +137,7 @@ class PairDataset:
                 f"data.patch={cfg.patch} is not a multiple of scale={scale}; set it to {cfg.patch // scale * scale or scale}."
             )
         self.cfg, self.scale, self.seed = cfg, scale, seed
+        self.degrades_on_device = False
         self.blind = cfg.degradation if isinstance(cfg.degradation, BlindConfig) else None
         part = Part(cfg.val_fraction, is_val=False) if cfg.val_fraction else None
         self.pictures = Pictures(cfg.train, cfg.exclude, "data.train", cfg.lr, part)
@@ -198,26 +200,34 @@ class PairDataset:
         draws = tuple(visit.draw for visit in visits)
         patches = [visit.hr.cut(*self._patch(visit.draw)) for visit in visits]
         hr = _turn([imresize_levels(patch, *[request.hr_side] * 2) for patch in patches], draws)
-        lr = None
+        lr = windows = None
         if not request.with_lr:
             pass
         elif self.blind:
-            lr = self._blind_lr(self.blind, request.numbers, visits)
+            windows = self._windows(self.blind, request.numbers, visits)
+            if not self.degrades_on_device:
+                lr, windows = self._degraded(windows, draws), None
         elif self.pictures.lr:
             lr = _turn([lr.cut(*self._lr_patch(draw)) for draw, _, lr in visits if lr], draws)
         elif self.scale == 1:
             lr = hr
         else:
             lr = _turn([self._bicubic_lr(piece, draw) for draw, piece, _ in visits], draws)
-        return Samples(hr, lr, draws, tuple(bad))
+        return Samples(hr, lr, draws, tuple(bad), windows)
 
     def finish(self, samples: Samples, place: Callable[[Tensor], Tensor] = lambda x: x) -> Batch:
         """place: moves a tensor to the device. Raises DataError where too many pictures are bad."""
         self.note_bad(samples)
-        assert samples.lr is not None, "asked for without LR"
         hr = to_float(place(samples.hr))
-        lr = hr if samples.lr is samples.hr else to_float(place(samples.lr))
+        lr = hr if samples.lr is samples.hr else to_float(self.lr_of(samples, place))
         return Batch(hr, lr, samples.draws)
+
+    def lr_of(self, samples: Samples, place: Callable[[Tensor], Tensor]) -> Tensor:
+        """uint8 [B,3,p,p] of samples with LR, on the device."""
+        if samples.windows is not None:
+            return self._degraded(samples.windows, samples.draws, place)
+        assert samples.lr is not None, "asked for without LR"
+        return place(samples.lr)
 
     def note_bad(self, samples: Samples) -> None:
         """Called for all samples in the main process. Raises DataError where too many are bad."""
@@ -256,7 +266,8 @@ class PairDataset:
         height, width = self._size(draw)
         if self.blind:
             side = self.cfg.patch // self.scale
-            rows, columns = _window(draw, side, self.scale, (height, width))[0]
+            size = height, width
+            rows, columns = window_of(draw.top, draw.left, side, self.scale, size)[0]
             return _span(rows), _span(columns)
         rows, columns = self._lr_patch(draw)
         return (
@@ -270,19 +281,28 @@ class PairDataset:
         small = height // self.scale, width // self.scale
         return imresize_levels_part(piece.cut, (height, width), small, *self._lr_patch(draw))
 
-    def _blind_lr(self, cfg: BlindConfig, numbers: tuple[int, ...], visits: list[Visit]) -> Tensor:
-        """The LR patches of samples `numbers`, cut out of degraded windows and then turned as their
-        HR patches are.
-        """
+    def _windows(self, cfg: BlindConfig, numbers: tuple[int, ...], visits: list[Visit]) -> Windows:
+        """What the LR patches of samples `numbers` are made of."""
         side, windows, corners = self.cfg.patch // self.scale, [], []
         for draw, piece, _ in visits:
-            (rows, columns), corner = _window(draw, side, self.scale, self._size(draw))
+            size = self._size(draw)
+            (rows, columns), corner = window_of(draw.top, draw.left, side, self.scale, size)
             windows.append(piece.pixels[:, rows - piece.top][:, :, columns - piece.left])
             corners.append(corner)
+        pixels = torch.stack(windows)
         seeds = [(self.seed, _DEGRADATION, n) for n in numbers]
-        degraded = degrade_blind(torch.stack(windows).float() / 255, self.scale, cfg, seeds)
-        patches = [lr[:, y : y + side, x : x + side] for lr, (y, x) in zip(degraded, corners)]
-        return _turn([to_levels(patch) for patch in patches], [visit.draw for visit in visits])
+        plans = plan_blind(cfg, self.scale, size_of(pixels), seeds)
+        return Windows(pixels, tuple(corners), plans)
+
+    def _degraded(
+        self,
+        windows: Windows,
+        draws: tuple[Draw, ...],
+        place: Callable[[Tensor], Tensor] = lambda x: x,
+    ) -> Tensor:
+        """LR patches, turned as their HR patches are."""
+        side = self.cfg.patch // self.scale
+        return _turn(windows.degraded(place(windows.pixels), side), draws)
 
     def _visit(self, n: int, with_lr: bool, bad: list[tuple[int, str]]) -> Visit:
         """Sample number n; an unreadable picture gives its place to the next readable one, and goes
@@ -339,24 +359,6 @@ class PairDataset:
 def to_float(pixels: Tensor) -> Tensor:
     """uint8 -> float32 in [-1, 1]."""
     return pixels.float().mul_(2 / 255).sub_(1)
-
-
-def _window(
-    draw: Draw, side: int, scale: int, size: tuple[int, int]
-) -> tuple[tuple[Tensor, Tensor], tuple[int, int]]:
-    """Rows and columns [S] of the HR picture with which a patch of `side` LR pixels is degraded, and
-    its corner in there in LR pixels. size: (height, width) of the picture.
-
-    There are at least MARGIN LR pixels around the patch: real neighbours inside the picture, its
-    mirror image outside. S is the same for all patches, so a batch is one tensor. Windows begin on
-    the JPEG blocks of the whole picture, so that the borders of blocks lie anywhere in a patch.
-    """
-    top, left = ((at - MARGIN) // JPEG_BLOCK * JPEG_BLOCK for at in (draw.top, draw.left))
-    length = side + 2 * MARGIN + JPEG_BLOCK - 1
-    rows, columns = (
-        mirrored(at * scale, (at + length) * scale, pixels) for at, pixels in zip((top, left), size)
-    )
-    return (rows, columns), (draw.top - top, draw.left - left)
 
 
 def _span(line: Tensor) -> slice:

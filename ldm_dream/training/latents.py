@@ -78,9 +78,10 @@ class LatentDataset:
         hr, draws = None, ()
         if loaded is not None:
             self.pairs.note_bad(loaded)
-            for i, n in enumerate(new):
-                if n not in self._cache and loaded.lr is not None:
-                    self._cache[n] = self._encoded(loaded.hr[i], loaded.lr[i])
+            made = [i for i, n in enumerate(new) if n not in self._cache]
+            lrs = self.pairs.lr_of(loaded, place) if made else loaded.hr
+            for i in made:
+                self._cache[new[i]] = self._encoded(loaded.hr[i], lrs[i].cpu())
             if self.with_hr:
                 hr, draws = to_float(place(loaded.hr)), loaded.draws
         kept = [self._cache[n] for n in samples.numbers]

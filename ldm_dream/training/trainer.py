@@ -58,6 +58,7 @@ class Trainer:
         self.start, self.run, self.means = start, run, Means()
         self.micro_batches = cfg.accumulate * rank.world
         pairs = PairDataset(run.data, run.scale, run.seed)
+        pairs.degrades_on_device = device.type == "cuda"
         self.pictures, self.counts = pairs.fingerprint(), pairs.counts()
         self.objective, self.data = self._build(run, pairs, run_dir)
 

@@ -10,18 +10,22 @@ from degradations import HARMLESS, smooth
 from ldm_dream.config.data import BlindConfig, DataConfig
 from ldm_dream.data.images import Image, read_image, write_image
 from ldm_dream.data.pairs import (
-    JPEG_BLOCK,
-    MARGIN,
     Batch,
-    Draw,
     PairDataset,
     Request,
-    _window,
     to_float,
 )
 from ldm_dream.data.resize import degrade
 from ldm_dream.data.validation import validation_pairs
+from ldm_dream.data.windows import JPEG_BLOCK, MARGIN, window_of
 from ldm_dream.training.latents import LatentDataset
+
+
+class Halves(torch.nn.Conv2d):
+    """An encoder that keeps what it saw."""
+
+    def encode(self, x):
+        return torch.nn.functional.avg_pool2d(x, 4)
 
 
 @pytest.fixture
@@ -50,6 +54,21 @@ def test_a_blind_sample_is_a_function_of_seed_and_number(folder):
     assert alone.lr.shape == (1, 3, 8, 8) and alone.lr.min() >= -1 and alone.lr.max() <= 1
 
 
+@pytest.mark.parametrize("pool", [0, 4])
+def test_pairs_degraded_on_the_device_are_those_of_the_loader(folder, pool):
+    """Of the same device: `load` leaves them to `finish`, from the same windows and plans."""
+    found = []
+    for on_device in (False, True):
+        data = PairDataset(config(folder), scale=4, seed=7)
+        data.degrades_on_device = on_device
+        loaded = data.load(data.request(1, 4))
+        assert (loaded.lr is None) == (loaded.windows is not None) == on_device
+        made = LatentDataset(data, Halves(1, 1, 1), pool, with_hr=True) if pool else data
+        found.append([made.batch(number, 4) for number in range(2)])
+    for plain, again in zip(*found):
+        assert torch.equal(plain.lr, again.lr) and torch.equal(plain.hr, again.hr)
+
+
 def test_hr_patches_are_those_of_the_bicubic_run(folder):
     bicubic = PairDataset(DataConfig(train=(str(folder),), patch=32), scale=4, seed=7).batch(0, 6)
     found = PairDataset(config(folder), scale=4, seed=7).batch(0, 6)
@@ -75,7 +94,7 @@ def test_a_patch_is_degraded_with_its_real_neighbours(folder):
     )
     shapes = set()
     for top, left in [(0, 0), (15, 20), (10, 13), (11, 0)]:
-        (rows, columns), (y, x) = _window(Draw(0, top, left, 0), 8, 4, (92, 112))
+        (rows, columns), (y, x) = window_of(top, left, 8, 4, (92, 112))
         window = hr[:, rows][:, :, columns]
         shapes.add(window.shape)
         assert min(y, x) >= MARGIN and max(y, x) + 8 + MARGIN <= window.shape[-1] / 4
@@ -105,12 +124,6 @@ def test_validation_pictures_keep_their_degradation(folder):
 
 
 def test_cached_latents_belong_to_the_lr_patch_that_their_sample_shows(folder):
-    class Halves(torch.nn.Conv2d):
-        """An encoder that keeps what it saw."""
-
-        def encode(self, x):
-            return torch.nn.functional.avg_pool2d(x, 4)
-
     data = LatentDataset(
         PairDataset(config(folder), scale=4, seed=0), Halves(1, 1, 1), 4, with_hr=True
     )

@@ -12,8 +12,8 @@ from safetensors.torch import load_file
 from ldm_dream.config.data import DataConfig
 from ldm_dream.config.run import AutoencoderRun, DiffusionRun
 from ldm_dream.config.train import TrainConfig
-from ldm_dream.data import pairs
-from ldm_dream.data.blind import degrade_blind
+from ldm_dream.data import windows
+from ldm_dream.data.blind import degrade_as_planned
 from ldm_dream.data.pairs import PairDataset
 from ldm_dream.data.resize import upsample
 from ldm_dream.errors import UserError
@@ -157,7 +157,9 @@ def test_cached_latents_are_those_of_the_batch_and_the_pool_repeats(tmp_path, ki
     )
     degraded = []
     monkeypatch.setattr(
-        pairs, "degrade_blind", lambda *args: degraded.append(args[-1]) or degrade_blind(*args)
+        windows,
+        "degrade_as_planned",
+        lambda *args: degraded.append(args[-1]) or degrade_as_planned(*args),
     )
     autoencoder = load_autoencoder(resolve_autoencoder(run.autoencoder))
     data = LatentDataset(PairDataset(run.data, run.scale, 0), autoencoder, 4, with_hr=True)

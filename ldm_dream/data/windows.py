@@ -1,0 +1,54 @@
+"""Blind degradation of patches: each with its neighbours in the picture, where the tensors are."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from torch import Tensor
+
+from ldm_dream.data.blind import degrade_as_planned, mirrored, to_levels
+from ldm_dream.data.blind_plan import Plan
+
+# LR pixels around a patch that are degraded with it: as far as the final sinc filter reaches
+MARGIN = 10
+JPEG_BLOCK = 16  # LR pixels a side of what JPEG with 4:2:0 treats as one
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Patches before their degradation. pixels: uint8 [B,3,S,S], HR; corners: of each LR patch in its
+    LR window; plans: what is to be done to each.
+    """
+
+    pixels: Tensor
+    corners: tuple[tuple[int, int], ...]
+    plans: Sequence[Plan]
+
+    def pin_memory(self) -> Windows:
+        return replace(self, pixels=self.pixels.pin_memory())
+
+    def degraded(self, pixels: Tensor, side: int) -> list[Tensor]:
+        """LR patches uint8 [3,side,side], not yet turned. pixels: those here, on any device."""
+        lr = degrade_as_planned(pixels.float() / 255, self.plans)
+        cut = (x[:, y : y + side, x0 : x0 + side] for x, (y, x0) in zip(lr, self.corners))
+        return [to_levels(patch) for patch in cut]
+
+
+def window_of(
+    top: int, left: int, side: int, scale: int, size: tuple[int, int]
+) -> tuple[tuple[Tensor, Tensor], tuple[int, int]]:
+    """Rows and columns [S] of the HR picture with which the patch of `side` LR pixels at `top`, `left`
+    is degraded, and its corner in there in LR pixels. size: (height, width) of the picture.
+
+    There are at least MARGIN LR pixels around the patch: real neighbours inside the picture, its
+    mirror image outside. S is the same for all patches, so a batch is one tensor. Windows begin on
+    the JPEG blocks of the whole picture, so that the borders of blocks lie anywhere in a patch.
+    """
+    first, second = ((at - MARGIN) // JPEG_BLOCK * JPEG_BLOCK for at in (top, left))
+    length = side + 2 * MARGIN + JPEG_BLOCK - 1
+    rows, columns = (
+        mirrored(at * scale, (at + length) * scale, pixels)
+        for at, pixels in zip((first, second), size)
+    )
+    return (rows, columns), (top - first, left - second)
