@@ -20,11 +20,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed import (  # type: ignore  # documented, but not in __all__
-    PrefixStore,
-    Store,
-    TCPStore,
-)
+from torch.distributed import PrefixStore, Store, TCPStore  # type: ignore  # not in its __all__
 from torch.nn.parallel import DistributedDataParallel
 
 from ldm_dream.errors import UserError
