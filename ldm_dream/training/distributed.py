@@ -5,6 +5,7 @@ changes nothing.
 from __future__ import annotations
 
 import gc
+import logging
 import os
 import socket
 import sys
@@ -62,6 +63,8 @@ def start() -> Iterator[Rank]:
         yield Rank(0, 1, torch.device("cuda" if cuda else "cpu"))
         return
     number, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    if number:  # what is to be said of pictures and files is the same in all
+        logging.getLogger("ldm_dream").setLevel(logging.ERROR)
     device = _own_gpu() if cuda else torch.device("cpu")
     server, store = _meet(number, world)
     # gloo beside NCCL: what processes agree on in main memory does not wait for the device
