@@ -17,7 +17,12 @@ class TrainConfig(Strict):
     """Optimizer, length, precision, and what is written when."""
 
     steps: int = Field(default=10_000, ge=1, description="Steps of the optimizer.")
-    batch_size: int = Field(default=16, ge=1, description="Samples per device and micro-batch.")
+    batch_size: int = Field(
+        default=16,
+        ge=1,
+        description="Samples of one micro-batch on one device. A step sees batch_size x accumulate x "
+        "processes of them.",
+    )
     accumulate: int = Field(
         default=1, ge=1, description="Micro-batches per step, whose gradients are averaged."
     )

@@ -3,9 +3,11 @@ may be lost.
 """
 
 import os
+import shlex
 import signal
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
@@ -16,6 +18,7 @@ import yaml
 from processes import as_ranks, in_a_new_process
 from safetensors.torch import load_file
 from torch.distributed import TCPStore
+from torch.distributed.run import parse_args
 
 import machines
 from ldm_dream.config.files import load_config
@@ -175,3 +178,57 @@ def test_more_processes_than_gpus_is_one_sentence(monkeypatch):
 )
 def test_the_log_says_how_many_samples_a_step_sees(micro_batches, world, said):
     assert distributed.batch_of_a_step(16, micro_batches, world) == said
+
+
+def block_of_scale(language: str) -> str:
+    text = (ROOT / "docs/scale.md").read_text()
+    return text.partition(f"```{language}\n")[2].partition("```")[0]
+
+
+STANDINS = {
+    "scontrol": """[ "$1" = show ] && echo host-a host-b | tr ' ' '\\n' || echo "$@" >> told.txt""",
+    "srun": """echo "$@" >> told.txt; touch begun
+trap 'exit 1' USR1
+for i in $(seq ${LAST:-100}); do sleep 0.1; done""",
+}
+
+
+@pytest.mark.parametrize("in_time", [True, False])
+def test_the_slurm_script_asks_for_another_turn_where_time_ran_out(tmp_path, monkeypatch, in_time):
+    for name, body in STANDINS.items():
+        (tmp_path / name).write_text(f"#!/bin/bash\n{body}\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    own = {"SLURM_JOB_ID": "77", "SLURM_NNODES": "2", "SLURM_JOB_NODELIST": "host-[a-b]"}
+    for name, value in (own | ({"LAST": "1"} if in_time else {})).items():
+        monkeypatch.setenv(name, value)
+    job = subprocess.Popen(["bash", "-c", block_of_scale("sbatch")], cwd=tmp_path)
+    while not (tmp_path / "begun").exists():
+        time.sleep(0.01)
+    if not in_time:
+        time.sleep(0.2)  # srun is listening
+        job.send_signal(signal.SIGUSR1)
+    assert job.wait() == (0 if in_time else 1)
+    launched, *later = (tmp_path / "told.txt").read_text().splitlines()
+    assert "--nnodes 2" in launched and "--rdzv-endpoint host-a:29500 --rdzv-id 77" in launched
+    assert later == ([] if in_time else ["requeue 77"])
+
+
+@pytest.mark.parametrize("language", ["sbatch", "yaml"])
+def test_the_templates_for_schedulers_train_a_config_that_is_there(language):
+    block = block_of_scale(language)
+    if language == "yaml":
+        worker = yaml.safe_load(block)["spec"]["pytorchReplicaSpecs"]["Worker"]
+        (container,) = worker["template"]["spec"]["containers"]
+        block = " ".join(container["command"])
+    words = block.split()
+    config = words[words.index("tools/train.py") + 1]
+    assert (ROOT / config).is_file() and "--run-dir" in words
+
+
+def test_torchrun_takes_what_the_slurm_script_gives_it():
+    words = block_of_scale("sbatch").replace("\\\n", " ").partition(" torchrun ")[2].split("&")[0]
+    told = shlex.split(words.replace("$SLURM_NNODES", "2"))
+    options = parse_args(told)
+    assert options.signals_to_handle.split(",")[-1] == "SIGUSR1"
+    assert options.training_script == "tools/train.py" and options.nnodes == "2"
