@@ -66,7 +66,7 @@ def start() -> Iterator[Rank]:
     if number:  # what is to be said of pictures and files is the same in all
         logging.getLogger("ldm_dream").setLevel(logging.ERROR)
     device = _own_gpu() if cuda else torch.device("cpu")
-    server, store = _meet(number, world)
+    store = _meet(number, world)
     # gloo beside NCCL: what processes agree on in main memory does not wait for the device
     dist.init_process_group(
         "cpu:gloo,cuda:nccl" if cuda else "gloo",
@@ -79,7 +79,8 @@ def start() -> Iterator[Rank]:
         finally:
             gc.collect()  # the wrappers of `share_gradients` go before what they talk through
             dist.destroy_process_group()
-    del server  # until here the others may ask it
+    if not _torchrun_keeps_store():
+        _leave_in_order(store, number, world)
 
 
 def _own_gpu() -> torch.device:
@@ -97,8 +98,13 @@ def _own_gpu() -> torch.device:
 # ------------------------------------------------------------------------------- finding each other
 
 
-def _meet(number: int, world: int) -> tuple[Store, Store]:
-    """-> the store that all processes reach, and a part of it that is new and theirs alone.
+def _torchrun_keeps_store() -> bool:
+    """Else process 0 does."""
+    return os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+
+
+def _meet(number: int, world: int) -> Store:
+    """-> a part of the store that all processes reach, which is new and theirs alone.
 
     torchrun keeps its store when it starts the processes again, with the addresses of those before
     in it, and none of the numbers that it tells is another one in each round and the same on all
@@ -106,7 +112,7 @@ def _meet(number: int, world: int) -> tuple[Store, Store]:
     the name to each who asks by a word that nobody has used before. Raises ProcessesError.
     """
     host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    serves = number == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+    serves = number == 0 and not _torchrun_keeps_store()
     try:
         store = TCPStore(host, port, is_master=serves, wait_for_workers=False, timeout=MEET)
         name = _name_for_all(store, world) if number == 0 else _name_from_first(store, number)
@@ -117,7 +123,7 @@ def _meet(number: int, world: int) -> tuple[Store, Store]:
             "from every other one: give torchrun there an address that does by --local-addr."
         ) from None
     store.set_timeout(LONGEST_WAIT)
-    return store, PrefixStore(name, store)
+    return PrefixStore(name, store)
 
 
 def _name_for_all(store: Store, world: int) -> str:
@@ -138,6 +144,15 @@ def _name_from_first(store: Store, number: int) -> str:
     name = store.get(f"answer/{word}").decode()
     store.add(f"{name}/met", 1)
     return name
+
+
+def _leave_in_order(store: Store, number: int, world: int) -> None:
+    """The one that keeps the store leaves last, for the others still look into it."""
+    until = time.monotonic() + SILENCE
+    left = store.add("left", 1)
+    while number == 0 and left < world and time.monotonic() < until:
+        time.sleep(0.02)
+        left = store.add("left", 0)
 
 
 # ------------------------------------------------------------------------------------ staying alive
@@ -162,7 +177,7 @@ def watched(store: Store, number: int, world: int) -> Iterator[None]:
                 store.add(f"alive/{number}", 1)
                 beats = {other: store.add(f"alive/{other}", 0) for other in seen}
             except (RuntimeError, ConnectionError):  # the store went with its process
-                if done.wait(2 * BEAT):  # which was done a little earlier than this one
+                if done.is_set():
                     return
                 _leave("the store of the processes", number)
             now = time.monotonic()

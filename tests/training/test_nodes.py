@@ -147,7 +147,7 @@ def test_each_start_has_a_part_of_the_store_of_its_own(agent):
     for world in (3, 2, 3):
         with ThreadPoolExecutor(world) as pool:
             met = [pool.submit(distributed._meet, number, world) for number in range(world)]
-        counts = [future.result()[1].add("count", 1) for future in met]
+        counts = [future.result().add("count", 1) for future in met]
         assert counts == list(range(1, world + 1))
 
 
