@@ -5,6 +5,8 @@ import importlib
 
 from ldm_dream.cli import user_errors
 
+DATA_KINDS = ("photos", "div2k", "ffhq-128", "ffhq-512", "blind", "lmdb")
+
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
@@ -155,6 +157,39 @@ def build_parser() -> argparse.ArgumentParser:
     systems.add_argument(
         "--steps", type=int, default=200, metavar="N", help="(default: %(default)s)"
     )
+
+    data = commands.add_parser(
+        "data", parents=[shared], help="training samples a second, by pictures and workers"
+    )
+    data.add_argument(
+        "--kind", nargs="+", metavar="NAME", choices=DATA_KINDS, help="(default: all)"
+    )
+    data.add_argument("--workers", type=int, nargs="+", default=[0, 1, 2, 4], metavar="N")
+    data.add_argument("--pictures", type=int, default=64, metavar="N", help="(default: 64)")
+    data.add_argument(
+        "--micro-batch", type=int, default=8, metavar="N", help="samples a request (default: 8)"
+    )
+    data.add_argument(
+        "--rounds", type=int, default=8, metavar="N", help="over kept pictures (default: 8)"
+    )
+    data.add_argument(
+        "--batch", type=int, default=32, metavar="N", help="samples of a step (default: 32)"
+    )
+    data.add_argument(
+        "--step-seconds", type=float, default=0.15, help="that a GPU takes (default: 0.15)"
+    )
+
+    wait = commands.add_parser(
+        "data-wait", parents=[shared], help="how long a training step waits for data"
+    )
+    wait.add_argument("--config", default="configs/tiny/sr3-dream.yaml")
+    wait.add_argument("--set", action="extend", nargs="+", default=[], metavar="a.b=value")
+    wait.add_argument("--workers", type=int, nargs="+", default=[0, 1], metavar="N")
+    wait.add_argument("--nice", type=int, nargs="+", default=[5], metavar="N")
+    wait.add_argument("--threads", type=int, nargs="+", metavar="N", help="(default: torch's)")
+    wait.add_argument("--pictures", type=int, default=48, metavar="N", help="(default: 48)")
+    wait.add_argument("--steps", type=int, default=20, metavar="N", help="a turn (default: 20)")
+    wait.add_argument("--repetitions", type=int, default=5, metavar="N", help="(default: 5)")
 
     large = commands.add_parser(
         "large-picture", help="most memory of a large picture, with networks of no cost"

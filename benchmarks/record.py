@@ -78,6 +78,17 @@ METRICS = {  # benchmark -> metric (a pattern) -> unit and meaning
         "codes_used": "codebook entries that some picture uses",
         "codes": "of so many",
     },
+    "data": {
+        "first_visit": "samples a second of pictures that are read for the first time",
+        "not_kept": "likewise of pictures that are decoded at each visit",
+        "kept": "likewise of pictures whose pixels are kept",
+        "needed": "samples that a step takes a second, as --batch and --step-seconds say",
+    },
+    "data-wait": {
+        "seconds": "a training step, median of the repetitions",
+        "repetitions": "of each, in the order in which variants took turns",
+        "waits": "share of that for which data was waited for, median",
+    },
     "systems": {
         "first_loss": "mean over the first tenth of the steps",
         "last_loss": "mean over the last tenth",

@@ -252,6 +252,33 @@ def autoencoder(rows: list[Row]) -> list[list[str]]:
     return lines
 
 
+def data(rows: list[Row]) -> list[list[str]]:
+    ways = {"first_visit": "first visit", "not_kept": "not kept", "kept": "kept"}
+    head = ["pictures", "patch", "workers", *(f"{way}, samples/s" for way in ways.values())]
+    lines = [[*head, *(f"s a batch, {way}" for way in ways.values()), "s a step"]]
+    for row in rows:
+        settings, metrics = row["settings"], row["metrics"]
+        seconds = [f"{settings['batch'] / metrics[way]:.2f}" for way in ways]
+        lines.append(
+            [row["subject"], str(settings["patch"]), str(settings["workers"])]
+            + [f"{metrics[way]:.0f}" for way in ways]
+            + [*seconds, f"{settings['step_seconds']:g}"]
+        )
+    return lines
+
+
+def data_wait(rows: list[Row]) -> list[list[str]]:
+    lines = [["config", "pictures", "workers", "nice", "training threads", "s a step", "waits"]]
+    for row in rows:
+        settings, metrics = row["settings"], row["metrics"]
+        names = ("state", "workers", "nice", "training_threads")
+        lines.append(
+            [asked(row), *(str(settings[name]) for name in names)]
+            + [number(metrics, "seconds"), f"{metrics['waits']:.1%}"]
+        )
+    return lines
+
+
 def systems(rows: list[Row]) -> list[list[str]]:
     lines = [["system", "config", "steps", "first loss", "last loss", "resumed at", "upscaled to"]]
     for row in rows:
@@ -302,6 +329,18 @@ TABLES = {
         steps_quality,
         "Quality against sampling steps; means over the pictures.",
         common=cropped,
+    ),
+    "data": Table(
+        "data",
+        data,
+        "Training samples a second, and what a batch of `--batch` takes, beside the step that an "
+        "H100 was reckoned to take for it (`--step-seconds`; not measured).",
+    ),
+    "data-wait": Table(
+        "data-wait",
+        data_wait,
+        "A training step on pictures of DIV2K's size, and the share of it for which data is waited "
+        "for; medians of turns.",
     ),
     "autoencoder": Table("autoencoder", autoencoder, "Reconstruction by the autoencoder alone."),
     "systems": Table(

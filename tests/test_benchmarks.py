@@ -11,8 +11,8 @@ import time
 import pytest
 import torch
 
-from benchmarks import record, table
-from benchmarks.__main__ import build_parser
+from benchmarks import data, data_wait, record, table
+from benchmarks.__main__ import DATA_KINDS, build_parser
 from benchmarks.all import COMMANDS
 from benchmarks.all import main as everything
 from benchmarks.kernel_cases import CASES
@@ -313,3 +313,44 @@ def test_a_sampling_call_is_read_in_ten_files():
     way = call_way()
     assert {"ldm_dream/sampler.py", "ldm_dream/upscaling/upscaler.py"} <= way.keys()
     assert len(way) <= 10, "\n".join(way)
+
+
+# --------------------------------------------------------------------------------------------- data
+
+
+def test_loading_is_measured_for_each_kind_of_pictures(tmp_path, monkeypatch):
+    words = [
+        "data",
+        "--workers",
+        "0",
+        "1",
+        "--pictures",
+        "4",
+        "--micro-batch",
+        "2",
+        "--rounds",
+        "1",
+    ]
+    args = build_parser().parse_args(words)
+    assert {*data.KINDS} == {*DATA_KINDS}
+    for name in ("ffhq-128", "blind"):
+        kind = data.KINDS[name]._replace(size=(72, 80), patch=32, scale=4)
+        monkeypatch.setitem(data.KINDS, name, kind)
+        (tmp_path / name).mkdir()
+        source = data.make(tmp_path / name, kind, args.pictures)
+        for workers in args.workers[: 1 if kind.is_blind else 2]:
+            found = data.measure(name, source, workers, args)
+            about = record.complete(args, "data", [found])
+            assert record.faults(about[0]) == [] and min(found.metrics.values()) > 0
+            assert f"| {name} " in text("data", about)
+
+
+def test_waiting_for_data_is_measured_in_turns(monkeypatch, capsys):
+    small = data.KINDS["div2k"]._replace(size=(72, 80))
+    monkeypatch.setitem(data.KINDS, "div2k", small)
+    words = ["data-wait", "--workers", "0", "--pictures", "2", "--steps", "1", "--repetitions", "1"]
+    words += ["--set", "network.model_channels=16", "network.channel_mult=[1]", "data.patch=32"]
+    words += ["network.image_size=32", "train.batch_size=2", "train.precision=fp32"]
+    data_wait.main(build_parser().parse_args(words))
+    printed = capsys.readouterr().out
+    assert "| kept " in printed and "| not kept " in printed and "%" in printed

@@ -7,6 +7,7 @@ process would carry the threads of libvips and of a GPU with it, and neither sur
 
 from __future__ import annotations
 
+import functools
 import multiprocessing
 import os
 import signal
@@ -27,6 +28,7 @@ from ldm_dream.errors import UserError
 
 # what the first process of a run is told by the terminal or a scheduler; it tells the workers
 SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1")
+NICE = 5  # of a worker: it gives way to the threads that train
 
 
 class LoaderError(UserError, RuntimeError):
@@ -85,7 +87,7 @@ class Loader:
                     num_workers=workers,
                     prefetch_factor=prefetch,
                     pin_memory=pin,
-                    worker_init_fn=_begin,
+                    worker_init_fn=functools.partial(_begin, NICE),
                     multiprocessing_context=context,
                     generator=own,
                 )
@@ -146,12 +148,12 @@ class _Loads(Dataset):
             return error
 
 
-def _begin(_worker: int) -> None:
-    """A worker has one thread, gives way to the training threads, and ends when `close` says so."""
+def _begin(nice: int, _worker: int) -> None:
+    """A worker has one thread, and ends when `close` says so."""
     threading.Thread(target=_end_with_trainer, daemon=True).start()
     torch.set_num_threads(1)
     pyvips.concurrency_set(1)  # type: ignore  # it is in no stub
-    os.nice(5)
+    os.nice(nice)
     ForkingPickler.register(Tensor, handed_over)
     for name in SIGNALS:
         signal.signal(getattr(signal, name), signal.SIG_IGN)

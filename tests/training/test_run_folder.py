@@ -178,7 +178,7 @@ def test_a_restarted_job_waits_until_the_system_gives_its_lock_back(tmp_path, mo
         assert (tmp_path / "lock").read_text().endswith(" job7\n")
 
 
-@pytest.mark.parametrize("left", [os.getpid(), os.getppid()])
+@pytest.mark.parametrize("left", [os.getpid(), os.getppid()], ids=["own", "parent"])
 def test_a_restarted_container_has_the_number_of_the_one_before(tmp_path, monkeypatch, left):
     """On a disk without locks a number that runs is another process, unless it is this one."""
 
