@@ -108,6 +108,7 @@ def step_way(config: str = CONFIG) -> Way:
                 "train.batch_size=1",
                 "train.precision=fp32",  # the way is the same; bf16 is slow on an older CPU
                 "train.compile=false",
+                "train.workers=0",
                 f"train.steps={STEPS}",
                 f"train.log_every={STEPS}",
                 f"train.save_every={STEPS}",

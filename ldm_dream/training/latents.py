@@ -79,16 +79,19 @@ class LatentDataset:
         if loaded is not None:
             self.pairs.note_bad(loaded)
             made = [i for i, n in enumerate(new) if n not in self._cache]
-            lrs = self.pairs.lr_of(loaded, place) if made else loaded.hr
+            lr = loaded.lr
+            if made and lr is None:
+                lr = self.pairs.lr_of(loaded, place).cpu()
             for i in made:
-                self._cache[new[i]] = self._encoded(loaded.hr[i], lrs[i].cpu())
+                assert lr is not None
+                self._cache[new[i]] = self._encoded(loaded.hr[i], lr[i])
             if self.with_hr:
                 hr, draws = to_float(place(loaded.hr)), loaded.draws
         kept = [self._cache[n] for n in samples.numbers]
-        lr = to_float(place(torch.stack([lr for lr, _ in kept])))
+        small = to_float(place(torch.stack([lr for lr, _ in kept])))
         # bf16 autocast stacks no float16
         z0, z_lr = torch.stack([both.float() for _, both in kept]).unbind(1)
-        return Batch(hr, lr, draws, z0=place(z0), z_lr=place(z_lr))
+        return Batch(hr, small, draws, z0=place(z0), z_lr=place(z_lr))
 
     def _number(self, n: int) -> int:
         round_, place = divmod(n, self.pool)
