@@ -149,7 +149,7 @@ def make(folder: Path, kind: Kind, count: int) -> Path:
     for i in range(count):
         path = folder / f"{i:04}.{kind.suffix}"
         if i < len(made):
-            made[i].save(path, **({"quality": 92} if kind.suffix == "jpg" else {}))
+            made[i].save(path, quality=92)  # of a JPEG; a PNG has none
         else:
             shutil.copyfile(folder / f"{i % len(made):04}.{kind.suffix}", path)
     return folder
