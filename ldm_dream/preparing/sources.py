@@ -276,7 +276,8 @@ def _unpack(zipped: ZippedLmdb, file: Path) -> None:
     try:
         with (
             whole_file(file) as draft,
-            _opened_zip(zipped.file).open(zipped.member) as source,
+            zipfile.ZipFile(zipped.file) as archive,
+            archive.open(zipped.member) as source,
             draft.open("wb") as target,
         ):
             shutil.copyfileobj(source, target, 2**20)
