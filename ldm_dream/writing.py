@@ -242,14 +242,15 @@ def whole_folder(folder: Path) -> Iterator[Path]:
         shutil.rmtree(draft, ignore_errors=True)
 
 
-def place_folder(built: Path, folder: Path) -> None:
-    """Give a folder that was filled over several runs its name, which must be free. Raises
-    WriteError.
+def place_folder(built: Path, folder: Path, unsynced: Iterable[str] | None = None) -> None:
+    """Give a folder that was filled over several runs its name, which must be free. unsynced: names
+    of the files in it that may not be on the disk yet; None: of all. Raises WriteError.
     """
     with _sentences():
         if os.path.lexists(folder):
             raise WriteError(f"{folder}: is there already; name another.")
-        for path in (*(path for path in built.iterdir() if path.is_file()), built):
+        names = os.listdir(built) if unsynced is None else unsynced
+        for path in (*(built / name for name in names if (built / name).is_file()), built):
             _sync(path)
         built.rename(folder)
         _sync(folder.parent)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ldm_dream.cli import command_line, user_errors
 from ldm_dream.config.files import default_run_dir, dump_config, load_config
-from ldm_dream.training.check import check_run
+from ldm_dream.training.check import check_run, not_there
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -31,7 +31,7 @@ def build_parser() -> argparse.ArgumentParser:
     add(
         "--dry-run",
         action="store_true",
-        help="print the resolved config and the run folder, then stop",
+        help="print run folder, missing places and resolved config, then stop",
     )
     add(
         "--profile",
@@ -57,7 +57,10 @@ def main() -> None:
         run = load_config(args.config, args.set)
         run = check_run(run, run_dir, starts=not args.dry_run)
         if args.dry_run:
-            print(f"# run folder: {run_dir}\n{dump_config(run)}", end="")
+            print(f"# run folder: {run_dir}")
+            for entry in not_there(run):
+                print(f"# not there yet: {entry}")
+            print(dump_config(run), end="")
             return
         from ldm_dream.training.train import (
             train,  # here, so that --help and --dry-run answer without torch

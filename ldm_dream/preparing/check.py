@@ -10,7 +10,7 @@ from ldm_dream.preparing.job import open_set
 from ldm_dream.preparing.plan import plan
 from ldm_dream.preparing.recipe import Options, Part, PrepareError, Recipe
 from ldm_dream.preparing.recipes import RECIPES
-from ldm_dream.preparing.sources import Entry, PackedLmdb, find_entries
+from ldm_dream.preparing.sources import Entry, ZippedLmdb, find_entries
 
 SHARE_OF_RAW = 0.55  # a PNG in a folder over its raw pixels, measured on photos
 
@@ -42,16 +42,16 @@ def check(
         pictures = sum(len(made) for made in target.done.values())
         still = len(here.chosen.keys() - target.done.keys()) if here else 0
         lines.append(f"{target.place}{_wanted_by(part)}")
-        packed = _database_of(part, entries)
+        zipped = _database_of(part, entries)
         if here:
             lines.append(
                 f"    source: {here.found:,} pictures{_of(part)}, {len(here.chosen):,} wanted"
             )
-        elif packed:
+        elif zipped:
             count = part.count or 0
             still = max(0, min(count, options.limit or count) - len(target.done))
-            needed += packed.size if still else 0
-            lines.append(f"    source: {packed.file}, to be unpacked ({packed.size / 1e9:.1f} GB)")
+            needed += zipped.size if still else 0
+            lines.append(f"    source: {zipped.file}, to be unpacked ({zipped.size / 1e9:.1f} GB)")
         elif not pictures:
             is_complete = is_complete and part.optional
             kind = "not there, and not needed" if part.optional else "missing"
@@ -78,6 +78,6 @@ def _of(part: Part) -> str:
     return f" of {part.count:,}" if part.count and not part.share else ""
 
 
-def _database_of(part: Part, entries: list[Entry]) -> PackedLmdb | None:
-    packed = (entry for entry in entries if isinstance(entry, PackedLmdb))
-    return next((entry for entry in packed if part.name_of(f"{entry.path}/x")), None)
+def _database_of(part: Part, entries: list[Entry]) -> ZippedLmdb | None:
+    zipped = (entry for entry in entries if isinstance(entry, ZippedLmdb))
+    return next((entry for entry in zipped if part.name_of(f"{entry.path}/x")), None)

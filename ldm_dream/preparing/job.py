@@ -12,7 +12,7 @@ from ldm_dream.errors import shown
 from ldm_dream.preparing.plan import Planned, evenly_spaced, plan
 from ldm_dream.preparing.recipe import Options, Part, PrepareError, Recipe
 from ldm_dream.preparing.sets import FolderSet, LmdbSet, PictureSet
-from ldm_dream.preparing.sources import PackedLmdb, find_entries, unpacked
+from ldm_dream.preparing.sources import ZippedLmdb, find_entries, unpacked
 from ldm_dream.preparing.work import Result, prepare, tasks_of
 from ldm_dream.writing import check_place, whole_file
 
@@ -55,11 +55,11 @@ class Job:
         check_place(out)
         parts = recipe.parts(options)
         entries = find_entries(places, recipe.archives)
-        is_packed = any(isinstance(entry, PackedLmdb) for entry in entries)
+        is_zipped = any(isinstance(entry, ZippedLmdb) for entry in entries)
         for part in parts:
             if part.is_listed:
                 _check_list(list_of(part, out, options))
-            if is_packed:
+            if is_zipped:
                 open_set(recipe, part, out, as_lmdb)  # refused before the long unpacking
         plans = plan(recipe, unpacked(entries, out / UNPACKED), options)
         sets = [(each, open_set(recipe, each.part, out, as_lmdb)) for each in plans]

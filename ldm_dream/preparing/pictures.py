@@ -19,7 +19,7 @@ from ldm_dream.data import jpeg
 from ldm_dream.data.formats import MAX_PIXELS
 
 KINDS = ("PNG", "JPEG", "WEBP", "BMP")
-# zlib's levels, by `python -m benchmarks png-levels`: a PNG that is not packed is read in about half
+# zlib's levels, by `python -m benchmarks png-levels`: a PNG that is not compressed is read in about half
 # the time and takes nearly twice the space. PNG's filters would save a fifth of the space, and
 # reading would take a third longer.
 IN_A_FOLDER, IN_AN_LMDB = 3, 0
@@ -74,7 +74,7 @@ def open_picture(data: bytes) -> Image:
 
 
 def to_png(image: Image, level: int, filter: str = "none") -> bytes:
-    """An RGB picture as PNG. level: of zlib. filter: of libvips' names, before packing."""
+    """An RGB picture as PNG. level: of zlib. filter: of libvips' names, before compression."""
     pixels: Any = pyvips.Image.new_from_array(np.asarray(image)).copy(interpretation="srgb")
     return bytes(pixels.pngsave_buffer(compression=level, filter=filter))
 

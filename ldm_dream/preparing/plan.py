@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from ldm_dream.preparing.recipe import Options, Part, PrepareError, Recipe
-from ldm_dream.preparing.sources import Entry, PackedLmdb
+from ldm_dream.preparing.sources import Entry, ZippedLmdb
 
 Item = TypeVar("Item")
 
@@ -46,7 +46,7 @@ def _planned(part: Part, entries: list[Entry], options: Options) -> Planned:
     """Of pictures of one name the first counts: a folder and its archive may both be given."""
     found: dict[str, Entry] = {}
     for entry in entries:
-        if not isinstance(entry, PackedLmdb) and (name := part.name_of(entry.path)):
+        if not isinstance(entry, ZippedLmdb) and (name := part.name_of(entry.path)):
             found.setdefault(name, entry)
     names = sorted(found)
     if part.share:

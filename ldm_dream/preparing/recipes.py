@@ -24,6 +24,7 @@ _LARGE = (
     "configs/autoencoder/vq-f4.yaml",
 )
 _2K = 40 * 0.48**2  # megapixels of the sub-images of a picture of DIV2K
+_NO_LR = r"(?!(?:.*/)?[ls]r_\d)"  # no folder lr_16 or sr_16_128, of SR3's data/prepare_data.py
 _ANY = Square(8)  # in the place of a cut that follows from the size
 
 
@@ -44,12 +45,16 @@ def _squares(
 
 
 def _ffhq(sizes: tuple[int, ...], scale: int) -> list[Part]:
-    """images1024x1024/00000/00000.png .. 69999.png; copies of other sizes are left alone."""
+    """images1024x1024/00000/00000.png .. 69999.png, or another place with ffhq in its path, such as
+    ffhq_16_128/hr_128/00000.png as SR3's code has it. LR and upsampled pictures, thumbnails and
+    photos in the wild are left alone.
+    """
     part = Part(
         "ffhq_{side}",
-        r"^(?!.*(?:thumbnails|in-the-wild|celeb))"
-        r"(?:.*/(\d{5})\.png$|.*ffhq.*/(\d{5})\.(?:jpe?g|webp)$)",
-        _ANY, "images1024x1024 (89 GB, a folder, zip or tar)", 0, 70_000,
+        r"(?i)^(?!.*(?:thumbnails|in-the-wild|celeb))" + _NO_LR +
+        r".*(?:ffhq|images1024x1024).*/(\d{5})\.(?:png|jpe?g|webp)$",
+        _ANY, "images1024x1024 (89 GB, a folder, zip or tar), or one with ffhq in its name", 0,
+        70_000,
     )  # fmt: skip
     return _squares(part, sizes, _FACES)
 
@@ -61,7 +66,8 @@ def _celebahq(sizes: tuple[int, ...], scale: int) -> list[Part]:
     """
     part = Part(
         "celebahq_{side}",
-        r"(?i)^(?!.*/img_|.*/[ls]r_\d|.*mask-anno).*(?:celeb|data\d+x\d+).*/(\d{1,6})\.(?:png|jpe?g|webp)$",
+        r"(?i)^(?!.*/img_|.*mask-anno)" + _NO_LR +
+        r".*(?:celeb|data\d+x\d+).*/(\d{1,6})\.(?:png|jpe?g|webp)$",
         _ANY, "CelebAMask-HQ.zip (3 GB), or a folder or zip of CelebA-HQ", 0, 30_000,
         is_evaluation=True, is_listed=True, digits=5,
     )  # fmt: skip

@@ -2,8 +2,8 @@
 
 An interrupted run goes on where it was: the journal, `.prepared.jsonl` in the set, says in its first
 line what the set is, then in a line each which pictures of the publisher are done, and which files
-came of them. A line is written when its files are whole. An LMDB is built as NAME.lmdb.unfinished,
-and has its own name only when it is whole.
+came of them. A line is written when its files are whole. A set is built as NAME.unfinished, and has
+its own name only when it is whole, so that no training takes a part of it for all.
 """
 
 from __future__ import annotations
@@ -37,44 +37,15 @@ class Made(NamedTuple):
 Done = dict[str, list[Made]]  # the publisher's picture -> what came of it, perhaps nothing
 
 
-class FolderSet:
-    """A folder of PNGs. Raises PrepareError for a folder that holds anything else."""
+class PictureSet:
+    """What folders and LMDBs have in common. Raises PrepareError for a place that holds anything
+    else. level: of the PNGs' compression. place: of the whole set. unfinished: where pictures are
+    added. folder: which of the two is there.
+    """
 
-    level = IN_A_FOLDER
-    is_lmdb = False
-
-    def __init__(self, place: Path, about: str):
-        self.place = self.folder = place
-        self.about = about
-        there = set(os.listdir(place)) if place.exists() else set()
-        journal = _read_journal(place, about).items()
-        self.done: Done = {
-            name: made for name, made in journal if all(f"{one.name}.png" in there for one in made)
-        }
-
-    def is_whole(self, planned: Iterable[str]) -> bool:
-        return self.done.keys() >= set(planned)
-
-    def start(self) -> None:
-        make_folder(self.folder)
-        _write_journal(self.folder, self.about, self.done)
-
-    def add(self, name: str, made: list[Made]) -> None:
-        self.done[name] = made
-        append_line(self.folder / OF_A_SET, _line(name, made))
-
-    def finish(self) -> None:
-        """All pictures are added."""
-
-    def close(self) -> None:
-        """What was added stays."""
-
-
-class LmdbSet:
-    """An LMDB; likewise. It has its unfinished name while something is added."""
-
-    level = IN_AN_LMDB
-    is_lmdb = True
+    level: int
+    is_lmdb: bool
+    unsynced: tuple[str, ...] | None = None  # files that may not be on the disk; None: all
 
     def __init__(self, place: Path, about: str):
         self.place, self.about = place, about
@@ -84,22 +55,72 @@ class LmdbSet:
                 f"{shown(place)}: stands beside {shown(self.unfinished)}; remove one of them."
             )
         self.folder = self.unfinished if self.unfinished.exists() else place
-        self.done: Done = _read_journal(self.folder, about)
-        if not (self.folder / DATA).exists():
-            self.done = {}
-        self._waiting: Done = {}
-        self._bytes = 0
-        self._writer: LmdbWriter | None = None
+        self.done = self._found(_read_journal(self.folder, about))
+
+    def _found(self, journal: Done) -> Done:
+        """What of the journal is there."""
+        raise NotImplementedError
 
     def is_whole(self, planned: Iterable[str]) -> bool:
         return self.place.exists() and self.done.keys() >= set(planned)
 
     def start(self) -> None:
         if self.place.exists():
-            place_folder(self.place, self.unfinished)
+            place_folder(self.place, self.unfinished, unsynced=())
         self.folder = self.unfinished
         make_folder(self.folder)
         _write_journal(self.folder, self.about, self.done)
+
+    def add(self, name: str, made: list[Made]) -> None:
+        raise NotImplementedError
+
+    def finish(self) -> None:
+        """All pictures are added."""
+        self.close()
+        place_folder(self.unfinished, self.place, self.unsynced)
+        self.folder = self.place
+
+    def close(self) -> None:
+        """What was added stays."""
+
+
+class FolderSet(PictureSet):
+    """A folder of PNGs."""
+
+    level = IN_A_FOLDER
+    is_lmdb = False
+    unsynced = (OF_A_SET,)  # the pictures are, one by one, and there may be millions
+
+    def _found(self, journal: Done) -> Done:
+        there = set(os.listdir(self.folder)) if self.folder.exists() else set()
+        return {
+            name: made
+            for name, made in journal.items()
+            if all(f"{one.name}.png" in there for one in made)
+        }
+
+    def add(self, name: str, made: list[Made]) -> None:
+        self.done[name] = made
+        append_line(self.folder / OF_A_SET, _line(name, made))
+
+
+class LmdbSet(PictureSet):
+    """An LMDB."""
+
+    level = IN_AN_LMDB
+    is_lmdb = True
+
+    def __init__(self, place: Path, about: str):
+        super().__init__(place, about)
+        self._waiting: Done = {}
+        self._bytes = 0
+        self._writer: LmdbWriter | None = None
+
+    def _found(self, journal: Done) -> Done:
+        return journal if (self.folder / DATA).exists() else {}
+
+    def start(self) -> None:
+        super().start()
         self._writer = LmdbWriter(self.folder)
 
     def add(self, name: str, made: list[Made]) -> None:
@@ -124,8 +145,7 @@ class LmdbSet:
         self.close()
         sizes = {one.name: (one.height, one.width) for made in self.done.values() for one in made}
         write_meta(self.folder, sizes, self.level)
-        place_folder(self.unfinished, self.place)
-        self.folder = self.place
+        super().finish()
 
     def close(self) -> None:
         if self._writer is None:
@@ -135,9 +155,6 @@ class LmdbSet:
         finally:
             self._writer.close()
             self._writer = None
-
-
-PictureSet = FolderSet | LmdbSet
 
 
 def check_holds_only(target: PictureSet, planned: Iterable[str]) -> None:

@@ -2,12 +2,13 @@
 an LMDB in a zip, which cannot be read there.
 
 A picture is an entry: its path, as FOLDER_OR_ARCHIVE/PATH_INSIDE, and how to read its bytes. No
-file is ever written by such a path. Entries can be sent to other processes; those of a packed tar
-(.tar.gz) can only be read one after the other, by `one_after_the_other`.
+part of such a path names a file that is written. Entries can be sent to other processes; those of a
+compressed tar (.tar.gz) can only be read one after the other, by `one_after_the_other`.
 """
 
 from __future__ import annotations
 
+import hashlib
 import lzma
 import os
 import re
@@ -20,6 +21,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
 
+from ldm_dream.data import lmdb_store
 from ldm_dream.data.lmdb_store import DATA, reading
 from ldm_dream.errors import shown
 from ldm_dream.preparing.recipe import PrepareError
@@ -53,7 +55,7 @@ class InZip(Entry):
 
 @dataclass(frozen=True, slots=True)
 class InTar(Entry):
-    """A stretch of a file: a member of a tar that is not packed, or of a tar in it."""
+    """A stretch of a file: a member of a tar that is not compressed, or of a tar in it."""
 
     offset: int
     size: int
@@ -68,7 +70,7 @@ class InTar(Entry):
 
 
 @dataclass(frozen=True, slots=True)
-class InPackedTar(Entry):
+class InCompressedTar(Entry):
     member: str
 
     def read(self) -> bytes:
@@ -88,16 +90,23 @@ class InLmdb(Entry):
     key: bytes
 
     def read(self) -> bytes:
-        with reading(self.file) as transaction:
-            return bytes(transaction.get(self.key))
+        return lmdb_store.read(self.file, os.fsdecode(self.key))
 
 
 @dataclass(frozen=True, slots=True)
-class PackedLmdb(Entry):
-    """Not a picture: a database in a zip, of `size` bytes; `unpacked` makes pictures of it."""
+class ZippedLmdb(Entry):
+    """Not a picture: a database in a zip, of `size` bytes with this CRC-32; `unpacked` makes pictures
+    of it.
+    """
 
     member: str
     size: int
+    crc: int
+
+    def name(self) -> str:
+        """Of a folder: another one for each archive, member and contents."""
+        whole = "\0".join(map(str, (self.file.resolve(), self.member, self.size, self.crc)))
+        return hashlib.sha256(os.fsencode(whole)).hexdigest()[:32]
 
 
 @lru_cache(maxsize=4)
@@ -159,11 +168,11 @@ def _in_archive(file: Path, path: str) -> Iterator[Entry]:
     try:
         if file.suffix.lower() == ".zip" or zipfile.is_zipfile(file):
             yield from _in_zip(file, path)
-        elif _is_packed(file):
+        elif _is_compressed(file):
             with tarfile.open(file, "r|*") as tar:
                 for info in tar:
                     if info.isreg() and _is_picture(info.name):
-                        yield InPackedTar(f"{path}/{info.name}", file, info.name)
+                        yield InCompressedTar(f"{path}/{info.name}", file, info.name)
         else:
             with tarfile.open(file, "r:") as tar:
                 yield from _in_tar(tar, file, path, 0)
@@ -184,7 +193,7 @@ def _broken(file: Path, error: Exception) -> PrepareError:
     )
 
 
-def _is_packed(file: Path) -> bool:
+def _is_compressed(file: Path) -> bool:
     with file.open("rb") as opened:
         head = opened.read(6)
     return head.startswith((b"\x1f\x8b", b"BZh", b"\xfd7zXZ\0"))
@@ -195,7 +204,7 @@ def _in_zip(file: Path, path: str) -> Iterator[Entry]:
         for info in archive.infolist():
             inside = f"{path}/{info.filename}"
             if PurePosixPath(info.filename).name == DATA:
-                yield PackedLmdb(inside, file, info.filename, info.file_size)
+                yield ZippedLmdb(inside, file, info.filename, info.file_size, info.CRC)
             elif _is_picture(info.filename) and not info.is_dir():
                 yield InZip(inside, file, info.filename)
 
@@ -221,16 +230,16 @@ def _in_lmdb(folder: Path, path: str) -> Iterator[Entry]:
 
 
 def one_after_the_other(entries: Iterable[Entry]) -> Iterator[Entry]:
-    """The same entries, those of packed tars last and with their bytes, in the order of the tar.
+    """The same entries, those of compressed tars last and with their bytes, in the order of the tar.
     Raises PrepareError for a tar that ends too early.
     """
-    packed: dict[Path, dict[str, Entry]] = {}
+    compressed: dict[Path, dict[str, Entry]] = {}
     for entry in entries:
-        if isinstance(entry, InPackedTar):
-            packed.setdefault(entry.file, {})[entry.member] = entry
+        if isinstance(entry, InCompressedTar):
+            compressed.setdefault(entry.file, {})[entry.member] = entry
         else:
             yield entry
-    for file, wanted in packed.items():
+    for file, wanted in compressed.items():
         try:
             with tarfile.open(file, "r|*") as tar:
                 for info in tar:
@@ -242,34 +251,43 @@ def one_after_the_other(entries: Iterable[Entry]) -> Iterator[Entry]:
 
 
 def unpacked(entries: Iterable[Entry], folder: Path) -> Iterator[Entry]:
-    """The same entries, with the pictures of packed databases in their place: these are unpacked in
-    `folder`, unless they lie there already. Raises PrepareError.
+    """The same entries, with the pictures of databases in zips in their place: these are unpacked
+    below `folder`, unless they lie there whole. Raises PrepareError.
     """
     for entry in entries:
-        if isinstance(entry, PackedLmdb):
-            place = folder / PurePosixPath(entry.member).parent.name
+        if isinstance(entry, ZippedLmdb):
+            place = folder / entry.name()
             _unpack(entry, place / DATA)
             yield from _in_lmdb(place, entry.path)
         else:
             yield entry
 
 
-def _unpack(packed: PackedLmdb, file: Path) -> None:
-    if file.is_file() and file.stat().st_size == packed.size:
+def _unpack(zipped: ZippedLmdb, file: Path) -> None:
+    if file.is_file() and file.stat().st_size == zipped.size and _crc(file) == zipped.crc:
         return
     file.parent.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(file.parent).free
-    if free < packed.size:
+    if free < zipped.size:
         raise PrepareError(
-            f"{shown(file.parent)}: {packed.size / 1e9:.1f} GB are needed to unpack "
-            f"{shown(packed.file)}, and {free / 1e9:.1f} GB are free; name a roomier folder with -o."
+            f"{shown(file.parent)}: {zipped.size / 1e9:.1f} GB are needed to unpack "
+            f"{shown(zipped.file)}, and {free / 1e9:.1f} GB are free; name a roomier folder with -o."
         )
     try:
         with (
             whole_file(file) as draft,
-            _opened_zip(packed.file).open(packed.member) as source,
+            zipfile.ZipFile(zipped.file) as archive,
+            archive.open(zipped.member) as source,
             draft.open("wb") as target,
         ):
             shutil.copyfileobj(source, target, 2**20)
     except (zipfile.BadZipFile, EOFError, zlib.error) as error:
-        raise _broken(packed.file, error) from None
+        raise _broken(zipped.file, error) from None
+
+
+def _crc(file: Path) -> int:
+    crc = 0
+    with file.open("rb") as opened:
+        while block := opened.read(2**20):
+            crc = zlib.crc32(block, crc)
+    return crc

@@ -71,7 +71,7 @@ def tasks_of(sets: list[tuple[Planned, PictureSet]]) -> list[Task]:
     tasks: dict[str, Task] = {}
     for number, (planned, target) in enumerate(sets):
         check_holds_only(target, planned.chosen)
-        folder = None if target.is_lmdb else target.folder
+        folder = None if target.is_lmdb else target.unfinished
         for name, entry in planned.chosen.items():
             if name not in target.done:
                 task = tasks.get(entry.path, Task(entry, ()))

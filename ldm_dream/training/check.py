@@ -44,6 +44,13 @@ def check_run(run: Run, run_dir: Path, starts: bool = True) -> Run:
     return run
 
 
+def not_there(run: Run) -> list[str]:
+    """The entries of the run's pictures whose places do not exist, each once. No picture is read."""
+    data = run.data
+    entries = dict.fromkeys((*data.train, *data.lr, *data.val, *data.val_lr))
+    return [entry for entry in entries if not place_of(entry).path.exists()]
+
+
 def _is_inside(run_dir: Path, folder: Path, exclude: tuple[str, ...]) -> bool:
     inside = run_dir.resolve().is_relative_to(folder.resolve())
     return inside and not any(part in f"{run_dir.as_posix()}/samples/" for part in exclude)

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from ldm_dream.data import lmdb_store
 from ldm_dream.errors import UserError
 from ldm_dream.preparing import lmdb_writer, sets, work
 from ldm_dream.preparing.job import Job
@@ -18,6 +19,7 @@ from ldm_dream.preparing.pictures import PictureError, open_picture
 from ldm_dream.preparing.plan import evenly_spaced
 from ldm_dream.preparing.recipe import Options
 from ldm_dream.preparing.recipes import RECIPES
+from ldm_dream.preparing.sources import InLmdb
 from preparing import archives
 from preparing.archives import (
     decoded,
@@ -58,16 +60,31 @@ def test_a_stopped_run_goes_on_and_does_nothing_twice(tmp_path):
     for _ in range(3):
         next(running)
     running.close()
-    before = written(tmp_path / "data")
-    assert len(before) == 3
+    folder, unfinished = tmp_path / "data/ffhq_16", tmp_path / "data/ffhq_16.unfinished"
+    before = written(unfinished)
+    assert len(before) == 3 and not folder.exists()  # no training takes a part for all
     again = job(tmp_path)
     assert again.todo() == 3
     list(again.run(workers=1))
-    after = written(tmp_path / "data")
+    after = written(folder)
+    assert not unfinished.exists()
     assert len(after) == 6 and before.items() <= after.items()
     whole = job(tmp_path)
     assert whole.todo() == 0 and list(whole.run(workers=1)) == []
-    assert written(tmp_path / "data") == after
+    assert written(folder) == after
+
+
+def test_a_whole_set_to_which_pictures_are_added_is_unfinished_until_all_are(tmp_path):
+    place = write_folder(tmp_path / "downloads", archives.ffhq(2))
+    list(job(tmp_path).run(workers=1))
+    write_folder(place, archives.ffhq(4))
+    running = job(tmp_path).run(workers=1)
+    next(running)
+    running.close()
+    folder, unfinished = tmp_path / "data/ffhq_16", tmp_path / "data/ffhq_16.unfinished"
+    assert not folder.exists() and len(written(unfinished)) == 3
+    list(job(tmp_path).run(workers=1))
+    assert not unfinished.exists() and len(written(folder)) == 4
 
 
 def test_a_lost_file_and_a_line_that_was_cut_are_done_again(tmp_path):
@@ -266,6 +283,62 @@ def test_a_path_in_an_archive_leads_nowhere(tmp_path):
     list(job(tmp_path).run(workers=1))
     made = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.png")}
     assert made == {f"data/ffhq_16/0000{n}.png" for n in (1, 2, 4)}
+
+
+def zipped_database(path: Path, member: str, seeds: range) -> Path:
+    """A zip with an LMDB of LSUN at this name, as its publisher's or as somebody packed it."""
+    values = {f"{n:040x}": picture(n, 24, 32, "WEBP") for n in seeds}
+    folder = archives.write_lmdb(path.with_suffix(".lmdb"), values)
+    write_zip(path, {member: (folder / "data.mdb").read_bytes()})
+    shutil.rmtree(folder)
+    return path
+
+
+def test_a_database_in_a_zip_is_unpacked_nowhere_else(tmp_path):
+    for member in ("bedroom_train_lmdb/../data.mdb", "../../bedroom_val_lmdb/data.mdb"):
+        zipped_database(tmp_path / f"downloads/bedroom{len(member)}.zip", member, range(2))
+    mine = write_folder(tmp_path / "data", {"data.mdb": b"mine"}) / "data.mdb"
+    job(tmp_path, "lsun-bedroom")
+    assert mine.read_bytes() == b"mine"
+    unpacked = {path.parent.parent for path in tmp_path.rglob("data.mdb") if path != mine}
+    assert unpacked == {tmp_path / "data/.unpacked"}
+
+
+def test_two_zips_with_a_database_at_the_top_stay_apart(tmp_path):
+    for split, seeds in (("train", range(3)), ("val", range(3, 6))):  # of one size in bytes
+        zipped_database(tmp_path / f"downloads/bedroom_{split}_lmdb.zip", "data.mdb", seeds)
+    list(job(tmp_path, "lsun-bedroom").run(workers=1))
+    for name, seeds in (("lsun_bedroom_16", range(3)), ("lsun_bedroom_16_val", range(3, 6))):
+        made = sorted(path.stem for path in (tmp_path / "data" / name).glob("*.png"))
+        assert made == [f"{n:040x}" for n in seeds]
+
+
+@pytest.mark.parametrize("other", [b"damaged", None], ids=["damaged", "replaced"])
+def test_a_database_unpacked_before_is_taken_only_if_it_is_the_same(tmp_path, other):
+    place = tmp_path / "downloads/bedroom_train_lmdb.zip"
+    zipped_database(place, "bedroom_train_lmdb/data.mdb", range(2))
+    job(tmp_path, "lsun-bedroom")  # stopped here
+    (unpacked,) = tmp_path.rglob("data.mdb")
+    whole, seeds = unpacked.read_bytes(), range(2)
+    if other:
+        unpacked.write_bytes(whole[: -len(other)] + other)  # of the same size
+        lmdb_store._opened.cache_clear()  # another process goes on
+    else:
+        seeds = range(2, 4)
+        zipped_database(place, "bedroom_train_lmdb/data.mdb", seeds)
+    again = job(tmp_path, "lsun-bedroom")
+    if other:
+        assert unpacked.read_bytes() == whole
+    list(again.run(workers=1))
+    made = sorted(path.stem for path in (tmp_path / "data/lsun_bedroom_16").glob("*.png"))
+    assert made == [f"{n:040x}" for n in seeds]
+
+
+def test_a_key_that_is_gone_is_a_picture_that_failed(tmp_path):
+    archives.lsun(tmp_path / "downloads", "tower", packed=False)
+    entry = InLmdb("x", tmp_path / "downloads/tower_train_lmdb", b"none")
+    result = work.make(work.Task(entry, ()))
+    assert result.status == "failed" and "has no key none" in result.reason
 
 
 def test_a_folder_of_something_else_is_refused(tmp_path):

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from ldm_dream.preparing.job import Job
-from ldm_dream.preparing.recipe import Options
+from ldm_dream.preparing.recipe import Options, PrepareError
 from ldm_dream.preparing.recipes import RECIPES
 from preparing import archives
 from preparing.archives import decoded, picture, write_folder, write_tar, write_zip
@@ -88,6 +88,31 @@ def test_the_hundred_of_dream_are_taken_as_they_are(tmp_path):
     made = decoded(tmp_path / "data/celebahq_16/00030.png")
     assert np.array_equal(made, decoded(picture(30, 16, 16)))
     assert (tmp_path / "data/celebahq_16-eval100.txt").is_file()
+
+
+def test_the_faces_of_sr3_are_the_hr_ones_alone(tmp_path):
+    """sr_16_128 has the size that is wanted, and would be taken for faces."""
+    kinds = {"sr_16_128": 16, "lr_16": 16, "hr_128": 24}
+    files = {
+        f"ffhq_16_128/{kind}/{n:05d}.png": picture(100 * side + n, side, side)
+        for kind, side in kinds.items()
+        for n in (1, 2)
+    }
+    place = write_zip(tmp_path / "ffhq_16_128.zip", files)
+    prepared("ffhq", [place], tmp_path / "data", sizes=(24,))
+    assert names(tmp_path / "data/ffhq_24") == ["00001.png", "00002.png"]
+    for n in (1, 2):
+        made = decoded(tmp_path / f"data/ffhq_24/0000{n}.png")
+        assert np.array_equal(made, decoded(picture(2400 + n, 24, 24)))
+
+
+def test_numbered_pictures_are_faces_only_by_their_path(tmp_path):
+    files = {"frames/00001.png": picture(1), "ffhq/00002.png": picture(2)}
+    place = write_folder(tmp_path / "downloads", files)
+    prepared("ffhq", [place], tmp_path / "data", sizes=(16,))
+    assert names(tmp_path / "data/ffhq_16") == ["00002.png"]
+    with pytest.raises(PrepareError, match="none of 1 pictures is of ffhq: give images1024x1024"):
+        prepared("ffhq", [place / "frames"], tmp_path / "data", sizes=(16,))
 
 
 def test_div2k_as_sub_images_with_lr_of_the_same_names(tmp_path):

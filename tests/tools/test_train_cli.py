@@ -65,6 +65,16 @@ def test_dry_run_names_the_run_folder_that_was_asked_for(config):
     assert train(config, "--dry-run", "--run-dir", "a/b")[0].stdout.splitlines()[0].endswith("a/b")
 
 
+def test_dry_run_names_places_that_are_not_there_yet(config):
+    """It is no mistake: a config may be looked at before its pictures are made."""
+    (config.parent / "hr").mkdir()
+    data = "data={train: [hr, new], lr: ['hr/{}_x2', 'lr/{}x2'], val: [new], val_lr: [val.txt]}"
+    done, _ = train(config, "--set", data, "--dry-run", cwd=config.parent)
+    assert done.returncode == 0, done.stderr
+    comments = [line for line in done.stdout.splitlines() if line.startswith("# not")]
+    assert comments == [f"# not there yet: {name}" for name in ("new", "lr/{}x2", "val.txt")]
+
+
 @pytest.mark.parametrize(
     "args", [["--set", "train.stepps=3"], ["--set", "train.steps"], ["--set", "train.steps=-1"]]
 )
