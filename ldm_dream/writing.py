@@ -28,6 +28,7 @@ log = logging.getLogger(__name__)
 
 SUMS = "SHA256SUMS"
 OF_A_RUN = "history.jsonl"  # by which a run folder is known
+OF_A_SET = ".prepared.jsonl"  # by which a folder of prepared pictures is known
 
 
 class WriteError(UserError, OSError):

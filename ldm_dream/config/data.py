@@ -239,6 +239,12 @@ class DataConfig(Strict):
     exclude: tuple[Name, ...] = Field(
         default=(), description="A picture is left out if its path contains one of these texts."
     )
+    degrade_on: Literal["workers", "device"] | None = Field(
+        default=None,
+        description="Where blind degradation is computed; noise differs. null: by the GPU where a "
+        "training process has fewer than 8 cores, else in train.workers, where it costs no training "
+        "time.",
+    )
     patch: int = Field(
         default=128,
         ge=8,
@@ -269,7 +275,8 @@ class DataConfig(Strict):
         ge=0,
         le=65_536,
         description="GiB of a machine's memory in which decoded training pictures are kept; the "
-        "others are decoded at each visit. null: a quarter of what is free. No batch depends on it.",
+        "others are decoded at each visit. Each training process of the machine has its share and "
+        "copies of its own. null: a quarter of what is free. No batch depends on it.",
     )
     cache_latents: int = Field(
         default=0,
@@ -303,6 +310,14 @@ class DataConfig(Strict):
                 raise ValueError(
                     f"data.{knob} has no effect on LR pictures that data.lr gives; leave out one of them"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _degrade_on_has_something_to_do(self):
+        if self.degrade_on and not isinstance(self.degradation, BlindConfig):
+            raise ValueError(
+                f"data.degrade_on={self.degrade_on} has no effect without data.degradation.kind=blind; leave it out"
+            )
         return self
 
     @property

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import os
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
-from ldm_dream.data.listing import DataError, Listing
+from ldm_dream.data.listing import DataError, Identity, Listing
 from ldm_dream.errors import shown
 
 
@@ -36,12 +36,32 @@ def partners(hr: Listing, rows: list[int], lr: Listing, knob: str) -> list[int]:
                 f"{knob}: {shown(hr.names[row])} has several LR pictures in {shown(lr.place)}: {names}; "
                 "leave one there."
             )
-        if lr.path(those[0]) == hr.path(row):
+    return [those[0] for those in found]
+
+
+def refuse_shared(
+    hr: Sequence[Identity],
+    lr: Sequence[Identity],
+    paths: Callable[[int], tuple[str, str]],
+    knob: str,
+) -> None:
+    """Raises DataError for a picture that would be its own LR picture, and for an LR picture of two HR
+    pictures. paths: HR and LR picture of a pair, for messages.
+    """
+    first: dict[Identity, int] = {}
+    for pair, (high, low) in enumerate(zip(hr, lr)):
+        if high == low:
             raise DataError(
-                f"{knob}: {shown(hr.path(row))} would be its own LR picture; name another place, or "
+                f"{knob}: {shown(paths(pair)[0])} would be its own LR picture; name another place, or "
                 "tell the names apart, as by FOLDER/{}_HR and FOLDER/{}_LR."
             )
-    return [those[0] for those in found]
+        other = first.setdefault(low, pair)
+        if hr[other] != high:
+            one, two, shared = paths(other)[0], paths(pair)[0], paths(pair)[1]
+            raise DataError(
+                f"{knob}: {shown(one)} and {shown(two)} have one LR picture, {shown(shared)}; each needs "
+                "its own, so give that, or leave one of the two out by data.exclude."
+            )
 
 
 def _of_suffix(lr: Listing, rows: list[int], name: str) -> list[int]:

@@ -4,7 +4,8 @@ Decoded pictures lie in one area of memory that all processes share which load d
 
 A picture's first visit reads it whole, so a broken file is found whichever piece is asked for: which
 samples a run sees does not depend on who reads what. From then on it is kept or, where the area is
-full, read down to the last row of the piece.
+full, read down to the last row of the piece. A file that is repaired when it is read whole may not be
+readable in part; it is read whole each time.
 """
 
 from __future__ import annotations
@@ -67,7 +68,7 @@ class Pieces:
         if state == _KEPT:
             return Piece(self._pixels(place))
         if state == _READ:
-            window = self.files.window(self.used[place], rows, columns)
+            window = self._window(place, rows, columns)
             if window is not None:
                 return Piece(window, rows.start, columns.start)
         return Piece(self._whole(place))
@@ -94,6 +95,13 @@ class Pieces:
         """Where a picture is kept, uint8 [3,H,W]."""
         start, stop = map(int, self._starts[place : place + 2])
         return self._memory[start:stop].view(*self.sizes[place].tolist(), 3).permute(2, 0, 1)
+
+    def _window(self, place: int, rows: slice, columns: slice) -> Tensor | None:
+        """None where only the whole picture can tell."""
+        try:
+            return self.files.window(self.used[place], rows, columns)
+        except ImageError:
+            return None
 
     def _whole(self, place: int) -> Tensor:
         pixels = self.files.read(self.used[place])

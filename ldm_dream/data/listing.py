@@ -10,6 +10,7 @@ import functools
 import os
 import re
 import stat
+from array import array
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -21,10 +22,11 @@ from ldm_dream.data import lmdb_store
 from ldm_dream.data.formats import BY_SUFFIX, READABLE
 from ldm_dream.data.images import in_words, kind_left_out
 from ldm_dream.errors import UserError, shown
+from ldm_dream.writing import OF_A_RUN, OF_A_SET
 
 LISTS = (".txt", ".lst")
 BYTES, TIME = 0, 1  # columns of `Listing.stats`
-Identity = tuple[int, int]  # (device, inode)
+Identity = tuple[int, int, str | None]  # device, inode, and the key of an LMDB
 
 
 class DataError(UserError, ValueError):
@@ -35,8 +37,9 @@ class DataError(UserError, ValueError):
 class Listing:
     """Pictures in no particular order.
 
-    names: below the place, with `/` and suffix; of an LMDB its keys. keys: what `{}` of the place's
-    pattern stands for, or the names without suffix. stats: int64 [n, 4], bytes, mtime in ns, device
+    names: below the place, with `/` and suffix; of an LMDB its keys; of a list what leads from its
+    folder to the picture, `../` too. others: names there that are not as the place's pattern says.
+    keys: what `{}` of the pattern stands for, or the names without suffix. stats: int64 [n, 4], bytes, mtime in ns, device
     and inode. left_out: how many of each other kind, by a few words. elsewhere: paths of files that
     are not the name below the place. sizes: name -> (height, width) where the place itself tells.
     """
@@ -49,10 +52,17 @@ class Listing:
     elsewhere: list[str] | None = None
     is_lmdb: bool = False
     sizes: dict[str, tuple[int, int]] = field(default_factory=dict)
+    others: tuple[str, ...] = ()
 
     def path(self, row: int) -> str:
         """Of its file; of an LMDB's picture it is a name for messages."""
         return self.elsewhere[row] if self.elsewhere else f"{self.root}{self.names[row]}"
+
+    def identities(self) -> list[Identity]:
+        """What is equal where two names lead to one picture."""
+        files = self.stats[:, TIME + 1 :].tolist()
+        keys = self.names if self.is_lmdb else [None] * len(files)
+        return [(device, inode, key) for (device, inode), key in zip(files, keys)]
 
     @functools.cached_property
     def root(self) -> str:
@@ -60,17 +70,19 @@ class Listing:
         return "" if str(self.place) == "." else f"{self.place}/".replace("//", "/")
 
 
-def list_place(place: Path, seen: set[Identity]) -> Listing:
-    """seen: folders that were looked into, which are not looked into again. Raises DataError."""
+def list_place(place: Path) -> Listing:
+    """Raises DataError."""
     if os.path.isdir(place):
         if os.path.isfile(place / lmdb_store.DATA):
             return _of_lmdb(place)
-        return _of_folder(place, seen)
+        return _of_folder(place)
     if not os.path.isfile(place):  # not Path.is_file, which raises for a name that is too long
         raise DataError(f"{shown(place)}: no such file or folder.")
     if place.suffix.lower() in LISTS:
         return _of_list(place)
-    return _listing(place, [(place.name, os.stat(place))], {}, [str(place)])
+    found = _Found()
+    found.add(place.name, os.stat(place))
+    return _listing(place, found, {}, [str(place)])
 
 
 def narrowed(place: Path, pattern: str) -> tuple[Path, str]:
@@ -94,14 +106,15 @@ def matching(listing: Listing, pattern: str) -> Listing:
         raise DataError(
             f"{shown(listing.place)}: none of its {len(listing.names)} pictures has a name like {shown(pattern)}."
         )
-    others = len(keys) - len(chosen)
+    others = tuple(name for name, key in zip(listing.names, keys) if not key)
     return replace(
         listing,
         names=[listing.names[i] for i in chosen],
         keys=[key[1] for key in keys if key],
         elsewhere=listing.elsewhere and [listing.elsewhere[i] for i in chosen],
         stats=listing.stats[chosen],
-        left_out=listing.left_out | ({"of other names": others} if others else {}),
+        left_out=listing.left_out | ({"of other names": len(others)} if others else {}),
+        others=others,
     )
 
 
@@ -111,31 +124,46 @@ def without_suffix(name: str) -> str:
     return stem if suffix.lower() in BY_SUFFIX else name
 
 
+@dataclass(frozen=True)
+class _Found:
+    """Pictures one after the other: a name and four numbers each, so that millions fit."""
+
+    names: list[str] = field(default_factory=list)
+    numbers: array[int] = field(default_factory=lambda: array("q"))
+
+    def add(self, name: str, status: os.stat_result) -> None:
+        ids = (_signed(status.st_dev), _signed(status.st_ino))
+        self.names.append(name)
+        self.numbers.extend((status.st_size, status.st_mtime_ns, *ids))
+
+
+def _signed(number: int) -> int:
+    """Of 64 bits without sign, as an inode is."""
+    return number - 2**64 if number >= 2**63 else number
+
+
 def _listing(
     place: Path,
-    found: list[tuple[str, os.stat_result]],
+    found: _Found,
     left_out: Mapping[str, int],
     elsewhere: list[str] | None = None,
 ) -> Listing:
-    """found: name and status of each picture."""
-    names = [name for name, _ in found]
-    stats = [(s.st_size, s.st_mtime_ns, s.st_dev, s.st_ino) for _, s in found]
     return Listing(
         place,
-        names,
-        [without_suffix(name) for name in names],
-        # an inode has 64 bits and no sign
-        np.array(stats, np.uint64).reshape(-1, 4).astype(np.int64),
+        found.names,
+        [without_suffix(name) for name in found.names],
+        np.array(found.numbers, np.int64).reshape(-1, 4),
         dict(sorted(left_out.items())),
         elsewhere,
     )
 
 
-def _of_folder(place: Path, seen: set[Identity]) -> Listing:
+def _of_folder(place: Path) -> Listing:
     """Links to folders come last, so that a folder that is reached in two ways goes by its own name;
-    one that is seen, such as a link back up, is not looked into.
+    one that is seen, such as a link back up, is not looked into, and neither is the folder of a run,
+    which holds sample grids.
     """
-    found, left_out, known = [], Counter(), False
+    found, left_out, seen = _Found(), Counter(), set()
     folders, links = [""], []
     while folders or links:
         is_link = not folders
@@ -144,7 +172,6 @@ def _of_folder(place: Path, seen: set[Identity]) -> Listing:
         try:
             status = os.stat(where)
             if (identity := (status.st_dev, status.st_ino)) in seen:
-                known = True
                 left_out["link to a folder that is listed already"] += is_link
                 continue
             with os.scandir(where) as entries:
@@ -155,7 +182,12 @@ def _of_folder(place: Path, seen: set[Identity]) -> Listing:
             left_out["unreadable subfolder"] += 1
             continue
         seen.add(identity)
+        if inner and any(entry.name == OF_A_RUN for entry in there):
+            left_out["run folder"] += 1
+            continue
         for entry in there:
+            if entry.name == OF_A_SET:
+                continue
             name = f"{inner}/{entry.name}" if inner else entry.name
             status = _status(entry.path)
             is_folder = status is not None and stat.S_ISDIR(status.st_mode)
@@ -168,10 +200,10 @@ def _of_folder(place: Path, seen: set[Identity]) -> Listing:
             elif kind := kind_left_out(entry.name):
                 left_out[kind] += 1
             else:
-                found.append((name, status))
+                found.add(name, status)
         links.sort()
     left_out = +left_out  # without zeros
-    if not found and not known:
+    if not found.names:
         others = f" (it holds {in_words(dict(sorted(left_out.items())))})" if left_out else ""
         raise DataError(
             f"{shown(place)}: the folder and its subfolders hold no picture in {READABLE}{others}."
@@ -182,12 +214,14 @@ def _of_folder(place: Path, seen: set[Identity]) -> Listing:
 def _of_list(place: Path) -> Listing:
     """A path a line, relative to the list's folder; lines that begin with # say nothing."""
     try:
-        lines = place.read_text(encoding="utf-8-sig", errors="surrogateescape").splitlines()
+        text = place.read_bytes().decode("utf-8-sig", errors="surrogateescape")
     except OSError as error:
         raise DataError(f"{shown(place)}: cannot be read: {error.strerror}.") from None
-    found: dict[str, tuple[str, os.stat_result]] = {}
+    found, paths = _Found(), dict[str, int]()
     left_out: Counter[str] = Counter()
-    for number, line in enumerate(map(str.strip, lines), 1):
+    # other ends of lines and other spaces may be part of a name
+    for number, line in enumerate(text.split("\n"), 1):
+        line = line.strip(" \t\r")
         if not line or line.startswith("#"):
             continue
         path = os.path.normpath(os.path.join(place.parent, os.path.expanduser(line)))
@@ -197,13 +231,14 @@ def _of_list(place: Path) -> Listing:
                 "no such file" if status is None else "no file; a list names pictures, one a line"
             )
             raise DataError(f"{shown(place)}, line {number}: {shown(path)}: {wrong}.")
-        left_out["line that stands there twice"] += path in found
-        below = os.path.relpath(path, place.parent)
-        name = os.path.basename(path) if below.startswith("..") else below
-        found[path] = (name, status)
-    if not found:
+        if path in paths:
+            left_out["line that stands there twice"] += 1
+            continue
+        paths[path] = number
+        found.add(os.path.relpath(path, place.parent), status)
+    if not paths:
         raise DataError(f"{shown(place)}: the list names no picture; write a path a line.")
-    return _listing(place, list(found.values()), +left_out, list(found))
+    return _listing(place, found, left_out, list(paths))
 
 
 def _of_lmdb(place: Path) -> Listing:

@@ -93,7 +93,7 @@ def _sizes(path: Path) -> dict[str, tuple[int, int]]:
         return {}
     sizes = {}
     try:
-        lines = path.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
+        lines = path.read_bytes().decode("utf-8", errors="surrogateescape").split("\n")
     except OSError as error:
         raise LmdbError(f"{shown(path)}: cannot be read: {error.strerror}.") from None
     for number, line in enumerate(lines, 1):

@@ -8,6 +8,7 @@ process that holds it.
 
 from __future__ import annotations
 
+import logging
 import mmap
 import os
 from collections.abc import Callable, Iterator
@@ -18,8 +19,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+log = logging.getLogger(__name__)
+
 GIB = 2**30
 SHARE = 4  # by default pictures are kept in a quarter of the memory that is free
+MOST = 0.9  # of it, where more is asked for than is there
 
 
 def new_area(size: int) -> int:
@@ -56,9 +60,16 @@ def _taken(handle: Any, size: int, dtype: torch.dtype, shape: torch.Size) -> Ten
 
 def room_for_pictures(gib: float | None) -> int:
     """Bytes in which one training process of a machine keeps pictures. gib: for all of them
-    together; None: a share of what is free.
+    together; None: a share of what is free. More than is free is cut to that, and said.
     """
-    room = available() // SHARE if gib is None else int(gib * GIB)
+    free = available()
+    room = free // SHARE if gib is None else int(gib * GIB)
+    if room > free:
+        room = int(free * MOST)
+        log.warning(
+            "data.keep_gib=%g: %.1f GiB of memory are free here; pictures are kept in %.1f GiB.",
+            gib, free / GIB, room / GIB,
+        )  # fmt: skip
     return room // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 

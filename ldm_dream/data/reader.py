@@ -90,9 +90,9 @@ def _is_in_rows(header: Header, image: pyvips.Image) -> bool:
     )
 
 
-def image_size(path: str | Path) -> tuple[int, int]:
+def image_size(path: str | Path, content: bytes | None = None) -> tuple[int, int]:
     """(height, width) of the upright picture, from the header alone. Raises ImageError."""
-    with header_of(Path(path)) as header:
+    with header_of(Path(path), content) as header:
         return header.size
 
 

@@ -138,7 +138,7 @@ def _keep(path: Path, kept: Kept, listing: Listing, new: list[int], table: np.nd
     """Beside what is kept of pictures that are still there."""
     found = np.concatenate([listing.stats[new][:, [BYTES, TIME]], table], 1)
     fresh = {listing.names[row]: values for row, values in zip(new, found) if values[2]}
-    there = set(listing.names) - fresh.keys()
+    there = {*listing.names, *listing.others} - fresh.keys()
     all_rows = {name: kept.rows[row] for name, row in kept.index.items() if name in there} | fresh
     if not all_rows:
         return

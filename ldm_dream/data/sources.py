@@ -6,9 +6,12 @@ LR pictures that it gives for them.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import logging
 import os
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,11 +20,17 @@ from torch import Tensor
 
 from ldm_dream.config.places import place_of
 from ldm_dream.data import lmdb_store
-from ldm_dream.data.given import misfit, partners
-from ldm_dream.data.images import ImageError, in_words, read_image, read_window, to_uint8
+from ldm_dream.data.given import misfit, partners, refuse_shared
+from ldm_dream.data.images import (
+    ImageError,
+    image_size,
+    in_words,
+    read_image,
+    read_window,
+    to_uint8,
+)
 from ldm_dream.data.listing import (
     BYTES,
-    TIME,
     DataError,
     Identity,
     Listing,
@@ -35,6 +44,7 @@ from ldm_dream.errors import shown
 
 log = logging.getLogger(__name__)
 
+Lists = Callable[[Path], Listing]
 LR_KNOBS = {"data.train": "data.lr", "data.val": "data.val_lr"}
 
 
@@ -88,6 +98,10 @@ class Files:
         pixels = read_window(self.path(index), rows, columns, self.content(index))
         return None if pixels is None else torch.from_numpy(to_uint8(pixels)).permute(2, 0, 1)
 
+    def size(self, index: int) -> tuple[int, int]:
+        """(height, width), from the header. Raises ImageError."""
+        return image_size(self.path(index), self.content(index))
+
     def content(self, index: int) -> bytes | None:
         """The encoded picture where it is in an LMDB; None where `path` names a file. Raises
         ImageError.
@@ -115,18 +129,18 @@ class Files:
         sizes = self.stats[indices, BYTES].tolist()
         return [f"{self._file_name(i)} {size}\n" for i, size in zip(indices, sizes)]
 
-    def identities(self) -> list[tuple]:
+    def identities(self) -> list[Identity]:
         """What is equal where two names lead to one picture."""
-        files = self.stats[:, TIME + 1 :].tolist()
-        keys = [name if self._lmdbs[at] else None for at, name in zip(self.entry, self.names)]
-        return [(*file, key) for file, key in zip(files, keys)]
+        of_listings = [listing.identities() for listing in self._listings]
+        return [of_listings[entry][row] for entry, row in self._rows.tolist()]
 
     def _file_name(self, index: int) -> str:
         return os.path.basename(self.names[index])
 
 
 class Pictures(Files):
-    """Pictures by number, sorted by their paths. Raises DataError.
+    """Pictures by number, sorted by their paths. A file that several names lead to is one picture, by
+    its name in the first entry that has it; with given LR pictures, each pair is. Raises DataError.
 
     entries: what the config names, under `knob` (data.train or data.val). exclude: a picture whose path, as written in the
     config, contains one of these texts is left out. given: entries of LR pictures, one for each of
@@ -148,20 +162,25 @@ class Pictures(Files):
             raise DataError(
                 f"{knob}: no folder is given; set it to a list of folders with pictures."
             )
-        seen: set[Identity] = set()
-        listings = [_listed(entry, seen, knob) for entry in entries]
+        self.knob, self.lr_knob = knob, LR_KNOBS[knob]
+        listed = functools.cache(list_place)  # a place that several patterns name is listed once
+        listings = [_listed(entry, listed, knob) for entry in entries]
+        hr = Files(listings, _chosen(listings, exclude, knob))
+        lr = self._given(hr, given, listed) if given else None
+        taken, first_names = _once(hr, lr)
         if says:
             _say_what_is_left_out(entries, listings, knob)
-        rows = _chosen(listings, exclude, knob)
+            _say_doubles(len(hr) - len(taken), knob)
+        if lr:
+            _refuse_shared(hr, lr, taken, self.lr_knob)
         if part is not None:
-            rows = _of_part(listings, rows, part)
-        if not len(rows):
+            taken = _of_part(taken, first_names, part)
+        if not taken:
             raise DataError(
                 f"{knob}: its one picture is kept for validation; add pictures, or set data.val_fraction=0."
             )
-        super().__init__(listings, rows)
-        self.knob, self.lr_knob = knob, LR_KNOBS[knob]
-        self.lr = self._given(given) if given else None
+        super().__init__(listings, hr._rows[taken])
+        self.lr = Files(lr._listings, lr._rows[taken]) if lr else None
 
     def sizes(self, scale: int) -> tuple[np.ndarray, dict[int, str]]:
         """-> (height, width) of each, int64 [n, 2], zeros of those whose header, or that of their LR
@@ -210,31 +229,23 @@ class Pictures(Files):
             counts[self.entries[entry]] += 1
         return counts
 
-    def _given(self, entries: tuple[str, ...]) -> Files:
-        listings = [_listed(entry, set(), self.lr_knob) for entry in entries]
-        rows = np.empty_like(self._rows)
-        for entry, (hr, lr) in enumerate(zip(self._listings, listings)):
-            mine = self._rows[:, 0] == entry
+    def _given(self, hr: Files, entries: tuple[str, ...], listed: Lists) -> Files:
+        """The LR pictures of `hr`, by the same numbers."""
+        listings = [_listed(entry, listed, self.lr_knob) for entry in entries]
+        rows = np.empty_like(hr._rows)
+        for entry, (high, low) in enumerate(zip(hr._listings, listings)):
+            mine = hr.entry == entry
             rows[mine, 0] = entry
-            rows[mine, 1] = partners(hr, self._rows[mine, 1].tolist(), lr, self.lr_knob)
+            rows[mine, 1] = partners(high, hr._rows[mine, 1].tolist(), low, self.lr_knob)
         return Files(listings, rows)
 
 
-def overlap(train: Files, val: Files) -> int:
-    """How many pictures of `val` are in `train` too: the same file, or one of the same name and size
-    in bytes.
-    """
-    files, lines = set(train.identities()), set(train.lines(list(range(len(train)))))
-    found = zip(val.identities(), val.lines(list(range(len(val)))))
-    return sum(identity in files or line in lines for identity, line in found)
-
-
-def _listed(entry: str, seen: set[Identity], knob: str) -> Listing:
+def _listed(entry: str, listed: Lists, knob: str) -> Listing:
     place, pattern = place_of(entry)
     if pattern:
         place, pattern = narrowed(place, pattern)
     try:
-        listing = list_place(place, seen)
+        listing = listed(place)
         return matching(listing, pattern) if pattern else listing
     except DataError as error:
         raise DataError(f"{knob}: {error}") from None
@@ -248,8 +259,16 @@ def _say_what_is_left_out(entries: tuple[str, ...], listings: list[Listing], kno
             )
 
 
+def _say_doubles(count: int, knob: str) -> None:
+    if count:
+        log.warning(
+            "%s: %d names lead to pictures that have another name here; each is taken once.",
+            knob, count,
+        )  # fmt: skip
+
+
 def _chosen(listings: list[Listing], exclude: tuple[str, ...], knob: str) -> np.ndarray:
-    """int64 [n, 2], listing and row of each picture once, sorted by path."""
+    """int64 [n, 2], listing and row of each path once, sorted by path."""
     places = [(entry, row) for entry, of in enumerate(listings) for row in range(len(of.names))]
     found = {listings[entry].path(row): (entry, row) for entry, row in reversed(places)}
     kept = [path for path in found if not any(text in path for text in exclude)]
@@ -261,12 +280,34 @@ def _chosen(listings: list[Listing], exclude: tuple[str, ...], knob: str) -> np.
     return np.array([found[path] for path in kept], np.int64)
 
 
-def _of_part(listings: list[Listing], rows: np.ndarray, part: Part) -> np.ndarray:
+def _once(hr: Files, lr: Files | None) -> tuple[list[int], list[str]]:
+    """-> numbers of the pictures, each file once, or each pair once where LR pictures are given; and
+    for each of them the first name of its HR file.
+    """
+    files = hr.identities()
+    pairs = list(zip(files, lr.identities())) if lr else files
+    first_file, first_pair = {}, {}
+    for i in np.argsort(hr.entry, kind="stable").tolist():
+        first_file.setdefault(files[i], i)
+        first_pair.setdefault(pairs[i], i)
+    taken = sorted(first_pair.values())
+    return taken, [hr.names[first_file[files[i]]] for i in taken]
+
+
+def _refuse_shared(hr: Files, lr: Files, taken: list[int], knob: str) -> None:
+    high, low = hr.identities(), lr.identities()
+    refuse_shared(
+        [high[i] for i in taken],
+        [low[i] for i in taken],
+        lambda pair: (hr.path(taken[pair]), lr.path(taken[pair])),
+        knob,
+    )
+
+
+def _of_part(taken: list[int], names: list[str], part: Part) -> list[int]:
     """By the digest of each picture's name below its place, so that a picture stays where it is when
     others are added; at least one is for validation.
     """
-    names = [listings[entry].names[row] for entry, row in rows.tolist()]
     digests = [hashlib.sha256(os.fsencode(name)).digest()[:8] for name in names]
     most = max(int(part.fraction * 2**64).to_bytes(8, "big"), min(digests))
-    is_val = np.array([digest <= most for digest in digests])
-    return rows[is_val == part.is_val]
+    return [i for i, digest in zip(taken, digests) if (digest <= most) == part.is_val]

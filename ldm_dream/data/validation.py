@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 
 import numpy as np
 from torch import Tensor
@@ -10,9 +11,10 @@ from torch import Tensor
 from ldm_dream.config.data import BlindConfig, DataConfig
 from ldm_dream.data.blind import degrade_blind
 from ldm_dream.data.given import misfit
+from ldm_dream.data.overlap import overlap
 from ldm_dream.data.pairs import VALIDATION, to_float
 from ldm_dream.data.resize import degrade, size_of
-from ldm_dream.data.sources import DataError, Part, Pictures, overlap
+from ldm_dream.data.sources import DataError, Part, Pictures
 from ldm_dream.errors import shown
 
 log = logging.getLogger(__name__)
@@ -57,29 +59,37 @@ def validation_pairs(
 
 def _of_val(cfg: DataConfig) -> tuple[Pictures, list[int]]:
     pictures = Pictures(cfg.val, cfg.exclude, "data.val", cfg.val_lr)
-    if cfg.train:
+    if cfg.train and os.environ.get("RANK", "0") == "0":  # one process of a run says it
         train = Pictures(cfg.train, cfg.exclude, "data.train", says=False)  # it was said
         if count := overlap(train, pictures):
             log.warning(
-                "data.val: %d of its %d pictures are in data.train too, by place or by name and size "
-                "in bytes; figures of validation flatter the model.",
+                "data.val: %d of its %d pictures are in data.train too, the files or copies of the "
+                "same name; figures of validation flatter the model.",
                 count, len(pictures),
             )  # fmt: skip
     return pictures, list(range(len(pictures)))
 
 
 def _of_fraction(cfg: DataConfig, scale: int, unit: int) -> tuple[Pictures, list[int]]:
-    """Those that could be trained on, and are large enough to be validated on."""
+    """Those that could be trained on, and are large enough to be validated on. Says what is left out."""
     part = Part(cfg.val_fraction, is_val=True)
     pictures = Pictures(cfg.train, cfg.exclude, "data.train", cfg.lr, part, says=False)
     least = max(cfg.patch, unit)
-    sizes, _ = pictures.sizes(scale)
+    sizes, unreadable = pictures.sizes(scale)
+    for reason in unreadable.values():
+        log.warning("%s It is left out of validation.", reason)
     indices = np.flatnonzero(sizes.min(1) >= least).tolist()
     if not indices:
         raise DataError(
             f"data.val_fraction={cfg.val_fraction}: of the {len(pictures)} pictures that it keeps for "
             f"validation none has {least} pixels a side; raise it, or name pictures in data.val."
         )
+    if small := len(pictures) - len(indices) - len(unreadable):
+        log.warning(
+            "data.val_fraction: %d of the %d pictures that it keeps for validation have no %d pixels a "
+            "side and are left out.",
+            small, len(pictures), least,
+        )  # fmt: skip
     return pictures, indices
 
 

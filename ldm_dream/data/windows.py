@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from torch import Tensor
 
@@ -13,6 +15,19 @@ from ldm_dream.data.blind_plan import Plan
 # LR pixels around a patch that are degraded with it: as far as the final sinc filter reaches
 MARGIN = 10
 JPEG_BLOCK = 16  # LR pixels a side of what JPEG with 4:2:0 treats as one
+ENOUGH = 8  # cores of a training process, from which its workers degrade in time
+
+
+def degrades_on_device(where: Literal["workers", "device"] | None, device: str) -> bool:
+    """Whether the training process degrades, on its device (`cuda`, `cpu`), and not its workers.
+
+    Samples are degraded one by one, in about 450 small launches each, so the training thread would
+    spend tenths of a second on a batch of 64. Workers cost it nothing, where there are enough.
+    """
+    if where is not None:
+        return where == "device"
+    cores = len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return device == "cuda" and cores < ENOUGH
 
 
 @dataclass(frozen=True)

@@ -19,8 +19,7 @@ from ldm_dream.errors import shown, some
 from ldm_dream.preparing.lmdb_writer import LmdbWriter, write_meta
 from ldm_dream.preparing.pictures import IN_A_FOLDER, IN_AN_LMDB
 from ldm_dream.preparing.recipe import PrepareError
-from ldm_dream.preparing.sources import OF_A_SET
-from ldm_dream.writing import append_line, make_folder, place_folder, whole_file
+from ldm_dream.writing import OF_A_SET, append_line, make_folder, place_folder, whole_file
 
 BATCH_BYTES = 64 * 2**20  # of pictures that wait for the next transaction
 

@@ -25,11 +25,10 @@ from ldm_dream.data import lmdb_store
 from ldm_dream.data.lmdb_store import DATA, reading
 from ldm_dream.errors import shown
 from ldm_dream.preparing.recipe import PrepareError
-from ldm_dream.writing import whole_file
+from ldm_dream.writing import OF_A_SET, whole_file
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
 ARCHIVES = re.compile(r"\.(zip|tar|tgz|tar\.(gz|bz2|xz))$", re.IGNORECASE)
-OF_A_SET = ".prepared.jsonl"  # in every folder that was prepared here, which is no source
 UNREADABLE = (OSError, EOFError, RuntimeError, NotImplementedError, zlib.error, lzma.LZMAError)
 BROKEN = (zipfile.BadZipFile, tarfile.TarError, *UNREADABLE)
 

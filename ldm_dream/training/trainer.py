@@ -22,6 +22,7 @@ from ldm_dream.config.run import DiffusionRun, Run
 from ldm_dream.config.train import TrainConfig
 from ldm_dream.data.loader import Data, Loader, workers_for
 from ldm_dream.data.pairs import PairDataset
+from ldm_dream.data.windows import degrades_on_device
 from ldm_dream.errors import UserError
 from ldm_dream.heap import keep_freed_memory
 from ldm_dream.model_config import find_model
@@ -58,7 +59,7 @@ class Trainer:
         self.start, self.run, self.means = start, run, Means()
         self.micro_batches = cfg.accumulate * rank.world
         pairs = PairDataset(run.data, run.scale, run.seed)
-        pairs.degrades_on_device = device.type == "cuda"
+        pairs.degrades_on_device = degrades_on_device(run.data.degrade_on, device.type)
         self.pictures, self.counts = pairs.fingerprint(), pairs.counts()
         self.objective, self.data = self._build(run, pairs, run_dir)
 

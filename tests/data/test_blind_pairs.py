@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
+
 import numpy as np
 import pytest
 import torch
 from degradations import HARMLESS, smooth
 
 from ldm_dream.config.data import BlindConfig, DataConfig
+from ldm_dream.config.run import MAY_CHANGE
 from ldm_dream.data.images import Image, read_image, write_image
 from ldm_dream.data.pairs import (
     Batch,
@@ -17,8 +20,12 @@ from ldm_dream.data.pairs import (
 )
 from ldm_dream.data.resize import degrade
 from ldm_dream.data.validation import validation_pairs
-from ldm_dream.data.windows import JPEG_BLOCK, MARGIN, window_of
+from ldm_dream.data.windows import JPEG_BLOCK, MARGIN, degrades_on_device, window_of
+from ldm_dream.training.distributed import Rank
 from ldm_dream.training.latents import LatentDataset
+from ldm_dream.training.start import Start
+from ldm_dream.training.trainer import Trainer
+from runs import diffusion_run
 
 
 class Halves(torch.nn.Conv2d):
@@ -136,3 +143,38 @@ def test_cached_latents_belong_to_the_lr_patch_that_their_sample_shows(folder):
         assert torch.equal(batch.lr, rounds[0].lr[seen]) and torch.equal(
             batch.z_lr, rounds[0].z_lr[seen]
         )
+
+
+@pytest.mark.parametrize(
+    ("where", "device", "cores", "processes", "wanted"),
+    [
+        (None, "cuda", 8, 1, False),
+        (None, "cuda", 7, 1, True),
+        (None, "cuda", 16, 4, True),
+        (None, "cpu", 1, 1, False),
+        ("device", "cpu", 16, 1, True),
+        ("device", "cuda", 16, 1, True),
+        ("workers", "cuda", 1, 1, False),
+    ],
+)
+def test_a_gpu_degrades_where_workers_are_few(monkeypatch, where, device, cores, processes, wanted):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)))
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
+    assert degrades_on_device(where, device) == wanted
+
+
+def test_where_to_degrade_needs_something_to_degrade(folder):
+    assert config(folder).model_copy(update={"degrade_on": "device"}).degrade_on
+    with pytest.raises(ValueError, match="data.degrade_on=workers has no effect without"):
+        DataConfig(train=("t",), degrade_on="workers")
+    assert not any(knob.startswith("data.degrade_on") for knob in MAY_CHANGE)
+
+
+def test_a_run_says_where_it_degrades(tmp_path):
+    run = diffusion_run(tmp_path)
+    for where in ("workers", "device"):
+        data = run.data.model_copy(update={"degradation": BlindConfig(), "degrade_on": where})
+        start = Start(run.model_copy(update={"data": data}))
+        trainer = Trainer(start, Rank(0, 1, torch.device("cpu")), tmp_path / "run")
+        assert isinstance(trainer.data, PairDataset)
+        assert trainer.data.degrades_on_device == (where == "device")

@@ -12,7 +12,7 @@ import pyvips
 import torch
 
 from ldm_dream.config.data import BicubicConfig, BlindConfig, DataConfig
-from ldm_dream.data import kept
+from ldm_dream.data import kept, memory
 from ldm_dream.data.images import read_image, read_window
 from ldm_dream.data.kept import Piece, Pieces
 from ldm_dream.data.memory import available, handed_over, mapped, new_area, room_for_pictures
@@ -62,6 +62,20 @@ def test_a_part_of_a_picture_is_that_of_the_whole_picture(tmp_path):
             if part is not None:
                 wanted = whole[slice(*rows), slice(*columns)]
                 np.testing.assert_array_equal(part, wanted, err_msg=name)
+
+
+def test_a_repaired_jpeg_is_as_good_at_each_visit_as_at_its_first(tmp_path, caplog):
+    for name, progressive in (("baseline.jpg", False), ("progressive.jpg", True)):
+        path = tmp_path / name
+        PIL.Image.fromarray(noise(*SIZE, 3)).save(path, quality=80, progressive=progressive)
+        path.write_bytes(path.read_bytes()[:-2])  # without its end marker
+    found = {}
+    for gib in (0, 1):
+        cfg = DataConfig(train=(str(tmp_path),), patch=64, keep_gib=gib, max_bad_fraction=1)
+        data = PairDataset(cfg, scale=1, seed=0)
+        found[gib] = [data.batch(number, 4).hr for number in range(4)]
+        assert not data.bad
+    assert all(torch.equal(one, other) for one, other in zip(found[0], found[1]))
 
 
 @pytest.mark.parametrize("degradation", [BicubicConfig(), BlindConfig()], ids=lambda x: x.kind)
@@ -167,7 +181,17 @@ def test_memory_is_what_machine_and_control_groups_leave(tmp_path):
     assert available(machine(tmp_path / "one", "3:cpu:/x\n7:memory:/a\n", **old)) == 3100
 
 
+def test_more_memory_than_is_free_is_not_used_and_that_is_said(monkeypatch, caplog):
+    monkeypatch.setattr(memory, "available", lambda: 10 * 2**30)
+    assert room_for_pictures(10.0) == 10 * 2**30 and not caplog.text
+    assert room_for_pictures(11.0) == 9 * 2**30
+    assert "data.keep_gib=11: 10.0 GiB of memory are free here; pictures are kept in 9.0 GiB." in (
+        caplog.text
+    )
+
+
 def test_processes_of_a_machine_share_the_room(monkeypatch):
+    monkeypatch.setattr(memory, "available", lambda: 2**40)
     alone = room_for_pictures(2.0)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
     assert alone == 2 * 2**30 and room_for_pictures(2.0) == alone // 4
