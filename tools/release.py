@@ -21,6 +21,7 @@ def build_parser() -> argparse.ArgumentParser:
     add(
         "--latent-scale",
         nargs="+",
+        default=[],
         metavar="DIR",
         help="of an autoencoder: measure its latents of these pictures, and write the latent_scale "
         "that a diffusion run wants",
@@ -31,15 +32,9 @@ def build_parser() -> argparse.ArgumentParser:
 def main() -> None:
     args = build_parser().parse_args()
     with user_errors():
-        from ldm_dream.training.release import (  # here, so that --help answers without torch
-            release,
-            scale_latents,
-        )
+        from ldm_dream.training.release import release  # here, so that --help answers without torch
 
-        made_from = release(args.run, args.output)
-        if args.latent_scale:
-            std, scale = scale_latents(args.output, tuple(args.latent_scale))
-            print(f"latents: standard deviation {std:.4f}; autoencoder.latent_scale: {scale:.4f}")
+        made_from = release(args.run, args.output, tuple(args.latent_scale))
         print(f"{args.output}: {made_from}; complete its README.md")
 
 

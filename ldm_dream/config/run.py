@@ -106,6 +106,7 @@ MAY_CHANGE = (
     "train.warmup_steps",
     "train.decay",
     "train.compile",
+    "train.gradient_checkpointing",
     "train.workers",
     "train.prefetch",
     "train.log_every",
@@ -295,6 +296,8 @@ class AutoencoderRun(Strict):
     def _not_compiled(cls, train: TrainConfig) -> TrainConfig:
         if train.compile:
             raise ValueError("compile has no effect: an autoencoder is not compiled; leave it out")
+        if train.gradient_checkpointing:
+            raise ValueError("gradient_checkpointing has no effect on an autoencoder; leave it out")
         return train
 
 

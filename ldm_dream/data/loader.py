@@ -71,7 +71,7 @@ class Loader:
         prefetch: int = 2,
         pin: bool = False,
     ):
-        self.data, self.place, self.waited = data, place, 0.0
+        self.data, self.place, self.waited, self._began = data, place, 0.0, False
         others = multiprocessing.active_children()
         requests = (data.request(number, batch_size) for number in numbers)
         if workers:
@@ -103,6 +103,7 @@ class Loader:
         """Raises UserError: of the data, or of a worker that is gone."""
         begin = time.perf_counter()
         samples = self._next()
+        self._began = True
         self.waited += time.perf_counter() - begin
         if isinstance(samples, UserError):
             raise samples
@@ -115,6 +116,11 @@ class Loader:
             # DataLoader's only sign, or batches in a dead process's hands
             if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
                 raise
+            if not self._began:
+                raise LoaderError(
+                    "A process that loads pictures ended before its first batch. A program that "
+                    'trains must do so below `if __name__ == "__main__":`; or set train.workers=0.'
+                ) from None
             raise LoaderError(
                 "A process that loads pictures was killed from outside, most often because memory "
                 "ran out; lower data.keep_gib, train.workers or train.prefetch, and start again: "

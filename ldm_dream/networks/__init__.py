@@ -4,9 +4,10 @@ here, a row in NETWORKS.
 
 from __future__ import annotations
 
-import functools
+from collections.abc import Callable
 
 import torch
+from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from ldm_dream.config.networks import NetworkConfig
@@ -32,7 +33,16 @@ def recompute_blocks(network: Network) -> None:
     """
     for module in network.modules():
         if isinstance(module, network.repeated_blocks):
-            module.forward = functools.partial(checkpoint, module.forward, use_reentrant=False)
+            module.forward = _recomputed(module.forward)
+
+
+def _recomputed(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """A function of this file: the compiler passes by those that begin in torch's own."""
+
+    def again(*inputs: Tensor) -> Tensor:
+        return checkpoint(forward, *inputs, use_reentrant=False)
+
+    return again
 
 
 def compile_blocks(network: Network, dynamic: bool = False, backend: str = "inductor") -> int:

@@ -17,6 +17,8 @@ from ldm_dream.networks.vqgan import VQGAN, Quantized
 from ldm_dream.training import distributed
 from ldm_dream.training.objective import Part
 
+UP = 2.0**12  # keeps gradients above 0 in half precision; a power of 2 changes no other digit
+
 
 class AutoencoderObjective:
     """VQGAN (arXiv 2012.09841, Sec. 3.1): L1 + LPIPS + codebook, and a hinge PatchGAN weighted by
@@ -53,7 +55,7 @@ class AutoencoderObjective:
 
     def share_gradients(self) -> None:
         # the codebook is unused before it begins
-        self.call = distributed.share_gradients(self.model, some_unused=True)
+        self.call = distributed.share_gradients(self.model, self.run.loss.codebook_start > 0)
         if self.critic is not None:
             self.critic.share_gradients()
 
@@ -92,8 +94,10 @@ class AutoencoderObjective:
     def _adaptive_weight(self, reconstruction: Tensor, adversarial: Tensor) -> Tensor:
         """|d reconstruction / d w| / |d adversarial / d w| at the decoder's last layer (Eq. 7)."""
         last = self.model.decoder.conv_out.weight
-        wanted = torch.autograd.grad(reconstruction, last, retain_graph=True)[0].norm()
-        given = torch.autograd.grad(adversarial, last, retain_graph=True)[0].norm()
+        wanted, given = (
+            torch.autograd.grad(x * UP, last, retain_graph=True)[0].norm() / UP
+            for x in (reconstruction, adversarial)
+        )
         return (wanted / (given + 1e-4)).clamp(0, 1e4).detach()
 
     def begins(self, step: int) -> str | None:

@@ -11,6 +11,7 @@ from ldm_dream.config.run import DiffusionRun, Run
 from ldm_dream.errors import ConfigError
 from ldm_dream.hub import repo_id_of
 from ldm_dream.model_config import AUTOENCODER, ModelError, find_model, resolve_autoencoder
+from ldm_dream.training.tracker import check_tracker
 from ldm_dream.writing import check_place
 
 
@@ -21,6 +22,8 @@ def check_run(run: Run, run_dir: Path, starts: bool = True) -> Run:
     judged.
     """
     check_place(run_dir)
+    if starts:
+        check_tracker(run.train.tracker)
     if run.loss.lpips and not run.lpips_weights:
         raise ConfigError(
             "loss.lpips is set but lpips_weights is not: name a file with AlexNet and LPIPS weights."

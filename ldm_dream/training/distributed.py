@@ -236,7 +236,7 @@ def mean(x: Tensor) -> Tensor:
     """Over all processes."""
     if not dist.is_initialized():
         return x
-    x = x.detach().float().clone()
+    x = x.detach().clone()
     dist.all_reduce(x)
     return x / dist.get_world_size()
 

@@ -84,7 +84,7 @@ class LatentDataset:
                 lr = self.pairs.lr_of(loaded, place).cpu()
             for i in made:
                 assert lr is not None
-                self._cache[new[i]] = self._encoded(loaded.hr[i], lr[i])
+                self._cache[new[i]] = self._encoded(loaded.hr[i], lr[i].clone())
             if self.with_hr:
                 hr, draws = to_float(place(loaded.hr)), loaded.draws
         kept = [self._cache[n] for n in samples.numbers]

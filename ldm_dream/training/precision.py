@@ -17,6 +17,7 @@ class Precision:
     scale is halved, all of it on the device (Micikevicius et al., arXiv 1710.03740).
     """
 
+    name: str  # fp32, bf16 or fp16
     dtype: torch.dtype
     autocast: Callable[[], torch.autocast]
     scaler: torch.amp.GradScaler
@@ -36,21 +37,22 @@ class Precision:
 
 def precision_of(name: str, device: torch.device) -> Precision:
     """fp32, bf16, fp16, or auto: the fastest that this device has in hardware."""
-    named = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-    dtype = fastest(device) if name == "auto" else named[name]
+    if name == "auto":
+        name = fastest(device)
+    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[name]
     lower = dtype != torch.float32
     cast = partial(torch.autocast, device.type, dtype if lower else torch.bfloat16, enabled=lower)
     scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
-    return Precision(dtype, cast, scaler)
+    return Precision(name, dtype, cast, scaler)
 
 
-def fastest(device: torch.device) -> torch.dtype:
+def fastest(device: torch.device) -> str:
     """bf16 on CUDA from Ampere on and on CPUs with AVX512-BF16 or AMX, fp16 on older CUDA devices,
     else fp32.
     """
     if device.type == "cuda":
         newer = torch.cuda.get_device_capability(device) >= (8, 0)
-        return torch.bfloat16 if newer else torch.float16
+        return "bf16" if newer else "fp16"
     # what oneDNN itself asks; without these instructions bf16 is emulated
     has_bf16 = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    return torch.bfloat16 if device.type == "cpu" and has_bf16 else torch.float32
+    return "bf16" if device.type == "cpu" and has_bf16 else "fp32"

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import torch
 
 from ldm_dream.writing import whole_file
+
+log = logging.getLogger(__name__)
 
 WARM_UP = 3  # steps before the first that is traced
 
@@ -16,6 +19,8 @@ class Profile:
 
     def __init__(self, run_dir: Path, steps: int):
         self.path, self.steps, self.done = run_dir / "trace.json", steps, 0
+        if not steps:
+            return
         kinds = [torch.profiler.ProfilerActivity.CPU]
         if torch.cuda.is_available():
             kinds.append(torch.profiler.ProfilerActivity.CUDA)
@@ -32,7 +37,9 @@ class Profile:
             self._write()
 
     def __exit__(self, *_: object) -> None:
-        if WARM_UP <= self.done < WARM_UP + self.steps:  # the run ended in the middle
+        if self.steps and self.done <= WARM_UP:
+            log.warning("no trace was written: the run ended before its %dth step.", WARM_UP + 1)
+        elif WARM_UP <= self.done < WARM_UP + self.steps:  # the run ended in the middle
             self._write()
 
     def _write(self) -> None:

@@ -27,10 +27,11 @@ class ReleaseError(UserError, ValueError):
     """What cannot be released; its text is complete for the user."""
 
 
-def release(source: Path, folder: Path) -> str:
+def release(source: Path, folder: Path, pictures: tuple[str, ...] = ()) -> str:
     """Write a model folder from a run folder (its best model, else its last, else its newest
     checkpoint), a model folder, or one checkpoint, with the averaged weights; -> what it was made
-    from. Raises ReleaseError, ModelError, WriteError, before anything is written.
+    from. pictures: of an autoencoder, on which `latent_scale` is measured. Raises ReleaseError,
+    ModelError, WriteError, DataError, before anything is written.
     """
     is_checkpoint = (source / "meta.json").is_file()
     run_dir = source.resolve()
@@ -40,28 +41,30 @@ def release(source: Path, folder: Path) -> str:
     if is_checkpoint:
         found = read_checkpoint(source)
     elif ((model := find_model(source)) / WEIGHTS).is_file():
+        if pictures:
+            run, state = read_run(model), read_tensors(model / WEIGHTS)
+            run, said = _scaled(run, state, pictures)
+            save_model(folder, run, state, (model / "README.md").read_text(encoding="utf-8"))
+            return f"{model}; {said}"
         _copy(model, folder)
         return str(model)
     elif (found := latest_checkpoint(source)) is None:
         raise ReleaseError(f"{source}: has no model and no checkpoint yet; train it further.")
-    _from_checkpoint(found, run_dir, folder)
-    return f"the averaged weights of step {found.step}"
+    said = _from_checkpoint(found, run_dir, folder, pictures)
+    return f"the averaged weights of step {found.step}{said}"
 
 
-def scale_latents(folder: Path, pictures: tuple[str, ...]) -> tuple[float, float]:
-    """Write into an autoencoder's model folder the `latent_scale` that brings its latents of patches of
-    `pictures` to unit variance; -> their standard deviation as they come, and that scale. Raises
-    ReleaseError, DataError.
+def _scaled(run: Run, state: dict[str, Tensor], pictures: tuple[str, ...]) -> tuple[Run, str]:
+    """The run of an autoencoder, with the `latent_scale` that brings its latents of patches of
+    `pictures` to unit variance, and what was found. Raises ReleaseError, DataError.
     """
-    run, state = read_run(folder), read_tensors(folder / WEIGHTS)
     if not isinstance(run, AutoencoderRun):
-        raise ReleaseError(f"{folder}: is no autoencoder; leave out --latent-scale.")
-    data = run.data.model_copy(update={"train": pictures, "exclude": ()})
+        raise ReleaseError("this is no autoencoder; leave out --latent-scale.")
+    data = run.data.model_copy(update={"train": pictures, "exclude": (), "val_fraction": 0})
     scale = latent_scale(run.model_copy(update={"data": data}), state)
     autoencoder = run.autoencoder.model_copy(update={"latent_scale": scale})
-    text = (folder / "README.md").read_text(encoding="utf-8")
-    save_model(folder, run.model_copy(update={"autoencoder": autoencoder}), state, text)
-    return 1 / scale, scale
+    said = f"latents: standard deviation {1 / scale:.4f}, latent_scale: {scale:.4f}"
+    return run.model_copy(update={"autoencoder": autoencoder}), said
 
 
 def averaged_state(run: Run, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -97,15 +100,21 @@ def _copy(model: Path, folder: Path) -> None:
                 shutil.copyfile(path, draft / path.name)
 
 
-def _from_checkpoint(found: Checkpoint, run_dir: Path, folder: Path) -> None:
+def _from_checkpoint(
+    found: Checkpoint, run_dir: Path, folder: Path, pictures: tuple[str, ...]
+) -> str:
     run = run_of(found, run_dir)
     state = averaged_state(run, found.tensors)
+    said = ""
+    if pictures:
+        run, said = _scaled(run, state, pictures)
     earlier = {"command": "", "commit": None, "versions": {}, "changed": {}, "step": 0}
     history = found.meta.get("history") or [earlier]
     start = Start(run, _autoencoder(run, run_dir), history=history)
     counts = found.meta.get("counts", {})
     facts = start.facts(run_dir.name, found.step, counts, validations(run_dir / METRICS))
     save_model(folder, run, state, card(run, facts), start.autoencoder)
+    return said and f"; {said}"
 
 
 def _autoencoder(run: Run, run_dir: Path) -> dict[str, Tensor] | None:

@@ -39,6 +39,7 @@ class Start:
     changed: dict[str, list[Any]] = field(default_factory=dict)
     history: list[dict[str, Any]] = field(default_factory=list)
     resumes: bool = False
+    precision: str | None = None  # in which the checkpoint was computed
 
     def record(self, run_dir: Path, step: int) -> None:
         """Write to the run folder what is started here; the first process calls it."""
@@ -92,7 +93,14 @@ def open_run(run: Run, run_dir: Path, rank: distributed.Rank, found: Checkpoint 
         run, tensors = _with_autoencoder(run, then, kept)
     changed = changes(then, run) if then else {}
     refuse_another_run(run_dir, changed)
-    start = Start(run, tensors, changed, list(meta.get("history", [])), found is not None)
+    start = Start(
+        run,
+        tensors,
+        changed,
+        list(meta.get("history", [])),
+        found is not None,
+        meta.get("precision"),
+    )
     if rank.is_first and not found:
         refuse_lost_checkpoints(run_dir)
         start.record(run_dir, 0)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ldm_dream.config.files import dump_config
 from ldm_dream.errors import UserError
+from ldm_dream.training import distributed
 from ldm_dream.training.checkpoint import (
     Checkpoint,
     flatten_optimizer,
+    latest_checkpoint,
     restore_optimizer,
     save_checkpoint,
 )
@@ -20,6 +23,27 @@ if TYPE_CHECKING:
 
 class StateError(UserError, RuntimeError):
     """A checkpoint that does not fit the run; its text is complete for the user."""
+
+
+SEEN = 30  # seconds in which a shared disk shows the same files on all machines
+
+
+def newest_for_all(run_dir: Path, rank: distributed.Rank) -> Checkpoint | None:
+    """The newest whole checkpoint, the same in every process. Raises ModelError, StateError."""
+    found = latest_checkpoint(run_dir)
+    wanted = distributed.of_first_object(found and found.step)
+    for _ in range(SEEN):
+        if (found and found.step) == wanted:
+            break
+        time.sleep(1)
+        found = latest_checkpoint(run_dir)
+    seen = distributed.gathered(found and found.step)
+    if any(step != wanted for step in seen):
+        raise StateError(
+            f"{run_dir}: its newest checkpoint is of step {wanted} for the first process and of "
+            f"{', '.join(map(str, seen[1:]))} for the others; it must be one folder for all, and whole."
+        )
+    return found
 
 
 def save(trainer: Trainer, run_dir: Path, step: int) -> None:
@@ -37,6 +61,7 @@ def save(trainer: Trainer, run_dir: Path, step: int) -> None:
         "micro_batches": trainer.micro_batches,
         "pictures": trainer.pictures,
         "counts": trainer.counts,
+        "precision": trainer.precision.name,
         "history": trainer.start.history,
     }
     save_checkpoint(run_dir, step, tensors, meta, trainer.run.train.keep_checkpoints)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import importlib.util
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -66,6 +67,12 @@ class Service:
         self.module.finish()
 
 
+def check_tracker(kind: str | None) -> None:
+    """Raises TrackerError for one that is not installed."""
+    if kind and importlib.util.find_spec(kind) is None:
+        raise _missing(kind)
+
+
 def open_tracker(run: Run, run_dir: Path, is_first: bool) -> Tracker:
     """That of `train.tracker`; the first process of a run has it. Raises TrackerError."""
     kind = run.train.tracker
@@ -80,7 +87,11 @@ def _imported(module: str, package: str) -> Any:
     try:
         return importlib.import_module(module)
     except ImportError:
-        raise TrackerError(
-            f"train.tracker={package} needs the package {package}; install it with: "
-            f"pip install {package}, or leave train.tracker out."
-        ) from None
+        raise _missing(package) from None
+
+
+def _missing(package: str) -> TrackerError:
+    return TrackerError(
+        f"train.tracker={package} needs the package {package}; install it with: "
+        f"pip install {package}, or leave train.tracker out."
+    )

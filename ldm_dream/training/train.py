@@ -17,7 +17,6 @@ import torch
 
 from ldm_dream.config.run import Run
 from ldm_dream.training import distributed, state
-from ldm_dream.training.checkpoint import latest_checkpoint
 from ldm_dream.training.log import Log
 from ldm_dream.training.profile import Profile
 from ldm_dream.training.results import Results
@@ -45,12 +44,13 @@ def train(run: Run, run_dir: Path, profile: int = 0) -> int:
 def _train(
     run: Run, run_dir: Path, rank: distributed.Rank, stop: Stop, said: str | None, profile: int
 ) -> int:
-    found = latest_checkpoint(run_dir)
+    found = state.newest_for_all(run_dir, rank)
     start = open_run(run, run_dir, rank, found)
     trainer = Trainer(start, rank, run_dir)
     step = state.resume(trainer, found, run_dir) if found else 0
     if found and rank.is_first:
         start.record(run_dir, step)
+    start.history[:] = distributed.of_first_object(start.history)
     tracker = open_tracker(run, run_dir, rank.is_first)
     with (
         closing(tracker),

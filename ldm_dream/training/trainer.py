@@ -1,6 +1,7 @@
 """A run in memory, and one step of it: batches -> objective -> optimizers -> EMA.
 
-Between two lines of the log a step never waits for the device: what is to be known of it is added up
+Between two lines of the log a step of a diffusion model never waits for the device (a codebook asks
+once a step which codes are dead): what is to be known of it is added up
 there (`Means`, `Finite`), since reading a number from a GPU waits until it has done all that was
 asked of it.
 """
@@ -36,7 +37,7 @@ from ldm_dream.training.diffusion import DiffusionObjective
 from ldm_dream.training.latents import LatentDataset
 from ldm_dream.training.objective import Objective
 from ldm_dream.training.optimizer import freeze, make_optimizer
-from ldm_dream.training.precision import precision_of
+from ldm_dream.training.precision import fastest, precision_of
 from ldm_dream.training.start import Start
 
 
@@ -81,7 +82,10 @@ class Trainer:
             for part in self.objective.parts
         ]
         self.ema = [p.detach().clone() for p in model.parameters()]
-        self.precision = precision_of(cfg.precision, device)
+        wanted = cfg.precision
+        if wanted == "auto":  # the same in all processes, and after a resume on another machine
+            wanted = start.precision or distributed.of_first_object(fastest(device))
+        self.precision = precision_of(wanted, device)
         self.autocast = self.precision.autocast
         self.finite = {part.name: Finite(device) for part in self.objective.parts}
         self.settings = _set_up(device, cfg.tf32, fixed_sizes=not run.data.scales)
@@ -133,10 +137,13 @@ class Trainer:
             scalars |= means
             scaler.unscale_(optimizer)
             norm = nn.utils.clip_grad_norm_(part.parameters, cfg.clip_grad or math.inf)
+            seen = [means[f"loss/{part.name}"], norm]
+            if scaler.is_enabled():  # an overflow is no failure: the scaler leaves that step out
+                scalars[f"skipped/{part.name}"] = (~norm.isfinite()).float()
+                norm = torch.where(norm.isfinite(), norm, 0)
+                seen = seen[:1]
             scalars[f"grad_norm/{part.name}"] = norm
-            # under fp16 an overflow is no failure: the scaler leaves that step out
-            numbers_seen = [means[f"loss/{part.name}"]] + ([] if scaler.is_enabled() else [norm])
-            self.finite[part.name].look(step, *numbers_seen)
+            self.finite[part.name].look(step, *seen)
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(cfg, step)
             scaler.step(optimizer)
@@ -156,11 +163,19 @@ class Trainer:
         return self.means.take() | {"data_wait": share}
 
     def check_finite(self) -> None:
-        """Raises TrainingError where a loss or gradient was not finite since the start; the weights
-        are then worth nothing. Waits for the device, so it is called only where that is looked at.
+        """Raises TrainingError, in all processes, where a loss or gradient was not finite in one since
+        the start; the weights are then worth nothing. Waits for the device, so it is called only
+        where that is looked at.
         """
+        if self.precision.scaler.is_enabled() and self.precision.scaler.get_scale() < 1:
+            raise TrainingError(
+                "fp16: gradients overflow at every scale of the loss, so no step counts; the last "
+                "checkpoint is kept. Lower train.learning_rate or set train.precision=fp32."
+            )
         for name, finite in self.finite.items():
-            if (step := finite.failed()) is not None:
+            failed = [step for step in distributed.gathered(finite.failed()) if step is not None]
+            if failed:
+                step = min(failed)
                 raise TrainingError(
                     f"step {step}: loss or gradient of part {name} is not finite; the last "
                     "checkpoint is kept. Lower train.learning_rate or set train.precision=fp32."

@@ -44,7 +44,8 @@ def validate(trainer: Trainer, pairs: list[Pair], grid: Path) -> dict[str, float
     judged: dict[int, Judged] = {}
     # a size that training did not meet is not worth a compilation
     with torch.compiler.set_stance("eager_on_recompile"):
-        for numbers in _batches(pairs, mine, cfg.batch_size):
+        pixels = cfg.batch_size * trainer.run.data.patch**2  # as many as a step of training has
+        for numbers in _batches(pairs, mine, pixels):
             judged |= _judge(trainer, pairs, numbers)
     for share in distributed.gathered(judged):
         judged |= share
@@ -55,12 +56,12 @@ def validate(trainer: Trainer, pairs: list[Pair], grid: Path) -> dict[str, float
     return {f"val/{key}": float(np.mean([one.figures[key] for one in found])) for key in keys}
 
 
-def _batches(
-    pairs: list[Pair], numbers: Sequence[int], batch_size: int
-) -> Iterator[tuple[int, ...]]:
-    """Numbers of neighbours of equal size, `batch_size` at the most."""
-    for _, group in groupby(numbers, key=lambda i: pairs[i][1].shape):
-        alike = tuple(group)
+def _batches(pairs: list[Pair], numbers: Sequence[int], pixels: int) -> Iterator[tuple[int, ...]]:
+    """Numbers of neighbours of equal size; together they have `pixels` HR pixels at the most, or are
+    one.
+    """
+    for shape, group in groupby(numbers, key=lambda i: pairs[i][1].shape):
+        alike, batch_size = tuple(group), max(1, pixels // (shape[-2] * shape[-1]))
         for first in range(0, len(alike), batch_size):
             yield alike[first : first + batch_size]
 

@@ -237,3 +237,23 @@ def test_recomputed_blocks_keep_less_and_give_the_same_gradients(name):
     assert found[1][0] < 0.75 * found[0][0], "less is held for the backward pass"
     for plain, again in zip(found[0][1], found[1][1]):
         assert (plain is None) == (again is None) and (plain is None or torch.equal(plain, again))
+
+
+def test_recomputed_blocks_compile():
+    """Each is still one graph, and gives the gradients of the plain network."""
+    found = []
+    for compiled in (False, True):
+        torch.manual_seed(0)
+        network = build_network(CONFIGS["sr3"].model_copy(update={"dropout": 0.0})).train()
+        if compiled:
+            recompute_blocks(network)
+            compile_blocks(network, backend="aot_eager")
+        predict(network, *inputs_for(1)).square().sum().backward()
+        found.append([p.grad for p in network.parameters() if p.grad is not None])
+    for plain, again in zip(*found, strict=True):
+        torch.testing.assert_close(again, plain, atol=1e-4, rtol=1e-3)
+
+
+def inputs_for(seed: int):
+    torch.manual_seed(seed)
+    return inputs("sr3", (16, 16))

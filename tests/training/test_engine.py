@@ -18,7 +18,9 @@ from safetensors.torch import load_file
 
 from ldm_dream.data.images import read_image
 from ldm_dream.errors import UserError
+from ldm_dream.training import state
 from ldm_dream.training.diffusion import DiffusionObjective
+from ldm_dream.training.distributed import Rank
 from ldm_dream.training.precision import fastest, precision_of
 from ldm_dream.training.train import train
 from ldm_dream.training.trainer import Finite, Means, TrainingError
@@ -58,15 +60,15 @@ def test_an_overflow_under_fp16_leaves_a_step_out():
 
 def test_auto_is_bf16_only_where_the_processor_has_it(monkeypatch):
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
-    for has, wanted in ((False, torch.float32), (True, torch.bfloat16)):
+    for has, wanted in ((False, "fp32"), (True, "bf16")):
         monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda has=has: has)
-        assert fastest(CPU) == wanted == precision_of("auto", CPU).dtype
+        assert fastest(CPU) == wanted == precision_of("auto", CPU).name
 
 
-@pytest.mark.parametrize(("capability", "wanted"), [((7, 5), "float16"), ((8, 0), "bfloat16")])
+@pytest.mark.parametrize(("capability", "wanted"), [((7, 5), "fp16"), ((8, 0), "bf16")])
 def test_auto_is_fp16_on_a_gpu_without_bf16(capability, wanted, monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
-    assert fastest(torch.device("cuda")) == getattr(torch, wanted)
+    assert fastest(torch.device("cuda")) == wanted
 
 
 def test_the_first_step_that_was_not_finite_is_remembered():
@@ -219,3 +221,20 @@ def marked(mark: str) -> list[str]:
             if mark.encode() in (path / "environ").read_bytes().split(b"\0"):
                 found.append(path.name)
     return found
+
+
+def test_a_resume_with_other_validation_ends_early_in_all_processes(tmp_path, monkeypatch):
+    """They agree on which figures compare, though the first one alone writes the history."""
+    run = diffusion_run(tmp_path, steps=6, val_every=1)
+    train(run, tmp_path / "run")
+    changes = {"val_crop": 32, "patience": 2, "steps": 40, "learning_rate": 1e-12}
+    other = run.model_copy(update={"train": run.train.model_copy(update=changes)})
+    assert as_ranks(2, train, other, tmp_path / "run") == [0, 0]
+    assert rows_of(tmp_path / "run")[-1]["step"] < 40
+
+
+def test_processes_that_see_other_checkpoints_do_not_train(tmp_path, monkeypatch):
+    monkeypatch.setattr(state, "SEEN", 1)
+    monkeypatch.setattr(state.distributed, "of_first_object", lambda x: 7)
+    with pytest.raises(state.StateError, match="of step 7 for the first process"):
+        state.newest_for_all(tmp_path, Rank(1, 2, CPU))

@@ -121,3 +121,9 @@ def test_the_tool_says_what_it_made_and_a_mistake_in_one_sentence(
     with pytest.raises(SystemExit) as end:
         tool(tmp_path / "no", "-o", tmp_path / "given")
     assert end.value.code == 2 and "neither a model folder" in capsys.readouterr().err
+
+
+def test_latents_are_measured_before_anything_is_written(trained, tmp_path):
+    with pytest.raises(ReleaseError, match="no autoencoder; leave out --latent-scale"):
+        release(trained, tmp_path / "given", (str(tmp_path),))
+    assert not (tmp_path / "given").exists()
