@@ -101,7 +101,7 @@ def test_the_commands_of_the_readme_run(home, monkeypatch):
 
 
 def test_the_way_from_a_folder_to_a_larger_picture_runs(home, monkeypatch):
-    photos(home / "photos/train", 3, 128)
+    photos(home / "photos/train", 2, 128)
     for words in commands(ROOT / "docs/train.md"):
         if words[0] != "yaml":
             run(words, monkeypatch)
