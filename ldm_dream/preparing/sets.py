@@ -54,7 +54,7 @@ class PictureSet:
                 f"{shown(place)}: stands beside {shown(self.unfinished)}; remove one of them."
             )
         self.folder = self.unfinished if self.unfinished.exists() else place
-        self.done = self._found(_read_journal(self.folder, about))
+        self.done: Done = self._found(_read_journal(self.folder, about))
 
     def _found(self, journal: Done) -> Done:
         """What of the journal is there."""
@@ -137,7 +137,7 @@ class LmdbSet(PictureSet):
         }
         lines = "\n".join(_line(name, made) for name, made in added.items())
         append_line(self.folder / OF_A_SET, lines)
-        self.done |= added
+        self.done.update(added)
         self._waiting, self._bytes = {}, 0
 
     def finish(self) -> None:
