@@ -40,10 +40,15 @@ def contents(folder: Path) -> tuple[list[str], list[int], dict[str, tuple[int, i
 def read(folder: Path, key: str) -> bytes:
     """The value of a key. Raises LmdbError."""
     with reading(folder) as transaction:
-        value = transaction.get(os.fsencode(key))
-        if value is None:
-            raise LmdbError(f"{shown(folder)}: has no key {shown(key)} any more.")
-        return bytes(value)
+        return bytes(view(transaction, folder, key))
+
+
+def view(transaction: Any, folder: Path, key: str) -> memoryview:
+    """The value of a key, while the transaction is open. Raises LmdbError."""
+    value = transaction.get(os.fsencode(key))
+    if value is None:
+        raise LmdbError(f"{shown(folder)}: has no key {shown(key)} any more.")
+    return value
 
 
 def package() -> Any:

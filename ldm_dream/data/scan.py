@@ -1,7 +1,8 @@
 """Sizes of pictures from their headers, which are read once: a file in the user's cache folder keeps
 them, and a picture whose size in bytes or time has changed is read again.
 
-Of several processes that begin at once, one reads and the others wait for its file.
+Of several processes that begin at once, one reads and the others wait for its file. It is written
+every minute, so that a scan that is stopped goes on where it was.
 """
 
 from __future__ import annotations
@@ -12,16 +13,17 @@ import logging
 import os
 import time
 import zipfile
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 from tqdm import tqdm
 
 from ldm_dream.data import lmdb_store
+from ldm_dream.data.formats import HEAD, JPEG, kind_of
 from ldm_dream.data.header import header_of
 from ldm_dream.data.image import ImageError
 from ldm_dream.data.listing import BYTES, TIME, Listing
@@ -33,6 +35,10 @@ log = logging.getLogger(__name__)
 HEIGHT, WIDTH, DEPTH = 0, 1, 2  # columns of `Headers.table`
 KEPT_FROM = 500  # headers, 0.2 s: fewer are read again faster than a file would be worth
 SLOW = 3.0  # seconds, after which a scan says how long it took
+KEEP_EVERY = 60.0  # seconds
+PATIENCE = 600.0  # seconds, after which a scan no longer waits for that of another process
+POLL = 0.2  # seconds
+PREFIX = 2**16  # bytes of a JPEG in an LMDB that are looked at first
 _VERSION = 1
 
 
@@ -56,15 +62,19 @@ def read_headers(listing: Listing, rows: list[int]) -> Headers:
     _fill(table, _kept(path), listing, rows)
     unreadable: dict[int, str] = {}
     if not table[:, HEIGHT].all():
-        with _alone(path):
+        with _alone(path, listing.place):
             kept = _kept(path)  # another process may have been here
             _fill(table, kept, listing, rows)
             new = np.flatnonzero(table[:, HEIGHT] == 0)
             begin = time.monotonic()
-            unreadable = _scan(table, listing, rows, new)
+
+            def keep() -> None:
+                _keep(path, kept, listing, [rows[i] for i in new], table[new])
+
+            unreadable = _scan(table, listing, rows, new, keep)
             seconds = time.monotonic() - begin
             if len(new) >= KEPT_FROM or seconds > SLOW:
-                _keep(path, kept, listing, [rows[i] for i in new], table[new])
+                keep()
         if seconds > SLOW:
             log.warning(
                 "%s: the headers of %d pictures were read in %.0f s; %s.",
@@ -82,20 +92,46 @@ def cache_file(place: Path) -> Path:
 
 
 def _scan(
-    table: np.ndarray, listing: Listing, rows: list[int], wanted: np.ndarray
+    table: np.ndarray,
+    listing: Listing,
+    rows: list[int],
+    wanted: np.ndarray,
+    keep: Callable[[], None],
 ) -> dict[int, str]:
-    """Fills these rows of the table; -> why pictures are unreadable."""
+    """Fills these rows of the table, and calls `keep` every minute; -> why pictures are unreadable."""
     unreadable: dict[int, str] = {}
-    # disable=None: only on a terminal
-    for i in tqdm(wanted.tolist(), "reading headers", disable=None, leave=False, delay=1):
-        row = rows[i]
-        content = lmdb_store.read(listing.place, listing.names[row]) if listing.is_lmdb else None
-        try:
-            with header_of(Path(listing.path(row)), content) as header:
-                table[i] = *header.size, header.depth
-        except ImageError as error:
-            unreadable[i] = str(error)
+    said = time.monotonic()
+    with lmdb_store.reading(listing.place) if listing.is_lmdb else nullcontext() as lmdb:
+        # disable=None: only on a terminal
+        for i in tqdm(wanted.tolist(), "reading headers", disable=None, leave=False, delay=1):
+            try:
+                table[i] = _header(listing, rows[i], lmdb)
+            except ImageError as error:
+                unreadable[i] = str(error)
+            if time.monotonic() - said > KEEP_EVERY:
+                keep()
+                said = time.monotonic()
     return unreadable
+
+
+def _header(listing: Listing, row: int, lmdb: Any) -> tuple[int, int, int]:
+    """A row of `Headers.table`. lmdb: where the picture is in one, a transaction of it. Raises
+    ImageError.
+    """
+    path = Path(listing.path(row))
+    if lmdb is None:
+        return _header_of(path, None)
+    value = lmdb_store.view(lmdb, listing.place, listing.names[row])
+    # all that tells a JPEG's size and orientation comes first; of other kinds it may come last
+    if len(value) > PREFIX and kind_of(bytes(value[:HEAD])) is JPEG:
+        with suppress(ImageError):  # a profile or a preview may be larger
+            return _header_of(path, bytes(value[:PREFIX]))
+    return _header_of(path, bytes(value))
+
+
+def _header_of(path: Path, content: bytes | None) -> tuple[int, int, int]:
+    with header_of(path, content) as header:
+        return *header.size, header.depth
 
 
 # -------------------------------------------------------------------------------------- what is kept
@@ -154,14 +190,38 @@ def _keep(path: Path, kept: Kept, listing: Listing, new: list[int], table: np.nd
 
 
 @contextmanager
-def _alone(path: Path) -> Iterator[None]:
-    """In the body no other process scans the same place, unless no lock can be had."""
+def _alone(path: Path, place: Path) -> Iterator[None]:
+    """In the body no other process scans the same place, unless no lock can be had in time."""
     try:
         make_folder(path.parent)
         lock = path.with_suffix(".lock").open("a")
-        fcntl.flock(lock, fcntl.LOCK_EX)
     except OSError:  # WriteError is one
         yield
         return
     with lock:
+        _wait_for(lock, place)
         yield
+
+
+def _wait_for(lock: IO, place: Path) -> None:
+    """Until it is had, at most PATIENCE; what takes long is said."""
+    begin, said = time.monotonic(), False
+    while True:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            pass
+        except OSError:  # of a file system without locks
+            return
+        waited = time.monotonic() - begin
+        if waited > PATIENCE:
+            log.warning(
+                "%s: another process reads its headers for %.0f s; they are read here as well.",
+                shown(place), waited,
+            )  # fmt: skip
+            return
+        if waited > SLOW and not said:
+            log.warning("%s: another process reads its headers; waiting for it.", shown(place))
+            said = True
+        time.sleep(POLL)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import os
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +11,7 @@ import PIL.Image
 import pytest
 
 from ldm_dream.config.data import DataConfig
-from ldm_dream.data import scan
+from ldm_dream.data import listing, scan
 from ldm_dream.data.listing import DataError, list_place
 from ldm_dream.data.overlap import overlap
 from ldm_dream.data.sources import Part, Pictures
@@ -177,6 +179,23 @@ def test_what_this_project_wrote_into_a_folder_is_no_picture(tmp_path, caplog):
     (hr / "runs").symlink_to(tmp_path / "runs")
     assert pictures(hr).names == ["a.png"]
     assert "also holds 1 run folder; not used." in caplog.text
+
+
+def test_of_each_file_a_listing_keeps_four_numbers(tmp_path, monkeypatch):
+    hr = fill(tmp_path / "hr", *(f"{i}.png" for i in range(9)))
+    os.utime(hr / "3.png", ns=(-(10**18), -(10**18)))  # before 1970
+    alive, kind = [], listing.kind_left_out
+
+    def counted(name: str) -> str | None:
+        alive.append(sum(isinstance(x, os.stat_result) for x in gc.get_objects()))
+        return kind(name)
+
+    monkeypatch.setattr(listing, "kind_left_out", counted)
+    found = list_place(hr)
+    assert max(alive) - min(alive) <= 1
+    old = found.stats[found.names.index("3.png")].tolist()
+    status = os.stat(hr / "3.png")
+    assert old == [status.st_size, -(10**18), status.st_dev, status.st_ino]
 
 
 # ------------------------------------------------------------------------ training and validation
