@@ -241,9 +241,8 @@ class DataConfig(Strict):
     )
     degrade_on: Literal["workers", "device"] | None = Field(
         default=None,
-        description="Where blind degradation is computed; noise differs. null: by the GPU where a "
-        "training process has fewer than 8 cores, else in train.workers, where it costs no training "
-        "time.",
+        description="Where blind degradation is computed; its noise differs. null: on a GPU where a "
+        "training process has fewer than 8 cores, else in the workers, which are free.",
     )
     patch: int = Field(
         default=128,
@@ -274,9 +273,8 @@ class DataConfig(Strict):
         default=None,
         ge=0,
         le=65_536,
-        description="GiB of a machine's memory in which decoded training pictures are kept; the "
-        "others are decoded at each visit. Each training process of the machine has its share and "
-        "copies of its own. null: a quarter of what is free. No batch depends on it.",
+        description="GiB of a machine's memory in which decoded training pictures are kept, shared out "
+        "to its training processes, each with its own copies. null: a quarter of what is free.",
     )
     cache_latents: int = Field(
         default=0,

@@ -210,10 +210,9 @@ def _wait_for(lock: IO, place: Path) -> None:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             return
-        except BlockingIOError:
-            pass
-        except OSError:  # of a file system without locks
-            return
+        except OSError as error:
+            if not isinstance(error, BlockingIOError):  # a file system without locks
+                return
         waited = time.monotonic() - begin
         if waited > PATIENCE:
             log.warning(

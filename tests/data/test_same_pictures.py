@@ -187,7 +187,7 @@ def test_of_each_file_a_listing_keeps_four_numbers(tmp_path, monkeypatch):
     alive, kind = [], listing.kind_left_out
 
     def counted(name: str) -> str | None:
-        alive.append(sum(isinstance(x, os.stat_result) for x in gc.get_objects()))
+        alive.append(sum(type(x) is os.stat_result for x in gc.get_objects()))
         return kind(name)
 
     monkeypatch.setattr(listing, "kind_left_out", counted)
