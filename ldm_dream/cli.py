@@ -6,6 +6,7 @@ Imports no torch, so `--help` and `--dry-run` answer at once.
 
 import argparse
 import io
+import os
 import signal
 import sys
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from ldm_dream.errors import UserError, shown
 
 EXIT_USER_ERROR = 2  # argparse uses the same status for a wrong command line
 EXIT_INTERRUPTED = 128 + signal.SIGINT  # as a shell has it
+EXIT_CLOSED = 128 + signal.SIGPIPE
 EXIT_TERMINATED = 128 + signal.SIGTERM
 
 
@@ -39,6 +41,9 @@ def user_errors() -> Iterator[None]:
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         yield
+    except BrokenPipeError:  # the reader of what is printed has gone, as in `| head -1`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(EXIT_CLOSED) from None
     except Exception as error:
         if not isinstance(error, UserError) and not getattr(error, "is_for_users", False):
             raise

@@ -41,7 +41,10 @@ def find_model(name_or_dir: str | Path, local: bool = True) -> Path:
     if name in bundled:
         return BUNDLED / name
     if local and is_repo_id(name) and not is_there:
-        raise ModelError(f"{name}: no such folder; for a model of the hub write {PREFIX}{name}.")
+        raise ModelError(
+            f"{name}: no such folder (docs/import.md makes one of published weights); "
+            f"for a model of the hub write {PREFIX}{name}."
+        )
     what = (
         "neither a model folder (with a config.yaml) nor a bundled model"
         if local

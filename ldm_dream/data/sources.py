@@ -177,7 +177,7 @@ class Pictures(Files):
             taken = _of_part(taken, first_names, part)
         if not taken:
             raise DataError(
-                f"{knob}: its one picture is kept for validation; add pictures, or set data.val_fraction=0."
+                f"{knob}: all its pictures are kept for validation; add pictures, or set a smaller data.val_fraction."
             )
         super().__init__(listings, hr._rows[taken])
         self.lr = Files(lr._listings, lr._rows[taken]) if lr else None

@@ -7,6 +7,7 @@ import math
 import os
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +78,8 @@ class Log:
                 sys.stdout.flush()
         except BrokenPipeError:  # the reader has gone; the run has not
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            sys.stderr.write(f"stdout is closed; the log goes on in {self.path}\n")
+            with suppress(OSError):  # that may be gone with it
+                sys.stderr.write(f"stdout is closed; the log goes on in {self.path}\n")
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:

@@ -9,6 +9,7 @@ asked of it.
 from __future__ import annotations
 
 import itertools
+import logging
 import math
 import os
 import time
@@ -26,7 +27,7 @@ from ldm_dream.data.pairs import PairDataset
 from ldm_dream.data.windows import degrades_on_device
 from ldm_dream.errors import UserError
 from ldm_dream.heap import keep_freed_memory
-from ldm_dream.model_config import find_model
+from ldm_dream.model_config import find_model, read_run
 from ldm_dream.model_folder import load_autoencoder, load_weights
 from ldm_dream.networks import compile_blocks, recompute_blocks
 from ldm_dream.networks.base import Network
@@ -39,6 +40,8 @@ from ldm_dream.training.objective import Objective
 from ldm_dream.training.optimizer import freeze, make_optimizer
 from ldm_dream.training.precision import fastest, precision_of
 from ldm_dream.training.start import Start
+
+log = logging.getLogger(__name__)
 
 
 class TrainingError(UserError, RuntimeError):
@@ -66,7 +69,9 @@ class Trainer:
 
         model = self.objective.model
         if cfg.init_from and not start.resumes:
-            load_weights(model, find_model(cfg.init_from) / "model.safetensors")
+            first = find_model(cfg.init_from)
+            load_weights(model, first / "model.safetensors")
+            _say_other_latents(run, first)
         self.objective.trained.to(device).to(memory_format=self.layout).train()
         freeze(model, cfg.freeze)
         if cfg.gradient_checkpointing and isinstance(model, Network):
@@ -287,6 +292,25 @@ def learning_rate(cfg: TrainConfig, step: int) -> float:
 def _put(model: nn.Module, values: list[Tensor]) -> None:
     for p, value in zip(model.parameters(), values):
         p.copy_(value)
+
+
+def _say_other_latents(run: Run, first: Path) -> None:
+    """Weights know the latents of the autoencoder that they were trained with."""
+    theirs = read_run(first)
+    if not isinstance(run, DiffusionRun) or not isinstance(theirs, DiffusionRun):
+        return
+    mine, other = run.autoencoder, theirs.autoencoder
+    digests = [getattr(cfg, "sha256", None) for cfg in (mine, other)]
+    if all(digests):
+        same = digests[0] == digests[1]
+    else:
+        same = mine.pretrained == other.pretrained
+    if mine.kind != other.kind or not same:
+        log.warning(
+            "train.init_from=%s knows the latents of another autoencoder (%s) than this run has "
+            "(%s); train.init_from=null starts from nothing.",
+            run.train.init_from, other.pretrained or other.kind, mine.pretrained or mine.kind,
+        )  # fmt: skip
 
 
 def _set_up(device: torch.device, tf32: bool, fixed_sizes: bool) -> list[str]:

@@ -18,6 +18,8 @@ from safetensors.torch import load_file
 
 from ldm_dream.data.images import read_image
 from ldm_dream.errors import UserError
+from ldm_dream.model_config import read_run
+from ldm_dream.model_folder import read_tensors, save_model
 from ldm_dream.training import state
 from ldm_dream.training.diffusion import DiffusionObjective
 from ldm_dream.training.distributed import Rank
@@ -238,3 +240,18 @@ def test_processes_that_see_other_checkpoints_do_not_train(tmp_path, monkeypatch
     monkeypatch.setattr(state.distributed, "of_first_object", lambda x: 7)
     with pytest.raises(state.StateError, match="of step 7 for the first process"):
         state.newest_for_all(tmp_path, Rank(1, 2, CPU))
+
+
+@pytest.mark.parametrize(("other", "said"), [(False, False), (True, True)])
+def test_weights_of_other_latents_are_named(other, said, tmp_path, caplog):
+    run = diffusion_run(tmp_path, steps=1)
+    train(run, tmp_path / "first")
+    if other:
+        retrained = read_tensors(tmp_path / "vq" / "model.safetensors")
+        retrained = {name: value * 1.01 for name, value in retrained.items()}
+        save_model(tmp_path / "vq2", read_run(tmp_path / "vq"), retrained, "a card")
+        cfg = run.autoencoder.model_copy(update={"pretrained": str(tmp_path / "vq2")})
+        run = run.model_copy(update={"autoencoder": cfg})
+    begun = run.train.model_copy(update={"init_from": str(tmp_path / "first")})
+    train(run.model_copy(update={"train": begun}), tmp_path / "second")
+    assert ("knows the latents of another autoencoder" in caplog.text) == said
