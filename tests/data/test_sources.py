@@ -381,7 +381,7 @@ def test_a_split_goes_by_names_so_that_more_pictures_move_none(tmp_path):
 
 def test_a_split_has_at_least_one_picture_for_validation(tmp_path):
     assert len(pictures(fill(tmp_path / "hr"), part=Part(1e-9, True))) == 1
-    with pytest.raises(DataError, match="its one picture is kept for validation"):
+    with pytest.raises(DataError, match="all its pictures are kept for validation"):
         pictures(fill(tmp_path / "one", 1), part=Part(0.5, False))
 
 
