@@ -41,7 +41,9 @@ def user_errors() -> Iterator[None]:
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         yield
-    except BrokenPipeError:  # the reader of what is printed has gone, as in `| head -1`
+    except BrokenPipeError:
+        if not _stdout_is_closed():
+            raise
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(EXIT_CLOSED) from None
     except Exception as error:
@@ -49,6 +51,17 @@ def user_errors() -> Iterator[None]:
             raise
         sys.stderr.write(f"error: {shown(' '.join(str(error).split()))}\n")
         raise SystemExit(EXIT_USER_ERROR) from None
+
+
+def _stdout_is_closed() -> bool:
+    """Whether the reader of what is printed has gone, as in `| head -1`: what it has not read is
+    refused again.
+    """
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        return True
+    return False
 
 
 @contextmanager

@@ -51,3 +51,20 @@ def test_a_signal_ends_with_one_line_and_its_status(capsys, number):
     assert stop.value.code == 128 + number
     assert capsys.readouterr().err == "stopped; all is whole.\n"
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_reader_that_has_gone_ends_a_tool_without_a_traceback(monkeypatch):
+    """As in `| head -1`."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    with os.fdopen(writing, "w") as stream, monkeypatch.context() as patched:
+        patched.setattr(sys, "stdout", stream)
+        with pytest.raises(SystemExit) as stop, user_errors():
+            sys.stdout.write("a line\n")
+            sys.stdout.flush()
+    assert stop.value.code == 128 + signal.SIGPIPE
+
+
+def test_a_pipe_that_breaks_elsewhere_is_not_taken_for_stdout():
+    with pytest.raises(BrokenPipeError, match="of a worker"), user_errors():
+        raise BrokenPipeError("of a worker")

@@ -57,11 +57,11 @@ def run(args: argparse.Namespace) -> int:
     # here, so that --help answers at once
     from tqdm import tqdm
 
+    from ldm_dream.data.machine import cores
     from ldm_dream.preparing.check import about_all, check
     from ldm_dream.preparing.job import Job
     from ldm_dream.preparing.recipe import Options
     from ldm_dream.preparing.recipes import recipe_of
-    from ldm_dream.preparing.work import cores
 
     if args.list:
         print("\n".join(about_all()))

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from ldm_dream.data.machine import cores
 from ldm_dream.data.memory import handed_over
 from ldm_dream.data.pairs import Batch
 from ldm_dream.errors import UserError
@@ -135,10 +136,9 @@ class Loader:
                 worker.kill()
 
 
-def workers_for(device: torch.device, processes: int) -> int:
-    """How many suit one of `processes` on this machine that train on devices of this type."""
-    cores = len(os.sched_getaffinity(0)) // processes
-    return min(8, max(1, cores - 1)) if device.type == "cuda" else int(cores > 1)
+def workers_for(device: torch.device) -> int:
+    """How many suit a process that trains on a device of this type."""
+    return min(8, max(1, cores() - 1)) if device.type == "cuda" else int(cores() > 1)
 
 
 class _Loads(Dataset):

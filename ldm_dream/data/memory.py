@@ -19,6 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ldm_dream.data.machine import processes
+
 log = logging.getLogger(__name__)
 
 GIB = 2**30
@@ -70,7 +72,7 @@ def room_for_pictures(gib: float | None) -> int:
             "data.keep_gib=%g: %.1f GiB of memory are free here; pictures are kept in %.1f GiB.",
             gib, free / GIB, room / GIB,
         )  # fmt: skip
-    return room // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return room // processes()
 
 
 def available(root: Path = Path("/")) -> int:

@@ -161,7 +161,7 @@ def _profile(image: pyvips.Image) -> bytes | None:
 def _from_pillow(header: Header, image: PIL.Image.Image) -> Image:
     image.load()
     mode = pillow_mode(image)
-    bands = np.atleast_3d(np.asarray(image if image.mode == mode else image.convert(mode)))
+    bands = np.atleast_3d(np.array(image if image.mode == mode else image.convert(mode)))
     icc = None if image.mode == "CMYK" else image.info.get("icc_profile")
     names = {"exif": "exif-data", "xmp": "xmp-data"}
     fields = {

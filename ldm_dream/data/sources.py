@@ -10,7 +10,7 @@ import functools
 import hashlib
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -167,12 +167,20 @@ class Pictures(Files):
         listings = [_listed(entry, listed, knob) for entry in entries]
         hr = Files(listings, _chosen(listings, exclude, knob))
         lr = self._given(hr, given, listed) if given else None
-        taken, first_names = _once(hr, lr)
+        files = hr.identities()
+        of_lr = lr.identities() if lr else []
+        pairs = list(zip(files, of_lr)) if lr else files
+        taken, first_names = _once(hr, files, pairs)
         if says:
             _say_what_is_left_out(entries, listings, knob)
             _say_doubles(len(hr) - len(taken), knob)
         if lr:
-            _refuse_shared(hr, lr, taken, self.lr_knob)
+            refuse_shared(
+                [files[i] for i in taken],
+                [of_lr[i] for i in taken],
+                lambda pair: (hr.path(taken[pair]), lr.path(taken[pair])),
+                self.lr_knob,
+            )
         if part is not None:
             taken = _of_part(taken, first_names, part)
         if not taken:
@@ -280,28 +288,16 @@ def _chosen(listings: list[Listing], exclude: tuple[str, ...], knob: str) -> np.
     return np.array([found[path] for path in kept], np.int64)
 
 
-def _once(hr: Files, lr: Files | None) -> tuple[list[int], list[str]]:
-    """-> numbers of the pictures, each file once, or each pair once where LR pictures are given; and
-    for each of them the first name of its HR file.
+def _once(hr: Files, files: list[Identity], pairs: Sequence[Any]) -> tuple[list[int], list[str]]:
+    """-> numbers of the pictures, each of `pairs` once; and for each of them the first name of its HR
+    file. files: identities of `hr`; pairs: those, or each with that of its LR picture.
     """
-    files = hr.identities()
-    pairs = list(zip(files, lr.identities())) if lr else files
     first_file, first_pair = {}, {}
     for i in np.argsort(hr.entry, kind="stable").tolist():
         first_file.setdefault(files[i], i)
         first_pair.setdefault(pairs[i], i)
     taken = sorted(first_pair.values())
     return taken, [hr.names[first_file[files[i]]] for i in taken]
-
-
-def _refuse_shared(hr: Files, lr: Files, taken: list[int], knob: str) -> None:
-    high, low = hr.identities(), lr.identities()
-    refuse_shared(
-        [high[i] for i in taken],
-        [low[i] for i in taken],
-        lambda pair: (hr.path(taken[pair]), lr.path(taken[pair])),
-        knob,
-    )
 
 
 def _of_part(taken: list[int], names: list[str], part: Part) -> list[int]:

@@ -14,14 +14,14 @@ from ldm_dream.data.given import misfit
 from ldm_dream.data.overlap import overlap
 from ldm_dream.data.pairs import VALIDATION, to_float
 from ldm_dream.data.resize import degrade, size_of
-from ldm_dream.data.sources import DataError, Part, Pictures
+from ldm_dream.data.sources import DataError, Files, Part, Pictures
 from ldm_dream.errors import shown
 
 log = logging.getLogger(__name__)
 
 
 def validation_pairs(
-    cfg: DataConfig, scale: int, limit: int, crop: int | None
+    cfg: DataConfig, scale: int, limit: int, crop: int | None, train: Files | None = None
 ) -> list[tuple[str, Tensor, Tensor]]:
     """(name, hr [1,3,H,W], lr [1,3,H/scale,W/scale]) of up to `limit` pictures of `cfg.val`, or of
     the share `cfg.val_fraction` of `cfg.train`, float32 in [-1, 1].
@@ -29,13 +29,14 @@ def validation_pairs(
     The pictures are spread evenly over the sorted files and cut at the centre to at most `crop` HR
     pixels a side, in multiples of 8 * scale; lr is cut from the LR picture where that is given, else
     made from the cut hr, so each pair is a whole test picture. A blind degradation is drawn from the
-    place of the picture among the sorted files, whatever the run's seed and `limit`. Raises DataError
-    or ImageError: a validation set that loses pictures silently cannot be compared.
+    place of the picture among the sorted files, whatever the run's seed and `limit`. train: pictures
+    of `cfg.train`, where they are listed already. Raises DataError or ImageError: a validation set
+    that loses pictures silently cannot be compared.
     """
     if limit == 0 or not cfg.has_validation:
         return []
     unit = 8 * scale
-    pictures, indices = _of_val(cfg) if cfg.val else _of_fraction(cfg, scale, unit)
+    pictures, indices = _of_val(cfg, train) if cfg.val else _of_fraction(cfg, scale, unit)
     count = min(limit, len(indices))
     chosen = [i * (len(indices) - 1) // max(count - 1, 1) for i in range(count)]
     pairs = []
@@ -57,10 +58,10 @@ def validation_pairs(
     return pairs
 
 
-def _of_val(cfg: DataConfig) -> tuple[Pictures, list[int]]:
+def _of_val(cfg: DataConfig, train: Files | None) -> tuple[Pictures, list[int]]:
     pictures = Pictures(cfg.val, cfg.exclude, "data.val", cfg.val_lr)
     if cfg.train and os.environ.get("RANK", "0") == "0":  # one process of a run says it
-        train = Pictures(cfg.train, cfg.exclude, "data.train", says=False)  # it was said
+        train = train or Pictures(cfg.train, cfg.exclude, "data.train", says=False)
         if count := overlap(train, pictures):
             log.warning(
                 "data.val: %d of its %d pictures are in data.train too, the files or copies of the "

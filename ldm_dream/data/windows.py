@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -11,6 +10,7 @@ from torch import Tensor
 
 from ldm_dream.data.blind import degrade_as_planned, mirrored, to_levels
 from ldm_dream.data.blind_plan import Plan
+from ldm_dream.data.machine import cores
 
 # LR pixels around a patch that are degraded with it: as far as the final sinc filter reaches
 MARGIN = 10
@@ -26,8 +26,7 @@ def degrades_on_device(where: Literal["workers", "device"] | None, device: str) 
     """
     if where is not None:
         return where == "device"
-    cores = len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    return device == "cuda" and cores < ENOUGH
+    return device == "cuda" and cores() < ENOUGH
 
 
 @dataclass(frozen=True)

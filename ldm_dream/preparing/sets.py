@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
@@ -36,7 +37,7 @@ class Made(NamedTuple):
 Done = dict[str, list[Made]]  # the publisher's picture -> what came of it, perhaps nothing
 
 
-class PictureSet:
+class PictureSet(ABC):
     """What folders and LMDBs have in common. Raises PrepareError for a place that holds anything
     else. level: of the PNGs' compression. place: of the whole set. unfinished: where pictures are
     added. folder: which of the two is there.
@@ -56,9 +57,9 @@ class PictureSet:
         self.folder = self.unfinished if self.unfinished.exists() else place
         self.done: Done = self._found(_read_journal(self.folder, about))
 
+    @abstractmethod
     def _found(self, journal: Done) -> Done:
         """What of the journal is there."""
-        raise NotImplementedError
 
     def is_whole(self, planned: Iterable[str]) -> bool:
         return self.place.exists() and self.done.keys() >= set(planned)
@@ -70,8 +71,8 @@ class PictureSet:
         make_folder(self.folder)
         _write_journal(self.folder, self.about, self.done)
 
-    def add(self, name: str, made: list[Made]) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def add(self, name: str, made: list[Made]) -> None: ...
 
     def finish(self) -> None:
         """All pictures are added."""
@@ -79,6 +80,7 @@ class PictureSet:
         place_folder(self.unfinished, self.place, self.unsynced)
         self.folder = self.place
 
+    @abstractmethod
     def close(self) -> None:
         """What was added stays."""
 
@@ -101,6 +103,9 @@ class FolderSet(PictureSet):
     def add(self, name: str, made: list[Made]) -> None:
         self.done[name] = made
         append_line(self.folder / OF_A_SET, _line(name, made))
+
+    def close(self) -> None:
+        """Nothing waits."""
 
 
 class LmdbSet(PictureSet):

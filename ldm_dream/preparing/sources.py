@@ -29,7 +29,8 @@ from ldm_dream.writing import OF_A_SET, whole_file
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
 ARCHIVES = re.compile(r"\.(zip|tar|tgz|tar\.(gz|bz2|xz))$", re.IGNORECASE)
-UNREADABLE = (OSError, EOFError, RuntimeError, NotImplementedError, zlib.error, lzma.LZMAError)
+# RuntimeError: of zipfile, for a file that is encrypted or packed in a way that it does not know
+UNREADABLE = (OSError, EOFError, RuntimeError, zlib.error, lzma.LZMAError)
 BROKEN = (zipfile.BadZipFile, tarfile.TarError, *UNREADABLE)
 
 

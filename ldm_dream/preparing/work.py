@@ -59,13 +59,6 @@ class Result:
     made: tuple[list[Made], ...] = ()  # as the task's targets
 
 
-def cores() -> int:
-    """How many this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
 def tasks_of(sets: list[tuple[Planned, PictureSet]]) -> list[Task]:
     """What is still to do, a picture once. Raises PrepareError for a set with foreign pictures."""
     tasks: dict[str, Task] = {}

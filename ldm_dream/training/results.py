@@ -19,7 +19,9 @@ class Results:
         self.trainer, self.run_dir, self.log = trainer, run_dir, log
         run = trainer.run
         cfg = run.train
-        self.pairs = validation_pairs(run.data, run.scale, cfg.val_images, cfg.val_crop)
+        self.pairs = validation_pairs(
+            run.data, run.scale, cfg.val_images, cfg.val_crop, trainer.files
+        )
         # steps between two reports; one more at the last step
         self.every = cfg.val_every if self.pairs else cfg.save_every
 

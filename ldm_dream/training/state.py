@@ -28,7 +28,7 @@ class StateError(UserError, RuntimeError):
 SEEN = 30  # seconds in which a shared disk shows the same files on all machines
 
 
-def newest_for_all(run_dir: Path, rank: distributed.Rank) -> Checkpoint | None:
+def newest_for_all(run_dir: Path) -> Checkpoint | None:
     """The newest whole checkpoint, the same in every process. Raises ModelError, StateError."""
     found = latest_checkpoint(run_dir)
     wanted = distributed.of_first_object(found and found.step)

@@ -44,7 +44,7 @@ def train(run: Run, run_dir: Path, profile: int = 0) -> int:
 def _train(
     run: Run, run_dir: Path, rank: distributed.Rank, stop: Stop, said: str | None, profile: int
 ) -> int:
-    found = state.newest_for_all(run_dir, rank)
+    found = state.newest_for_all(run_dir)
     start = open_run(run, run_dir, rank, found)
     trainer = Trainer(start, rank, run_dir)
     step = state.resume(trainer, found, run_dir) if found else 0

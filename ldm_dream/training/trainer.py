@@ -64,6 +64,7 @@ class Trainer:
         self.micro_batches = cfg.accumulate * rank.world
         pairs = PairDataset(run.data, run.scale, run.seed)
         pairs.degrades_on_device = degrades_on_device(run.data.degrade_on, device.type)
+        self.files = pairs.pictures
         self.pictures, self.counts = pairs.fingerprint(), pairs.counts()
         self.objective, self.data = self._build(run, pairs, run_dir)
 
@@ -195,8 +196,8 @@ class Trainer:
 
     def load_from(self, step: int) -> Loader:
         """From here on `step` is called for this step and the next ones, in their order."""
-        cfg, local = self.run.train, int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-        workers = workers_for(self.device, local) if cfg.workers is None else cfg.workers
+        cfg = self.run.train
+        workers = workers_for(self.device) if cfg.workers is None else cfg.workers
         numbers = (number for at in itertools.count(step) for number in self._share(at)[0])
         pin = self.device.type == "cuda"
         self.loader = Loader(

@@ -22,7 +22,6 @@ from ldm_dream.model_config import read_run
 from ldm_dream.model_folder import read_tensors, save_model
 from ldm_dream.training import state
 from ldm_dream.training.diffusion import DiffusionObjective
-from ldm_dream.training.distributed import Rank
 from ldm_dream.training.precision import fastest, precision_of
 from ldm_dream.training.train import train
 from ldm_dream.training.trainer import Finite, Means, TrainingError
@@ -239,7 +238,7 @@ def test_processes_that_see_other_checkpoints_do_not_train(tmp_path, monkeypatch
     monkeypatch.setattr(state, "SEEN", 1)
     monkeypatch.setattr(state.distributed, "of_first_object", lambda x: 7)
     with pytest.raises(state.StateError, match="of step 7 for the first process"):
-        state.newest_for_all(tmp_path, Rank(1, 2, CPU))
+        state.newest_for_all(tmp_path)
 
 
 @pytest.mark.parametrize(("other", "said"), [(False, False), (True, True)])
