@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from ldm_dream.config.model import DDPMConfig, TAESDConfig, VQGANConfig
 from ldm_dream.config.networks import IDMConfig, LDMConfig, ResShiftNetConfig, SR3Config
 from ldm_dream.interchange import published as importer
+from ldm_dream.interchange.checkpoint_file import read_checkpoint
 from ldm_dream.interchange.published import CheckpointImportError, import_state
 from ldm_dream.interchange.system import Config, PublishedSystem
 from ldm_dream.interchange.systems import IDM, LDM, RESSHIFT, SR3, TAESD, VQGAN
@@ -272,6 +273,11 @@ def save_halves(state: dict[str, Tensor], folder: Path) -> Path:
         part = {k.removeprefix(f"{half}."): v for k, v in state.items() if k.startswith(half)}
         torch.save(part, folder / f"taef2_{half}.pth")
     return folder / "taef2_encoder.pth"
+
+
+def load_published(path: str | Path) -> tuple[Config, dict[str, Tensor]]:
+    """A published file as the import tool reads it."""
+    return import_state(read_checkpoint(Path(path)), str(path))
 
 
 def size(state: dict[str, Tensor]) -> int:

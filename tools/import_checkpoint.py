@@ -51,28 +51,30 @@ def main() -> None:
     args = build_parser().parse_args()
     with user_errors():
         # here, so that --help answers without torch
+        from ldm_dream.interchange.checkpoint_file import read_checkpoint
         from ldm_dream.interchange.published import (
             check_told,
-            load_first_stage,
-            load_published,
-            load_schedule,
+            import_first_stage,
+            import_state,
             published_card,
             published_run,
             tell,
         )
+        from ldm_dream.interchange.schedule import read_schedule
         from ldm_dream.model_folder import own_autoencoder, save_model
 
         read = [args.published] + ([Path(args.autoencoder)] if args.autoencoder else [])
         check_folder(args.output, holds="model.safetensors", inputs=read)
-        config, state = load_published(args.published)
-        autoencoder = args.autoencoder
-        first_stage = None if autoencoder else load_first_stage(args.published)
-        schedule = load_schedule(args.published)
+        path, autoencoder = str(args.published), args.autoencoder
+        published = read_checkpoint(args.published)
+        config, state = import_state(published, path)
+        first_stage = None if autoencoder else import_first_stage(published, path)
+        schedule = read_schedule(published, path)
         run = published_run(
             config, args.published.name, autoencoder, first_stage and first_stage[0], schedule
         )
         run, assumed = tell(run, args.published.name, schedule, args.set)
-        check_told(run, state, str(args.published))
+        check_told(run, state, path)
         card = published_card(args.published, run, assumed)
         own = first_stage and first_stage[1]
         if autoencoder and isinstance(run, DiffusionRun):

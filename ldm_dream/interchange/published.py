@@ -20,38 +20,8 @@ from ldm_dream.config.files import with_overrides
 from ldm_dream.config.model import DDPMConfig, VQGANConfig
 from ldm_dream.config.run import DiffusionRun, Run
 from ldm_dream.errors import CheckpointImportError, shown
-from ldm_dream.interchange.checkpoint_file import read_checkpoint
-from ldm_dream.interchange.schedule import read_schedule
 from ldm_dream.interchange.system import Config, Facts, PublishedSystem
 from ldm_dream.interchange.systems import SYSTEMS
-
-
-def load_published(path: str | Path) -> tuple[Config, dict[str, Tensor]]:
-    """Published file -> (config, state dict under our keys, in the file's dtype). Raises
-    CheckpointImportError.
-    """
-    return import_state(read_checkpoint(Path(path)), str(path))
-
-
-def load_first_stage(path: str | Path) -> tuple[VQGANConfig, dict[str, Tensor]] | None:
-    """The autoencoder beside the network in one file (LDM), as `load_published` gives the network;
-    None where there is none. Raises CheckpointImportError.
-    """
-    state = read_checkpoint(Path(path))
-    first_stage = _system(state, str(path)).models(state, str(path)).first_stage
-    if not first_stage:
-        return None
-    config, state = import_state(first_stage, f"{path}, first_stage_model")
-    if not isinstance(config, VQGANConfig):
-        raise CheckpointImportError(f"{path}: first_stage_model is no VQGAN.")
-    return config, state
-
-
-def load_schedule(path: str | Path) -> DDPMConfig | None:
-    """The noise schedule that an SR3, IDM or LDM checkpoint was trained with, from its buffers;
-    None where it has none. Raises CheckpointImportError for one that no config can say.
-    """
-    return read_schedule(read_checkpoint(Path(path)), str(path))
 
 
 def import_state(state: Mapping[str, Tensor], path: str) -> tuple[Config, dict[str, Tensor]]:
@@ -77,6 +47,21 @@ def import_state(state: Mapping[str, Tensor], path: str) -> tuple[Config, dict[s
     return config, state
 
 
+def import_first_stage(
+    state: Mapping[str, Tensor], path: str
+) -> tuple[VQGANConfig, dict[str, Tensor]] | None:
+    """The autoencoder beside the network in one file (LDM), as `import_state` gives the network;
+    None where there is none. Raises CheckpointImportError.
+    """
+    first_stage = _system(state, path).models(state, path).first_stage
+    if not first_stage:
+        return None
+    config, state = import_state(first_stage, f"{path}, first_stage_model")
+    if not isinstance(config, VQGANConfig):
+        raise CheckpointImportError(f"{path}: first_stage_model is no VQGAN.")
+    return config, state
+
+
 def translate(system: PublishedSystem, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Published keys -> ours, without those that carry nothing."""
     dropped = system.dropped(state)
@@ -94,7 +79,7 @@ def published_run(
     CheckpointImportError for a network that is none of its authors' super-resolution models.
 
     `autoencoder`: name or folder of an imported VQGAN, for networks that work on latents;
-    `first_stage`: the one in the file; `schedule`: that in the file (`load_schedule`), without
+    `first_stage`: the one in the file; `schedule`: that in the file (`read_schedule`), without
     which SR3, IDM and LDM are taken to have their authors' published one.
     """
     facts = Facts(filename, autoencoder, first_stage, schedule)

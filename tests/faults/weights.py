@@ -36,10 +36,10 @@ from ldm_dream.config.model import DDPMConfig
 from ldm_dream.config.networks import SR3Config
 from ldm_dream.config.run import DiffusionRun
 from ldm_dream.errors import UserError, shown
-from ldm_dream.interchange.published import load_published
 from ldm_dream.interchange.systems import SR3
 from ldm_dream.model_folder import load_model, save_model
 from ldm_dream.networks import build_network
+from published_systems import load_published
 
 CONFIG = SR3Config(
     image_size=16, model_channels=8, channel_mult=(1, 2), num_res_blocks=1, norm_groups=4

@@ -297,7 +297,7 @@ def read_imported(path: Path, model: Path, refused: bool) -> Iterator[tuple[str,
     importer alone gives.
     """
     if refused:
-        from ldm_dream.interchange.published import load_published
+        from published_systems import load_published
 
         yield from load_published(path)[1].items()
         return

@@ -13,7 +13,11 @@ from torch import Tensor
 
 from ldm_dream.config.model import VQGANConfig
 from ldm_dream.config.networks import LDMConfig
-from ldm_dream.interchange.published import CheckpointImportError, import_state, load_first_stage
+from ldm_dream.interchange.published import (
+    CheckpointImportError,
+    import_first_stage,
+    import_state,
+)
 from ldm_dream.interchange.systems.ldm import split_ldm
 from published_systems import (
     LDM_SCHEDULE,
@@ -98,14 +102,12 @@ def test_a_key_missing_in_unet_and_average_is_named(ldm):
     assert "looks like LDM-SR U-Net, but of its 128 keys: 1 missing (out.2.bias)" in refusal(ldm)
 
 
-def test_a_misshapen_first_stage_is_named_as_such(ldm, tmp_path):
+def test_a_misshapen_first_stage_is_named_as_such(ldm):
     ldm["first_stage_model.decoder.conv_out.bias"] = torch.zeros(4)
-    torch.save({"state_dict": ldm}, tmp_path / "model.ckpt")
     text = r"first_stage_model: looks like VQGAN.*decoder.conv_out.bias \[4\]"
     with pytest.raises(CheckpointImportError, match=text):
-        load_first_stage(tmp_path / "model.ckpt")
+        import_first_stage(ldm, "model.ckpt")
 
 
-def test_a_file_of_one_model_has_no_first_stage(tmp_path):
-    torch.save(published(SYSTEMS["resshift"]), tmp_path / "x.pth")
-    assert load_first_stage(tmp_path / "x.pth") is None
+def test_a_file_of_one_model_has_no_first_stage():
+    assert import_first_stage(published(SYSTEMS["resshift"]), "x.pth") is None

@@ -27,7 +27,6 @@ from ldm_dream.config.networks import IDMConfig, LDMConfig, ResShiftNetConfig, S
 from ldm_dream.interchange.published import (
     CheckpointImportError,
     import_state,
-    load_published,
     published_card,
     published_run,
 )
@@ -39,6 +38,7 @@ from published_systems import (
     SYSTEMS,
     build,
     build_once,
+    load_published,
     published,
     refusal,
     save_halves,

@@ -10,13 +10,13 @@ from ldm_dream.config.model import PixelConfig, TAESDConfig, VQGANConfig
 from ldm_dream.config.run import AutoencoderRun
 from ldm_dream.data.images import from_tensor, read_image, to_tensor
 from ldm_dream.errors import UserError
-from ldm_dream.interchange.published import load_published
 from ldm_dream.model_folder import ModelError, resolve_autoencoder, save_model
 from ldm_dream.networks.autoencoders import Pixel, build_autoencoder
 from ldm_dream.networks.taesd import TAESD
 from ldm_dream.networks.vqgan import VQGAN, Attention
 from ldm_dream.scoring.metrics import psnr
 from ldm_dream.training.autoencoder import AutoencoderObjective
+from published_systems import load_published
 from runs import VQGAN_TINY as LOCAL
 from tests.conftest import SHARED
 

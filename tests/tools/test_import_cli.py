@@ -15,7 +15,6 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from ldm_dream.config.files import load_config
-from ldm_dream.interchange.published import load_published
 from ldm_dream.model_folder import load_model
 from published_systems import (
     COSINE,
@@ -24,6 +23,7 @@ from published_systems import (
     SR3_PROCESS,
     SYSTEMS,
     ldm_checkpoint,
+    load_published,
     published,
     save_halves,
 )
