@@ -42,8 +42,8 @@ def main(args: argparse.Namespace) -> None:
     give_back_freed_memory()
     torch.set_num_threads(1)
     upscaler = Upscaler.from_pretrained(device="cpu")
-    upscaler.autoencoder = FreeAutoencoder()  # pyright: ignore[reportAttributeAccessIssue]
-    upscaler.denoiser.call = lambda z_t, emb, *inputs: z_t[:, : FreeAutoencoder.channels]
+    upscaler.engine.autoencoder = FreeAutoencoder()  # pyright: ignore[reportAttributeAccessIssue]
+    upscaler.engine.denoiser.call = lambda z_t, emb, *inputs: z_t[:, : FreeAutoencoder.channels]
     rng = np.random.default_rng(0)
     picture = rng.integers(0, 256, (args.height, args.width, 3), dtype=np.uint8)
     begun = time.perf_counter()

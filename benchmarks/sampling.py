@@ -42,7 +42,7 @@ def main(args: argparse.Namespace) -> None:
         median = statistics.median(seconds[steps, tile, batch_size])
         asked = {"size": args.size, "dtype": DTYPES[upscaler.dtype], "compile": args.compile}
         asked |= {"steps": steps, "tile": tile, "batch_size": batch_size}
-        pixels = (args.size * upscaler.run.scale) ** 2
+        pixels = (args.size * upscaler.scale) ** 2
         metrics = {"seconds": median, "megapixels_per_second": pixels / median / 1e6}
         metrics["first_seconds"] = first[steps, tile, batch_size]
         rows.append(Measured(args.model, f"{steps or 'default'} steps", asked, metrics))

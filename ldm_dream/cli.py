@@ -24,9 +24,17 @@ class Terminated(KeyboardInterrupt):
     """SIGTERM came; whatever cleans up after Ctrl-C does so here too."""
 
 
-def command_line(name: str, doc: str | None) -> argparse.ArgumentParser:
-    """Parser of the tool `name`, described by the first line of its docstring."""
-    return argparse.ArgumentParser(prog=name, description=(doc or "").partition("\n")[0])
+def command_line(name: str, doc: str | None, is_tool: bool = False) -> argparse.ArgumentParser:
+    """Parser of the command `name` of ldm-dream, or of a script in tools/. Its help begins with the
+    first line of the docstring `doc`, and ends with the rest: examples, exit status.
+    """
+    first, _, rest = (doc or "").partition("\n")
+    return argparse.ArgumentParser(
+        prog=name if is_tool else f"ldm-dream {name}",
+        description=first,
+        epilog=rest.strip("\n"),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
 
 
 @contextmanager

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import NamedTuple
 
 from ldm_dream.config.files import validate
 from ldm_dream.config.model import AutoencoderConfig, PixelConfig, VQGANConfig
@@ -23,6 +24,31 @@ class ModelError(UserError, ValueError):
     """A model folder or checkpoint that cannot be used; its text is complete for the user."""
 
 
+class BundledModel(NamedTuple):
+    """A super-resolution model that comes with the installation."""
+
+    name: str
+    scale: int
+    description: str
+
+    def __str__(self) -> str:
+        return f"{self.name}  x{self.scale}  {self.description}"
+
+
+def list_models() -> list[BundledModel]:
+    """The bundled models that make pictures larger, by name; autoencoders are none."""
+    runs = {name: read_run(BUNDLED / name) for name in _bundled()}
+    return [
+        BundledModel(name, run.scale, run.description)
+        for name, run in runs.items()
+        if not isinstance(run, AutoencoderRun)
+    ]
+
+
+def _bundled() -> list[str]:
+    return sorted(path.parent.name for path in BUNDLED.glob("*/config.yaml"))
+
+
 def find_model(name_or_dir: str | Path, local: bool = True) -> Path:
     """Folder of a model: an existing folder, a bundled name, or a model of the hub
     (`hf:owner/name`), fetched. A run folder means its best model, else its last. local=False: no
@@ -31,7 +57,7 @@ def find_model(name_or_dir: str | Path, local: bool = True) -> Path:
     name = os.path.expanduser(name_or_dir)
     if repo_id := repo_id_of(name):
         return download(repo_id)
-    bundled = sorted(path.parent.name for path in BUNDLED.glob("*/config.yaml"))
+    bundled = _bundled()
     try:
         if local and (folder := _in_folder(Path(name))):
             return folder

@@ -90,6 +90,9 @@ IMPORT_RULES = {
     "ldm_dream.interchange": May(
         (*MODEL, *root("interchange")), ("torch", "safetensors", "pydantic")
     ),
+    "ldm_dream.commands": May(ALL, ("torch", "numpy", "tqdm")),
+    "ldm_dream.commands.main": May(root("__init__", "cli", "commands")),
+    "ldm_dream.__main__": May(root("commands.main")),
     "dream_kernels": May(KERNELS, ("torch", "triton")),
     "tools": May(ALL, ("torch", "numpy", "tqdm")),
     "benchmarks": May((*ALL, "benchmarks"), ("torch", "numpy", "PIL", "pyvips", "taming")),

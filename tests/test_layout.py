@@ -22,9 +22,15 @@ import pytest
 import yaml
 
 from import_rules import IMPORT_RULES, MODULES, OURS, ROOT, SOURCES, allows, imports, rule_of, tree
+from ldm_dream.commands.main import COMMANDS as commands_of_ldm_dream
 
 KERNELS = ROOT / "kernels/dream_kernels"
-TOOLS = sorted((ROOT / "tools").glob("*.py"))
+COMMANDS = {
+    name: ROOT / f"ldm_dream/commands/{file}.py" for name, file in commands_of_ldm_dream.items()
+}
+ALIAS = '"""The command `ldm-dream {}`, as a script of the checkout."""'
+ALIASES = {ROOT / "tools" / path.name: name for name, path in COMMANDS.items()}
+TOOLS = sorted({*(ROOT / "tools").glob("*.py")} - {*ALIASES}) + sorted(COMMANDS.values())
 CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
 MADE = {line.strip("/") for line in (ROOT / ".gitignore").read_text().split()}
 FILES = [  # of the project, folders too; what it makes is left out
@@ -235,6 +241,19 @@ def test_tools_are_thin():
     )
 
 
+def test_tools_named_as_commands_are_the_commands():
+    """And every file among the commands is one."""
+    found = []
+    for path, name in ALIASES.items():
+        body = f"from ldm_dream.commands.{path.stem} import main\n\nif __name__ == "
+        text = f'{ALIAS.format(name)}\n\n{body}"__main__":\n    main()\n'
+        if path.exists() and path.read_text() != text:
+            found.append(f"{at(path)}: does more than call the command {name}")
+    files = {*(ROOT / "ldm_dream/commands").glob("*.py")} - {*COMMANDS.values()}
+    strange = {path.name for path in files} - {"__init__.py", "main.py"}
+    refuse([*found, *(f"{name}: no command leads to this file" for name in strange)])
+
+
 def test_tools_share_one_face():
     found = []
     for path in TOOLS:
@@ -392,7 +411,7 @@ def commands() -> Iterator[tuple[str, str]]:
     for path in TOOLS:
         lines = (ast.get_docstring(tree(path), clean=False) or "").splitlines()
         for number, line in enumerate(lines, 1):
-            if re.match(r"\s*(python|torchrun) ", line):
+            if re.match(r"\s*(python|torchrun|ldm-dream) ", line):
                 yield at(path, number), line
 
 
@@ -402,7 +421,7 @@ def parser_of(path: Path):
     spec = importlib.util.spec_from_file_location(f"checked_{path.stem}", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    return module.build_parser()
+    return sys.modules.get(module.main.__module__, module).build_parser()
 
 
 def fault_of_command(words: list[str]) -> str:
@@ -425,9 +444,11 @@ def fault_of_command(words: list[str]) -> str:
         ):
             tool = next(i for i, word in enumerate(rest) if word.startswith("tools/"))
             return refusal(ROOT / rest[tool], rest[tool + 1 :])
+        case ["ldm-dream", name, *rest]:
+            return refusal(COMMANDS[name], rest) if name in COMMANDS else f"no command {name}"
         case ["pip" | "git" | "cd" | "ls" | "export", *_]:
             return ""
-    return "no command that this test can check; use one of make, python tools/, -m benchmarks"
+    return "no command that this test can check; use one of make, ldm-dream, python tools/, -m benchmarks"
 
 
 def refusal(program: Path, words: list[str]) -> str:

@@ -31,9 +31,11 @@ from ldm_dream.training.distributed import Rank
 from ldm_dream.training.latents import LatentDataset
 from ldm_dream.training.start import Start
 from ldm_dream.training.trainer import Trainer
+from ldm_dream.upscaling.engine import Options
 from ldm_dream.upscaling.pictures import Source, unpack
 from ldm_dream.upscaling.tiling import Tiles
-from ldm_dream.upscaling.upscaler import Options, Upscaler
+from ldm_dream.upscaling.upscaler import Upscaler
+from ldm_dream.upscaling.watch import Watch
 from runs import diffusion_run
 
 META = torch.device("meta")
@@ -195,15 +197,15 @@ def test_bands_of_tiles_stay_on_the_device(name):
     run = made.run.model_copy(update={"sampler": Sampling(kind="ancestral", steps=3)})
     parts = (module.to_empty(device="cpu") for module in (made.model, made.autoencoder))
     upscaler = Upscaler(LoadedModel(run, *parts, made.process), device="cpu")
-    upscaler.denoiser.call = lambda z_t, *_: z_t.clone()
-    upscaler.device = META
-    for module in (upscaler.denoiser.network, upscaler.autoencoder):
+    upscaler.engine.denoiser.call = lambda z_t, *_: z_t.clone()
+    upscaler.engine.device = META
+    for module in (upscaler.engine.denoiser.network, upscaler.engine.autoencoder):
         module.to(META)
     source = Source(unpack(np.zeros((32, 8, 3), np.uint8)))
-    height, width = (side * 4 // upscaler.autoencoder.factor for side in source.size)
+    height, width = (side * 4 // upscaler.engine.autoencoder.factor for side in source.size)
     tiles = Tiles.plan(height, width, height / 2, 4, 8)
-    list(upscaler._in_tiles(source, tiles, Options(), run.sampler)())
-    bands = upscaler._in_tiles(source, tiles, Options(), run.sampler)()
+    list(upscaler.engine.in_tiles(source, tiles, Options(), Watch())())
+    bands = upscaler.engine.in_tiles(source, tiles, Options(), Watch())()
     first = next(bands)
     with no_waiting():
         others = list(bands)

@@ -15,7 +15,7 @@ from ldm_dream.writing import check_folder
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = command_line("bundle.py", __doc__)
+    parser = command_line("bundle.py", __doc__, is_tool=True)
     parser.add_argument(
         "model",
         type=Path,

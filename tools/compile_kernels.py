@@ -18,7 +18,7 @@ TABLE = Path(__file__).resolve().parents[1] / "benchmarks/results/kernels-aot.cs
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = command_line("compile_kernels.py", __doc__)
+    parser = command_line("compile_kernels.py", __doc__, is_tool=True)
     add = parser.add_argument
     add("ops", nargs="*", metavar="OP", help="only these rows of OPS (default: all)")
     add(

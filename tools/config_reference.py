@@ -17,7 +17,7 @@ DOCS = Path(__file__).resolve().parents[1] / "docs"
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = command_line("config_reference.py", __doc__)
+    parser = command_line("config_reference.py", __doc__, is_tool=True)
     parser.add_argument(
         "--check", action="store_true", help="write nothing; exit 1 if a file is not current"
     )

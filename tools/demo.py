@@ -21,7 +21,7 @@ MEANING = {
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = command_line("demo.py", __doc__)
+    parser = command_line("demo.py", __doc__, is_tool=True)
     add = parser.add_argument
     add("-o", "--output", type=Path, default=Path("demo"), metavar="DIR", help="(default: demo)")
     model = "bundled model, model folder or hf:owner/name (default: %(default)s)"

@@ -1,8 +1,8 @@
 """Score results or a model against HR pictures: PSNR, SSIM, LPIPS, consistency and FID.
 
-python tools/evaluate.py --hr HR_DIR -n dream-latent-x4-tiny --lr LR_DIR
-python tools/evaluate.py --hr HR_DIR --sr RESULTS_DIR --lr LR_DIR --json scores.json
-python tools/evaluate.py --hr HR_DIR --sr RESULTS_DIR --protocol dream-legacy
+ldm-dream evaluate --hr HR_DIR -n dream-latent-x4-tiny --lr LR_DIR
+ldm-dream evaluate --hr HR_DIR --sr RESULTS_DIR --lr LR_DIR --json scores.json
+ldm-dream evaluate --hr HR_DIR --sr RESULTS_DIR --protocol dream-legacy
 
 Without the Inception weights of FID and KID, distances of other features stand in for them, under
 their own names.
@@ -19,7 +19,7 @@ from ldm_dream.writing import check_outputs
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = command_line("evaluate.py", __doc__)
+    parser = command_line("evaluate", __doc__)
     add = parser.add_argument
     add("--hr", type=Path, required=True, metavar="DIR", help="original pictures")
     add("--match", default="", metavar="TEXT", help="only pictures whose name holds this")
@@ -83,8 +83,8 @@ def refuse_ignored(args: argparse.Namespace) -> None:
         raise UserError(f"{' and '.join(given)}: has no effect {there}; leave it out.")
 
 
-def main() -> None:
-    args = build_parser().parse_args()
+def main(words: list[str] | None = None) -> None:
+    args = build_parser().parse_args(words)
     with user_errors():
         from ldm_dream.scoring import evaluation, report
 
@@ -106,7 +106,7 @@ def main() -> None:
             from ldm_dream.upscaling.upscaler import Upscaler
 
             upscaler = Upscaler.from_pretrained(args.model, dtype=args.dtype or "auto")
-            scale = upscaler.run.scale if args.scale is None else args.scale
+            scale = upscaler.scale if args.scale is None else args.scale
             fix = args.color_fix or protocol.color_fix
             evaluator = evaluation.Evaluator.load(protocol, scale, *weights, notes)
             evaluator.notes.append(f"{args.model} ran with the colour fix {fix}.")
@@ -121,7 +121,3 @@ def main() -> None:
         print(shown(f"{args.hr} {args.match}"), report.report_text(found), sep="\n")
         if args.json:
             report.write_report(args.json, found)
-
-
-if __name__ == "__main__":
-    main()

@@ -1,7 +1,7 @@
 """Write a model folder as parts for diffusers: U-Net, VQGAN and scheduler.
 
-python tools/export_diffusers.py models/ldm-sr -o models/ldm-sr-diffusers
-python tools/export_diffusers.py models/resshift-x4 -o models/resshift-x4-diffusers
+ldm-dream export models/ldm-sr -o models/ldm-sr-diffusers
+ldm-dream export models/resshift-x4 -o models/resshift-x4-diffusers
 
 A part that diffusers has no class for is written as safetensors and config.json.
 """
@@ -14,7 +14,7 @@ from ldm_dream.writing import check_folder
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = command_line("export_diffusers.py", __doc__)
+    parser = command_line("export", __doc__)
     parser.add_argument("model", metavar="MODEL_DIR", help="model folder or bundled model")
     parser.add_argument(
         "-o", "--output", type=Path, required=True, metavar="DIR", help="folder to write"
@@ -22,8 +22,8 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main() -> None:
-    args = build_parser().parse_args()
+def main(words: list[str] | None = None) -> None:
+    args = build_parser().parse_args(words)
     with user_errors():
         from ldm_dream.interchange.diffusers import export_diffusers, is_pipeline
         from ldm_dream.model_folder import load_model  # here, so that --help answers without torch
@@ -42,7 +42,3 @@ def main() -> None:
         print(
             f"{args.output}: parts to put together, as run.yaml there says; diffusers has no pipeline of them"
         )
-
-
-if __name__ == "__main__":
-    main()

@@ -1,10 +1,10 @@
 """Turn a published checkpoint of SR3, IDM, ResShift, LDM-SR, a VQGAN or TAESD into a model folder.
 
-python tools/import_checkpoint.py autoencoder_vq_f4.pth -o models/vq-f4
-python tools/import_checkpoint.py I640000_E37_gen.pth -o models/sr3-face-8x
-python tools/import_checkpoint.py taef2_encoder.pth -o models/taef2
-python tools/import_checkpoint.py resshift_bicsrx4_s4.pth -o models/resshift-x4 --autoencoder models/vq-f4
-python tools/import_checkpoint.py models/ldm/bsr_sr/model.ckpt -o models/ldm-sr-x4
+ldm-dream import autoencoder_vq_f4.pth -o models/vq-f4
+ldm-dream import I640000_E37_gen.pth -o models/sr3-face-8x
+ldm-dream import taef2_encoder.pth -o models/taef2
+ldm-dream import resshift_bicsrx4_s4.pth -o models/resshift-x4 --autoencoder models/vq-f4
+ldm-dream import models/ldm/bsr_sr/model.ckpt -o models/ldm-sr-x4
 """
 
 import argparse
@@ -16,7 +16,7 @@ from ldm_dream.writing import check_folder
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = command_line("import_checkpoint.py", __doc__)
+    parser = command_line("import", __doc__)
     parser.add_argument(
         "published",
         type=Path,
@@ -47,8 +47,8 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main() -> None:
-    args = build_parser().parse_args()
+def main(words: list[str] | None = None) -> None:
+    args = build_parser().parse_args(words)
     with user_errors():
         # here, so that --help answers without torch
         from ldm_dream.interchange.checkpoint_file import read_checkpoint
@@ -86,15 +86,11 @@ def main() -> None:
         f"{args.published} -> {args.output}: {type(config).__name__.removesuffix('Config')}, {size:,} parameters, task {run.task}"
     )
     if assumed:
-        words = ", ".join(f"{key}={value}" for key, value in assumed.items())
-        print(f"assumed, as of the published model (change it by --set): {words}")
+        told = ", ".join(f"{key}={value}" for key, value in assumed.items())
+        print(f"assumed, as of the published model (change it by --set): {told}")
     if run.task == "diffusion":
         print(f"process: {run.process.kind}, {run.process.steps} steps; x{run.scale}")
         if run.autoencoder.kind != "pixel" and not autoencoder and not first_stage:
             print(
                 f"next: import its autoencoder too and name it in {args.output / 'config.yaml'} (autoencoder.pretrained)"
             )
-
-
-if __name__ == "__main__":
-    main()

@@ -1,7 +1,7 @@
 """Draw the curves of training runs from their metrics.jsonl: one SVG, or TensorBoard's event files.
 
-python tools/plot.py runs/ldm/ldm-4x runs/ldm/ldm-4x-dream -o curves.svg
-python tools/plot.py runs/ldm/ldm-4x runs/ldm/ldm-4x-dream --tensorboard runs/events
+ldm-dream plot runs/ldm/ldm-4x runs/ldm/ldm-4x-dream -o curves.svg
+ldm-dream plot runs/ldm/ldm-4x runs/ldm/ldm-4x-dream --tensorboard runs/events
 """
 
 import argparse
@@ -11,7 +11,7 @@ from ldm_dream.cli import command_line, user_errors
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = command_line("plot.py", __doc__)
+    parser = command_line("plot", __doc__)
     add = parser.add_argument
     add("runs", nargs="+", type=Path, metavar="RUN_DIR", help="folder with a metrics.jsonl")
     where = parser.add_mutually_exclusive_group()
@@ -31,8 +31,8 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main() -> None:
-    args = build_parser().parse_args()
+def main(words: list[str] | None = None) -> None:
+    args = build_parser().parse_args(words)
     with user_errors():
         from ldm_dream.training.curves import check_svg, read_runs, write_svg, write_tensorboard
 
@@ -42,7 +42,3 @@ def main() -> None:
             check_svg(output, args.runs)
         (write_tensorboard if args.tensorboard else write_svg)(runs, output)
     print(f"{', '.join(runs)} -> {output}")
-
-
-if __name__ == "__main__":
-    main()

@@ -1,9 +1,9 @@
 """Make the folders of pictures that the configs name, from archives as their publishers give them.
 
-    python tools/prepare_data.py --list
-    python tools/prepare_data.py ffhq --from downloads -o data --sizes 128,512
-    python tools/prepare_data.py div2k --from DIV2K_train_HR.zip DIV2K_valid_HR.zip --format lmdb
-    python tools/prepare_data.py celebahq --check
+    ldm-dream prepare --list
+    ldm-dream prepare ffhq --from downloads -o data --sizes 128,512
+    ldm-dream prepare div2k --from DIV2K_train_HR.zip DIV2K_valid_HR.zip --format lmdb
+    ldm-dream prepare celebahq --check
 
 Nothing is downloaded: --list names the pages that give the archives, and their terms. Stopped, it
 goes on by the same command. Exit status: 0 all done, 1 some pictures could not be read, or with
@@ -19,7 +19,7 @@ from ldm_dream.cli import command_line, stoppable, user_errors
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = command_line("prepare_data.py", __doc__)
+    parser = command_line("prepare", __doc__)
     add = parser.add_argument
     add("recipe", nargs="?", help="name of a data set, as --list has it")
     add("--list", action="store_true", help="all data sets: pages, terms, sets, configs")
@@ -85,11 +85,7 @@ def run(args: argparse.Namespace) -> int:
     return 1 if job.failures else 0
 
 
-def main() -> None:
-    args = build_parser().parse_args()
+def main(words: list[str] | None = None) -> None:
+    args = build_parser().parse_args(words)
     with user_errors(), stoppable("what was done stays, and the same command goes on"):
         raise SystemExit(run(args))
-
-
-if __name__ == "__main__":
-    main()

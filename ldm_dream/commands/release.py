@@ -1,7 +1,7 @@
 """Write a model folder to give away, with its card, from a run or from one of its checkpoints.
 
-python tools/release.py runs/mine -o models/mine
-python tools/release.py runs/mine/checkpoints/step-00001500 -o models/mine-1500
+ldm-dream release runs/mine -o models/mine
+ldm-dream release runs/mine/checkpoints/step-00001500 -o models/mine-1500
 
 Of a run its best model is taken, else its last, else its newest checkpoint; of a checkpoint the
 averaged weights.
@@ -14,7 +14,7 @@ from ldm_dream.cli import command_line, user_errors
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = command_line("release.py", __doc__)
+    parser = command_line("release", __doc__)
     add = parser.add_argument
     add("run", type=Path, metavar="RUN", help="run folder, model folder or RUN/checkpoints/step-N")
     add("-o", "--output", type=Path, required=True, metavar="DIR", help="model folder to write")
@@ -29,14 +29,10 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main() -> None:
-    args = build_parser().parse_args()
+def main(words: list[str] | None = None) -> None:
+    args = build_parser().parse_args(words)
     with user_errors():
         from ldm_dream.training.release import release  # here, so that --help answers without torch
 
         made_from = release(args.run, args.output, tuple(args.latent_scale))
         print(f"{args.output}: {made_from}; complete its README.md")
-
-
-if __name__ == "__main__":
-    main()

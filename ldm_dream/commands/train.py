@@ -1,6 +1,6 @@
 """Train a diffusion model or an autoencoder from a config; the same command again resumes the run.
 
-python tools/train.py CONFIG.yaml --set train.steps=1000
+ldm-dream train CONFIG.yaml --set train.steps=1000
 """
 
 import argparse
@@ -12,7 +12,7 @@ from ldm_dream.training.check import check_run, not_there
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = command_line("train.py", __doc__)
+    parser = command_line("train", __doc__)
     add = parser.add_argument
     add("config", type=Path, metavar="CONFIG.yaml", help="the run; see configs/")
     add(
@@ -50,8 +50,8 @@ def positive(text: str) -> int:
     raise argparse.ArgumentTypeError(f"{text!r} is not possible; give a whole number from 1")
 
 
-def main() -> None:
-    args = build_parser().parse_args()
+def main(words: list[str] | None = None) -> None:
+    args = build_parser().parse_args(words)
     run_dir = args.run_dir or default_run_dir(args.config)
     with user_errors():
         run = load_config(args.config, args.set)
@@ -67,7 +67,3 @@ def main() -> None:
         )
 
         raise SystemExit(train(run, run_dir, args.profile))
-
-
-if __name__ == "__main__":
-    main()

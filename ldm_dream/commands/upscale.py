@@ -1,7 +1,7 @@
 """Upscale a picture or a folder of pictures.
 
-    python tools/upscale.py -i photo.png -o out
-    python tools/upscale.py -i photos -o out --recursive --skip-existing -s 3 --json-report out/report.json
+    ldm-dream upscale -i photo.png -o out
+    ldm-dream upscale -i photos -o out --recursive --skip-existing -s 3 --json-report out/report.json
 
 Exit status: 0 all done, 1 some pictures of a folder failed (listed at the end), 2 a mistake in the
 command or in the one picture given, 130 or 143 stopped by Ctrl-C or SIGTERM.
@@ -17,7 +17,7 @@ from ldm_dream.cli import EXIT_USER_ERROR, command_line, stoppable, user_errors
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = command_line("upscale.py", __doc__)
+    parser = command_line("upscale", __doc__)
     parser.add_argument(
         "-i",
         "--input",
@@ -130,21 +130,15 @@ def run(args: argparse.Namespace) -> int:
     # here, so that --help answers without torch
     from tqdm import tqdm
 
-    from ldm_dream.upscaling.folder import (
-        Naming,
-        Work,
-        check_places,
-        plan_jobs,
-        summary,
-        upscale_all,
-        write_report,
-    )
-    from ldm_dream.upscaling.upscaler import Options, Upscaler
+    from ldm_dream.upscaling.engine import Options
+    from ldm_dream.upscaling.folder import Work, summary, upscale_all, write_report
+    from ldm_dream.upscaling.planning import Naming, check_places, plan_jobs
+    from ldm_dream.upscaling.upscaler import Upscaler
 
     plan = plan_jobs(args.input, args.output, args.recursive, Naming(args.suffix, args.ext))
     check_places(plan, args.json_report, Path(args.model))
     upscaler = Upscaler.from_pretrained(args.model, args.device, args.dtype, args.compile)
-    scale = upscaler.run.scale if args.scale is None else args.scale
+    scale = upscaler.scale if args.scale is None else args.scale
     options = {field.name: getattr(args, field.name) for field in fields(Options)}
     work = Work(
         partial(upscaler, scale=scale, **options),
@@ -173,11 +167,7 @@ def run(args: argparse.Namespace) -> int:
     return 0 if not failed else 1 if args.input.is_dir() else EXIT_USER_ERROR
 
 
-def main() -> None:
-    args = build_parser().parse_args()
+def main(words: list[str] | None = None) -> None:
+    args = build_parser().parse_args(words)
     with user_errors(), stoppable("the pictures listed above are complete"):
         raise SystemExit(run(args))
-
-
-if __name__ == "__main__":
-    main()

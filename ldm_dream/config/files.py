@@ -26,15 +26,20 @@ _KEYS_BY_KIND = {("autoencoder",), ("network",), ("process",), ("data", "degrada
 OF_ONE_RUN = ("description", "expected")
 
 
+PACKAGE = Path(__file__).parents[1]
+# the shipped configs lie in the installed package, or beside it in a checkout
+SHIPPED = next(
+    root / "configs" for root in (PACKAGE, PACKAGE.parent) if (root / "configs").is_dir()
+)
 MOST_BASES = 16  # files in one chain
 MOST_KEYS = 16  # parts of a.b.c in one override
 
 
 def load_config(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Run:
-    """Read a YAML config with its `base:` chain, apply `a.b=value` overrides, validate. Raises
-    ConfigError.
+    """Read a YAML config with its `base:` chain, apply `a.b=value` overrides, validate. configs/..
+    is a shipped one where no folder `configs` is at hand. Raises ConfigError.
     """
-    values, origin = _read(Path(path), chain=())
+    values, origin = _read(_or_shipped(Path(path)), chain=())
     _override(values, overrides, origin)
     return validate(values, origin, str(path))
 
@@ -92,6 +97,11 @@ def default_run_dir(config: Path) -> Path:
     folders = path.parent.parts
     below = len(folders) - folders[::-1].index("configs") if "configs" in folders else len(folders)
     return Path("runs", *path.parts[below:])
+
+
+def _or_shipped(path: Path) -> Path:
+    is_shipped = path.parts[:1] == (SHIPPED.name,) and not os.path.isdir(SHIPPED.name)
+    return SHIPPED.joinpath(*path.parts[1:]) if is_shipped else path
 
 
 def _read(path: Path, chain: tuple[Path, ...]) -> tuple[dict, dict[tuple, str]]:

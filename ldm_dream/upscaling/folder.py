@@ -1,7 +1,6 @@
-"""Upscale a file or a folder: which file goes where, go on past bad pictures, report.
+"""Upscale planned jobs: go on past bad pictures, report.
 
-Never writes over an input, nor over what lies among them and cannot be a result. What cannot be
-written is refused before it is computed. Every output is written beside and renamed
+What cannot be written is refused before it is computed. Every output is written beside and renamed
 (`write_image`), so one that exists is whole and `skip_existing` may trust it.
 """
 
@@ -13,70 +12,22 @@ import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from ldm_dream.data.images import (
-    WRITES,
     Image,
     ImageError,
     check_writable,
     image_size,
     in_words,
-    list_images,
-    needs_alpha,
     read_image,
     write_image,
 )
-from ldm_dream.errors import UserError, shown
+from ldm_dream.errors import shown
 from ldm_dream.heap import give_back_freed_memory
-from ldm_dream.writing import WriteError, check_outputs, whole_file
-
-LONGEST_NAME = 255  # bytes, of all common file systems
-
-
-class BatchError(UserError, ValueError):
-    """A combination of input and output that is not possible; its text is complete for the user."""
-
-
-@dataclass(frozen=True)
-class Job:
-    """note: what is unusual about the target, to be told with the result. may_be_own: the target was
-    there before among the inputs, so it is an earlier result or a picture of the user.
-    """
-
-    source: Path
-    target: Path
-    note: str = ""
-    may_be_own: bool = False
-
-
-@dataclass(frozen=True)
-class Plan:
-    """left_out: how many files of the folder are no input, by a few words on why."""
-
-    jobs: list[Job]
-    left_out: dict[str, int] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Naming:
-    """Of outputs in a folder: NAME + suffix + ext. ext "auto" keeps the input's kind, or takes PNG
-    where that is not written. Raises BatchError.
-    """
-
-    suffix: str = ""
-    ext: str = "auto"
-
-    def __post_init__(self) -> None:
-        if self.ext != "auto" and f".{self.ext}" not in WRITES:
-            raise BatchError(
-                f"ext={self.ext!r} cannot be written; use auto or one of {', '.join(s[1:] for s in WRITES)}."
-            )
-        if set(self.suffix) & {"/", "\0", os.sep}:
-            raise BatchError(
-                f"suffix={self.suffix!r} is no part of a file name; take out the slash."
-            )
+from ldm_dream.upscaling.planning import BatchError, Job, Plan, is_too_long
+from ldm_dream.writing import WriteError, whole_file
 
 
 @dataclass(frozen=True)
@@ -100,122 +51,6 @@ class Result:
         sizes = " -> ".join(f"{width}x{height}" for width, height in (self.size_in, self.size_out))
         note = f"  ({self.note})" if self.note else ""
         return f"{self.source} -> {self.target}  {sizes}  {self.seconds:.2f} s{note}"
-
-
-# ------------------------------------------------------------------------------- before the work
-
-
-def plan_jobs(source: Path, out: Path, recursive: bool = False, naming: Naming = Naming()) -> Plan:
-    """Pictures of `source` and where each goes. Raises ImageError (nothing to read) or BatchError
-    (nowhere to write).
-
-    source a folder: `out` is a folder, subfolders are kept. source a file: `out` is a folder, or
-    the output's name if it has a suffix. Earlier results are no inputs: what lies in an `out` inside
-    of `source`, and where both are one folder, what is named with the suffix.
-    """
-    listing = list_images(source, recursive)
-    if _is_too_long(out):
-        raise BatchError(f"{shown(out)}: this name is too long; give -o a shorter one.")
-    if source.is_file() and out.suffix and not out.is_dir():
-        if naming != Naming():
-            raise BatchError(
-                f"{shown(out)} names the output file, so a suffix and an ext change nothing; leave them out."
-            )
-        if out.suffix.lower() not in WRITES:
-            raise BatchError(
-                f"{shown(out)}: cannot write {shown(out.suffix)}; use one of {', '.join(WRITES)}."
-            )
-        plan = Plan([Job(source, out)])
-    else:
-        if out.exists() and not out.is_dir():
-            raise BatchError(f"{shown(out)} is a file; the output of a folder is a folder.")
-        root = source if source.is_dir() else source.parent
-        is_result = (
-            _earlier_results(root, out, naming.suffix) if source.is_dir() else lambda p: False
-        )
-        found = [path for path in listing.pictures if not is_result(path)]
-        results = [path.resolve() for path in listing.pictures if is_result(path)]
-        left_out = listing.left_out | ({"earlier result": len(results)} if results else {})
-        jobs = _named(found, root, out, naming)
-        plan = Plan(_marked(jobs, set(results)), left_out)
-    _refuse_collisions(plan.jobs)
-    return plan
-
-
-def check_places(plan: Plan, report: Path | None = None, model: Path | None = None) -> None:
-    """Every output can be written and is no input, nor a file of the folder `model`; missing folders
-    are made. Raises BatchError or WriteError.
-    """
-    outputs = [job.target for job in plan.jobs if not _is_too_long(job.target)]
-    if report is not None:
-        if _is_too_long(report):
-            raise BatchError(
-                f"{shown(report)}: this name is too long; give the report a shorter one."
-            )
-        if report.resolve() in {path.resolve() for path in outputs}:
-            raise BatchError(f"{shown(report)} is an output; give the report another name.")
-        outputs.append(report)
-    of_model = list(model.iterdir()) if model and model.is_dir() else []
-    check_outputs(outputs, [*(job.source for job in plan.jobs), *of_model])
-
-
-def _earlier_results(root: Path, out: Path, suffix: str) -> Callable[[Path], bool]:
-    """What of the pictures under `root` this output folder and suffix made before."""
-    root, out = root.resolve(), out.resolve()
-    if root == out:
-        return lambda path: bool(suffix) and path.stem.endswith(suffix)
-    if out.is_relative_to(root):
-        return lambda path: path.resolve().is_relative_to(out)
-    return lambda path: False
-
-
-def _named(found: list[Path], root: Path, out: Path, naming: Naming) -> list[Job]:
-    """A job for each. Where a.gif and a.png would both become a.png, the first is a_gif.png."""
-    reasons = {path: _why_png(path) for path in found} if naming.ext == "auto" else {}
-    jobs: list[Job] = []
-    taken: set[Path] = set()
-    for path in sorted(found, key=lambda path: bool(reasons.get(path))):  # these give way
-        reason = reasons.get(path, "")
-        ext = f".{naming.ext}" if naming.ext != "auto" else ".png" if reason else path.suffix
-        target = out / path.relative_to(root).with_name(path.stem + naming.suffix + ext)
-        if reason and target in taken:
-            target = target.with_name(f"{path.stem}_{path.suffix[1:]}{naming.suffix}.png")
-        taken.add(target)
-        jobs.append(Job(path, target, reason))
-    return sorted(jobs, key=lambda job: job.source)
-
-
-def _marked(jobs: list[Job], results: set[Path]) -> list[Job]:
-    """results: resolved paths of what was passed over as an earlier result."""
-    return [replace(job, may_be_own=job.target.resolve() in results) for job in jobs]
-
-
-def _why_png(path: Path) -> str:
-    """Why the result is not of the kind that its name says; "" where it is."""
-    if path.suffix.lower() not in WRITES:
-        return f"as PNG: {path.suffix.lower()[1:]} is not written"
-    return f"as PNG: {path.suffix.lower()[1:]} holds no transparency" if needs_alpha(path) else ""
-
-
-def _refuse_collisions(jobs: list[Job]) -> None:
-    inputs = {job.source.resolve() for job in jobs}
-    targets: dict[Path, Path] = {}
-    for job in jobs:
-        target = job.target.resolve()
-        if target in inputs:
-            raise BatchError(
-                f"{shown(job.target)} is an input and would be overwritten; choose another -o or give a --suffix."
-            )
-        if target in targets:
-            raise BatchError(
-                f"{shown(targets[target])} and {shown(job.source)} would both become {shown(job.target)}; "
-                "use --ext auto or rename one."
-            )
-        targets[target] = job.source
-
-
-def _is_too_long(path: Path) -> bool:
-    return any(len(os.fsencode(part)) > LONGEST_NAME for part in path.parts)
 
 
 # --------------------------------------------------------------------------------------- the work
@@ -247,7 +82,7 @@ def upscale_all(jobs: list[Job], work: Work) -> Iterator[Result]:
         source, target = shown(job.source), shown(job.target)
         start = time.perf_counter()
         try:
-            if _is_too_long(job.target):
+            if is_too_long(job.target):
                 raise ImageError(f"{target}: this name is too long; give a shorter --suffix.")
             if work.skip_existing and job.target.exists():
                 yield Result(source, target, "skipped")

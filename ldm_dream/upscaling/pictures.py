@@ -211,6 +211,7 @@ class Canvas:
         self.pixels, self.size = pixels, size
         shape = (len(pixels.bands), *size, pixels.bands.shape[-1])
         self.bands = np.empty(shape, pixels.bands.dtype)
+        self.drawn = 0  # rows
 
     def write(self, rows: slice, rgb: Tensor) -> None:
         """rgb [B, 3, h, width] in [0, 1]; alpha follows by itself."""
@@ -220,6 +221,22 @@ class Canvas:
             bands = torch.cat([bands.cpu(), self.pixels.alpha(self.size, rows)], 1)
         levels = bands.permute(0, 2, 3, 1).cpu().numpy() * self.pixels.levels
         self.bands[:, rows] = levels if self.pixels.levels == 1 else levels.round()
+        self.drawn = rows.stop
+
+    def look(self, most: int) -> Tensor | None:
+        """The first picture so far, [1, 3, h, w] in [-1, 1], at most `most` pixels a side, below it
+        what it is made of; None where nothing is drawn.
+        """
+        if not self.drawn:
+            return None
+        step = -(-max(self.size) // most)
+        y, x = (np.arange(0, length, step) for length in self.size)
+        (height, width), given = self.pixels.size, self.pixels.bands[0]
+        seen = given[y[:, None] * height // self.size[0], x * width // self.size[1]]
+        count = len(y[y < self.drawn])
+        seen[:count] = self.bands[0, y[:count, None], x]
+        rgb = torch.from_numpy(seen[None, ..., : self.pixels.colours] / self.pixels.levels)
+        return rgb.float().permute(0, 3, 1, 2).expand(-1, 3, -1, -1) * 2 - 1
 
     def picture(self) -> Any:
         return self.pixels.pack(self.bands)

@@ -22,7 +22,8 @@ import numpy as np
 from faults.pictures import corpus
 from faults.runner import Tally
 from ldm_dream.data.images import Image, ImageError, read_image
-from ldm_dream.upscaling.folder import Work, check_places, plan_jobs, upscale_all, write_report
+from ldm_dream.upscaling.folder import Work, upscale_all, write_report
+from ldm_dream.upscaling.planning import check_places, plan_jobs
 
 BAD_SHARE = 20
 KINDS = ("base.jpg", "gray.png", "rgba.png", "lossy.webp", "raw.tif", "palette.gif", "rgb.bmp")

@@ -90,7 +90,7 @@ def test_tiles_through_a_recorded_call_make_the_same_picture(recorded):
     picture = torch.rand(3, 60, 20)
     upscaler = Upscaler.from_pretrained(device="cpu")
     want = upscaler(picture, tile=16, tile_pad=4)
-    upscaler.denoiser.call = GraphedCall(upscaler.denoiser.network)
+    upscaler.engine.denoiser.call = GraphedCall(upscaler.engine.denoiser.network)
     assert torch.equal(upscaler(picture, tile=16, tile_pad=4), want)
     assert len(recorded) == 1
 
@@ -117,8 +117,8 @@ def test_out_of_memory_drops_recordings_before_tiles_shrink(recorded, monkeypatc
     picture, upscaler, sides = torch.rand(3, 60, 20), Upscaler.from_pretrained(device="cpu"), []
     options = {"tile": 16, "tile_pad": 4}
     want = upscaler(picture, **options)
-    call = upscaler.denoiser.call = GraphedCall(upscaler.denoiser.network)
-    decode = upscaler.autoencoder.decode
+    call = upscaler.engine.denoiser.call = GraphedCall(upscaler.engine.denoiser.network)
+    decode = upscaler.engine.autoencoder.decode
 
     def full(z):
         sides.append(z.shape[-1])
@@ -126,7 +126,7 @@ def test_out_of_memory_drops_recordings_before_tiles_shrink(recorded, monkeypatc
             raise torch.OutOfMemoryError
         return decode(z)
 
-    monkeypatch.setattr(upscaler.autoencoder, "decode", full)
+    monkeypatch.setattr(upscaler.engine.autoencoder, "decode", full)
     for _ in range(2):
         assert torch.equal(upscaler(picture, **options), want)
     assert len(recorded) == 1 and len(set(sides)) == 1 and not call.graphs

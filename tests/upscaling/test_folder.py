@@ -8,18 +8,8 @@ import pytest
 from PIL import Image as PillowImage
 
 from ldm_dream.data.images import Image, ImageError, read_image, write_image
-from ldm_dream.upscaling.folder import (
-    BatchError,
-    Job,
-    Naming,
-    Plan,
-    Work,
-    check_places,
-    plan_jobs,
-    summary,
-    upscale_all,
-    write_report,
-)
+from ldm_dream.upscaling.folder import Work, summary, upscale_all, write_report
+from ldm_dream.upscaling.planning import BatchError, Job, Naming, Plan, check_places, plan_jobs
 from ldm_dream.writing import WriteError
 
 

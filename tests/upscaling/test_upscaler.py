@@ -262,7 +262,7 @@ def test_tiles_leave_no_seam(name):
 
 def test_running_out_of_memory_halves_the_tile_and_says_so(caplog, monkeypatch):
     upscaler, seen = make(), []
-    decode = upscaler.autoencoder.decode
+    decode = upscaler.engine.autoencoder.decode
 
     def small_decode(z):
         seen.append(z.shape[-1])
@@ -270,12 +270,12 @@ def test_running_out_of_memory_halves_the_tile_and_says_so(caplog, monkeypatch):
             raise torch.OutOfMemoryError
         return decode(z)
 
-    monkeypatch.setattr(upscaler.autoencoder, "decode", small_decode)
+    monkeypatch.setattr(upscaler.engine.autoencoder, "decode", small_decode)
     image = pictures()["noise"]
     out = upscaler(image, steps=1, tile_pad=4)
     assert sorted(set(seen)) == [32, 40, 72]
     assert [record.getMessage()[:13] for record in caplog.records] == ["out of memory"] * 2
-    monkeypatch.setattr(upscaler.autoencoder, "decode", decode)
+    monkeypatch.setattr(upscaler.engine.autoencoder, "decode", decode)
     torch.testing.assert_close(
         out, upscaler(image, steps=1, tile=24, tile_pad=4), rtol=0, atol=1e-5
     )
@@ -284,7 +284,9 @@ def test_running_out_of_memory_halves_the_tile_and_says_so(caplog, monkeypatch):
 def test_memory_that_no_tile_fits_is_one_sentence(monkeypatch):
     upscaler = make()
     monkeypatch.setattr(
-        upscaler.autoencoder, "decode", lambda z: (_ for _ in ()).throw(torch.OutOfMemoryError())
+        upscaler.engine.autoencoder,
+        "decode",
+        lambda z: (_ for _ in ()).throw(torch.OutOfMemoryError()),
     )
     with pytest.raises(UpscaleError, match="too little memory for the smallest tiles"):
         upscaler(pictures()["flat"], steps=1)
@@ -371,9 +373,9 @@ def test_a_very_large_picture_takes_smaller_tiles_by_itself(monkeypatch):
             upscale_module, name, {"AUTO_TILE": 32, "SMALL_TILE": 16}.get(name, 4096)
         )
     model, sides = make(), []
-    encode = model.autoencoder.encode
+    encode = model.engine.autoencoder.encode
     monkeypatch.setattr(
-        model.autoencoder, "encode", lambda x: sides.append(x.shape[-1] // 4) or encode(x)
+        model.engine.autoencoder, "encode", lambda x: sides.append(x.shape[-1] // 4) or encode(x)
     )
     for height, side in ((32, 40), (64, 40), (65, 24)):
         model(np.zeros((height, 64, 3), np.uint8), steps=1, tile_pad=0)
@@ -502,7 +504,7 @@ def test_ctrl_c_stops_between_tiles(monkeypatch):
         seen.append(z)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(upscaler.autoencoder, "decode", stop)
+    monkeypatch.setattr(upscaler.engine.autoencoder, "decode", stop)
     for options in ({}, {"tile": 24}):
         with pytest.raises(KeyboardInterrupt):
             upscaler(pictures()["flat"], steps=1, **options)
@@ -512,7 +514,7 @@ def test_ctrl_c_stops_between_tiles(monkeypatch):
 def test_a_result_with_nan_is_refused(monkeypatch):
     upscaler = make()
     monkeypatch.setattr(
-        upscaler.autoencoder, "decode", lambda z: torch.full((len(z), 3, 96, 64), torch.nan)
+        upscaler.engine.autoencoder, "decode", lambda z: torch.full((len(z), 3, 96, 64), torch.nan)
     )
     with pytest.raises(ImageError, match="NaN or infinity in torch.float32"):
         upscaler(torch.zeros(3, 9, 8), steps=1)
@@ -522,7 +524,7 @@ def test_condition_is_the_parts_in_order_on_the_grid_of_the_network():
     lr, z_lr = torch.rand(2, 3, 8, 6), torch.rand(2, 3, 8, 6)
 
     def cond(lr, z_lr, *condition):
-        return Denoiser(make().denoiser.network, None, condition, "z0").cond(lr, z_lr)
+        return Denoiser(make().engine.denoiser.network, None, condition, "z0").cond(lr, z_lr)
 
     assert torch.equal(cond(lr, z_lr, "z_lr", "lr"), torch.cat([z_lr, lr], 1))
     large = upsample(lr, tuple(2 * side for side in lr.shape[-2:]))

@@ -1,0 +1,108 @@
+"""Engine: what the upscaler calls of a model, of whatever kind it is, and what a user may choose for
+each call.
+
+An engine makes pixels of pixels, `scale` times as large, in one piece or in tiles. The upscaler
+around it does the rest: types, borders, colours, sizes, memory.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ldm_dream.denoiser import sent
+from ldm_dream.sampler import LARGEST_SEED
+from ldm_dream.upscaling.devices import UpscaleError
+from ldm_dream.upscaling.pictures import COLOR_FIXES, Source
+from ldm_dream.upscaling.tiling import Tiles
+from ldm_dream.upscaling.watch import Watch
+
+# -> the rows of all that a model makes, band by band, [B, 3, h, W] in about [-1, 1]
+Made = Callable[[], Iterator[Tensor]]
+
+
+@dataclass(frozen=True)
+class Options:
+    """How one picture is upscaled. Raises UpscaleError.
+
+    steps, sampler: None = the model's. seed: same seed, same picture, for every batch size up to
+    float rounding. tile, tile_pad: LR pixels, rounded up to whole attention windows; tile=None is
+    automatic. batch_size: tiles at a time. color_fix: none, wavelet, adain (in tiles it samples
+    twice, since it wants the mean of the whole result first). max_pixels: of the result.
+    """
+
+    steps: int | None = None
+    sampler: str | None = None
+    seed: int = 0
+    tile: int | None = None
+    tile_pad: int = 16
+    batch_size: int = 1
+    color_fix: str = "wavelet"
+    max_pixels: int = 2**29
+
+    def __post_init__(self) -> None:
+        leasts = {"seed": 0, "tile": 1, "tile_pad": 0, "batch_size": 1, "max_pixels": 1}
+        for name, least in leasts.items():
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise UpscaleError(
+                    f"{name}={value} is not possible; give a whole number from {least}."
+                )
+        if self.seed > LARGEST_SEED:
+            raise UpscaleError(f"seed={self.seed} is not possible; give one below 2^64.")
+        if self.color_fix not in COLOR_FIXES:
+            raise UpscaleError(
+                f"color_fix={self.color_fix!r} is unknown; use one of {', '.join(COLOR_FIXES)}."
+            )
+
+
+class Engine(ABC):
+    """A model on a device, in a precision.
+
+    scale: HR pixels an LR pixel. factor: HR pixels a pixel of the grid that tiles lie on.
+    multiple: pixels of that grid; sides of pictures and tiles are multiples of it. stoppable:
+    modules during whose calls a user may stop the work.
+    """
+
+    factor: int
+    multiple: int
+    stoppable: tuple[nn.Module, ...]
+
+    def __init__(self, scale: int, device: torch.device, dtype: torch.dtype):
+        self.scale, self.device, self.dtype = scale, device, dtype
+
+    def makes(self, scale: float) -> bool:
+        """Whether the model itself takes a whole picture as it is and enlarges it by this scale."""
+        return False
+
+    @abstractmethod
+    def calls(self, how: Options) -> int:
+        """Network calls a tile, which `watch` counts. Raises UserError for options that are not
+        possible.
+        """
+
+    @abstractmethod
+    def whole(self, source: Source, size: tuple[int, int], how: Options, watch: Watch) -> Made:
+        """In one piece, which stays on the device."""
+
+    @abstractmethod
+    def in_tiles(self, source: Source, tiles: Tiles, how: Options, watch: Watch) -> Made:
+        """Band by band; on the device are tiles and, of each step, about a row of them."""
+
+    def give_memory_back(self) -> bool:
+        """Gives back what only saves time; -> whether there was any."""
+        return False
+
+    def _autocast(self) -> torch.autocast:
+        """Without its cache of weights: a weight is used once a call, and graphs must own theirs."""
+        lower = self.dtype != torch.float32
+        return torch.autocast(self.device.type, self.dtype, enabled=lower, cache_enabled=False)
+
+
+def on_device(x: Tensor, device: torch.device) -> Tensor:
+    """In the layout of the networks."""
+    return sent(x, device).contiguous(memory_format=torch.channels_last)

@@ -1,0 +1,175 @@
+"""Which file becomes which: the pictures to enlarge, and where each result goes.
+
+Never writes over an input, nor over what lies among them and cannot be a result. All is decided
+before a model is loaded.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from ldm_dream.data.images import WRITES, list_images, needs_alpha
+from ldm_dream.errors import UserError, shown
+from ldm_dream.writing import check_outputs
+
+LONGEST_NAME = 255  # bytes, of all common file systems
+
+
+class BatchError(UserError, ValueError):
+    """A combination of input and output that is not possible; its text is complete for the user."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """note: what is unusual about the target, to be told with the result. may_be_own: the target was
+    there before among the inputs, so it is an earlier result or a picture of the user.
+    """
+
+    source: Path
+    target: Path
+    note: str = ""
+    may_be_own: bool = False
+
+
+@dataclass(frozen=True)
+class Plan:
+    """left_out: how many files of the folder are no input, by a few words on why."""
+
+    jobs: list[Job]
+    left_out: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Naming:
+    """Of outputs in a folder: NAME + suffix + ext. ext "auto" keeps the input's kind, or takes PNG
+    where that is not written. Raises BatchError.
+    """
+
+    suffix: str = ""
+    ext: str = "auto"
+
+    def __post_init__(self) -> None:
+        if self.ext != "auto" and f".{self.ext}" not in WRITES:
+            raise BatchError(
+                f"ext={self.ext!r} cannot be written; use auto or one of {', '.join(s[1:] for s in WRITES)}."
+            )
+        if set(self.suffix) & {"/", "\0", os.sep}:
+            raise BatchError(
+                f"suffix={self.suffix!r} is no part of a file name; take out the slash."
+            )
+
+
+def plan_jobs(source: Path, out: Path, recursive: bool = False, naming: Naming = Naming()) -> Plan:
+    """Pictures of `source` and where each goes. Raises ImageError (nothing to read) or BatchError
+    (nowhere to write).
+
+    source a folder: `out` is a folder, subfolders are kept. source a file: `out` is a folder, or
+    the output's name if it has a suffix. Earlier results are no inputs: what lies in an `out` inside
+    of `source`, and where both are one folder, what is named with the suffix.
+    """
+    listing = list_images(source, recursive)
+    if is_too_long(out):
+        raise BatchError(f"{shown(out)}: this name is too long; give -o a shorter one.")
+    if source.is_file() and out.suffix and not out.is_dir():
+        if naming != Naming():
+            raise BatchError(
+                f"{shown(out)} names the output file, so a suffix and an ext change nothing; leave them out."
+            )
+        if out.suffix.lower() not in WRITES:
+            raise BatchError(
+                f"{shown(out)}: cannot write {shown(out.suffix)}; use one of {', '.join(WRITES)}."
+            )
+        plan = Plan([Job(source, out)])
+    else:
+        if out.exists() and not out.is_dir():
+            raise BatchError(f"{shown(out)} is a file; the output of a folder is a folder.")
+        root = source if source.is_dir() else source.parent
+        is_result = (
+            _earlier_results(root, out, naming.suffix) if source.is_dir() else lambda p: False
+        )
+        found = [path for path in listing.pictures if not is_result(path)]
+        results = [path.resolve() for path in listing.pictures if is_result(path)]
+        left_out = listing.left_out | ({"earlier result": len(results)} if results else {})
+        jobs = _named(found, root, out, naming)
+        plan = Plan(_marked(jobs, set(results)), left_out)
+    _refuse_collisions(plan.jobs)
+    return plan
+
+
+def check_places(plan: Plan, report: Path | None = None, model: Path | None = None) -> None:
+    """Every output can be written and is no input, nor a file of the folder `model`; missing folders
+    are made. Raises BatchError or WriteError.
+    """
+    outputs = [job.target for job in plan.jobs if not is_too_long(job.target)]
+    if report is not None:
+        if is_too_long(report):
+            raise BatchError(
+                f"{shown(report)}: this name is too long; give the report a shorter one."
+            )
+        if report.resolve() in {path.resolve() for path in outputs}:
+            raise BatchError(f"{shown(report)} is an output; give the report another name.")
+        outputs.append(report)
+    of_model = list(model.iterdir()) if model and model.is_dir() else []
+    check_outputs(outputs, [*(job.source for job in plan.jobs), *of_model])
+
+
+def _earlier_results(root: Path, out: Path, suffix: str) -> Callable[[Path], bool]:
+    """What of the pictures under `root` this output folder and suffix made before."""
+    root, out = root.resolve(), out.resolve()
+    if root == out:
+        return lambda path: bool(suffix) and path.stem.endswith(suffix)
+    if out.is_relative_to(root):
+        return lambda path: path.resolve().is_relative_to(out)
+    return lambda path: False
+
+
+def _named(found: list[Path], root: Path, out: Path, naming: Naming) -> list[Job]:
+    """A job for each. Where a.gif and a.png would both become a.png, the first is a_gif.png."""
+    reasons = {path: _why_png(path) for path in found} if naming.ext == "auto" else {}
+    jobs: list[Job] = []
+    taken: set[Path] = set()
+    for path in sorted(found, key=lambda path: bool(reasons.get(path))):  # these give way
+        reason = reasons.get(path, "")
+        ext = f".{naming.ext}" if naming.ext != "auto" else ".png" if reason else path.suffix
+        target = out / path.relative_to(root).with_name(path.stem + naming.suffix + ext)
+        if reason and target in taken:
+            target = target.with_name(f"{path.stem}_{path.suffix[1:]}{naming.suffix}.png")
+        taken.add(target)
+        jobs.append(Job(path, target, reason))
+    return sorted(jobs, key=lambda job: job.source)
+
+
+def _marked(jobs: list[Job], results: set[Path]) -> list[Job]:
+    """results: resolved paths of what was passed over as an earlier result."""
+    return [replace(job, may_be_own=job.target.resolve() in results) for job in jobs]
+
+
+def _why_png(path: Path) -> str:
+    """Why the result is not of the kind that its name says; "" where it is."""
+    if path.suffix.lower() not in WRITES:
+        return f"as PNG: {path.suffix.lower()[1:]} is not written"
+    return f"as PNG: {path.suffix.lower()[1:]} holds no transparency" if needs_alpha(path) else ""
+
+
+def _refuse_collisions(jobs: list[Job]) -> None:
+    inputs = {job.source.resolve() for job in jobs}
+    targets: dict[Path, Path] = {}
+    for job in jobs:
+        target = job.target.resolve()
+        if target in inputs:
+            raise BatchError(
+                f"{shown(job.target)} is an input and would be overwritten; choose another -o or give a --suffix."
+            )
+        if target in targets:
+            raise BatchError(
+                f"{shown(targets[target])} and {shown(job.source)} would both become {shown(job.target)}; "
+                "use --ext auto or rename one."
+            )
+        targets[target] = job.source
+
+
+def is_too_long(path: Path) -> bool:
+    return any(len(os.fsencode(part)) > LONGEST_NAME for part in path.parts)
