@@ -47,6 +47,16 @@ def build_parser() -> argparse.ArgumentParser:
         help="output size over input size, any number (default: the model's)",
     )
     parser.add_argument(
+        "--width",
+        type=int,
+        metavar="PX",
+        help="of the output, instead of a scale; with --height the output fits into both",
+    )
+    parser.add_argument("--height", type=int, metavar="PX", help="likewise")
+    parser.add_argument(
+        "--megapixels", type=float, metavar="N", help="of the output, instead of a scale, e.g. 24"
+    )
+    parser.add_argument(
         "--steps", type=int, metavar="N", help="sampling steps (default: the model's)"
     )
     parser.add_argument(
@@ -133,16 +143,18 @@ def run(args: argparse.Namespace) -> int:
     from ldm_dream.upscaling.engine import Options
     from ldm_dream.upscaling.folder import Work, summary, upscale_all, write_report
     from ldm_dream.upscaling.planning import Naming, check_places, plan_jobs
+    from ldm_dream.upscaling.sizes import wanted
     from ldm_dream.upscaling.upscaler import Upscaler
 
     plan = plan_jobs(args.input, args.output, args.recursive, Naming(args.suffix, args.ext))
     check_places(plan, args.json_report, Path(args.model))
+    asked = {name: getattr(args, name) for name in ("scale", "width", "height", "megapixels")}
+    wanted(1, **asked)  # a size that is not possible ends here
     upscaler = Upscaler.from_pretrained(args.model, args.device, args.dtype, args.compile)
-    scale = upscaler.scale if args.scale is None else args.scale
     options = {field.name: getattr(args, field.name) for field in fields(Options)}
     work = Work(
-        partial(upscaler, scale=scale, **options),
-        scale,
+        partial(upscaler, **asked, **options),
+        wanted(upscaler.scale, **asked),
         args.skip_existing,
         args.metadata == "keep",
     )

@@ -7,7 +7,6 @@ What cannot be written is refused before it is computed. Every output is written
 from __future__ import annotations
 
 import json
-import math
 import os
 import time
 from collections import Counter
@@ -26,7 +25,8 @@ from ldm_dream.data.images import (
 )
 from ldm_dream.errors import shown
 from ldm_dream.heap import give_back_freed_memory
-from ldm_dream.upscaling.planning import BatchError, Job, Plan, is_too_long
+from ldm_dream.upscaling.planning import Job, Plan, is_too_long
+from ldm_dream.upscaling.sizes import Size, as_size
 from ldm_dream.writing import WriteError, whole_file
 
 
@@ -58,18 +58,17 @@ class Result:
 
 @dataclass(frozen=True)
 class Work:
-    """upscale: Image -> Image, `scale` times as large. Raises BatchError for an impossible scale."""
+    """upscale: Image -> Image, `scale` times as large, or of that size. Raises UpscaleError for an
+    impossible scale.
+    """
 
     upscale: Callable[[Image], Image]
-    scale: float
+    scale: float | Size
     skip_existing: bool = False
     keep_metadata: bool = True
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.scale) and self.scale > 0):
-            raise BatchError(
-                f"scale={self.scale} is not possible; give a number above 0, for example 4."
-            )
+        as_size(self.scale)
 
 
 def upscale_all(jobs: list[Job], work: Work) -> Iterator[Result]:
@@ -102,7 +101,7 @@ def _upscale_one(job: Job, work: Work) -> tuple[tuple[int, int], tuple[int, int]
     """-> (width, height) of the picture and of the result."""
     picture = read_image(job.source)
     height, width = picture.pixels.shape[:2]
-    wide, high = (max(1, round(side * work.scale)) for side in (width, height))
+    high, wide = as_size(work.scale).of((height, width))
     check_writable(job.target, wide, high, picture.alpha)
     if job.may_be_own:
         _refuse_own(job.target, (high, wide))

@@ -45,6 +45,7 @@ from ldm_dream.upscaling.pictures import (
     resized,
     unpack,
 )  # fmt: skip
+from ldm_dream.upscaling.sizes import wanted
 from ldm_dream.upscaling.tiling import Tiles
 from ldm_dream.upscaling.watch import PREVIEW, Callback, Watch
 
@@ -115,24 +116,20 @@ class Upscaler:
         """A picture -> the same type and bit depth (see `pictures.unpack`), round(H * scale) x
         round(W * scale).
 
-        scale: any number above 0; None = the model's own. The model enlarges by its own scale;
-        another size is made from that by bicubic, so a scale above the model's adds no further
-        detail. IDM enlarges by any scale from 1 to its `max_scale` itself, where the picture is
+        scale: any number above 0; None = the model's own. Instead of it `width`, `height` or
+        `megapixels` may stand among the options (`sizes.Size`). The model enlarges by its own
+        scale; another size is made from that by bicubic, so a scale above the model's adds no
+        further detail. IDM enlarges by any scale from 1 to its `max_scale` itself, where the picture is
         taken whole. callback(done, total, preview): after each network call and a few times a
         second, preview() being the picture as far as it is, or None; returning False stops.
         options: see `Options`. Alpha is enlarged by bicubic. Raises UpscaleError or SamplerError
         for an option, ImageError for a picture that is not possible, Stopped.
         """
-        how = Options(**options)
-        scale = self.engine.scale if scale is None else scale
-        if not (isinstance(scale, int | float) and math.isfinite(scale) and scale > 0):
-            raise UpscaleError(
-                f"scale={scale} is not possible; give a number above 0, "
-                f"for example {self.engine.scale}."
-            )
+        sides = {name: options.pop(name, None) for name in ("width", "height", "megapixels")}
+        how, asked = Options(**options), wanted(self.engine.scale, scale=scale, **sides)
         self.engine.calls(how)  # options that are not possible end here
         pixels = unpack(image)
-        size = max(1, round(pixels.size[0] * scale)), max(1, round(pixels.size[1] * scale))
+        size, scale = asked.of(pixels.size), asked.times(pixels.size)
         if size[0] * size[1] > how.max_pixels:
             raise ImageError(
                 f"the result has {size[0] * size[1]} pixels, more than the {how.max_pixels} "

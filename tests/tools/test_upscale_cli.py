@@ -115,6 +115,20 @@ def test_one_picture_to_a_file_name_exits_0(model, photos, tmp_path, upscale):
 
 
 @pytest.mark.parametrize(
+    "asked, size",
+    [
+        ({"--width": 9}, (16, 9)),
+        ({"--width": 9, "--height": 9}, (9, 5)),
+        ({"--megapixels": 1e-4}, (13, 8)),
+    ],
+)
+def test_a_result_has_the_size_that_was_asked_for(model, photos, tmp_path, upscale, asked, size):
+    words = (word for pair in asked.items() for word in pair)
+    code, *_ = upscale("-i", photos / "rgb.png", "-o", tmp_path / "x.png", "-n", model, *words)
+    assert code == 0 and read_image(tmp_path / "x.png").pixels.shape[:2] == size
+
+
+@pytest.mark.parametrize(
     "changed, says",
     [
         ({"-i": "none.png"}, "no such file or folder"),
@@ -124,6 +138,8 @@ def test_one_picture_to_a_file_name_exits_0(model, photos, tmp_path, upscale):
         ({"--steps": "99"}, "steps=99"),
         ({"--sampler": "euler"}, "euler"),
         ({"--scale": "-1"}, "scale=-1"),
+        ({"--scale": "2", "--width": "9"}, "scale=2.0 and width=9"),
+        ({"--height": "0"}, "height=0"),
         ({"--device": "tpu"}, "device='tpu'"),
     ],
 )

@@ -8,6 +8,7 @@ import pytest
 from PIL import Image as PillowImage
 
 from ldm_dream.data.images import Image, ImageError, read_image, write_image
+from ldm_dream.upscaling.devices import UpscaleError
 from ldm_dream.upscaling.folder import Work, summary, upscale_all, write_report
 from ldm_dream.upscaling.planning import BatchError, Job, Naming, Plan, check_places, plan_jobs
 from ldm_dream.writing import WriteError
@@ -187,7 +188,7 @@ def test_impossible_names_and_scales_are_one_sentence():
         with pytest.raises(BatchError, match=says):
             Naming(**naming)
     for scale in (0, -1, float("nan"), float("inf")):
-        with pytest.raises(BatchError, match="is not possible"):
+        with pytest.raises(UpscaleError, match="is not possible"):
             Work(double, scale)
 
 
