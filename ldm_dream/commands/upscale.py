@@ -122,6 +122,12 @@ def build_parser() -> argparse.ArgumentParser:
         help="format of the outputs: auto (as the input), png, jpg, webp, tif, avif",
     )
     parser.add_argument(
+        "--quality",
+        type=int,
+        metavar="N",
+        help="of JPEG, WebP and AVIF, 1 to 100 (default: 95, 95, 85; a lossless WebP stays lossless)",
+    )
+    parser.add_argument(
         "--suffix", default="", help="added to output names before the extension, e.g. _x4"
     )
     parser.add_argument(
@@ -140,6 +146,7 @@ def run(args: argparse.Namespace) -> int:
     # here, so that --help answers without torch
     from tqdm import tqdm
 
+    from ldm_dream.data.images import check_quality
     from ldm_dream.upscaling.engine import Options
     from ldm_dream.upscaling.folder import Work, summary, upscale_all, write_report
     from ldm_dream.upscaling.planning import Naming, check_places, plan_jobs
@@ -149,6 +156,7 @@ def run(args: argparse.Namespace) -> int:
     plan = plan_jobs(args.input, args.output, args.recursive, Naming(args.suffix, args.ext))
     check_places(plan, args.json_report, Path(args.model))
     asked = {name: getattr(args, name) for name in ("scale", "width", "height", "megapixels")}
+    check_quality(args.quality, [job.target for job in plan.jobs])
     wanted(1, **asked)  # a size that is not possible ends here
     upscaler = Upscaler.from_pretrained(args.model, args.device, args.dtype, args.compile)
     options = {field.name: getattr(args, field.name) for field in fields(Options)}
@@ -157,6 +165,7 @@ def run(args: argparse.Namespace) -> int:
         wanted(upscaler.scale, **asked),
         args.skip_existing,
         args.metadata == "keep",
+        args.quality,
     )
     results = []
     try:

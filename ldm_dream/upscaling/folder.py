@@ -59,13 +59,14 @@ class Result:
 @dataclass(frozen=True)
 class Work:
     """upscale: Image -> Image, `scale` times as large, or of that size. Raises UpscaleError for an
-    impossible scale.
+    impossible scale. quality: as for `write_image`.
     """
 
     upscale: Callable[[Image], Image]
     scale: float | Size
     skip_existing: bool = False
     keep_metadata: bool = True
+    quality: int | None = None
 
     def __post_init__(self) -> None:
         as_size(self.scale)
@@ -108,7 +109,7 @@ def _upscale_one(job: Job, work: Work) -> tuple[tuple[int, int], tuple[int, int]
     if not work.keep_metadata:
         picture = replace(picture, metadata=None)
     result = work.upscale(picture)
-    write_image(job.target, result)
+    write_image(job.target, result, work.quality)
     return (width, height), (result.pixels.shape[1], result.pixels.shape[0])
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from ldm_dream.data.images import WRITES, list_images, needs_alpha
+from ldm_dream.data.images import WRITES, check_header, list_images, needs_alpha
 from ldm_dream.errors import UserError, shown
 from ldm_dream.writing import check_outputs
 
@@ -71,6 +71,8 @@ def plan_jobs(source: Path, out: Path, recursive: bool = False, naming: Naming =
     of `source`, and where both are one folder, what is named with the suffix.
     """
     listing = list_images(source, recursive)
+    if source.is_file():
+        check_header(source)  # the one picture: no model is loaded for what is none
     if is_too_long(out):
         raise BatchError(f"{shown(out)}: this name is too long; give -o a shorter one.")
     if source.is_file() and out.suffix and not out.is_dir():

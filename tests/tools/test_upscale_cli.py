@@ -175,6 +175,23 @@ def test_a_signal_ends_with_one_line_and_the_report_of_what_is_done(
     assert report["summary"] == "1 done, 1 not reached"
 
 
+def test_no_model_is_loaded_for_the_one_picture_that_is_none(
+    photos, tmp_path, upscale, monkeypatch
+):
+    monkeypatch.setattr(Upscaler, "from_pretrained", lambda *_: pytest.fail("loaded"))
+    (photos / "notes.png").write_text("not a picture")
+    code, _, err = upscale("-i", photos / "notes.png", "-o", tmp_path / "out")
+    assert code == 2 and "not a picture" in err and len(err.splitlines()) == 1
+
+
+def test_a_quality_that_no_output_has_is_said_before_a_model_is_loaded(
+    photos, tmp_path, upscale, monkeypatch
+):
+    monkeypatch.setattr(Upscaler, "from_pretrained", lambda *_: pytest.fail("loaded"))
+    code, _, err = upscale("-i", photos, "-o", tmp_path / "out", "--quality", 80)
+    assert code == 2 and "quality=80 changes nothing in TIFF and PNG" in err
+
+
 def test_no_output_takes_an_inputs_place_and_nothing_is_loaded_first(
     photos, tmp_path, upscale, monkeypatch
 ):
