@@ -107,8 +107,7 @@ def _encode(path: Path, kind: Format, image: Image, file: BinaryIO, quality: int
         )  # fmt: skip
     chunks = b""
     if kind is PNG:
-        cicp = [(b"cICP", image.cicp)] if image.cicp else []
-        chunks = packed([*cicp, *(image.metadata.texts if image.metadata else ())])
+        chunks = packed([*image.space, *(image.metadata.texts if image.metadata else ())])
     file.seek(len(chunks))  # a PNG begins behind the room for its chunks
     try:
         target = pyvips.Target.new_to_descriptor(file.fileno())
