@@ -34,6 +34,7 @@ class Search(NamedTuple):
     token: str | None = None
 
 
+ANYWHERE = Search()
 PREFIX = "hf:"
 _FILES = ["config.yaml", "*.safetensors", "README.md", "SHA256SUMS"]
 
@@ -52,7 +53,7 @@ def is_repo_id(name: str) -> bool:
     return re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name) is not None
 
 
-def download(repo_id: str, search: Search = Search()) -> Path:
+def download(repo_id: str, search: Search = ANYWHERE) -> Path:
     """owner/name -> folder with the files of the model, from the cache if the hub is out of reach.
     Raises HubError.
     """
@@ -129,6 +130,6 @@ def _reason(error: Exception) -> str:
     if known := next((_BY_NAME[name] for name in names if name in _BY_NAME), None):
         return known
     said = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
-    status = getattr(getattr(error, "response", None), "status_code", None)
-    advice = _LATER if (status or 0) >= 429 else _BY_STATUS.get(status)
+    status = getattr(getattr(error, "response", None), "status_code", 0)
+    advice = _LATER if status >= 429 else _BY_STATUS.get(status)
     return f"{said}; {advice}" if advice else said

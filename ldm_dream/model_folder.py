@@ -20,13 +20,14 @@ from torch import Tensor, nn
 from ldm_dream.config.files import dump_config
 from ldm_dream.config.model import AutoencoderConfig, PixelConfig
 from ldm_dream.config.run import DiffusionRun, Run
-from ldm_dream.hub import Search, repo_id_of
+from ldm_dream.hub import ANYWHERE, Search, repo_id_of
 from ldm_dream.model_config import (
     AUTOENCODER,
     BUNDLED,
     WEIGHTS,
     ModelError,
     find_model,
+    is_bundled,
     read_run,
     resolve_autoencoder,
 )
@@ -34,7 +35,7 @@ from ldm_dream.networks import build_network
 from ldm_dream.networks.autoencoders import build_autoencoder
 from ldm_dream.networks.base import Autoencoder, Network
 from ldm_dream.process import Process, build_process
-from ldm_dream.writing import damaged, whole_folder
+from ldm_dream.writing import check_folder, damaged, whole_folder
 
 
 class LoadedModel(NamedTuple):
@@ -73,7 +74,20 @@ def save_model(
         (draft / "README.md").write_text(card, encoding="utf-8")
 
 
-def load_model(name_or_dir: str | Path, search: Search = Search()) -> LoadedModel:
+def save_loaded(model: LoadedModel, folder: Path) -> None:
+    """Write a loaded model as a folder of its own: with its card, and with its autoencoder unless
+    that is bundled. Raises WriteError, also for a folder that holds something else.
+    """
+    check_folder(folder, holds=WEIGHTS)
+    card = model.folder / "README.md" if model.folder else None
+    text = card.read_text(encoding="utf-8") if card and card.is_file() else f"# {model.name}\n"
+    cfg = model.run.autoencoder
+    elsewhere = isinstance(cfg, PixelConfig) or is_bundled(cfg.pretrained)
+    autoencoder = None if elsewhere else model.autoencoder.state_dict()
+    save_model(folder, model.run, model.network.state_dict(), text, autoencoder)
+
+
+def load_model(name_or_dir: str | Path, search: Search = ANYWHERE) -> LoadedModel:
     """What `find_model` takes -> LoadedModel. Raises ModelError, HubError."""
     name = str(name_or_dir)
     folder = find_model(name, search)
@@ -92,7 +106,7 @@ def load_model(name_or_dir: str | Path, search: Search = Search()) -> LoadedMode
 
 
 def load_autoencoder(
-    cfg: AutoencoderConfig, folder: Path | None = None, search: Search = Search()
+    cfg: AutoencoderConfig, folder: Path | None = None, search: Search = ANYWHERE
 ) -> Autoencoder:
     """Frozen autoencoder of a run: from `folder/autoencoder.safetensors` if there, else from
     `cfg.pretrained`. search: for that. Raises ModelError where the weights are not those of
