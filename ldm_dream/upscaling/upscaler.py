@@ -110,7 +110,11 @@ class Upscaler:
         decided anew at every move. Raises UpscaleError.
         """
         if isinstance(device, torch.dtype) or (isinstance(device, str) and device in DTYPES):
-            device, dtype = None, device if dtype is None else dtype
+            if dtype is not None:
+                raise UpscaleError(
+                    f"{device} and {dtype}: give a device and a dtype, or one of them."
+                )
+            device, dtype = None, device
         device = self._device if device is None else device
         dtype = self._dtype if dtype is None else dtype
         place = device_named(device)
