@@ -41,7 +41,9 @@ MODEL = (
 ALL = ("ldm_dream", *KERNELS)
 
 IMPORT_RULES = {
-    "ldm_dream.__init__": May(root("upscaling.upscaler")),  # on use
+    "ldm_dream.__init__": May(  # on use
+        root("errors", "model_config", "data.images", "upscaling.upscaler", "upscaling.watch")
+    ),
     "ldm_dream.errors": May(()),
     "ldm_dream.writing": May(root("errors")),
     "ldm_dream.heap": May(()),
