@@ -229,6 +229,22 @@ def build_parser() -> argparse.ArgumentParser:
     large.add_argument("--steps", type=int, help="(default: the model's)")
     large.add_argument("--ext", default="jpg", help="(default: jpg)")
 
+    folder = commands.add_parser(
+        "folder",
+        help="pictures a second of a folder: one after the other, and with overlap",
+    )
+    folder.add_argument("--pictures", type=int, default=16, metavar="N", help="(default: 16)")
+    folder.add_argument(
+        "--size", type=int, default=256, metavar="PX", help="side of a picture (default: 256)"
+    )
+    folder.add_argument("--ext", default="png", help="of the results (default: png)")
+    folder.add_argument(
+        "--seconds", type=float, default=0.3, help="a GPU takes for a picture (default: 0.3)"
+    )
+    folder.add_argument("-n", "--model", help="a model on this device instead of such a GPU")
+    folder.add_argument("--device", default="auto", help="of the model (default: auto)")
+    folder.add_argument("--repetitions", type=int, default=3, metavar="N", help="(default: 3)")
+
     levels = commands.add_parser(
         "png-levels", help="cuts of photos as PNG: bytes, time to write and to read"
     )
