@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass
+from typing import Protocol
 
 from ldm_dream.upscaling.devices import UpscaleError
 
@@ -69,7 +70,18 @@ def as_size(scale: float | Size) -> Size:
     return scale if isinstance(scale, Size) else Size(scale)
 
 
-def wanted(own: float, **asked: float | None) -> Size:
-    """asked: fields of Size; where all are None, `own`, the model's scale. Raises UpscaleError."""
-    given = {name: value for name, value in asked.items() if value is not None}
-    return Size(**(given or {"scale": own}))  # pyright: ignore[reportArgumentType]
+class Sides(Protocol):
+    """What else than a scale may be asked for; `engine.Options` has it."""
+
+    @property
+    def width(self) -> int | None: ...
+    @property
+    def height(self) -> int | None: ...
+    @property
+    def megapixels(self) -> float | None: ...
+
+
+def wanted(own: float, scale: float | None, sides: Sides) -> Size:
+    """What was asked for; `own`, the model's scale, where nothing was. Raises UpscaleError."""
+    asked = scale, sides.width, sides.height, sides.megapixels
+    return Size(own) if asked == (None,) * 4 else Size(*asked)
