@@ -1,0 +1,121 @@
+"""What belongs to one browser tab: its pictures, its results, and a way to stop.
+
+All files of a session lie in one folder with a name that nobody can guess, and go with it.
+"""
+
+from __future__ import annotations
+
+import secrets
+import shutil
+import threading
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ldm_dream.data.images import in_words, kind_left_out
+from ldm_dream.errors import UserError
+
+
+class AppError(UserError, ValueError):
+    """What a visitor of the page asked for and cannot have; its text is one sentence."""
+
+
+@dataclass(frozen=True)
+class View:
+    """A picture as the browser shows it: `path` is a PNG, of the size (width, height) in the file."""
+
+    name: str
+    path: Path
+    size: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Result:
+    """One enlarged picture. files: to download, the model's first, then that of the other model.
+    views: the original, then one for each file. size: (width, height). note: a few words, or "".
+    """
+
+    name: str
+    files: list[Path]
+    views: list[View]
+    size_in: tuple[int, int]
+    size: tuple[int, int]
+    note: str = ""
+
+
+@dataclass
+class Session:
+    """results, failed: of the pictures enlarged last; failed holds sentences."""
+
+    folder: Path
+    results: list[Result] = field(default_factory=list)
+    failed: list[str] = field(default_factory=list)
+    stop: threading.Event = field(default_factory=threading.Event)
+    taken: int = 0
+
+    def take(self, uploads: list[str]) -> list[Path]:
+        """Moves uploaded files into this session's folder, where they are not there yet; -> where
+        they are now. Each has a folder of its own, so that names need not differ.
+        """
+        paths = []
+        for upload in map(Path, uploads):
+            if self.folder in upload.parents:
+                paths.append(upload)
+                continue
+            self.taken += 1
+            place = self.folder / "in" / str(self.taken) / upload.name
+            place.parent.mkdir(parents=True)
+            try:
+                shutil.move(upload, place)
+            except FileNotFoundError:
+                raise AppError(f"{upload.name}: is no longer here; add it once more.") from None
+            paths.append(place)
+        return paths
+
+    def begin(self) -> None:
+        """Forgets the earlier results, files included."""
+        self.results, self.failed = [], []
+        self.stop.clear()
+        for name in ("out", "views"):
+            shutil.rmtree(self.folder / name, ignore_errors=True)
+
+
+class Sessions:
+    """root: folder of all sessions, whose parent may be served."""
+
+    def __init__(self, root: Path):
+        self.root = root
+        self._open: dict[str, Session] = {}
+        self._lock = threading.Lock()
+
+    def of(self, key: str) -> Session:
+        """That of a browser tab, made when it is first asked for."""
+        with self._lock:
+            if key not in self._open:
+                folder = self.root / secrets.token_hex(16)
+                folder.mkdir(parents=True)
+                self._open[key] = Session(folder)
+            return self._open[key]
+
+    def end(self, key: str) -> None:
+        """Stops its work and deletes its files."""
+        with self._lock:
+            session = self._open.pop(key, None)
+        if session:
+            session.stop.set()
+            shutil.rmtree(session.folder, ignore_errors=True)
+
+
+def pictures_of(paths: list[Path]) -> tuple[list[Path], str]:
+    """Those of `paths` that are pictures by name, and a sentence on the others ("" if none). Raises
+    AppError where there is no picture.
+    """
+    reasons = {path: kind_left_out(path.name) for path in paths}
+    pictures = [path for path, reason in reasons.items() if reason is None]
+    counts: dict[str, int] = {}
+    for reason in filter(None, reasons.values()):
+        counts[reason] = counts.get(reason, 0) + 1
+    if not paths:
+        raise AppError("There is no picture yet; drop one on the field, or click it.")
+    if not pictures:
+        raise AppError(f"There is no picture among {in_words(counts)}; add one.")
+    return pictures, f"Left out: {in_words(counts)}." if counts else ""
