@@ -73,7 +73,7 @@ function apply(value) {
   if (!shown.value) return;
   if (isNew || !part("left").options.length) {
     for (const [name, index] of [["left", 0], ["right", 1]]) {
-      part(name).replaceChildren(...value.pictures.map((p) => new Option(`${p.name} (${p.size})`)));
+      part(name).replaceChildren(...value.pictures.map((p) => new Option(p.name)));
       part(name).selectedIndex = index;
     }
     Object.assign(state, { fits: true, split: 50 });

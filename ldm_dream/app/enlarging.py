@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import PIL.Image
+from torch.overrides import TorchFunctionMode
 
 from ldm_dream.app.sessions import AppError, Result, Session, View
 from ldm_dream.app.views import write_view
@@ -47,22 +48,20 @@ class Model(Protocol):
 @dataclass(frozen=True)
 class Wish:
     """What a visitor asked for. model, other: names in the list of models; other=None compares with
-    the original alone. size: one of SIZES, and number what it is; None: the model's own scale.
+    the original alone. size: what the number is, one of SIZES.
     """
 
     model: str
     other: str | None = None
     size: str = "times"
-    number: float | None = None
+    number: float | None = 4
     options: Options = Options()
     keep_metadata: bool = True
 
-    def scale(self, model: Model, width: int, height: int) -> float:
+    def scale(self, width: int, height: int) -> float:
         """Of a picture of this size. Raises AppError."""
-        if self.number is None and self.size == "times":
-            return model.scale
         if self.number is None or not math.isfinite(self.number) or self.number <= 0:
-            raise AppError(f"The size ({self.size}) is {self.number}; give a number above 0.")
+            raise AppError(f"The value of the size is {self.number}; give a number above 0.")
         return {
             "times": self.number,
             "width": self.number / width,
@@ -125,6 +124,7 @@ class Running:
     def _enlarge_all(self) -> None:
         for name in filter(None, (self.wish.model, self.wish.other)):
             self._model(name).engine.calls(self.wish.options)  # what is not possible ends here
+        self.wish.scale(1, 1)
         for number, source in enumerate(self.pictures, 1):
             self.now = Now(shown(source.name), number, len(self.pictures))
             try:
@@ -150,7 +150,7 @@ class Running:
         view = write_view(folder / "views" / f"{number}-0.png", picture)
         views, files, note = [View("Original", view, (width, height))], [], ""
         size = (width, height)
-        scale = self.wish.scale(self._model(self.wish.model), width, height)
+        scale = self.wish.scale(width, height)
         for name in filter(None, (self.wish.model, self.wish.other)):
             ending = "_large" + (f"_{_in_a_name(name)}" if self.wish.other else "")
             job = plan_jobs(source, folder / "out" / str(number), naming=Naming(ending)).jobs[0]
@@ -193,9 +193,7 @@ class Telling:
         self.began = self.seen = time.monotonic()
         self.cost: float | None = None  # seconds of a preview: first those of the first call
 
-    def tell(
-        self, done: int, total: int, preview: Callable[[], PIL.Image.Image | None]
-    ) -> bool:
+    def tell(self, done: int, total: int, preview: Callable[[], PIL.Image.Image | None]) -> bool:
         """False stops the work."""
         if self.running.session.stop.is_set():
             return False
@@ -206,7 +204,8 @@ class Telling:
             self.cost = time.monotonic() - self.began
         if self.cost is not None and 0 < done < total and self._is_time(self.cost):
             start = time.monotonic()
-            picture = preview()
+            with _StoppedBy(self.running.session):
+                picture = preview()
             self.seen = time.monotonic()
             self.cost = self.seen - start
             if picture is not None:
@@ -215,6 +214,21 @@ class Telling:
 
     def _is_time(self, cost: float) -> bool:
         return time.monotonic() - self.seen > max(OFTEN, (SHARE - 1) * cost)
+
+
+class _StoppedBy(TorchFunctionMode):
+    """In the body, a call of torch raises Stopped once the session is stopped: a preview may take
+    seconds.
+    """
+
+    def __init__(self, session: Session):
+        super().__init__()
+        self.session = session
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if self.session.stop.is_set():
+            raise Stopped("stopped while a preview was made.")
+        return func(*args, **(kwargs or {}))
 
 
 def _in_a_name(model: str) -> str:

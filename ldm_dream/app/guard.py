@@ -34,8 +34,13 @@ HEADERS = [
     (b"x-content-type-options", b"nosniff"),
 ]
 # paths by which gradio fetches something for a visitor, or tells of other visitors
-CLOSED = re.compile(r"(/gradio_api)?/(file=\s*https?:|proxy=|stream/|monitoring|run-history|workflow)", re.I)
-_META = re.compile(rb"<meta\b[^>]*(?:og|twitter):[^>]*>", re.S)
+CLOSED = re.compile(
+    r"(/gradio_api)?/(file=\s*https?:|proxy=|stream/|monitoring|run-history|workflow)", re.I
+)
+# names of other sites in a page: for search engines, and of an example for programs
+_OTHERS = re.compile(
+    rb"<meta\b[^>]*(?:og|twitter):[^>]*>|https://github\.com/gradio-app/[\w./-]*", re.S
+)
 
 
 class Guard:
@@ -73,7 +78,7 @@ class _Answer:
             self._body += message.get("body", b"")
             if message.get("more_body"):
                 return
-            body = _META.sub(b"", self._body)
+            body = _OTHERS.sub(b"", self._body)
             kept = [(n, v) for n, v in self._held["headers"] if n.lower() != b"content-length"]
             self._held["headers"] = [*kept, (b"content-length", str(len(body)).encode())]
             await self._send(self._held)

@@ -1,7 +1,6 @@
 """The page itself: what a visitor sees, and what happens when it is touched."""
 
 # annotations are read by gradio, so they are no strings here
-import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,6 @@ from ldm_dream.app.views import comparison, progress, sentences, summary
 from ldm_dream.data.images import SUFFIXES
 from ldm_dream.errors import UserError
 from ldm_dream.upscaling.engine import Options
-from ldm_dream.writing import whole_file
 
 TITLE = "Make pictures larger"
 TICK = 0.2  # seconds between two looks at the work
@@ -21,6 +19,7 @@ QUEUE = 32  # visitors who wait, at most
 FORGET = 600, 24 * 3600  # seconds: how often what no session took is looked for, and how old it is
 LISTED = 6  # pictures that the last sentences name one by one
 HERE = Path(__file__).parent
+USUAL = {"width": 3840, "height": 2160, "megapixels": 24}  # first values of these sizes
 SIZE_NAMES = [
     ("Times larger", "times"),
     ("Width in pixels", "width"),
@@ -62,11 +61,12 @@ def build_page(models: dict[str, Any], sessions: Sessions) -> Any:
     """models: name -> an `Upscaler`, the first one chosen. -> gradio.Blocks."""
     import gradio as gr
 
+    usual = USUAL | {"times": next(iter(models.values())).scale}
     with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=FORGET) as page:
         gr.Markdown(f"# {TITLE}")
         with gr.Row():
             with gr.Column(scale=1, min_width=300):
-                form = _form(list(models))
+                form = _form(list(models), usual)
             with gr.Column(scale=2, min_width=320):
                 desk = _desk()
         _connect(form, desk, models, sessions)
@@ -75,11 +75,14 @@ def build_page(models: dict[str, Any], sessions: Sessions) -> Any:
             sessions.end(str(request.session_hash))
 
         page.unload(leave)
+        form.size.input(
+            lambda size: usual[size], form.size, form.number, queue=False, show_progress="hidden"
+        )
     page.queue(max_size=QUEUE, default_concurrency_limit=1, api_open=False)
     return page
 
 
-def _form(names: list[str]) -> Form:
+def _form(names: list[str], usual: dict[str, float]) -> Form:
     import gradio as gr
 
     files = gr.File(
@@ -91,10 +94,8 @@ def _form(names: list[str]) -> Form:
     )
     folder = gr.UploadButton("Add a folder", file_count="directory", size="sm", elem_id="folder")
     with gr.Row():
-        size = gr.Dropdown(SIZE_NAMES, value="times", label="Size", min_width=150)
-        number = gr.Number(
-            None, label="Value", minimum=0, placeholder="the model's", min_width=90, elem_id="value"
-        )
+        size = gr.Dropdown(SIZE_NAMES, value="times", label="Size", scale=2, min_width=170)
+        number = gr.Number(usual["times"], label="Value", min_width=90, elem_id="value")
     model = gr.Dropdown(names, value=names[0], label="Model", elem_id="model")
     other = gr.Dropdown(
         [("only with the original", ""), *names],
@@ -119,20 +120,20 @@ def _form(names: list[str]) -> Form:
 def _desk() -> Desk:
     import gradio as gr
 
-    return Desk(
-        status=gr.HTML("", elem_id="status"),
-        chooser=gr.Dropdown([], label="Picture", visible=False, elem_id="chooser"),
-        comparing=gr.HTML(
-            {},
-            html_template=_text("comparing.html"),
-            css_template=_text("comparing.css"),
-            js_on_load=_text("comparing.js"),
-            elem_id="comparing",
-        ),
-        download=gr.DownloadButton("Download", visible=False, elem_id="download"),
-        download_other=gr.DownloadButton("Download", visible=False, elem_id="download-other"),
-        everything=gr.DownloadButton("Download all as ZIP", visible=False, elem_id="everything"),
+    status = gr.HTML("", elem_id="status")
+    with gr.Row():
+        download = gr.DownloadButton("Download", visible=False, elem_id="download")
+        download_other = gr.DownloadButton("Download", visible=False, elem_id="download-other")
+        everything = gr.DownloadButton("Download all as ZIP", visible=False, elem_id="everything")
+    chooser = gr.Dropdown([], label="Picture", visible=False, elem_id="chooser")
+    comparing = gr.HTML(
+        {},
+        html_template=_text("comparing.html"),
+        css_template=_text("comparing.css"),
+        js_on_load=_text("comparing.js"),
+        elem_id="comparing",
     )
+    return Desk(status, chooser, comparing, download, download_other, everything)
 
 
 def _text(name: str) -> str:
@@ -176,7 +177,7 @@ def _connect(form: Form, desk: Desk, models: dict[str, Any], sessions: Sessions)
             status = sentences([str(error)], True)
         yield {
             desk.status: status,
-            desk.everything: _zip(session),
+            desk.everything: _zip_button(session),
             form.start: gr.update(visible=True),
             form.stop: gr.update(visible=False),
         }
@@ -247,9 +248,7 @@ def _result(desk: Desk, session: Session, number: int) -> dict[Any, Any]:
     result = session.results[number]
     buttons = dict.fromkeys((desk.download, desk.download_other), gr.update(visible=False))
     for button, path in zip(buttons, result.files):
-        buttons[button] = gr.update(
-            value=str(path), label=f"Download {path.name}", visible=True
-        )
+        buttons[button] = gr.update(value=str(path), label=f"Download {path.name}", visible=True)
     return {desk.comparing: gr.update(value=comparison(result)), **buttons}
 
 
@@ -266,21 +265,8 @@ def _done(session: Session, running: Running) -> list[str]:
     return [f"{len(session.results)} of {len(running.pictures)} pictures are made larger."]
 
 
-def _zip(session: Session) -> Any:
-    """The button of all results, where there are several."""
+def _zip_button(session: Session) -> Any:
     import gradio as gr
 
-    files = [path for result in session.results for path in result.files]
-    if len(files) < 2:
-        return gr.update(visible=False)
-    place = session.folder / "out" / "larger.zip"
-    with whole_file(place) as draft, zipfile.ZipFile(draft, "w") as archive:
-        names: set[str] = set()
-        for path in files:
-            name, count = path.name, 1
-            while name in names:
-                count += 1
-                name = f"{path.stem}-{count}{path.suffix}"
-            names.add(name)
-            archive.write(path, name)
-    return gr.update(value=str(place), visible=True)
+    place = session.pack()
+    return gr.update(visible=place is not None, value=place and str(place))

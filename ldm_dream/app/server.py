@@ -51,13 +51,12 @@ def load_models(names: list[str], device: str, dtype: str) -> dict[str, Upscaler
     """Name as it is shown, which says no folder of this machine -> the model. Raises ModelError and
     what else `Upscaler.from_pretrained` does.
     """
-    models: dict[str, Upscaler] = {}
-    for name in names:
-        shown = Path(name).name if Path(name).exists() else name
-        if shown in models:
-            raise AppError(f"two models are named {shown}; rename the folder of one of them.")
-        models[shown] = Upscaler.from_pretrained(name, device, dtype)
-    return models
+    shown = [Path(name).name if Path(name).exists() else name for name in names]
+    if twice := [name for name in shown if shown.count(name) > 1]:
+        raise AppError(f"two models are named {twice[0]}; rename the folder of one of them.")
+    return {
+        label: Upscaler.from_pretrained(name, device, dtype) for label, name in zip(shown, names)
+    }
 
 
 @contextmanager
@@ -107,9 +106,7 @@ def _gradio() -> Any:
     try:
         import gradio
     except ImportError:
-        raise AppError(
-            "the page needs the package gradio: pip install 'ldm_dream[app]'."
-        ) from None
+        raise AppError("the page needs the package gradio: pip install 'ldm_dream[app]'.") from None
     return gradio
 
 
@@ -119,7 +116,7 @@ def _theme() -> Any:
 
     fonts = [gr.themes.Font(name) for name in ("system-ui", "sans-serif")]
     mono = [gr.themes.Font(name) for name in ("ui-monospace", "monospace")]
-    return gr.themes.Default(font=fonts, font_mono=mono)
+    return gr.themes.Default(primary_hue="blue", font=fonts, font_mono=mono)
 
 
 def _middleware(place: Place) -> list[Any]:

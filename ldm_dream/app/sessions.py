@@ -5,14 +5,18 @@ All files of a session lie in one folder with a name that nobody can guess, and 
 
 from __future__ import annotations
 
+import itertools
 import secrets
 import shutil
 import threading
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
+from zipfile import ZipFile
 
 from ldm_dream.data.images import in_words, kind_left_out
 from ldm_dream.errors import UserError
+from ldm_dream.writing import whole_file
 
 
 class AppError(UserError, ValueError):
@@ -44,32 +48,37 @@ class Result:
 
 @dataclass
 class Session:
-    """results, failed: of the pictures enlarged last; failed holds sentences."""
+    """results, failed: of the pictures enlarged last; failed holds sentences. moved: where a file was
+    uploaded to -> where it is. count: of the files taken.
+    """
 
     folder: Path
     results: list[Result] = field(default_factory=list)
     failed: list[str] = field(default_factory=list)
     stop: threading.Event = field(default_factory=threading.Event)
-    taken: int = 0
+    moved: dict[Path, Path] = field(default_factory=dict)
+    count: int = 0
 
     def take(self, uploads: list[str]) -> list[Path]:
         """Moves uploaded files into this session's folder, where they are not there yet; -> where
-        they are now. Each has a folder of its own, so that names need not differ.
+        they are now. Each has a folder of its own, so that names need not differ. Raises AppError.
         """
-        paths = []
-        for upload in map(Path, uploads):
-            if self.folder in upload.parents:
-                paths.append(upload)
-                continue
-            self.taken += 1
-            place = self.folder / "in" / str(self.taken) / upload.name
-            place.parent.mkdir(parents=True)
-            try:
-                shutil.move(upload, place)
-            except FileNotFoundError:
-                raise AppError(f"{upload.name}: is no longer here; add it once more.") from None
-            paths.append(place)
-        return paths
+        return [self._taken(Path(upload)) for upload in uploads]
+
+    def _taken(self, upload: Path) -> Path:
+        if self.folder in upload.parents:
+            return upload
+        if not upload.exists() and upload in self.moved:  # the browser has not heard of it yet
+            return self.moved[upload]
+        self.count += 1
+        place = self.folder / "in" / str(self.count) / upload.name
+        place.parent.mkdir(parents=True)
+        try:
+            shutil.move(upload, place)
+        except FileNotFoundError:
+            raise AppError(f"{upload.name}: is no longer here; add it once more.") from None
+        self.moved[upload] = place
+        return place
 
     def begin(self) -> None:
         """Forgets the earlier results, files included."""
@@ -77,6 +86,24 @@ class Session:
         self.stop.clear()
         for name in ("out", "views"):
             shutil.rmtree(self.folder / name, ignore_errors=True)
+
+    def pack(self) -> Path | None:
+        """A ZIP of all results, where there are several files. Equal names get a number."""
+        files = [path for result in self.results for path in result.files]
+        if len(files) < 2:
+            return None
+        place = self.folder / "out" / "larger.zip"
+        taken: set[str] = set()
+        with (
+            whole_file(place) as draft,
+            ZipFile(draft, "w") as archive,
+        ):  # pictures are packed already
+            for path in files:
+                numbered = (f"{path.stem}-{count}{path.suffix}" for count in itertools.count(2))
+                name = next(n for n in itertools.chain([path.name], numbered) if n not in taken)
+                taken.add(name)
+                archive.write(path, name)
+        return place
 
 
 class Sessions:
@@ -109,11 +136,9 @@ def pictures_of(paths: list[Path]) -> tuple[list[Path], str]:
     """Those of `paths` that are pictures by name, and a sentence on the others ("" if none). Raises
     AppError where there is no picture.
     """
-    reasons = {path: kind_left_out(path.name) for path in paths}
-    pictures = [path for path, reason in reasons.items() if reason is None]
-    counts: dict[str, int] = {}
-    for reason in filter(None, reasons.values()):
-        counts[reason] = counts.get(reason, 0) + 1
+    reasons = [kind_left_out(path.name) for path in paths]
+    pictures = [path for path, reason in zip(paths, reasons) if reason is None]
+    counts = Counter(filter(None, reasons))
     if not paths:
         raise AppError("There is no picture yet; drop one on the field, or click it.")
     if not pictures:

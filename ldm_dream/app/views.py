@@ -36,7 +36,9 @@ def write_view(path: Path, image: Image) -> Path:
     while (height // step) * (width // step) > MOST:
         step += 1
     alpha = None if image.alpha is None else _smaller(image.alpha[..., None], step)[..., 0]
-    write_image(path, replace(image, pixels=_smaller(image.pixels, step), alpha=alpha, metadata=None))
+    write_image(
+        path, replace(image, pixels=_smaller(image.pixels, step), alpha=alpha, metadata=None)
+    )
     return path
 
 
