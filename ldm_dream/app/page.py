@@ -9,7 +9,6 @@ from typing import Any
 from ldm_dream.app.enlarging import Running, Wish
 from ldm_dream.app.sessions import AppError, Session, Sessions, pictures_of
 from ldm_dream.app.views import comparison, progress, sentences, summary
-from ldm_dream.data.images import SUFFIXES
 from ldm_dream.errors import UserError
 from ldm_dream.upscaling.engine import Options
 
@@ -88,7 +87,6 @@ def _form(names: list[str], usual: dict[str, float]) -> Form:
     files = gr.File(
         label="Pictures",
         file_count="multiple",
-        file_types=["image", *SUFFIXES],
         height=180,
         elem_id="pictures",
     )

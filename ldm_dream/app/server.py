@@ -17,7 +17,7 @@ from ldm_dream.app.page import HERE, build_page
 from ldm_dream.app.sessions import AppError, Sessions
 from ldm_dream.upscaling.upscaler import Upscaler
 
-MEGABYTE = 1000**2
+MEGABYTE = 2**20  # as gradio counts them
 LOOPBACK = ("127.0.0.1", "localhost", "[::1]", "::1")
 
 
