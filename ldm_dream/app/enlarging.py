@@ -1,17 +1,20 @@
 """The work behind the page: pictures of a session, one after the other, in a thread of its own.
 
-The thread notes how far it is in `Running.now`, which the page reads when it likes. It stops within
-a second of `session.stop`: the callback of the upscaler is asked between two layers of a network.
+The thread notes how far it is in `Running.now`, which the page reads when it likes. The upscaler is
+stopped within a second of `stop` by its callback; reading and writing a file are not, so the page
+does not wait for the thread then.
 """
 
 from __future__ import annotations
 
 import logging
 import math
+import re
+import shutil
 import threading
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -31,7 +34,9 @@ log = logging.getLogger(__name__)
 SIZES = ("times", "width", "height", "megapixels")  # what a number for the size may mean
 OFTEN = 0.7  # seconds between two previews, at least
 SHARE = 4  # a preview may take this part of the time: one in four
+STOPPED = "Stopped."
 BROKEN = "Something went wrong in the program; the terminal that it was started in says more."
+_TURN = threading.Lock()  # pictures are made one after the other, also after a stop
 
 
 class Model(Protocol):
@@ -93,16 +98,19 @@ class Now:
         return (time.monotonic() - self.since) / self.done * (self.total - self.done)
 
 
-@dataclass
 class Running:
-    """ended: None while it runs, then the last sentence ("" where all went well)."""
+    """now: how far it is. ended: None while it runs, then the last sentence ("" where all went well).
+    results, failed: those of the session as it was when this run began.
+    """
 
-    session: Session
-    models: dict[str, Any]
-    wish: Wish
-    pictures: list[Path]
-    now: Now = field(default_factory=Now)
-    ended: str | None = None
+    def __init__(
+        self, session: Session, models: Mapping[str, Model], wish: Wish, pictures: list[Path]
+    ):
+        self.session, self.models, self.wish, self.pictures = session, models, wish, pictures
+        self.stop, self.results, self.failed = session.stop, session.results, session.failed
+        self.folder = session.new_folder("run")
+        self.now = Now()
+        self.ended: str | None = None
 
     def start(self) -> threading.Thread:
         thread = threading.Thread(target=self._run, daemon=True)
@@ -111,15 +119,19 @@ class Running:
 
     def _run(self) -> None:
         try:
-            self._enlarge_all()
+            with _TURN:
+                self._enlarge_all()
             self.ended = ""
         except Stopped:
-            self.ended = "Stopped."
+            self.ended = STOPPED
         except UserError as error:
             self.ended = self._sentence(error)
         except Exception:
             log.exception("the page could not enlarge a picture")
             self.ended = BROKEN
+        finally:
+            if self.session.is_over:  # what was written since then
+                shutil.rmtree(self.session.folder, ignore_errors=True)
 
     def _enlarge_all(self) -> None:
         for name in filter(None, (self.wish.model, self.wish.other)):
@@ -127,46 +139,58 @@ class Running:
         self.wish.scale(1, 1)
         for number, source in enumerate(self.pictures, 1):
             self.now = Now(shown(source.name), number, len(self.pictures))
+            folder = self.folder / str(number)
             try:
-                self.session.results.append(self._enlarge(source, number))
+                self._check()
+                result = self._enlarge(source, folder)
+                self._check()
+                self.results.append(result)
             except Stopped:
+                shutil.rmtree(folder, ignore_errors=True)
                 raise
             except (UserError, MemoryError) as error:
                 reason = self._sentence(error) or "too little memory for it."
                 name = "" if self.now.name in reason else f"{self.now.name}: "
-                self.session.failed.append(name + reason)
+                self.failed.append(name + reason)
+
+    def _check(self) -> None:
+        if self.stop.is_set():
+            raise Stopped(STOPPED)
 
     def _model(self, name: str) -> Any:
         if name not in self.models:
             raise AppError(f"There is no model {shown(name)}; choose one of the list.")
         return self.models[name]
 
-    def _enlarge(self, source: Path, number: int) -> Result:
-        folder = self.session.folder
+    def _enlarge(self, source: Path, folder: Path) -> Result:
         picture = read_image(source)
         if not self.wish.keep_metadata:
             picture = replace(picture, metadata=None)
         height, width = picture.pixels.shape[:2]
-        view = write_view(folder / "views" / f"{number}-0.png", picture)
+        size = self._size(width, height)
+        view = write_view(folder / "views" / "0.png", picture)
         views, files, note = [View("Original", view, (width, height))], [], ""
-        size = (width, height)
-        scale = self.wish.scale(width, height)
         for name in filter(None, (self.wish.model, self.wish.other)):
             ending = "_large" + (f"_{_in_a_name(name)}" if self.wish.other else "")
-            job = plan_jobs(source, folder / "out" / str(number), naming=Naming(ending)).jobs[0]
-            wide, high = (max(1, round(side * scale)) for side in (width, height))
-            check_writable(job.target, wide, high, picture.alpha)
-            result = self._call(name, picture, scale)
+            job = plan_jobs(source, folder, naming=Naming(ending)).jobs[0]
+            check_writable(job.target, *size, picture.alpha)
+            result = self._call(name, picture)
             write_image(job.target, result)
-            view = write_view(folder / "views" / f"{number}-{len(views)}.png", result)
-            size = result.pixels.shape[1], result.pixels.shape[0]
+            view = write_view(folder / "views" / f"{len(views)}.png", result)
             views.append(View(name, view, size))
             files.append(job.target)
             note = job.note
         return Result(shown(source.name), files, views, (width, height), size, note)
 
-    def _call(self, name: str, picture: Image, scale: float) -> Image:
+    def _size(self, width: int, height: int) -> tuple[int, int]:
+        """Of the result."""
+        scale = self.wish.scale(width, height)
+        return max(1, round(width * scale)), max(1, round(height * scale))
+
+    def _call(self, name: str, picture: Image) -> Image:
         model, how = self._model(name), self.wish.options
+        height, width = picture.pixels.shape[:2]
+        scale = self.wish.scale(width, height)
         self.now = replace(
             self.now, model=name, done=0, total=0, calls=model.engine.calls(how), since=None
         )
@@ -174,13 +198,8 @@ class Running:
 
     def _sentence(self, error: BaseException) -> str:
         """Its text, which names files without the folders that they lie in here."""
-        text = str(error)
-        for path in self.pictures:
-            text = text.replace(f"{shown(path.parent)}/", "")
-        folders = (p.parent for r in self.session.results for p in r.files)
-        for folder in folders:
-            text = text.replace(f"{shown(folder)}/", "")
-        return shown(text)
+        folders = re.escape(shown(self.session.folder))
+        return shown(re.sub(rf"{folders}/(in-\d+|run-\d+/\d+)/", "", str(error)))
 
 
 class Telling:
@@ -195,7 +214,7 @@ class Telling:
 
     def tell(self, done: int, total: int, preview: Callable[[], PIL.Image.Image | None]) -> bool:
         """False stops the work."""
-        if self.running.session.stop.is_set():
+        if self.running.stop.is_set():
             return False
         now = self.running.now
         since = self.began if now.since is None else now.since
@@ -204,30 +223,28 @@ class Telling:
             self.cost = time.monotonic() - self.began
         if self.cost is not None and 0 < done < total and self._is_time(self.cost):
             start = time.monotonic()
-            with _StoppedBy(self.running.session):
+            with _StoppedBy(self.running.stop):
                 picture = preview()
             self.seen = time.monotonic()
             self.cost = self.seen - start
             if picture is not None:
                 self.running.now = replace(self.running.now, preview=picture)
-        return not self.running.session.stop.is_set()
+        return not self.running.stop.is_set()
 
     def _is_time(self, cost: float) -> bool:
         return time.monotonic() - self.seen > max(OFTEN, (SHARE - 1) * cost)
 
 
 class _StoppedBy(TorchFunctionMode):
-    """In the body, a call of torch raises Stopped once the session is stopped: a preview may take
-    seconds.
-    """
+    """In the body, a call of torch raises Stopped once `stop` is set: a preview may take seconds."""
 
-    def __init__(self, session: Session):
+    def __init__(self, stop: threading.Event):
         super().__init__()
-        self.session = session
+        self.stop = stop
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if self.session.stop.is_set():
-            raise Stopped("stopped while a preview was made.")
+        if self.stop.is_set():
+            raise Stopped(STOPPED)
         return func(*args, **(kwargs or {}))
 
 

@@ -1,12 +1,12 @@
 """The page itself: what a visitor sees, and what happens when it is touched."""
 
 # annotations are read by gradio, so they are no strings here
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ldm_dream.app.enlarging import Running, Wish
+from ldm_dream.app.enlarging import STOPPED, Running, Wish
 from ldm_dream.app.sessions import AppError, Session, Sessions, pictures_of
 from ldm_dream.app.views import comparison, progress, sentences, summary
 from ldm_dream.errors import UserError
@@ -14,6 +14,7 @@ from ldm_dream.upscaling.engine import Options
 
 TITLE = "Make pictures larger"
 TICK = 0.2  # seconds between two looks at the work
+GRACE = 0.5  # seconds that a work that was stopped has to end, before the page goes on without it
 QUEUE = 32  # visitors who wait, at most
 FORGET = 600, 24 * 3600  # seconds: how often what no session took is looked for, and how old it is
 LISTED = 6  # pictures that the last sentences name one by one
@@ -71,7 +72,7 @@ def build_page(models: dict[str, Any], sessions: Sessions) -> Any:
         _connect(form, desk, models, sessions)
 
         def leave(request: gr.Request) -> None:
-            sessions.end(str(request.session_hash))
+            sessions.end(request.session_hash or "")
 
         page.unload(leave)
         form.size.input(
@@ -81,7 +82,7 @@ def build_page(models: dict[str, Any], sessions: Sessions) -> Any:
     return page
 
 
-def _form(names: list[str], usual: dict[str, float]) -> Form:
+def _form(names: list[str], usual: Mapping[str, float]) -> Form:
     import gradio as gr
 
     files = gr.File(
@@ -142,10 +143,15 @@ def _connect(form: Form, desk: Desk, models: dict[str, Any], sessions: Sessions)
     import gradio as gr
 
     def session_of(request: gr.Request) -> Session:
-        return sessions.of(str(request.session_hash))
+        if not request.session_hash:
+            raise gr.Error("Only the page itself may ask for this.", print_exception=False)
+        return sessions.of(request.session_hash)
 
     def take(uploads: list[str] | None, request: gr.Request) -> list[str]:
-        return [str(path) for path in session_of(request).take(uploads or [])]
+        try:
+            return [str(path) for path in session_of(request).take(uploads or [])]
+        except AppError as error:
+            raise gr.Error(str(error), print_exception=False) from None
 
     def add(uploads: list[str], there: list[str] | None, request: gr.Request) -> list[str]:
         return take([*(there or []), *uploads], request)
@@ -169,7 +175,8 @@ def _connect(form: Form, desk: Desk, models: dict[str, Any], sessions: Sessions)
             pictures, left_out = pictures_of(session.take(values[form.files] or []))
             running = Running(session, models, wish, pictures)
             yield from _watch(running, desk)
-            last = [running.ended or "", *session.failed]
+            ended = STOPPED if running.ended is None else running.ended
+            last = [ended, *session.failed]
             status = sentences([*_done(session, running), left_out]) + sentences(last, True)
         except UserError as error:
             status = sentences([str(error)], True)
@@ -185,8 +192,10 @@ def _connect(form: Form, desk: Desk, models: dict[str, Any], sessions: Sessions)
         return gr.update(value="Stopping", interactive=False)
 
     def choose(number: int | None, request: gr.Request) -> dict[Any, Any]:
-        results = session_of(request).results
-        return _result(desk, session_of(request), number) if number in range(len(results)) else {}
+        session = session_of(request)
+        if number is None or not 0 <= number < len(session.results):
+            return {}
+        return _result(desk, session, number)
 
     quick = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
     shown = [desk.comparing, desk.download, desk.download_other]
@@ -223,20 +232,22 @@ def _watch(running: Running, desk: Desk) -> Iterator[dict[Any, Any]]:
     session, seen, results = running.session, None, 0
     thread = running.start()
     try:
-        while thread.is_alive() or results < len(session.results):
+        while thread.is_alive() and not running.stop.is_set():
             thread.join(TICK)
             change: dict[Any, Any] = {}
             if running.now is not seen and running.ended is None:
                 seen = running.now
                 change[desk.status] = progress(seen)
-            if len(session.results) > results:
-                results = len(session.results)
+            if len(running.results) > results:
+                results = len(running.results)
                 change |= _result(desk, session, results - 1) | _chooser(desk, session)
             if change:
                 yield change
+        thread.join(GRACE)
+        if len(running.results) > results:
+            yield _result(desk, session, len(running.results) - 1) | _chooser(desk, session)
     finally:  # also where the visitor has gone
-        session.stop.set()
-        thread.join()
+        running.stop.set()
 
 
 def _result(desk: Desk, session: Session, number: int) -> dict[Any, Any]:

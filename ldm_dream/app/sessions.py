@@ -48,8 +48,9 @@ class Result:
 
 @dataclass
 class Session:
-    """results, failed: of the pictures enlarged last; failed holds sentences. moved: where a file was
-    uploaded to -> where it is. count: of the files taken.
+    """folder: of all its files; each run has a folder in it. results, failed: of the last run; failed
+    holds sentences. stop: ends the last run. moved: where a file was uploaded to -> where it is.
+    count: of the files and runs. is_over: the tab is closed.
     """
 
     folder: Path
@@ -58,6 +59,7 @@ class Session:
     stop: threading.Event = field(default_factory=threading.Event)
     moved: dict[Path, Path] = field(default_factory=dict)
     count: int = 0
+    is_over: bool = False
 
     def take(self, uploads: list[str]) -> list[Path]:
         """Moves uploaded files into this session's folder, where they are not there yet; -> where
@@ -70,9 +72,7 @@ class Session:
             return upload
         if not upload.exists() and upload in self.moved:  # the browser has not heard of it yet
             return self.moved[upload]
-        self.count += 1
-        place = self.folder / "in" / str(self.count) / upload.name
-        place.parent.mkdir(parents=True)
+        place = self.new_folder("in") / upload.name
         try:
             shutil.move(upload, place)
         except FileNotFoundError:
@@ -81,18 +81,26 @@ class Session:
         return place
 
     def begin(self) -> None:
-        """Forgets the earlier results, files included."""
-        self.results, self.failed = [], []
-        self.stop.clear()
-        for name in ("out", "views"):
-            shutil.rmtree(self.folder / name, ignore_errors=True)
+        """Forgets the run before, its files included. One that has not ended yet keeps its own lists
+        and ends for itself.
+        """
+        self.stop.set()
+        self.results, self.failed, self.stop = [], [], threading.Event()
+        for folder in self.folder.glob("run-*"):
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def new_folder(self, kind: str) -> Path:
+        self.count += 1
+        folder = self.folder / f"{kind}-{self.count}"
+        folder.mkdir(parents=True)
+        return folder
 
     def pack(self) -> Path | None:
         """A ZIP of all results, where there are several files. Equal names get a number."""
         files = [path for result in self.results for path in result.files]
         if len(files) < 2:
             return None
-        place = self.folder / "out" / "larger.zip"
+        place = files[0].parents[1] / "larger.zip"
         taken: set[str] = set()
         with (
             whole_file(place) as draft,
@@ -128,6 +136,7 @@ class Sessions:
         with self._lock:
             session = self._open.pop(key, None)
         if session:
+            session.is_over = True
             session.stop.set()
             shutil.rmtree(session.folder, ignore_errors=True)
 

@@ -1,6 +1,7 @@
 """What the page does, without a browser and without gradio."""
 
 import io
+import threading
 import time
 import zipfile
 
@@ -118,15 +119,35 @@ def test_a_stop_ends_the_work_within_a_second(tmp_path, session):
     start = time.monotonic()
     thread.join()
     assert time.monotonic() - start < 1 and running.ended == "Stopped." and not session.results
+    assert not list(running.folder.iterdir())
+
+
+def test_a_run_that_was_stopped_while_it_writes_leaves_nothing(tmp_path, session, monkeypatch):
+    write, written = enlarging.write_image, threading.Event()
+
+    def slowly(path, image):
+        written.wait()
+        write(path, image)
+
+    monkeypatch.setattr(enlarging, "write_image", slowly)
+    old = Running(session, {"one": Model()}, Wish("one"), session.take([upload(tmp_path)]))
+    thread = old.start()
+    while old.now.done < CALLS:
+        time.sleep(0.01)
+    session.begin()  # as for the next run
+    session.is_over = True
+    written.set()
+    thread.join()
+    assert old.ended == "Stopped." and not old.results and not session.folder.exists()
 
 
 def test_a_stop_also_ends_a_preview(tmp_path, session):
-    running = Running(session, {}, Wish("one"), [], now=Now(total=8))
+    running = Running(session, {}, Wish("one"), [])
     telling = Telling(running)
     telling.cost, telling.seen = 0.0, 0.0
 
     def look():
-        session.stop.set()
+        running.stop.set()
         while True:
             torch.zeros(1).add(1)
 
