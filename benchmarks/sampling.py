@@ -25,7 +25,7 @@ def main(args: argparse.Namespace) -> None:
     rng = np.random.default_rng(0)
     pictures = {size: rng.integers(0, 256, (size, size, 3), dtype=np.uint8) for size in args.size}
     asked_for = (args.size, args.steps or [None], args.tile or [None], args.batch_size)
-    settings = list(itertools.product(*asked_for))
+    settings: list[tuple[int, int | None, int | None, int]] = list(itertools.product(*asked_for))
     seconds: dict[tuple, list[float]] = {setting: [] for setting in settings}
     first: dict[tuple, float] = {}
     for repetition in range(args.repetitions + 1):

@@ -31,7 +31,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def run(args: argparse.Namespace) -> int:
-    sources = [*args.inputs, *args.input]
+    sources = args.input = [*vars(args).pop("inputs"), *args.input]
     if not sources:
         raise UserError("no picture is given; name pictures and folders of them before -o.")
     if sys.stderr.isatty() and not args.quiet:
@@ -44,18 +44,15 @@ def run(args: argparse.Namespace) -> int:
     from ldm_dream.upscaling.forecast import forecast
     from ldm_dream.upscaling.planning import Naming, check_places, is_one_picture, plan_jobs
     from ldm_dream.upscaling.progress import Progress
-    from ldm_dream.upscaling.sizes import wanted
     from ldm_dream.upscaling.upscaler import Upscaler
 
     plan = plan_jobs(sources, args.output, args.recursive, Naming(args.suffix, args.ext))
     check_places(plan, args.json_report, Path(args.model))
     check_quality(args.quality, [job.target for job in plan.jobs])
-    options = {field.name: getattr(args, field.name) for field in fields(Options)}
-    options["tile"] = args.tile or None
-    how = Options(**options)
-    wanted(1, args.scale, how)  # a size that is not possible ends here
+    how = Options(**{field.name: getattr(args, field.name) for field in fields(Options)})
+    how.size(1, args.scale)  # what is not possible ends here
     upscaler = Upscaler.from_pretrained(args.model, args.device, args.dtype, args.compile)
-    calls, size = upscaler.engine.calls(how), wanted(upscaler.scale, args.scale, how)
+    calls, size = upscaler.engine.calls(how), how.size(upscaler.scale, args.scale)
     upscale = partial(upscaler, scale=args.scale, **asdict(how))
     work = Work(upscale, size, args.skip_existing, args.metadata == "keep", args.quality)
     expected = forecast(plan.jobs, size, args.skip_existing)
@@ -70,9 +67,7 @@ def run(args: argparse.Namespace) -> int:
                 progress.write(str(result))
         finally:
             if args.json_report:
-                settings = vars(args) | {"input": [shown(path) for path in sources]}
-                settings.pop("inputs")
-                write_report(args.json_report, settings, plan, results)
+                write_report(args.json_report, vars(args), plan, results)
     if not is_one:
         progress.write(summary(plan, results))
     failed = [f"failed: {result.error}\n" for result in results if result.status == "failed"]

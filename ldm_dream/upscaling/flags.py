@@ -95,7 +95,7 @@ def _how(group: argparse._ArgumentGroup) -> None:
         "--width",
         type=int,
         metavar="PX",
-        help="of the output, instead of a scale; with --height it fits into both",
+        help="of the output, instead of a scale; with --height the output fits into both",
     )
     group.add_argument("--height", type=int, metavar="PX", help="likewise")
     group.add_argument(
@@ -159,8 +159,7 @@ def _machine(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "-t",
         "--tile",
-        type=int,
-        default=0,
+        type=_tile,
         metavar="TILE_PX",
         help="side of a tile in input pixels (default: 0, automatic)",
     )
@@ -214,6 +213,10 @@ def _peer(group: argparse._ArgumentGroup) -> None:
             default=argparse.SUPPRESS,
             help=argparse.SUPPRESS,
         )
+
+
+def _tile(side: str) -> int | None:
+    return int(side) or None
 
 
 def _gpu(number: str) -> str:

@@ -17,6 +17,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from ldm_dream.data.images import (
     Image,
@@ -30,7 +31,7 @@ from ldm_dream.data.images import (
 from ldm_dream.errors import shown
 from ldm_dream.heap import give_back_freed_memory
 from ldm_dream.upscaling.planning import Job, Plan, is_too_long
-from ldm_dream.upscaling.sizes import Size, as_size
+from ldm_dream.upscaling.sizes import Size
 from ldm_dream.writing import WriteError, whole_file
 
 # pixels of a picture or of its result, from which on no other picture is held beside it
@@ -67,20 +68,16 @@ class Result:
 
 @dataclass(frozen=True)
 class Work:
-    """upscale: Image -> Image, `scale` times as large, or of that size. quality: as for `write_image`.
-    note: is told each result as soon as it is certain, in the thread that writes. Raises
-    UpscaleError for an impossible scale.
+    """upscale: Image -> Image of that size. quality: as for `write_image`. note: is told each result
+    as soon as it is certain, in the thread that writes.
     """
 
     upscale: Callable[[Image], Image]
-    scale: float | Size
+    size: Size
     skip_existing: bool = False
     keep_metadata: bool = True
     quality: int | None = None
     note: Callable[[Job, Result], None] = lambda job, result: None
-
-    def __post_init__(self) -> None:
-        as_size(self.scale)
 
 
 def upscale_all(jobs: Iterable[Job], work: Work) -> Iterator[Result]:
@@ -165,7 +162,7 @@ class _Picture:
                 self.result = Result(shown(job.source), shown(job.target), "skipped")
                 return
             height, width = image_size(job.source)
-            high, wide = as_size(work.scale).of((height, width))
+            high, wide = work.size.of((height, width))
             self.size_in, self.size_out = (width, height), (wide, high)
             if not self.is_large:
                 self._load()
@@ -247,13 +244,16 @@ def write_report(path: Path, settings: dict, plan: Plan, results: list[Result]) 
     written beside and renamed. Raises WriteError.
     """
     report = {
-        "settings": {
-            name: shown(value) if isinstance(value, str | Path) else value
-            for name, value in settings.items()
-        },
+        "settings": {name: _as_json(value) for name, value in settings.items()},
         "summary": summary(plan, results),
         "left_out": plan.left_out,
         "pictures": [asdict(result) for result in results],
     }
     with whole_file(path) as draft:
         draft.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+
+
+def _as_json(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_as_json(one) for one in value]
+    return shown(value) if isinstance(value, str | Path) else value

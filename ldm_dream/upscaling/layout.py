@@ -39,13 +39,13 @@ class Layout:
 
 def first_layout(engine: Engine, pixels: Pixels, asked: Size, how: Options) -> Layout:
     """Raises ImageError for a result of too many pixels, UserError for other options."""
-    size, scale = asked.of(pixels.size), asked.times(pixels.size)
+    size = asked.of(pixels.size)
     if size[0] * size[1] > how.max_pixels:
         raise ImageError(
             f"the result has {size[0] * size[1]} pixels, more than the {how.max_pixels} "
             "allowed; cut it first, or raise max_pixels (--max-pixels)."
         )
-    if how.tile is None and _is_small(pixels) and engine.makes(scale):
+    if how.tile is None and _is_small(pixels) and engine.makes(asked.times(pixels.size)):
         frame = Frame(Source(pixels), size, 0, size)
         return Layout(size, frame, frame.source.count * engine.calls(how))
     return _by_own_scale(engine, pixels, size, how)

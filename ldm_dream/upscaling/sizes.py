@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass
-from typing import Protocol
 
 from ldm_dream.upscaling.devices import UpscaleError
 
@@ -63,25 +62,3 @@ class Size:
 
 
 _LIKE = {"scale": 4, "width": 3840, "height": 2160, "megapixels": 24}
-
-
-def as_size(scale: float | Size) -> Size:
-    """Raises UpscaleError."""
-    return scale if isinstance(scale, Size) else Size(scale)
-
-
-class Sides(Protocol):
-    """What else than a scale may be asked for; `engine.Options` has it."""
-
-    @property
-    def width(self) -> int | None: ...
-    @property
-    def height(self) -> int | None: ...
-    @property
-    def megapixels(self) -> float | None: ...
-
-
-def wanted(own: float, scale: float | None, sides: Sides) -> Size:
-    """What was asked for; `own`, the model's scale, where nothing was. Raises UpscaleError."""
-    asked = scale, sides.width, sides.height, sides.megapixels
-    return Size(own) if asked == (None,) * 4 else Size(*asked)

@@ -50,7 +50,7 @@ from ldm_dream.upscaling.pictures import (
     resized,
     unpack,
 )  # fmt: skip
-from ldm_dream.upscaling.sizes import Size, wanted
+from ldm_dream.upscaling.sizes import Size
 from ldm_dream.upscaling.watch import PREVIEW, Callback, Watch
 
 if TYPE_CHECKING:
@@ -193,17 +193,17 @@ class Upscaler:
         round(W * scale). The path of a file -> `ldm_dream.Image`, with all that the file says, which
         `ldm_dream.write_image` writes. A list -> a list.
 
-        scale: any number above 0; None = the model's own. Options may name a width, a height or
-        megapixels instead (`sizes.Size`). The model enlarges by its own scale; another size is made
-        from that by bicubic, so a scale above the model's adds no further detail. IDM enlarges by
-        any scale from 1 to its `max_scale` itself, where the picture is taken whole.
-        callback(done, total, preview): after each network call of all pictures and a few times a
-        second, preview() being the picture as far as it is, or None; returning False stops.
-        options: see `Options`. Alpha is enlarged by bicubic. Raises UpscaleError or
-        SamplerError for an option, ImageError for a picture that is not possible, Stopped.
+        scale: any number above 0; None = the model's own, unless the options ask for a width, a
+        height or megapixels. The model enlarges by its own scale; another size is made from that
+        by bicubic, so a scale above the model's adds no further detail. IDM enlarges by any scale
+        from 1 to its `max_scale` itself, where the picture is taken whole. callback(done, total,
+        preview): after each network call of all pictures and a few times a second, preview() being
+        the picture as far as it is, or None; returning False stops. options: see `Options`. Alpha
+        is enlarged by bicubic. Raises UpscaleError or SamplerError for an option, ImageError for a
+        picture that is not possible, Stopped.
         """
         how = Options(**options)
-        asked = wanted(self.engine.scale, scale, how)
+        asked = how.size(self.engine.scale, scale)
         self.engine.calls(how)  # options that are not possible end here
         many = isinstance(image, Sequence) and not isinstance(image, str)
         images = image if many else [image]

@@ -2,9 +2,14 @@ import pytest
 
 from ldm_dream.upscaling.devices import UpscaleError
 from ldm_dream.upscaling.engine import Options
-from ldm_dream.upscaling.sizes import Size, wanted
+from ldm_dream.upscaling.sizes import Size
 
 PHOTO = (400, 600)  # height, width
+
+
+def size_of(scale=None, **sides) -> Size:
+    """By a model that makes pictures four times as large."""
+    return Options(**sides).size(4, scale)
 
 
 @pytest.mark.parametrize(
@@ -20,7 +25,7 @@ PHOTO = (400, 600)  # height, width
     ],
 )
 def test_a_size_keeps_the_proportions_and_reaches_what_was_asked_for(asked, size):
-    assert wanted(4, asked.pop("scale", None), Options(**asked)).of(PHOTO) == size
+    assert size_of(**asked).of(PHOTO) == size
 
 
 def test_no_size_is_below_a_pixel_and_every_asked_side_is_met():
@@ -46,7 +51,7 @@ def test_no_size_is_below_a_pixel_and_every_asked_side_is_met():
 )
 def test_an_impossible_size_is_one_sentence(asked, says):
     with pytest.raises(UpscaleError, match=says) as error:
-        wanted(4, asked.pop("scale", None), Options(**asked))
+        size_of(**asked)
     assert "\n" not in str(error.value)
     with pytest.raises(UpscaleError):
         Size()
