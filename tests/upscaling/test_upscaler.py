@@ -2,6 +2,7 @@ import mmap
 import subprocess
 import sys
 from functools import cache
+from types import SimpleNamespace
 
 import numpy as np
 import PIL.Image
@@ -33,6 +34,10 @@ from ldm_dream.upscaling import frame as frame_module
 from ldm_dream.upscaling import layout as layout_module
 from ldm_dream.upscaling import pictures as pictures_module
 from ldm_dream.upscaling.devices import placed
+from ldm_dream.upscaling.engine import Options
+from ldm_dream.upscaling.layout import first_layout
+from ldm_dream.upscaling.pictures import unpack
+from ldm_dream.upscaling.sizes import Size
 from ldm_dream.upscaling.upscaler import UpscaleError, Upscaler
 
 LATENT = VQGANConfig(
@@ -394,6 +399,21 @@ def owner(array):
     while isinstance(array, np.ndarray):
         array = array.base
     return array.obj if isinstance(array, memoryview) else array
+
+
+def test_the_networks_work_grows_as_the_pixels_do():
+    """Of the bundled model, whose tiles lie on a grid of 32."""
+    engine = SimpleNamespace(
+        scale=4, factor=4, multiple=32, makes=lambda scale: False, calls=lambda how: 1
+    )
+    work = []
+    for side in (256, 512, 1024, 2048):
+        pixels = unpack(np.zeros((side, side, 3), np.uint8))
+        layout = first_layout(engine, pixels, Size(4), Options())
+        tiles = layout.tiles
+        height, width = tiles.shape if tiles else (side // 4 for side in layout.frame.size)
+        work.append(layout.calls * height * width / side**2)
+    assert max(work) < 1.05 * min(work)
 
 
 def test_a_very_large_picture_takes_smaller_tiles_by_itself(monkeypatch):
