@@ -118,6 +118,17 @@ def test_a_png_bomb_is_refused_by_its_header(tmp_path):
         read_image(tmp_path / "bomb.png", max_pixels=2**40)
 
 
+def test_a_jpeg_that_says_more_pixels_than_it_can_hold_is_refused_by_its_header(tmp_path):
+    PillowImage.new("L", (8, 8)).save(tmp_path / "x.jpg")
+    data = (tmp_path / "x.jpg").read_bytes()
+    size = data.index(b"\xff\xc0") + 5  # height and width behind a marker, a length and a depth
+    (tmp_path / "x.jpg").write_bytes(
+        data[:size] + struct.pack(">HH", 16000, 16000) + data[size + 4 :]
+    )
+    with pytest.raises(ImageError, match="bytes cannot hold 16000x16000"):
+        read_image(tmp_path / "x.jpg")
+
+
 def test_no_room_is_made_for_what_only_a_header_says(tmp_path):
     PillowImage.fromarray(pixels()).save(tmp_path / "x.jp2")
     data = bytearray((tmp_path / "x.jp2").read_bytes())
