@@ -87,6 +87,10 @@ IMPORT_RULES = {
         ("torch", "numpy", "safetensors", "taming", "tqdm", "huggingface_hub"),
     ),
     "ldm_dream.upscaling": May((*MODEL, *root("upscaling")), ("torch", "numpy", "PIL")),
+    # the reader of files that may run nothing
+    "ldm_dream.upscaling.peers": May(
+        (*CONFIG, *root("hub", "model_config", "interchange.checkpoint_file")), ("spandrel",)
+    ),
     "ldm_dream.interchange": May(
         (*MODEL, *root("interchange")), ("torch", "safetensors", "pydantic")
     ),

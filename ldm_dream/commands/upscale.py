@@ -38,7 +38,8 @@ def build_parser() -> argparse.ArgumentParser:
         "-n",
         "--model",
         default="dream-latent-x4-tiny",
-        help="bundled model, model folder or hf:owner/name (default: %(default)s)",
+        help="bundled model, model folder, hf:owner/name, or a .pth or .safetensors file that "
+        "spandrel knows (default: %(default)s)",
     )
     parser.add_argument(
         "-s",
@@ -55,7 +56,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="ancestral, ddim, dpm-solver++ or resshift (default: the model's)",
     )
     parser.add_argument(
-        "--seed", type=int, default=0, metavar="N", help="same seed, same picture (default: 0)"
+        "--seed", type=int, metavar="N", help="same seed, same picture (default: 0)"
     )
     parser.add_argument(
         "-t",
@@ -81,8 +82,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--color-fix",
         choices=("none", "wavelet", "adain"),
-        default="wavelet",
-        help="(default: wavelet)",
+        help="(default: wavelet; of a file of another project none)",
     )
     parser.add_argument(
         "--max-pixels",

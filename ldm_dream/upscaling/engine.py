@@ -29,19 +29,19 @@ Made = Callable[[], Iterator[Tensor]]
 class Options:
     """How one picture is upscaled. Raises UpscaleError.
 
-    steps, sampler: None = the model's. seed: same seed, same picture, for every batch size up to
-    float rounding. tile, tile_pad: LR pixels, rounded up to whole attention windows; tile=None is
-    automatic. batch_size: tiles at a time. color_fix: none, wavelet, adain (in tiles it samples
+    steps, sampler, color_fix: None = the model's. seed: same seed, same picture, for every batch
+    size up to float rounding; None = 0. tile, tile_pad: LR pixels, rounded up to whole attention windows; tile=None is
+    automatic. batch_size: tiles at a time. color_fix: none, wavelet, adain (in tiles it computes
     twice, since it wants the mean of the whole result first). max_pixels: of the result.
     """
 
     steps: int | None = None
     sampler: str | None = None
-    seed: int = 0
+    seed: int | None = None
     tile: int | None = None
     tile_pad: int = 16
     batch_size: int = 1
-    color_fix: str = "wavelet"
+    color_fix: str | None = None
     max_pixels: int = 2**29
 
     def __post_init__(self) -> None:
@@ -52,9 +52,9 @@ class Options:
                 raise UpscaleError(
                     f"{name}={value} is not possible; give a whole number from {least}."
                 )
-        if self.seed > LARGEST_SEED:
+        if self.seed is not None and self.seed > LARGEST_SEED:
             raise UpscaleError(f"seed={self.seed} is not possible; give one below 2^64.")
-        if self.color_fix not in COLOR_FIXES:
+        if self.color_fix is not None and self.color_fix not in COLOR_FIXES:
             raise UpscaleError(
                 f"color_fix={self.color_fix!r} is unknown; use one of {', '.join(COLOR_FIXES)}."
             )
@@ -64,12 +64,15 @@ class Engine(ABC):
     """A model on a device, in a precision.
 
     scale: HR pixels an LR pixel. factor: HR pixels a pixel of the grid that tiles lie on.
-    multiple: pixels of that grid; sides of pictures and tiles are multiples of it. stoppable:
-    modules during whose calls a user may stop the work.
+    multiple: pixels of that grid; sides of pictures and tiles are multiples of it. context: LR
+    pixels of mirrored context on each side of a picture. color_fix: where none is asked for.
+    stoppable: modules during whose calls a user may stop the work.
     """
 
     factor: int
     multiple: int
+    context: int
+    color_fix: str
     stoppable: tuple[nn.Module, ...]
 
     def __init__(self, scale: int, device: torch.device, dtype: torch.dtype):

@@ -100,8 +100,8 @@ def plan_jobs(source: Path, out: Path, recursive: bool = False, naming: Naming =
 
 
 def check_places(plan: Plan, report: Path | None = None, model: Path | None = None) -> None:
-    """Every output can be written and is no input, nor a file of the folder `model`; missing folders
-    are made. Raises BatchError or WriteError.
+    """Every output can be written and is no input, nor the file `model` or one of that folder; missing
+    folders are made. Raises BatchError or WriteError.
     """
     outputs = [job.target for job in plan.jobs if not is_too_long(job.target)]
     if report is not None:
@@ -112,7 +112,7 @@ def check_places(plan: Plan, report: Path | None = None, model: Path | None = No
         if report.resolve() in {path.resolve() for path in outputs}:
             raise BatchError(f"{shown(report)} is an output; give the report another name.")
         outputs.append(report)
-    of_model = list(model.iterdir()) if model and model.is_dir() else []
+    of_model = list(model.iterdir()) if model and model.is_dir() else [model] if model else []
     check_outputs(outputs, [*(job.source for job in plan.jobs), *of_model])
 
 

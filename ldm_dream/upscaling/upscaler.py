@@ -29,11 +29,11 @@ from ldm_dream.data.images import ImageError
 from ldm_dream.data.resize import rows_needed
 from ldm_dream.denoiser import sent
 from ldm_dream.hub import upload
-from ldm_dream.model_folder import LoadedModel, load_model
-from ldm_dream.upscaling.devices import UpscaleError, device_named, dtype_named
-from ldm_dream.upscaling.diffusion import Diffusion
+from ldm_dream.upscaling.devices import UpscaleError, device_named
 from ldm_dream.upscaling.engine import Made, Options
 from ldm_dream.upscaling.hidden import filled
+from ldm_dream.upscaling.models import Model, engine_of, load
+from ldm_dream.upscaling.peers import PeerModel
 from ldm_dream.upscaling.pictures import (
     COLOR_FIXES,
     REACH,
@@ -54,24 +54,21 @@ DEFAULT_MODEL = "dream-latent-x4-tiny"
 # LR pixels: tile=None takes a picture of up to 256 x 256 pixels whole, a larger one in tiles of
 # that side; a very large one in smaller tiles, since its rows of tiles take memory too
 AUTO_TILE, VERY_LARGE, SMALL_TILE = 256, 2**22, 128
-# LR pixels of mirrored context on each side: with 4, the border of a flat picture is as its middle
-CONTEXT = 4
 STRIP, MIN_STRIP = 2**20, 32  # HR pixels and rows of a strip in which colours and size are set
 
 
 class Upscaler:
     """Callable on pictures. `Upscaler.from_pretrained("dream-latent-x4-tiny")(image, scale=4)`.
 
-    model: as for `Diffusion`.
+    model: as for `Diffusion`, of another project as for `OnePass`.
     """
 
     def __init__(
-        self, model: LoadedModel, device: str = "auto", dtype: str = "auto", compile: bool = False
+        self, model: Model, device: str = "auto", dtype: str = "auto", compile: bool = False
     ):
-        self.model, self.run = model, model.run
-        self.device = device_named(device)
-        self.dtype = dtype_named(dtype, self.device)
-        self.engine = Diffusion(model, self.device, self.dtype, compile)
+        self.model, self.device = model, device_named(device)
+        self.engine = engine_of(model, self.device, dtype, compile)
+        self.dtype = self.engine.dtype
 
     @property
     def scale(self) -> int:
@@ -86,17 +83,23 @@ class Upscaler:
         dtype: str = "auto",
         compile: bool = False,
     ) -> Upscaler:
-        """A bundled model by name, a model folder, or one of the Hugging Face hub (`hf:owner/name`).
+        """A bundled model by name, a model folder, one of the Hugging Face hub (`hf:owner/name`), or
+        a file of another project (.pth, .safetensors) whose network spandrel knows.
 
         device: auto, cpu, cuda, cuda:N. dtype: auto, fp32, bf16, fp16 (auto: fp32 on the CPU, else
-        bf16 where the device has it, else fp16). Raises ModelError, HubError, UpscaleError.
+        bf16 where the device has it, else fp16; of another project, what its network bears). Raises
+        ModelError, HubError, UpscaleError, CheckpointImportError.
         """
-        return cls(load_model(name_or_dir), device, dtype, compile)
+        return cls(load(name_or_dir), device, dtype, compile)
 
     def push_to_hub(self, repo_id: str, private: bool = False) -> str:
         """Send the model folder this came from to owner/name of the Hugging Face hub; -> its
         address. Raises HubError, UpscaleError.
         """
+        if isinstance(self.model, PeerModel):
+            raise UpscaleError(
+                f"{self.model.path}: a file of another project is not sent from here."
+            )
         if self.model.folder is None:
             raise UpscaleError(
                 "this upscaler was not loaded from a folder; "
@@ -160,12 +163,13 @@ class Upscaler:
     def _enlarge(self, pixels: Pixels, how: Options, canvas: Canvas, watch: Watch) -> None:
         """By the model's own scale, whole or in tiles, as large as memory allows."""
         scale, factor, align = self.engine.scale, self.engine.factor, self.engine.multiple
-        source = Source(pixels, CONTEXT, factor * align // math.gcd(factor * align, scale))
+        edge = self.engine.context
+        source = Source(pixels, edge, factor * align // math.gcd(factor * align, scale))
         size = source.size[0] * scale, source.size[1] * scale
         inner = pixels.size[0] * scale, pixels.size[1] * scale
-        frame = Frame(source, size, CONTEXT * scale, inner)
+        frame = Frame(source, size, edge * scale, inner)
         small = how.tile is None and _is_small(pixels)
-        tile = max(source.size) if small else (how.tile or _auto_tile(pixels)) + 2 * CONTEXT
+        tile = max(source.size) if small else (how.tile or _auto_tile(pixels)) + 2 * edge
         side, pad = tile * scale / factor, how.tile_pad * scale / factor
         plan_tiles = partial(Tiles.plan, size[0] // factor, size[1] // factor, side, pad, align)
         tiles = None if small and source.count <= how.batch_size else plan_tiles()
@@ -223,7 +227,9 @@ class Upscaler:
         strips, height = frame.strips(canvas.size[0]), frame.inner[0]
         needs = [rows_needed(height, canvas.size[0], strip) for strip in strips]
         wants = [slice(max(0, r.start - REACH), min(height, r.stop + REACH)) for r in needs]
-        fix = COLOR_FIXES[how.color_fix](lambda: frame.pairs(made(), frame.strips(height)))
+        fix = COLOR_FIXES[how.color_fix or self.engine.color_fix](
+            lambda: frame.pairs(made(), frame.strips(height))
+        )
         for strip, need, want, pair in zip(strips, needs, wants, frame.pairs(made(), wants)):
             sr = in_columns(fix, *pair)[..., need.start - want.start : need.stop - want.start, :]
             if not sr.isfinite().all():
