@@ -9,7 +9,7 @@ command or in the one picture given, 130 or 143 stopped by Ctrl-C or SIGTERM.
 
 import argparse
 import sys
-from dataclasses import fields
+from dataclasses import asdict, fields
 from functools import partial
 from pathlib import Path
 
@@ -140,6 +140,7 @@ def run(args: argparse.Namespace) -> int:
     upscaler = Upscaler.from_pretrained(args.model, args.device, args.dtype, args.compile)
     scale = upscaler.scale if args.scale is None else args.scale
     options = {field.name: getattr(args, field.name) for field in fields(Options)}
+    settled = upscaler.engine.settled(Options(**options))
     work = Work(
         partial(upscaler, scale=scale, **options),
         scale,
@@ -159,7 +160,7 @@ def run(args: argparse.Namespace) -> int:
             sys.stdout.flush()
     finally:
         if args.json_report:
-            write_report(args.json_report, vars(args), plan, results)
+            write_report(args.json_report, vars(args) | asdict(settled), plan, results)
     failed = [f"failed: {result.error}\n" for result in results if result.status == "failed"]
     sys.stderr.writelines(failed)
     if args.input.is_dir():

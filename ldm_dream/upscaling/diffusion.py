@@ -64,6 +64,12 @@ class Diffusion(Engine):
         network = self.run.network
         return network.cond_factor is None and 1 <= scale <= network.largest_scale
 
+    def settled(self, how: Options) -> Options:
+        sampling = self._sampling(how)
+        steps = len(plan(self.denoiser.process, sampling))
+        how = replace(how, steps=steps, sampler=sampling.kind, seed=how.seed or 0)
+        return super().settled(how)
+
     def calls(self, how: Options) -> int:
         """Raises SamplerError for a sampler or steps that are not possible."""
         return len(plan(self.denoiser.process, self._sampling(how))) + 2

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -81,6 +81,10 @@ class Engine(ABC):
     def makes(self, scale: float) -> bool:
         """Whether the model itself takes a whole picture as it is and enlarges it by this scale."""
         return False
+
+    def settled(self, how: Options) -> Options:
+        """With the model's own choice where none was made, as a report tells it."""
+        return replace(how, color_fix=how.color_fix or self.color_fix)
 
     @abstractmethod
     def calls(self, how: Options) -> int:

@@ -1,5 +1,6 @@
 """Models of other projects, built small with random weights by spandrel."""
 
+import json
 import pickle
 import sys
 from functools import cache
@@ -292,7 +293,9 @@ def test_upscale_takes_a_file_and_reports_as_ever(tmp_path, photos):
     asked = ("-i", photos, "-o", out, "-n", model, "--json-report", out / "report.json")
     assert status(upscale, *asked) == 0
     assert PIL.Image.open(out / "a.png").size == (160, 128)
-    assert str(model) in (out / "report.json").read_text()
+    settings = json.loads((out / "report.json").read_text())["settings"]
+    used = ("model", "seed", "steps", "sampler", "color_fix")
+    assert [settings[name] for name in used] == [str(model), None, None, None, "none"]
 
 
 def test_upscale_refuses_seed_and_a_report_over_the_model(tmp_path, photos, capsys):
