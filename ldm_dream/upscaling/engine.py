@@ -10,9 +10,10 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from typing import TypedDict
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ldm_dream.denoiser import sent
 from ldm_dream.sampler import LARGEST_SEED
@@ -30,9 +31,10 @@ class Options:
     """How one picture is upscaled. Raises UpscaleError.
 
     steps, sampler, color_fix: None = the model's. seed: same seed, same picture, for every batch
-    size up to float rounding; None = 0. tile, tile_pad: LR pixels, rounded up to whole attention windows; tile=None is
-    automatic. batch_size: tiles at a time. color_fix: none, wavelet, adain (in tiles it computes
-    twice, since it wants the mean of the whole result first). max_pixels: of the result.
+    size up to float rounding; None = 0. tile, tile_pad: LR pixels, rounded up to whole attention
+    windows; tile=None is automatic. batch_size: tiles at a time. color_fix: none, wavelet, adain (in
+    tiles it computes twice, since it wants the mean of the whole result first). max_pixels: of the
+    result.
     """
 
     steps: int | None = None
@@ -60,20 +62,34 @@ class Options:
             )
 
 
+class Choices(TypedDict, total=False):
+    """The fields of Options as keywords of a call, for type checkers and editors."""
+
+    steps: int | None
+    sampler: str | None
+    seed: int | None
+    tile: int | None
+    tile_pad: int
+    batch_size: int
+    color_fix: str | None
+    max_pixels: int
+
+
 class Engine(ABC):
     """A model on a device, in a precision.
 
     scale: HR pixels an LR pixel. factor: HR pixels a pixel of the grid that tiles lie on.
     multiple: pixels of that grid; sides of pictures and tiles are multiples of it. context: LR
     pixels of mirrored context on each side of a picture. color_fix: where none is asked for.
-    stoppable: modules during whose calls a user may stop the work.
+    stoppable: not only between calls of its networks, but also within; False where these are
+    compiled or recorded.
     """
 
     factor: int
     multiple: int
     context: int
     color_fix: str
-    stoppable: tuple[nn.Module, ...]
+    stoppable: bool
 
     def __init__(self, scale: int, device: torch.device, dtype: torch.dtype):
         self.scale, self.device, self.dtype = scale, device, dtype

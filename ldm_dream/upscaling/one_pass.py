@@ -48,13 +48,13 @@ class OnePass(Engine):
                 "use auto or fp32."
             )
         self.name = model.path.name
-        self.net = model.net if dtype == torch.float32 else deepcopy(model.net)
+        self.net = model.net if dtype == torch.float32 else deepcopy(model.net.cpu())
         self.net.to(device, dtype)
         self.factor = self.scale  # tiles lie on LR pixels
         self.multiple = math.lcm(self.net.size_requirements.multiple_of, _window(self.net.model))
         if compile:
             self.net.model.compile(dynamic=True)
-        self.stoppable = () if compile else (self.net.model,)
+        self.stoppable = not compile
 
     def makes(self, scale: float) -> bool:
         return scale == self.scale

@@ -10,6 +10,8 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from torch import nn
+
 from ldm_dream.hub import PREFIX
 from ldm_dream.interchange.checkpoint_file import read_checkpoint
 from ldm_dream.model_config import ModelError
@@ -31,6 +33,14 @@ class PeerModel(NamedTuple):
 
     net: ImageModelDescriptor
     path: Path
+
+    @property
+    def name(self) -> str:
+        return str(self.path)
+
+    @property
+    def modules(self) -> tuple[nn.Module, ...]:
+        return (self.net.model,)
 
 
 def is_peer(name: str) -> bool:

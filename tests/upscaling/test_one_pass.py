@@ -140,7 +140,7 @@ def test_compile_reaches_the_network_for_every_size(monkeypatch):
     asked = []
     monkeypatch.setattr(torch.nn.Module, "compile", lambda net, **how: asked.append((net, how)))
     engine = upscaler("span-x4", compile=True).engine
-    assert asked == [(net("span-x4").model, {"dynamic": True})] and engine.stoppable == ()
+    assert asked == [(net("span-x4").model, {"dynamic": True})] and not engine.stoppable
 
 
 def test_a_callback_hears_of_every_tile_and_stops():
@@ -265,9 +265,47 @@ def test_a_dtype_that_the_network_does_not_bear_is_refused():
         upscaler("denoiser", dtype="fp16")
 
 
-def test_it_is_not_sent_to_the_hub():
-    with pytest.raises(UserError, match="a file of another project"):
-        upscaler("span-x4").push_to_hub("someone/model")
+def test_it_is_neither_saved_as_a_folder_nor_sent_to_the_hub(tmp_path):
+    model = upscaler("span-x4")
+    for keep in (model.push_to_hub, model.save_pretrained):
+        with pytest.raises(UserError, match="span-x4.pth: a file of another project"):
+            keep(str(tmp_path / "model"))
+
+
+def test_a_revision_is_of_the_hub_alone(tmp_path):
+    with pytest.raises(UserError, match="so it has no revision"):
+        Upscaler.from_pretrained(written(tmp_path), revision="main")
+
+
+def test_its_repr_names_the_file_and_counts_its_weights():
+    count = sum(weights.numel() for weights in net("span-x4").model.parameters())
+    assert repr(upscaler("span-x4")) == (
+        f"Upscaler('span-x4.pth', scale=4, device='cpu', dtype='fp32', parameters={count})"
+    )
+
+
+def test_it_moves_between_precisions():
+    model, lr = upscaler("span-x4"), picture(9, 8)
+    before = model(lr)
+    assert not torch.equal(model.to("bf16")(lr), before)
+    assert torch.equal(model.to("fp32")(lr), before)
+
+
+def test_running_out_of_memory_ends_in_smaller_tiles(monkeypatch):
+    """In one piece, then in the same piece with whole windows, then in tiles, halved."""
+    model, lr = upscaler("windows-x2"), picture(40, 36)
+    wanted, enlarge, sizes = model(lr, tile=24, tile_pad=2), model.engine._enlarged, []
+
+    def small_only(x):
+        sizes.append(tuple(x.shape[-2:]))
+        if max(x.shape[-2:]) > 24:
+            raise torch.OutOfMemoryError
+        return enlarge(x)
+
+    monkeypatch.setattr(model.engine, "_enlarged", small_only)
+    made = model(lr, tile_pad=2)
+    assert sizes[:2] == [(40, 36), (40, 36)] and max(sizes[-1]) <= 24
+    assert psnr(made, wanted) > 40
 
 
 # --------------------------------------------------------------------------------- the commands
