@@ -67,7 +67,12 @@ def run(args: argparse.Namespace) -> int:
                 progress.write(str(result))
         finally:
             if args.json_report:
-                write_report(args.json_report, vars(args), plan, results)
+                write_report(
+                    args.json_report,
+                    vars(args) | asdict(upscaler.engine.settled(how)),
+                    plan,
+                    results,
+                )
     if not is_one:
         progress.write(summary(plan, results))
     failed = [f"failed: {result.error}\n" for result in results if result.status == "failed"]
