@@ -88,7 +88,9 @@ IMPORT_RULES = {
         (*MODEL, *root("training", "scoring.metrics")),
         ("torch", "numpy", "safetensors", "taming", "tqdm", "huggingface_hub"),
     ),
-    "ldm_dream.upscaling": May((*MODEL, *root("upscaling")), ("torch", "numpy", "PIL")),
+    "ldm_dream.upscaling": May(
+        (*MODEL, *root("upscaling")), ("torch", "numpy", "PIL", "typing_extensions")
+    ),
     "ldm_dream.interchange": May(
         (*MODEL, *root("interchange")), ("torch", "safetensors", "pydantic")
     ),
