@@ -12,7 +12,7 @@ from ldm_dream.config.files import validate
 from ldm_dream.config.model import AutoencoderConfig, PixelConfig, VQGANConfig
 from ldm_dream.config.run import AutoencoderRun, Run
 from ldm_dream.config.yaml_text import YamlError, parse_mapping, read_yaml
-from ldm_dream.errors import UserError
+from ldm_dream.errors import UserError, did_you_mean
 from ldm_dream.hub import ANYWHERE, PREFIX, HubError, Search, download, is_repo_id, repo_id_of
 
 BUNDLED = Path(__file__).parent / "weights"
@@ -85,7 +85,8 @@ def find_model(name_or_dir: str | Path, search: Search = ANYWHERE) -> Path:
         if local
         else ("a model of the hub may name a bundled model or another of the hub, no folder")
     )
-    raise ModelError(f"{name}: {what}; bundled are: {', '.join(bundled) or 'none'}.")
+    hint = did_you_mean(name, bundled, f"bundled are: {', '.join(bundled) or 'none'}.")
+    raise ModelError(f"{name}: {what}; {hint}")
 
 
 def _in_folder(folder: Path) -> Path | None:

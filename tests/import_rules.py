@@ -47,7 +47,7 @@ IMPORT_RULES = {
     "ldm_dream.errors": May(()),
     "ldm_dream.writing": May(root("errors")),
     "ldm_dream.heap": May(()),
-    "ldm_dream.cli": May(CONFIG),
+    "ldm_dream.cli": May((*CONFIG, *root("writing"))),
     "ldm_dream.hub": May(CONFIG, ("huggingface_hub",)),
     "ldm_dream.config": May(CONFIG, ("pydantic", "yaml")),
     "ldm_dream.data": May(
@@ -89,13 +89,13 @@ IMPORT_RULES = {
         ("torch", "numpy", "safetensors", "taming", "tqdm", "huggingface_hub"),
     ),
     "ldm_dream.upscaling": May(
-        (*MODEL, *root("upscaling")), ("torch", "numpy", "PIL", "typing_extensions")
+        (*MODEL, *root("upscaling")), ("torch", "numpy", "PIL", "tqdm", "typing_extensions")
     ),
     "ldm_dream.interchange": May(
         (*MODEL, *root("interchange")), ("torch", "safetensors", "pydantic")
     ),
     "ldm_dream.commands": May(ALL, ("torch", "numpy", "tqdm")),
-    "ldm_dream.commands.main": May(root("__init__", "cli", "commands")),
+    "ldm_dream.commands.main": May(root("__init__", "errors", "cli", "commands")),
     "ldm_dream.__main__": May(root("commands.main")),
     "dream_kernels": May(KERNELS, ("torch", "triton")),
     "tools": May(ALL, ("torch", "numpy", "tqdm")),

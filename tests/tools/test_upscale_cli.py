@@ -15,7 +15,6 @@ from ldm_dream.config.run import DiffusionRun
 from ldm_dream.data.images import Image, read_image, write_image
 from ldm_dream.model_folder import save_model
 from ldm_dream.networks import build_network
-from ldm_dream.upscaling import folder as batch
 from ldm_dream.upscaling.upscaler import Upscaler
 
 TOOL = Path(__file__).resolve().parents[2] / "tools/upscale.py"
@@ -142,12 +141,15 @@ def test_a_signal_ends_with_one_line_and_the_report_of_what_is_done(
 ):
     """As if it came while the second picture is upscaled."""
 
-    def read(path):
-        if path.name == "rgb.png":
-            os.kill(os.getpid(), number)
-        return read_image(path)
+    whole, calls = Upscaler.__call__, []
 
-    monkeypatch.setattr(batch, "read_image", read)
+    def call(*args, **options):
+        calls.append(args)
+        if len(calls) == 2:
+            os.kill(os.getpid(), number)
+        return whole(*args, **options)
+
+    monkeypatch.setattr(Upscaler, "__call__", call)
     code, out, err = upscale(
         "-i", photos, "-o", tmp_path / "out", "-n", model, "--json-report", tmp_path / "report.json"
     )

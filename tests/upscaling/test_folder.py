@@ -1,5 +1,6 @@
 import json
 import os
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pytest
 from PIL import Image as PillowImage
 
 from ldm_dream.data.images import Image, ImageError, read_image, write_image
+from ldm_dream.upscaling import folder as upscaling
 from ldm_dream.upscaling.folder import Work, summary, upscale_all, write_report
 from ldm_dream.upscaling.planning import BatchError, Job, Naming, Plan, check_places, plan_jobs
 from ldm_dream.writing import WriteError
@@ -340,3 +342,117 @@ def test_the_report_is_no_file_of_the_model_in_use(folder, tmp_path):
         check_places(plan, model / "model.safetensors", model)
     check_places(plan, model / "report.json", model)
     assert (model / "model.safetensors").read_text() == "weights"
+
+
+# ---------------------------------------------------------------------------------------- overlap
+
+
+@pytest.fixture
+def steps(monkeypatch):
+    """("read" | "write", name) -> an event that is set when that step begins; `hold` names what a
+    step waits for, until it gives up after 20 s.
+    """
+
+    class Steps(dict):
+        hold: dict = {}
+
+        def __missing__(self, key):
+            return self.setdefault(key, threading.Event())
+
+        def begin(self, step, path):
+            self[step, path.name].set()
+            if step_needed := self.hold.get((step, path.name)):
+                assert self[step_needed].wait(20), f"{step_needed} does not begin"
+
+    steps = Steps()
+
+    def read(path):
+        steps.begin("read", path)
+        return read_image(path)
+
+    def write(path, image):
+        steps.begin("write", path)
+        write_image(path, image)
+
+    monkeypatch.setattr(upscaling, "read_image", read)
+    monkeypatch.setattr(upscaling, "write_image", write)
+    return steps
+
+
+@pytest.fixture
+def four(tmp_path):
+    for number, name in enumerate(("1.png", "2.png", "3.png", "4.png")):
+        write_image(tmp_path / "in" / name, picture(3 + number, 5))
+    return plan_jobs(tmp_path / "in", tmp_path / "out").jobs
+
+
+def test_reading_computing_and_writing_overlap(four, steps):
+    """The first picture is written while the second is computed and the third is read."""
+    steps.hold = {("write", "1.png"): ("compute", "2.png")}
+
+    def compute(image):
+        if image.pixels.shape[0] == 4:
+            steps["compute", "2.png"].set()
+            assert steps["write", "1.png"].wait(20) and steps["read", "3.png"].wait(20)
+            assert not steps["read", "4.png"].wait(0.2)  # one picture ahead, not more
+        return double(image)
+
+    results = list(upscale_all(four, Work(compute, 2)))
+    assert [(Path(r.source).name, r.status) for r in results] == [
+        (job.source.name, "done") for job in four
+    ]
+    for job in four:
+        wanted = double(read_image(job.source)).pixels
+        assert np.array_equal(read_image(job.target).pixels, wanted)
+
+
+def test_a_large_picture_is_alone(four, steps, monkeypatch):
+    monkeypatch.setattr(upscaling, "LARGE", 4 * 5 * 4 - 1)  # the second, third and fourth
+
+    def compute(image):
+        if image.pixels.shape[0] in (4, 5):
+            follower = {4: "3.png", 5: "4.png"}[image.pixels.shape[0]]
+            assert not steps["read", follower].wait(0.2)
+        return double(image)
+
+    for before, result in enumerate(upscale_all(four, Work(compute, 2))):
+        assert result.status == "done"
+        assert len(list(four[0].target.parent.iterdir())) == before + 1
+
+
+@pytest.mark.parametrize("stop", [KeyboardInterrupt, ZeroDivisionError])
+def test_what_is_computed_is_written_and_told_before_a_stop(four, steps, stop):
+    steps.hold = {("write", "1.png"): ("compute", "2.png")}
+
+    def compute(image):
+        if image.pixels.shape[0] == 4:
+            steps["compute", "2.png"].set()
+            raise stop
+        return double(image)
+
+    told, noted = [], []
+    work = Work(compute, 2, note=lambda job, result: noted.append(job))
+    with pytest.raises(stop):
+        told.extend(upscale_all(four, work))
+    assert [path.name for path in four[0].target.parent.iterdir()] == ["1.png"]
+    assert noted == four[:1]
+
+    told = []
+    with pytest.raises(stop):
+        for result in upscale_all(four, work):
+            told.append(result.status)
+    assert told == ["done"]
+
+
+def test_a_picture_that_is_written_is_told_before_the_next_is_computed(four):
+    computed = []
+
+    def compute(image):
+        computed.append(image)
+        threading.Event().wait(0.3)
+        return double(image)
+
+    work = Work(compute, 2)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(upscaling, "PATIENCE", 50)
+        assert next(upscale_all(four, work)).status == "done" and len(computed) == 1
