@@ -145,6 +145,14 @@ def test_another_thread_is_not_stopped(often):
     assert torch.equal(made[0], whole)
 
 
+def test_within_what_is_compiled_nothing_asks(often):
+    """A compiled or recorded network must not see the mode that asks."""
+    upscaler, image, heard = make(), pictures()["noise"][:, :20, :20], Heard(looks=False)
+    upscaler.engine.stoppable = False
+    upscaler(image, callback=heard)
+    assert [count[0] for count in heard.counts] == list(range(heard.counts[-1][1] + 1))
+
+
 def test_an_error_of_the_callback_is_its_own():
     def fails(*_):
         raise ZeroDivisionError
