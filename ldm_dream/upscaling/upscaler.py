@@ -196,8 +196,8 @@ class Upscaler:
         scale: any number above 0; None = the model's own. The model enlarges by its own scale;
         another size is made from that by bicubic, so a scale above the model's adds no further
         detail. IDM enlarges by any scale from 1 to its `max_scale` itself, where the picture is
-        taken whole. callback(done, total, preview): after each network call of all pictures and a
-        few times a second, preview() being the picture as far as it is, or None; returning False
+        taken whole. callback(done, total, preview): after each network call of all pictures and up
+        to ten times a second, preview() being the picture as far as it is, or None; returning False
         stops. options: see `Options`. Alpha is enlarged by bicubic. Raises UpscaleError or
         SamplerError for an option, ImageError for a picture that is not possible, Stopped.
         """
