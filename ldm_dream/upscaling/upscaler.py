@@ -230,8 +230,8 @@ class Upscaler:
                 watch.begin(layout.calls, look, layout.frame.crop)
                 try:
                     with memory_errors():
-                        made = self._made(layout, how, watch)
-                        self._draw(made, layout.frame, how, canvas)
+                        # no name for what is made: it would be held while less is tried
+                        self._draw(self._made(layout, how, watch), layout.frame, how, canvas)
                     return canvas.picture()
                 except torch.OutOfMemoryError:
                     layout = with_less_memory(self.engine, layout, how)
