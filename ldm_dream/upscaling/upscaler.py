@@ -230,7 +230,7 @@ class Upscaler:
                 watch.begin(layout.calls, look, layout.frame.crop)
                 try:
                     with memory_errors():
-                        # no name for what is made: it would be held while less is tried
+                        # without a name, which would hold it while less is tried
                         self._draw(self._made(layout, how, watch), layout.frame, how, canvas)
                     return canvas.picture()
                 except torch.OutOfMemoryError:
