@@ -150,7 +150,11 @@ def _files(group: argparse._ArgumentGroup) -> None:
 
 
 def _machine(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
+    group.add_argument(
+        "--device",
+        default="auto",
+        help="auto, cpu, cuda, xpu, mps, or one with :N, as cuda:1 (default: auto)",
+    )
     group.add_argument(
         "--dtype", choices=("auto", "fp32", "bf16", "fp16"), default="auto", help="(default: auto)"
     )

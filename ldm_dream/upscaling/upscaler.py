@@ -201,10 +201,10 @@ class Upscaler:
         height or megapixels. The model enlarges by its own scale; another size is made from that
         by bicubic, so a scale above the model's adds no further detail. IDM enlarges by any scale
         from 1 to its `max_scale` itself, where the picture is taken whole. callback(done, total,
-        preview): after each network call of all pictures and a few times a second, preview() being
-        the picture as far as it is, or None; returning False stops. options: see `Options`. Alpha
-        is enlarged by bicubic. Raises UpscaleError or SamplerError for an option, ImageError for a
-        picture that is not possible, Stopped.
+        preview): after each network call of all pictures and up to ten times a second, preview()
+        being the picture as far as it is, or None; returning False stops. options: see `Options`.
+        Alpha is enlarged by bicubic. Raises UpscaleError or SamplerError for an option, ImageError
+        for a picture that is not possible, Stopped.
         """
         how = Options(**options)
         asked = how.size(self.engine.scale, scale)
@@ -230,8 +230,8 @@ class Upscaler:
                 watch.begin(layout.calls, look, layout.frame.crop)
                 try:
                     with memory_errors():
-                        made = self._made(layout, how, watch)
-                        self._draw(made, layout.frame, how, canvas)
+                        # without a name, which would hold it while less is tried
+                        self._draw(self._made(layout, how, watch), layout.frame, how, canvas)
                     return canvas.picture()
                 except torch.OutOfMemoryError:
                     layout = with_less_memory(self.engine, layout, how)
