@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from contextlib import ExitStack
 from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
@@ -30,7 +31,7 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def run(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace, last: ExitStack) -> int:
     sources = [*args.inputs, *args.input]
     if not sources:
         raise UserError("no picture is given; name pictures and folders of them before -o.")
@@ -56,19 +57,17 @@ def run(args: argparse.Namespace) -> int:
     work = Work(upscale, scale, args.skip_existing, args.metadata == "keep")
     expected = forecast(plan.jobs, scale, args.skip_existing)
     results, is_one = [], is_one_picture(sources)
+    if args.json_report:
+        del args.inputs  # which are among the sources
+        settings = vars(args) | {"input": [shown(path) for path in sources]}
+        last.callback(write_report, args.json_report, settings, plan, results)
     with Progress(expected.pixels, expected.pictures, calls, args.quiet) as progress:
         if expected.is_large or progress.is_bar:
             progress.tell(f"{expected}.")
         work = replace(work, upscale=progress.watching(work.upscale))
-        try:
-            for result in upscale_all(plan.jobs, work):
-                results.append(result)
-                progress.write(str(result))
-        finally:
-            if args.json_report:
-                settings = vars(args) | {"input": [shown(path) for path in sources]}
-                settings.pop("inputs")
-                write_report(args.json_report, settings, plan, results)
+        for result in upscale_all(plan.jobs, work):
+            results.append(result)
+            progress.write(str(result))
     if not is_one:
         progress.write(summary(plan, results))
     failed = [f"failed: {result.error}\n" for result in results if result.status == "failed"]
@@ -79,5 +78,5 @@ def run(args: argparse.Namespace) -> int:
 def main(words: list[str] | None = None) -> None:
     args = build_parser().parse_args(words)
     stays = f"every picture in {shown(args.output)} is whole; --skip-existing goes on from there"
-    with user_errors(), stoppable(stays):
-        raise SystemExit(run(args))
+    with user_errors(), stoppable(stays) as last:
+        raise SystemExit(run(args, last))

@@ -84,7 +84,13 @@ def _how(group: argparse._ArgumentGroup) -> None:
         default="dream-latent-x4-tiny",
         help="bundled model, model folder or hf:owner/name (default: %(default)s)",
     )
-    group.add_argument("--list-models", action=ListModels, nargs=0, help="the bundled models")
+    group.add_argument(
+        "--list-models",
+        action=ListModels,
+        nargs=0,
+        default=argparse.SUPPRESS,
+        help="print the bundled models",
+    )
     group.add_argument(
         "-s",
         "--scale",
