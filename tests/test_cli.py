@@ -10,7 +10,7 @@ import time
 import pytest
 
 from ldm_dream.cli import command_line, stoppable, user_errors
-from ldm_dream.commands.main import main
+from ldm_dream.commands.main import COMMANDS, main
 from ldm_dream.errors import UserError, shown
 
 
@@ -178,3 +178,13 @@ def test_a_signal_of_a_forked_worker_ends_the_worker_alone(capsys):
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
         time.sleep(1)
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_help_has_examples_and_exit_statuses_in_100_columns(capsys, monkeypatch, name):
+    monkeypatch.setenv("COLUMNS", "100")
+    with pytest.raises(SystemExit) as stop:
+        main([name, "--help"])
+    text = capsys.readouterr().out
+    assert stop.value.code == 0 and f"\nexamples:\n  ldm-dream {name}" in text
+    assert "\nexit status:\n  0 " in text and max(map(len, text.splitlines())) <= 100

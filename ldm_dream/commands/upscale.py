@@ -3,11 +3,11 @@
 examples:
   ldm-dream upscale photo.png -o photo-x4.png
   ldm-dream upscale holiday family/*.jpg -o larger --ext png --suffix _x4
-  ldm-dream upscale -i photos -o out --recursive --skip-existing -s 3 --json-report out/report.json
+  ldm-dream upscale photos -o out --recursive --skip-existing -s 3 --json-report out/report.json
 
 exit status:
-  0 all done, 1 some of several pictures failed (listed at the end), 2 a mistake in the command or in
-  the one picture given, 130 or 143 stopped by Ctrl-C or SIGTERM
+  0 all done, 1 some of several pictures failed (listed at the end), 2 a mistake in the command or
+  in the one picture given, 130 or 143 stopped by Ctrl-C or SIGTERM
 """
 
 from __future__ import annotations
@@ -36,8 +36,9 @@ def run(args: argparse.Namespace, last: ExitStack) -> int:
     if not sources:
         raise UserError("no picture is given; name pictures and folders of them before -o.")
     if sys.stderr.isatty() and not args.quiet:
-        names = some([shown(path) for path in sources], 3)
-        sys.stderr.write(f"{names} -> {shown(args.output)}: loading {shown(args.model)}\n")
+        sys.stderr.write(
+            f"{some([*map(shown, sources)], 3)} -> {shown(args.output)}: loading {shown(args.model)}\n"
+        )
     # here, so that --help and the first line come without torch
     from ldm_dream.upscaling.engine import Options
     from ldm_dream.upscaling.folder import Work, summary, upscale_all, write_report
@@ -58,8 +59,8 @@ def run(args: argparse.Namespace, last: ExitStack) -> int:
     expected = forecast(plan.jobs, scale, args.skip_existing)
     results, is_one = [], is_one_picture(sources)
     if args.json_report:
-        del args.inputs  # which are among the sources
-        settings = vars(args) | {"input": [shown(path) for path in sources]}
+        settings = {key: value for key, value in vars(args).items() if key != "inputs"}
+        settings["input"] = [*map(shown, sources)]
         last.callback(write_report, args.json_report, settings, plan, results)
     with Progress(expected.pixels, expected.pictures, calls, args.quiet) as progress:
         if expected.is_large or progress.is_bar:
