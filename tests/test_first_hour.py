@@ -43,6 +43,7 @@ SMALL = {  # of the SR3 configs, in place of the published network
 NOT_RUN = {
     "ldm-dream import": "wants published weights; tests/interchange has their layouts",
     "ldm-dream upscale photos -o out -n models/resshift-4x": "wants published weights",
+    "ldm-dream upscale photos -o out -n 4x-model.pth": "wants weights of another project",
     "python -m benchmarks all --device cuda": "wants a GPU",
 }
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 import argparse
 import sys
 from contextlib import ExitStack
-from dataclasses import fields, replace
+from dataclasses import asdict, fields, replace
 from functools import partial
 from pathlib import Path
 
@@ -32,7 +32,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def run(args: argparse.Namespace, last: ExitStack) -> int:
-    sources = [*args.inputs, *args.input]
+    sources = args.input = [*vars(args).pop("inputs"), *args.input]
     if not sources:
         raise UserError("no picture is given; name pictures and folders of them before -o.")
     if sys.stderr.isatty() and not args.quiet:
@@ -40,6 +40,7 @@ def run(args: argparse.Namespace, last: ExitStack) -> int:
             f"{some([*map(shown, sources)], 3)} -> {shown(args.output)}: loading {shown(args.model)}\n"
         )
     # here, so that --help and the first line come without torch
+    from ldm_dream.data.images import check_quality
     from ldm_dream.upscaling.engine import Options
     from ldm_dream.upscaling.folder import Work, summary, upscale_all, write_report
     from ldm_dream.upscaling.forecast import forecast
@@ -49,18 +50,17 @@ def run(args: argparse.Namespace, last: ExitStack) -> int:
 
     plan = plan_jobs(sources, args.output, args.recursive, Naming(args.suffix, args.ext))
     check_places(plan, args.json_report, Path(args.model))
+    check_quality(args.quality, [job.target for job in plan.jobs])
+    how = Options(**{field.name: getattr(args, field.name) for field in fields(Options)})
+    how.size(1, args.scale)  # what is not possible ends here
     upscaler = Upscaler.from_pretrained(args.model, args.device, args.dtype, args.compile)
-    scale = upscaler.scale if args.scale is None else args.scale
-    options = {field.name: getattr(args, field.name) for field in fields(Options)}
-    options["tile"] = args.tile or None
-    calls = upscaler.engine.calls(Options(**options))
-    upscale = partial(upscaler, scale=scale, **options)
-    work = Work(upscale, scale, args.skip_existing, args.metadata == "keep")
-    expected = forecast(plan.jobs, scale, args.skip_existing)
+    calls, size = upscaler.engine.calls(how), how.size(upscaler.scale, args.scale)
+    upscale = partial(upscaler, scale=args.scale, **asdict(how))
+    work = Work(upscale, size, args.skip_existing, args.metadata == "keep", args.quality)
+    expected = forecast(plan.jobs, size, args.skip_existing)
     results, is_one = [], is_one_picture(sources)
     if args.json_report:
-        settings = {key: value for key, value in vars(args).items() if key != "inputs"}
-        settings["input"] = [*map(shown, sources)]
+        settings = vars(args) | asdict(upscaler.engine.settled(how))
         last.callback(write_report, args.json_report, settings, plan, results)
     with Progress(expected.pixels, expected.pictures, calls, args.quiet) as progress:
         if expected.is_large or progress.is_bar:

@@ -12,7 +12,7 @@ NOT_HERE = {  # options of Real-ESRGAN -> why there is none here
     "--denoise_strength": "a model here has one strength",
     "-dn": "a model here has one strength",
     "--alpha_upsampler": "transparency is always enlarged by bicubic",
-    "-m": "-n takes the folder of a model as well as a name",
+    "-m": "-n takes the folder or the file of a model as well as a name",
     "-j": "OMP_NUM_THREADS says how many threads work",
     "-x": "a picture is computed once here",
 }
@@ -82,7 +82,8 @@ def _how(group: argparse._ArgumentGroup) -> None:
         "-n",
         "--model",
         default="dream-latent-x4-tiny",
-        help="bundled model, model folder or hf:owner/name (default: %(default)s)",
+        help="bundled model, model folder, hf:owner/name, or a .pth or .safetensors file that "
+        "spandrel knows (default: %(default)s)",
     )
     group.add_argument(
         "--list-models",
@@ -98,6 +99,16 @@ def _how(group: argparse._ArgumentGroup) -> None:
         help="output size over input size, any number (default: the model's)",
     )
     group.add_argument(
+        "--width",
+        type=int,
+        metavar="PX",
+        help="of the output, instead of a scale; with --height the output fits into both",
+    )
+    group.add_argument("--height", type=int, metavar="PX", help="likewise")
+    group.add_argument(
+        "--megapixels", type=float, metavar="N", help="of the output, instead of a scale, e.g. 24"
+    )
+    group.add_argument(
         "--steps", type=int, metavar="N", help="sampling steps (default: the model's)"
     )
     group.add_argument(
@@ -105,14 +116,11 @@ def _how(group: argparse._ArgumentGroup) -> None:
         metavar="S",
         help="ancestral, ddim, dpm-solver++ or resshift (default: the model's)",
     )
-    group.add_argument(
-        "--seed", type=int, default=0, metavar="N", help="same seed, same picture (default: 0)"
-    )
+    group.add_argument("--seed", type=int, metavar="N", help="same seed, same picture (default: 0)")
     group.add_argument(
         "--color-fix",
         choices=("none", "wavelet", "adain"),
-        default="wavelet",
-        help="(default: wavelet)",
+        help="(default: wavelet; for a file of another project none)",
     )
 
 
@@ -121,6 +129,12 @@ def _files(group: argparse._ArgumentGroup) -> None:
         "--ext",
         default="auto",
         help="format: auto (as the input), png, jpg, webp, tif, avif",
+    )
+    group.add_argument(
+        "--quality",
+        type=int,
+        metavar="N",
+        help="of JPEG, WebP and AVIF, 1 to 100 (default: 95, 95, 85; a lossless WebP stays lossless)",
     )
     group.add_argument("--suffix", default="", help="added to names before the extension, e.g. _x4")
     group.add_argument(
@@ -149,8 +163,7 @@ def _machine(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "-t",
         "--tile",
-        type=int,
-        default=0,
+        type=_tile,
         metavar="TILE_PX",
         help="side of a tile in input pixels (default: 0, automatic)",
     )
@@ -204,6 +217,10 @@ def _peer(group: argparse._ArgumentGroup) -> None:
             default=argparse.SUPPRESS,
             help=argparse.SUPPRESS,
         )
+
+
+def _tile(side: str) -> int | None:
+    return int(side) or None
 
 
 def _gpu(number: str) -> str:

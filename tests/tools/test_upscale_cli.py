@@ -17,7 +17,6 @@ from ldm_dream.data.images import Image, read_image, write_image
 from ldm_dream.errors import UserError
 from ldm_dream.model_folder import save_model
 from ldm_dream.networks import build_network
-from ldm_dream.upscaling import folder as batch
 from ldm_dream.upscaling import forecast, progress
 from ldm_dream.upscaling.upscaler import Upscaler
 
@@ -97,7 +96,8 @@ def test_a_folder_with_a_bad_file_is_done_to_the_end_and_exits_1(model, photos, 
     entries = json.loads(report.read_text())
     assert entries["settings"]["input"] == [str(photos)]
     assert [p["status"] for p in entries["pictures"]] == ["done", "failed", "done"]
-    assert entries["settings"]["scale"] == 3 and entries["settings"]["seed"] == 0
+    used = ("scale", "seed", "steps", "sampler", "color_fix")
+    assert [entries["settings"][name] for name in used] == [3, 0, 2, "ancestral", "wavelet"]
 
     _, out, _ = upscale(*options, "--skip-existing")
     assert out.splitlines()[-1] == "2 skipped, 1 failed"
@@ -121,6 +121,20 @@ def test_one_picture_to_a_file_name_exits_0(model, photos, tmp_path, upscale):
 
 
 @pytest.mark.parametrize(
+    "asked, size",
+    [
+        ({"--width": 9}, (16, 9)),
+        ({"--width": 9, "--height": 9}, (9, 5)),
+        ({"--megapixels": 1e-4}, (13, 8)),
+    ],
+)
+def test_a_result_has_the_size_that_was_asked_for(model, photos, tmp_path, upscale, asked, size):
+    words = (word for pair in asked.items() for word in pair)
+    code, *_ = upscale("-i", photos / "rgb.png", "-o", tmp_path / "x.png", "-n", model, *words)
+    assert code == 0 and read_image(tmp_path / "x.png").pixels.shape[:2] == size
+
+
+@pytest.mark.parametrize(
     "changed, says",
     [
         ({"-i": "none.png"}, "no such file or folder"),
@@ -130,6 +144,8 @@ def test_one_picture_to_a_file_name_exits_0(model, photos, tmp_path, upscale):
         ({"--steps": "99"}, "steps=99"),
         ({"--sampler": "euler"}, "euler"),
         ({"--scale": "-1"}, "scale=-1"),
+        ({"--scale": "2", "--width": "9"}, "scale=2.0 and width=9"),
+        ({"--height": "0"}, "height=0"),
         ({"--device": "tpu"}, "device='tpu'"),
     ],
 )
@@ -148,12 +164,15 @@ def test_a_signal_ends_with_one_line_and_the_report_of_what_is_done(
 ):
     """As if it came while the second picture is upscaled."""
 
-    def read(path):
-        if path.name == "rgb.png":
-            os.kill(os.getpid(), number)
-        return read_image(path)
+    whole, calls = Upscaler.__call__, []
 
-    monkeypatch.setattr(batch, "read_image", read)
+    def call(*args, **options):
+        calls.append(args)
+        if len(calls) == 2:
+            os.kill(os.getpid(), number)
+        return whole(*args, **options)
+
+    monkeypatch.setattr(Upscaler, "__call__", call)
     code, out, err = upscale(
         "-i", photos, "-o", tmp_path / "out", "-n", model, "--json-report", tmp_path / "report.json"
     )
@@ -163,6 +182,23 @@ def test_a_signal_ends_with_one_line_and_the_report_of_what_is_done(
     report = json.loads((tmp_path / "report.json").read_text())
     assert [p["status"] for p in report["pictures"]] == ["done"]
     assert report["summary"] == "1 done, 1 not reached"
+
+
+def test_no_model_is_loaded_for_the_one_picture_that_is_none(
+    photos, tmp_path, upscale, monkeypatch
+):
+    monkeypatch.setattr(Upscaler, "from_pretrained", lambda *_: pytest.fail("loaded"))
+    (photos / "notes.png").write_text("not a picture")
+    code, _, err = upscale("-i", photos / "notes.png", "-o", tmp_path / "out")
+    assert code == 2 and "not a picture" in err and len(err.splitlines()) == 1
+
+
+def test_a_quality_that_no_output_has_is_said_before_a_model_is_loaded(
+    photos, tmp_path, upscale, monkeypatch
+):
+    monkeypatch.setattr(Upscaler, "from_pretrained", lambda *_: pytest.fail("loaded"))
+    code, _, err = upscale("-i", photos, "-o", tmp_path / "out", "--quality", 80)
+    assert code == 2 and "quality=80 changes nothing in TIFF and PNG" in err
 
 
 def test_no_output_takes_an_inputs_place_and_nothing_is_loaded_first(
@@ -241,13 +277,13 @@ def test_space_and_time_are_said_before_a_long_folder(
     assert upscale(*options)[2] == ""
     monkeypatch.setattr(forecast, "LARGE", 100)
     monkeypatch.setattr(progress, "LONG", 0.0)
-    said = []
+    whole, said = Upscaler.__call__, []
 
-    def read(path):
+    def call(*args, **options):
         said.extend(capsys.readouterr().err.splitlines())
-        return read_image(path)
+        return whole(*args, **options)
 
-    monkeypatch.setattr(batch, "read_image", read)
+    monkeypatch.setattr(Upscaler, "__call__", call)
     assert upscale(*options)[0] == 0
     space, left = said  # before the first picture and before the second
     assert "2 pictures of 0.0 megapixels become 0.0 megapixels, about " in space
