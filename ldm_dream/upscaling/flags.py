@@ -85,7 +85,13 @@ def _how(group: argparse._ArgumentGroup) -> None:
         help="bundled model, model folder, hf:owner/name, or a .pth or .safetensors file that "
         "spandrel knows (default: %(default)s)",
     )
-    group.add_argument("--list-models", action=ListModels, nargs=0, help="the bundled models")
+    group.add_argument(
+        "--list-models",
+        action=ListModels,
+        nargs=0,
+        default=argparse.SUPPRESS,
+        help="print the bundled models",
+    )
     group.add_argument(
         "-s",
         "--scale",
