@@ -6,10 +6,10 @@
 The picture is mirrored on all sides first, up to whole attention windows, and cropped afterwards,
 so every size works and networks meet no border where the picture has one. A small picture takes
 this way in one piece. Another goes in bands (`in_tiles.py`): of it only the LR picture and the
-result are held whole, both in the depth they came in, and accelerator memory depends on the size
-of tiles, on how many are made at a time, and on the picture's width. Colours and size are set in
-strips either way, which changes no number. What a model is like is its engine's matter
-(`diffusion.py`).
+result are held whole, both in the depth they came in, a large result that is for a file on the disk
+(`data/scratch.py`). Accelerator memory depends on the size of tiles, on how many are made at a time,
+and on the picture's width. Colours and size are set in strips either way, which changes no number.
+What a model is like is its engine's matter (`diffusion.py`).
 """
 
 from __future__ import annotations
