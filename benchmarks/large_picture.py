@@ -23,6 +23,7 @@ from torch import Tensor
 
 from ldm_dream.data.images import Image, write_image
 from ldm_dream.heap import give_back_freed_memory
+from ldm_dream.upscaling.diffusion import Diffusion
 from ldm_dream.upscaling.upscaler import Upscaler
 from ldm_dream.upscaling.watch import Stopped
 
@@ -70,8 +71,10 @@ def main(args: argparse.Namespace) -> None:
     upscaler = Upscaler.from_pretrained(device="cpu")
     if args.networks == "free":
         torch.set_num_threads(1)
-        upscaler.engine.autoencoder = FreeAutoencoder()  # pyright: ignore[reportAttributeAccessIssue]
-        upscaler.engine.denoiser.call = lambda z_t, emb, *inputs: z_t[:, : FreeAutoencoder.channels]
+        engine = upscaler.engine
+        assert isinstance(engine, Diffusion)
+        engine.autoencoder = FreeAutoencoder()  # pyright: ignore[reportAttributeAccessIssue]
+        engine.denoiser.call = lambda z_t, emb, *inputs: z_t[:, : FreeAutoencoder.channels]
     rng = np.random.default_rng(0)
     picture = rng.integers(0, 256, (args.height, args.width, 3), dtype=np.uint8)
     lines = Lines(args.minutes)

@@ -1,7 +1,8 @@
 """Open a web page on this machine that makes pictures larger.
 
-    ldm-dream app
-    ldm-dream app -n dream-latent-x4-tiny -n runs/mine --port 8000
+examples:
+  ldm-dream app
+  ldm-dream app -n dream-latent-x4-tiny -n runs/mine --port 8000
 
 Needs pip install 'ldm_dream[app]'. Ctrl-C ends the page and deletes what its visitors gave and
 got. Exit status: 2 a mistake in the command, 130 or 143 ended by Ctrl-C or
@@ -53,8 +54,9 @@ def build_parser() -> argparse.ArgumentParser:
 def run(args: argparse.Namespace) -> None:
     print("starting the page ...", flush=True)
     # here, so that --help answers without torch
-    from ldm_dream.app.server import Place, load_models, serving
+    from ldm_dream.app.server import Place, load_models, need_gradio, serving
 
+    need_gradio()
     place = Place(args.host, args.port, args.max_upload, args.open)
     models = load_models(args.model or ["dream-latent-x4-tiny"], args.device, args.dtype)
     with serving(models, place) as url:

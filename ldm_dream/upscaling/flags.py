@@ -12,7 +12,7 @@ NOT_HERE = {  # options of Real-ESRGAN -> why there is none here
     "--denoise_strength": "a model here has one strength",
     "-dn": "a model here has one strength",
     "--alpha_upsampler": "transparency is always enlarged by bicubic",
-    "-m": "-n takes the folder of a model as well as a name",
+    "-m": "-n takes the folder or the file of a model as well as a name",
     "-j": "OMP_NUM_THREADS says how many threads work",
     "-x": "a picture is computed once here",
 }
@@ -82,9 +82,16 @@ def _how(group: argparse._ArgumentGroup) -> None:
         "-n",
         "--model",
         default="dream-latent-x4-tiny",
-        help="bundled model, model folder or hf:owner/name (default: %(default)s)",
+        help="bundled model, model folder, hf:owner/name, or a .pth or .safetensors file that "
+        "spandrel knows (default: %(default)s)",
     )
-    group.add_argument("--list-models", action=ListModels, nargs=0, help="the bundled models")
+    group.add_argument(
+        "--list-models",
+        action=ListModels,
+        nargs=0,
+        default=argparse.SUPPRESS,
+        help="print the bundled models",
+    )
     group.add_argument(
         "-s",
         "--scale",
@@ -109,14 +116,11 @@ def _how(group: argparse._ArgumentGroup) -> None:
         metavar="S",
         help="ancestral, ddim, dpm-solver++ or resshift (default: the model's)",
     )
-    group.add_argument(
-        "--seed", type=int, default=0, metavar="N", help="same seed, same picture (default: 0)"
-    )
+    group.add_argument("--seed", type=int, metavar="N", help="same seed, same picture (default: 0)")
     group.add_argument(
         "--color-fix",
         choices=("none", "wavelet", "adain"),
-        default="wavelet",
-        help="(default: wavelet)",
+        help="(default: wavelet; for a file of another project none)",
     )
 
 
@@ -152,7 +156,11 @@ def _files(group: argparse._ArgumentGroup) -> None:
 
 
 def _machine(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
+    group.add_argument(
+        "--device",
+        default="auto",
+        help="auto, cpu, cuda, xpu, mps, or one with :N, as cuda:1 (default: auto)",
+    )
     group.add_argument(
         "--dtype", choices=("auto", "fp32", "bf16", "fp16"), default="auto", help="(default: auto)"
     )

@@ -88,7 +88,8 @@ def unpack(picture: object) -> Pixels:
     if isinstance(picture, Tensor):
         return _unpack_tensor(picture)
     raise ImageError(
-        f"a picture of type {type(picture).__name__} is not supported; give PIL, numpy or a torch tensor."
+        f"a picture of type {type(picture).__name__} is not supported; "
+        "give the path of a file, PIL, numpy, a torch tensor, or a list of these."
     )
 
 
