@@ -19,9 +19,9 @@ from ldm_dream.upscaling.tiling import Tiles
 log = logging.getLogger(__name__)
 
 # LR pixels: tile=None takes a picture of up to 256 x 256 pixels whole, a larger one in tiles of
-# that side; a very large one in smaller tiles, since its rows of tiles take memory too: with context
-# 192, which windows of 32 divide
-AUTO_TILE, VERY_LARGE, SMALL_TILE = 256, 2**22, 184
+# that side; a very large one in smaller tiles, since its rows of tiles take memory too (with 184, a
+# picture 12000 pixels wide held 2.6 GB)
+AUTO_TILE, VERY_LARGE, SMALL_TILE = 256, 2**22, 128
 
 
 @dataclass(frozen=True)
