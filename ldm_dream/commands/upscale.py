@@ -15,6 +15,9 @@ from pathlib import Path
 
 from ldm_dream.cli import EXIT_USER_ERROR, command_line, stoppable, user_errors
 
+# options in which the processes of a shared run may differ
+OF_A_PROCESS = ("output", "device", "json_report", "skip_existing", "share")
+
 
 def build_parser() -> argparse.ArgumentParser:
     parser = command_line("upscale", __doc__)
@@ -107,6 +110,11 @@ def build_parser() -> argparse.ArgumentParser:
         "--skip-existing", action="store_true", help="leave out pictures whose output is there"
     )
     parser.add_argument(
+        "--share",
+        action="store_true",
+        help="share the pictures with other processes of this command, which torchrun implies",
+    )
+    parser.add_argument(
         "--ext",
         default="auto",
         help="format of the outputs: auto (as the input), png, jpg, webp, tif, avif",
@@ -131,13 +139,16 @@ def run(args: argparse.Namespace) -> int:
     from tqdm import tqdm
 
     from ldm_dream.upscaling.engine import Options
-    from ldm_dream.upscaling.folder import Work, summary, upscale_all, write_report
+    from ldm_dream.upscaling.folder import Result, Work, summary, upscale_all, write_report
     from ldm_dream.upscaling.planning import Naming, check_places, plan_jobs
+    from ldm_dream.upscaling.shards import SharedRun, device_of_rank, is_under_torchrun, take_part
     from ldm_dream.upscaling.upscaler import Upscaler
 
     plan = plan_jobs(args.input, args.output, args.recursive, Naming(args.suffix, args.ext))
     check_places(plan, args.json_report, Path(args.model))
-    upscaler = Upscaler.from_pretrained(args.model, args.device, args.dtype, args.compile)
+    upscaler = Upscaler.from_pretrained(
+        args.model, device_of_rank(args.device), args.dtype, args.compile
+    )
     scale = upscaler.scale if args.scale is None else args.scale
     options = {field.name: getattr(args, field.name) for field in fields(Options)}
     work = Work(
@@ -146,6 +157,18 @@ def run(args: argparse.Namespace) -> int:
         args.skip_existing,
         args.metadata == "keep",
     )
+    if args.share or is_under_torchrun():
+        shared = SharedRun(
+            args.output, {k: v for k, v in vars(args).items() if k not in OF_A_PROCESS}
+        )
+
+        def report(results: list[Result]) -> None:
+            if args.json_report:
+                write_report(args.json_report, vars(args), plan, results)
+            print(summary(plan, results), flush=True)
+
+        results = take_part(shared, plan, work, report, partial(print, flush=True))
+        return int(any(result.status == "failed" for result in results))
     results = []
     try:
         for result in tqdm(
