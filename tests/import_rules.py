@@ -87,6 +87,9 @@ IMPORT_RULES = {
         ("torch", "numpy", "safetensors", "taming", "tqdm", "huggingface_hub"),
     ),
     "ldm_dream.upscaling": May((*MODEL, *root("upscaling")), ("torch", "numpy", "PIL")),
+    "ldm_dream.upscaling.ray": May(
+        (*MODEL, *root("upscaling")), ("torch", "numpy", "ray", "pyarrow")
+    ),
     "ldm_dream.interchange": May(
         (*MODEL, *root("interchange")), ("torch", "safetensors", "pydantic")
     ),
