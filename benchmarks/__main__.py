@@ -94,6 +94,35 @@ def build_parser() -> argparse.ArgumentParser:
     quality.add_argument("--color-fix", choices=("none", "wavelet", "adain"), default="none")
     quality.add_argument("--lpips-weights", metavar="FILE")
 
+    wear = commands.add_parser(
+        "wear", parents=[shared], help="LPIPS and PSNR-Y on clean, JPEG, web and camera pictures"
+    )
+    wear.add_argument(
+        "-n",
+        "--model",
+        action="append",
+        default=[],
+        help="model name or folder; give it several times (default: bicubic alone)",
+    )
+    wear.add_argument(
+        "--hr",
+        required=True,
+        action="append",
+        metavar="DIR",
+        help="original pictures; several allowed",
+    )
+    wear.add_argument("--steps", type=int, nargs="+", metavar="N", help="(default: the model's)")
+    wear.add_argument("--limit", type=int, default=20, metavar="N", help="pictures (default: 20)")
+    wear.add_argument("--crop", type=int, default=256, help="centre crop, HR pixels (default: 256)")
+    wear.add_argument(
+        "--color-fix",
+        nargs="+",
+        choices=("none", "wavelet", "adain"),
+        default=["wavelet"],
+        help="(default: wavelet, as tools/upscale.py)",
+    )
+    wear.add_argument("--lpips-weights", metavar="FILE")
+
     sampling = commands.add_parser(
         "sampling",
         parents=[shared],

@@ -236,6 +236,27 @@ def steps_quality(rows: list[Row]) -> list[list[str]]:
     return lines
 
 
+def worn(row: Row) -> str:
+    settings = row["settings"]
+    return f"{settings['count']} of {pictures(row)}, centre crop {settings['crop']}"
+
+
+def wear(rows: list[Row]) -> list[list[str]]:
+    prefix = "psnr_y/"
+    wears = [name.removeprefix(prefix) for name in rows[0]["metrics"] if name.startswith(prefix)]
+    lines = [["model", "steps", "colour fix", *wears]]
+    for row in rows:
+        metrics, asked_for = row["metrics"], row["settings"]
+        cells = [
+            " / ".join((number(metrics, f"lpips/{w}"), number(metrics, f"psnr_y/{w}", 2)))
+            for w in wears
+        ]
+        default = "" if row["subject"] == "bicubic" else "the model's"
+        steps = str(asked_for["steps"] or default)
+        lines.append([f"`{row['subject']}`", steps, asked_for["color_fix"], *cells])
+    return lines
+
+
 def autoencoder(rows: list[Row]) -> list[list[str]]:
     head = ["model", "pictures", "dtype", *("PSNR-Y", "SSIM-Y", "LPIPS"), "worst PSNR-Y"]
     lines = [[*head, "codes used", "s per picture"]]
@@ -341,6 +362,12 @@ TABLES = {
         data_wait,
         "A training step on pictures of DIV2K's size, and the share of it for which data is waited "
         "for; medians of turns.",
+    ),
+    "wear": Table(
+        "wear",
+        wear,
+        "LPIPS / PSNR-Y on pictures made small and worn in four ways (`benchmarks/wear.py`); means.",
+        common=worn,
     ),
     "autoencoder": Table("autoencoder", autoencoder, "Reconstruction by the autoencoder alone."),
     "systems": Table(

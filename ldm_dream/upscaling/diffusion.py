@@ -13,6 +13,7 @@ from dataclasses import replace
 from functools import partial
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ldm_dream.config.model import Sampling
@@ -27,7 +28,7 @@ from ldm_dream.upscaling.engine import Engine, Made, Options, on_device
 from ldm_dream.upscaling.in_tiles import Calls, InTiles
 from ldm_dream.upscaling.pictures import Source
 from ldm_dream.upscaling.tiling import Tiles
-from ldm_dream.upscaling.watch import Watch
+from ldm_dream.upscaling.watch import PREVIEW, Watch
 
 
 class Diffusion(Engine):
@@ -54,8 +55,7 @@ class Diffusion(Engine):
         # tiles begin on LR pixels too where the network sees these as they are
         takes_lr = network.cond_factor is None
         self.multiple = math.lcm(network.multiple, self.scale) if takes_lr else network.multiple
-        # what is compiled or recorded is not to be stopped on its way
-        self.stoppable = () if compile else (network, self.autoencoder)
+        self.stoppable = not compile
 
     def makes(self, scale: float) -> bool:
         network = self.run.network
@@ -72,7 +72,7 @@ class Diffusion(Engine):
             noise = seeded(how.seed, inputs.z_lr)
             bound = self.autoencoder.bound
             for step in sample_steps(self.denoiser, inputs, self._sampling(how), noise, bound):
-                watch.add(len(lr), partial(self._decode, step.z0_hat))
+                watch.add(len(lr), partial(self._seen, step.z0_hat))
         made = [watch.counts(self._decode)(step.z_t)]
         return lambda: iter(made)
 
@@ -110,6 +110,11 @@ class Diffusion(Engine):
             emb = self.denoiser.embed(at).expand(len(z_t), -1)
             inputs = replace(self.denoiser.prepare(lr, z_lr), at=at, emb=emb)
             return self.denoiser(z_t, t, inputs).float()
+
+    def _seen(self, z0: Tensor) -> Tensor:
+        """About what the first latent shows, not larger than a preview: quickly made."""
+        step = -(-max(z0.shape[-2:]) * self.factor // PREVIEW)
+        return self._decode(F.avg_pool2d(z0[:1], step, ceil_mode=True))
 
     def _decode(self, z: Tensor) -> Tensor:
         with self._autocast():

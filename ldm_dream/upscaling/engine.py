@@ -10,9 +10,10 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import TypedDict
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ldm_dream.denoiser import sent
 from ldm_dream.sampler import LARGEST_SEED
@@ -60,17 +61,30 @@ class Options:
             )
 
 
+class Choices(TypedDict, total=False):
+    """The fields of Options as keywords of a call, for type checkers and editors."""
+
+    steps: int | None
+    sampler: str | None
+    seed: int
+    tile: int | None
+    tile_pad: int
+    batch_size: int
+    color_fix: str
+    max_pixels: int
+
+
 class Engine(ABC):
     """A model on a device, in a precision.
 
     scale: HR pixels an LR pixel. factor: HR pixels a pixel of the grid that tiles lie on.
-    multiple: pixels of that grid; sides of pictures and tiles are multiples of it. stoppable:
-    modules during whose calls a user may stop the work.
+    multiple: pixels of that grid; sides of pictures and tiles are multiples of it. stoppable: not
+    only between calls of its networks, but also within; False where these are compiled or recorded.
     """
 
     factor: int
     multiple: int
-    stoppable: tuple[nn.Module, ...]
+    stoppable: bool
 
     def __init__(self, scale: int, device: torch.device, dtype: torch.dtype):
         self.scale, self.device, self.dtype = scale, device, dtype

@@ -336,9 +336,12 @@ class Moments:
 
     def __init__(self) -> None:
         self.count, self.sum, self.squares = 0, torch.zeros(1), torch.zeros(1)
+        self.device = torch.device("cpu")
 
     def add(self, part: Tensor) -> None:
-        wide = part.double()
+        # mps has no float64
+        wide = (part.cpu() if part.device.type == "mps" else part).double()
+        self.device = part.device
         self.count += part.shape[-2] * part.shape[-1]
         self.sum = self.sum.to(wide) + wide.sum((2, 3), keepdim=True)
         self.squares = self.squares.to(wide) + wide.square().sum((2, 3), keepdim=True)
@@ -346,7 +349,8 @@ class Moments:
     def mean_and_std(self) -> tuple[Tensor, Tensor]:
         mean = self.sum / self.count
         variance = self.squares / self.count - mean.square()
-        return mean.float(), variance.clamp_min(0).sqrt().float()
+        std = variance.clamp_min(0).sqrt()
+        return mean.float().to(self.device), std.float().to(self.device)
 
 
 def _luma(x: Tensor) -> Tensor:

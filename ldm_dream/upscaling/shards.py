@@ -33,7 +33,7 @@ from typing import Any
 import torch
 
 from ldm_dream.errors import UserError, shown
-from ldm_dream.upscaling.folder import Result, Work, upscale_all
+from ldm_dream.upscaling.folder import Result, Work, summary, upscale_all
 from ldm_dream.upscaling.planning import Job, Plan
 from ldm_dream.writing import claim_file, is_known_gone, make_folder, this_process, whole_file
 
@@ -70,12 +70,17 @@ def take_part(
     """This process's part of a plan; -> the Results of all, when all are done. report: is called with
     them in one of the processes. say: is told what this one does.
     """
+
+    def end(results: list[Result]) -> None:
+        report(results)
+        say(summary(plan, results))
+
     with run:
         if run.is_done(plan.jobs):
             say(f"all was done before; remove {shown(run.place)} to do it anew.")
         for result in run.upscale(plan.jobs, work):
             say(str(result))
-        return run.finish(plan.jobs, report)
+        return run.finish(plan.jobs, end)
 
 
 class SharedRun:

@@ -57,17 +57,13 @@ def pictures(tmp_path) -> Path:
 def ray():
     import ray
 
-    before = os.environ.get("PYTHONPATH")
-    os.environ["PYTHONPATH"] = (
-        f"{ROOT}:{ROOT / 'kernels'}:{ROOT / 'tests'}:{ROOT / 'tests/upscaling'}"
-    )
-    os.environ["RAY_worker_niceness"] = "0"  # else a busy machine starves them
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, configure_logging=False)
-    yield ray
-    ray.shutdown()
-    del os.environ["PYTHONPATH"]
-    if before is not None:
-        os.environ["PYTHONPATH"] = before
+    places = (ROOT, ROOT / "kernels", ROOT / "tests", ROOT / "tests/upscaling")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", ":".join(map(str, places)))
+        patch.setenv("RAY_worker_niceness", "0")  # else a busy machine starves them
+        ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+        yield ray
+        ray.shutdown()
 
 
 @needs

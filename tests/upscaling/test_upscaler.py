@@ -27,8 +27,9 @@ from ldm_dream.networks.autoencoders import build_autoencoder
 from ldm_dream.networks.layers import LastConv2d
 from ldm_dream.process import build_process
 from ldm_dream.sampler import SamplerError
+from ldm_dream.upscaling import frame as frame_module
+from ldm_dream.upscaling import layout as layout_module
 from ldm_dream.upscaling import pictures as pictures_module
-from ldm_dream.upscaling import upscaler as upscale_module
 from ldm_dream.upscaling.devices import placed
 from ldm_dream.upscaling.upscaler import UpscaleError, Upscaler
 
@@ -334,8 +335,8 @@ def test_strips_change_no_number(color_fix, scale, monkeypatch):
     image = Image(image.pixels, image.alpha[..., 0])
     options = {"steps": 1, "scale": scale, "color_fix": color_fix, "tile": 24, "tile_pad": 2}
     whole = upscaler()(image, **options)
-    monkeypatch.setattr(upscale_module, "STRIP", 21 * 4 * 13)
-    monkeypatch.setattr(upscale_module, "MIN_STRIP", 13)
+    monkeypatch.setattr(frame_module, "STRIP", 21 * 4 * 13)
+    monkeypatch.setattr(frame_module, "MIN_STRIP", 13)
     monkeypatch.setattr(pictures_module, "COLUMNS", 37)
     in_strips = upscaler()(image, **options)
     assert np.array_equal(in_strips.alpha, whole.alpha)
@@ -360,7 +361,7 @@ class Largest(TorchDispatchMode):
 
 @pytest.mark.parametrize("scale", [0.5, 4])
 def test_a_large_picture_is_never_whole_in_floats(scale, monkeypatch):
-    monkeypatch.setattr(upscale_module, "STRIP", 0)
+    monkeypatch.setattr(frame_module, "STRIP", 0)
     image = np.random.default_rng(0).integers(0, 256, (160, 8, 3), np.uint8)
     with Largest() as seen:
         upscaler()(image, steps=1, scale=scale, tile=16, tile_pad=2)
@@ -370,7 +371,7 @@ def test_a_large_picture_is_never_whole_in_floats(scale, monkeypatch):
 def test_a_very_large_picture_takes_smaller_tiles_by_itself(monkeypatch):
     for name in ("AUTO_TILE", "SMALL_TILE", "VERY_LARGE"):
         monkeypatch.setattr(
-            upscale_module, name, {"AUTO_TILE": 32, "SMALL_TILE": 16}.get(name, 4096)
+            layout_module, name, {"AUTO_TILE": 32, "SMALL_TILE": 16}.get(name, 4096)
         )
     model, sides = make(), []
     encode = model.engine.autoencoder.encode
