@@ -3,6 +3,7 @@
 import importlib.util
 import os
 import signal
+import time
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -35,6 +36,7 @@ class Double:
         height = len(image.pixels)
         if height == self.height and not (self.marks / "killed").exists():
             (self.marks / "killed").touch()
+            time.sleep(0.5)  # the one before is stored meanwhile
             os.kill(os.getpid(), signal.SIGKILL)
         (self.marks / f"{height}-{os.getpid()}").touch()
         return replace(image, pixels=image.pixels.repeat(2, 0).repeat(2, 1))
