@@ -92,9 +92,18 @@ IMPORT_RULES = {
     "ldm_dream.upscaling.ray": May(
         (*MODEL, *root("upscaling")), ("torch", "numpy", "ray", "pyarrow")
     ),
+    "ldm_dream.upscaling.upscaler": May(
+        (*MODEL, *root("upscaling")),
+        ("torch", "typing_extensions"),  # which pydantic brings
+    ),
     "ldm_dream.interchange": May(
         (*MODEL, *root("interchange")), ("torch", "safetensors", "pydantic")
     ),
+    "ldm_dream.app": May(
+        root("errors", "writing", "data", "upscaling", "app"), ("torch", "numpy", "PIL")
+    ),
+    "ldm_dream.app.page": May(root("errors", "data", "upscaling", "app"), ("gradio",)),
+    "ldm_dream.app.server": May(root("upscaling", "app"), ("gradio", "starlette")),
     "ldm_dream.commands": May(ALL, ("torch", "numpy", "tqdm")),
     "ldm_dream.commands.main": May(root("__init__", "errors", "cli", "commands")),
     "ldm_dream.__main__": May(root("commands.main")),

@@ -29,6 +29,7 @@ from ldm_dream.data.images import WRITES, kind_left_out
 from ldm_dream.errors import UserError, shown
 from ldm_dream.upscaling.folder import Result, Work, upscale_all
 from ldm_dream.upscaling.planning import BatchError, Job, Naming
+from ldm_dream.upscaling.sizes import Size
 from ldm_dream.upscaling.upscaler import Upscaler
 from ldm_dream.writing import this_process, whole_file
 
@@ -108,8 +109,8 @@ class Worker:
         torch.set_num_threads(max(1, pool.cpus))
         self.source, self.target = _place(source), _place(target)
         upscaler = load()
-        scale = upscaler.scale if scale is None else scale
-        self.work = Work(partial(upscaler, scale=scale, **options), scale)
+        size = Size(upscaler.scale if scale is None else scale)
+        self.work = Work(partial(upscaler, scale=size.scale, **options), size)
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, Any]:
         pairs = list(zip(batch["source"].tolist(), batch["target"].tolist()))

@@ -33,7 +33,7 @@ from typing import Any
 import torch
 
 from ldm_dream.errors import UserError, shown
-from ldm_dream.upscaling.folder import Result, Work, summary, upscale_all
+from ldm_dream.upscaling.folder import Result, Work, summary, upscale_all, write_report
 from ldm_dream.upscaling.planning import Job, Plan
 from ldm_dream.writing import claim_file, is_known_gone, make_folder, this_process, whole_file
 
@@ -42,6 +42,8 @@ END = "end"  # the key of writing the report and results.jsonl
 BEAT = 5.0  # seconds between two signs of life
 SILENCE = 60.0  # seconds without one, after which a process of another machine counts as gone
 PAUSE = 1.0  # seconds between two looks at what the others have left
+# options of the command in which processes may differ
+OF_A_PROCESS = {"output", "device", "json_report", "skip_existing", "share", "quiet"}
 _OF_A_KEY = re.compile(r"(?P<key>\w+)\.(?P<number>\d+|done)")
 
 
@@ -60,21 +62,32 @@ def device_of_rank(name: str) -> str:
     return name
 
 
+def share(settings: dict[str, Any], plan: Plan, work: Work, say: Callable[[str], object]) -> int:
+    """This process's part of a command; -> its exit status, when all are done: 1 where pictures
+    failed. settings: of the command. say: is told what this process does. Raises SharingError.
+    """
+    out, report = settings["output"], settings["json_report"]
+    if [job.target for job in plan.jobs] == [out]:
+        raise SharingError("one picture cannot be shared; leave out torchrun and --share.")
+
+    def end(results: list[Result]) -> None:
+        if report:
+            write_report(report, settings, plan, results)
+        say(summary(plan, results))
+
+    alike = {name: settings[name] for name in settings.keys() - OF_A_PROCESS}
+    results = take_part(SharedRun(out, alike), plan, work, end, say)
+    return int(any(result.status == "failed" for result in results))
+
+
 def take_part(
     run: SharedRun,
     plan: Plan,
     work: Work,
-    report: Callable[[list[Result]], None],
-    say: Callable[[str], None],
+    end: Callable[[list[Result]], None],
+    say: Callable[[str], object],
 ) -> list[Result]:
-    """This process's part of a plan; -> the Results of all, when all are done. report: is called with
-    them in one of the processes. say: is told what this one does.
-    """
-
-    def end(results: list[Result]) -> None:
-        report(results)
-        say(summary(plan, results))
-
+    """-> Results of all. end: is called with them in one of the processes."""
     with run:
         if run.is_done(plan.jobs):
             say(f"all was done before; remove {shown(run.place)} to do it anew.")
@@ -92,7 +105,7 @@ class SharedRun:
         self.out, self.place = out, out / FOLDER
         self.name = f"{this_process()}-{secrets.token_hex(4)}"
         make_folder(self.place)
-        self._agree({name: str(value) for name, value in settings.items()})
+        self._agree({name: _text(value) for name, value in settings.items()})
         self._alive, self._leaving = self.place / f"{self.name}.alive", threading.Event()
         self._beats: dict[str, tuple[int, float]] = {}  # process -> its last sign, and when seen
         self._read: tuple[tuple[int, int], dict[str, Result]] = (
@@ -272,6 +285,10 @@ def _first(jobs: int) -> int:
     if is_under_torchrun():
         return int(os.environ["RANK"]) * jobs // int(os.environ["WORLD_SIZE"])
     return random.randrange(max(1, jobs))
+
+
+def _text(setting: Any) -> str:
+    return ", ".join(map(str, setting)) if isinstance(setting, list) else str(setting)
 
 
 def _result(text: str) -> Result:

@@ -2,7 +2,6 @@ import json
 import runpy
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -104,7 +103,7 @@ def test_a_model_is_scored_at_its_scale_without_colour_fix_under_legacy(
     calls = []
 
     class Stand:
-        run = SimpleNamespace(scale=2)
+        scale = 2
 
         def __call__(self, lr, scale, steps, color_fix):
             calls.append((scale, steps, color_fix))

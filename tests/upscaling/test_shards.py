@@ -22,6 +22,7 @@ from ldm_dream.upscaling import folder, shards
 from ldm_dream.upscaling.folder import Work
 from ldm_dream.upscaling.planning import plan_jobs
 from ldm_dream.upscaling.shards import SharedRun, SharingError, take_part
+from ldm_dream.upscaling.sizes import Size
 from runs import pixel_model
 
 COUNT = 8
@@ -45,7 +46,7 @@ def part(tmp: Path, upscale=double, settings=None, say=lambda text: None):
     """-> Results of all, and how often this process was told to report."""
     plan, reports = plan_jobs(tmp / "in", tmp / "out"), []
     run = SharedRun(tmp / "out", settings or {"scale": 2})
-    return take_part(run, plan, Work(upscale, 2), reports.append, say), len(reports)
+    return take_part(run, plan, Work(upscale, Size(2)), reports.append, say), len(reports)
 
 
 def note_what_is_written(tmp: Path) -> None:
