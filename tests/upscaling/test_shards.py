@@ -53,8 +53,8 @@ def note_what_is_written(tmp: Path) -> None:
     """From here on each picture that is written is a line."""
     real = folder.write_image
 
-    def write(path, image):
-        real(path, image)
+    def write(path, *picture):
+        real(path, *picture)
         writing.append_line(tmp / "written.txt", path.name)
 
     folder.write_image = write
@@ -158,15 +158,35 @@ def test_the_same_command_again_does_only_what_is_new(pictures, tmp_path):
 
     results, reports = part(tmp_path, upscale, say=said.append)
     assert [r.status for r in results] == ["done"] * 7 + ["failed"] and reports == 1
-    assert said[-1] == "7 done, 1 failed" and results[0].size_out == (16, 16)
+    assert len(said) == COUNT and results[0].size_out == (16, 16)
     assert part(tmp_path, upscale, say=said.append) == (results, 0)
-    assert len(computed) == 7 and said[COUNT + 1 :] == [
+    assert len(computed) == 7 and said[COUNT:] == [
         f"all was done before; remove {tmp_path / 'out' / shards.FOLDER} to do it anew."
     ]
     write_image(pictures / "8.png", Image(np.zeros((3, 3, 3), np.uint8)))
     more, reports = part(tmp_path, upscale)
     assert more[:-1] == results and more[-1].status == "done"
     assert len(computed) == 8 and reports == 1
+
+
+def test_the_last_process_writes_the_report_and_a_failure_is_status_1(pictures, tmp_path):
+    (pictures / "7.png").write_text("no picture")
+    plan, said = plan_jobs(pictures, tmp_path / "out"), []
+    settings = {"output": tmp_path / "out", "json_report": tmp_path / "r.json", "seed": 0}
+    assert shards.share(settings, plan, Work(double, Size(2)), said.append) == 1
+    report = json.loads((tmp_path / "r.json").read_text())
+    assert said[-1] == report["summary"] == "7 done, 1 failed" and len(said) == COUNT + 1
+    assert [p["status"] for p in report["pictures"]] == ["done"] * 7 + ["failed"]
+
+    (tmp_path / "r.json").unlink()
+    again = settings | {"device": "cpu"}
+    assert shards.share(again, plan, Work(double, Size(2)), said.append) == 1
+    assert not (tmp_path / "r.json").exists() and said[-1].startswith("all was done before")
+
+    one = plan_jobs(pictures / "0.png", tmp_path / "one.png")
+    with pytest.raises(SharingError, match="one picture cannot be shared"):
+        shards.share(settings | {"output": tmp_path / "one.png"}, one, Work(double, Size(2)), print)
+    assert not (tmp_path / "one.png").exists()
 
 
 def test_after_a_stop_the_rest_is_done(pictures, tmp_path):
