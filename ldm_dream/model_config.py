@@ -62,10 +62,7 @@ def find_model(name_or_dir: str | Path, search: Search = ANYWHERE) -> Path:
     name, local = os.path.expanduser(name_or_dir), search.folders
     if repo_id := repo_id_of(name):
         return download(repo_id, search)
-    if search.revision is not None:
-        raise HubError(
-            f"{name}: no model of the hub (hf:owner/name), so it has no revision; leave that out."
-        )
+    refuse_revision(name, search)
     bundled = _bundled()
     try:
         if local and (folder := _in_folder(Path(name))):
@@ -87,6 +84,14 @@ def find_model(name_or_dir: str | Path, search: Search = ANYWHERE) -> Path:
     )
     hint = did_you_mean(name, bundled, f"bundled are: {', '.join(bundled) or 'none'}.")
     raise ModelError(f"{name}: {what}; {hint}")
+
+
+def refuse_revision(name: str, search: Search) -> None:
+    """Raises HubError for a revision of a model that is not of the hub."""
+    if search.revision is not None:
+        raise HubError(
+            f"{name}: no model of the hub (hf:owner/name), so it has no revision; leave that out."
+        )
 
 
 def _in_folder(folder: Path) -> Path | None:

@@ -50,6 +50,10 @@ class LoadedModel(NamedTuple):
     folder: Path | None = None
     name: str = "unnamed"
 
+    @property
+    def modules(self) -> tuple[nn.Module, ...]:
+        return self.network, self.autoencoder
+
 
 # ------------------------------------------------------------------------------------ model folders
 

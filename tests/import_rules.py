@@ -96,6 +96,11 @@ IMPORT_RULES = {
         (*MODEL, *root("upscaling")),
         ("torch", "typing_extensions"),  # which pydantic brings
     ),
+    # the reader of files that may run nothing
+    "ldm_dream.upscaling.peers": May(
+        (*CONFIG, *root("hub", "model_config", "interchange.checkpoint_file")),
+        ("torch", "spandrel"),
+    ),
     "ldm_dream.interchange": May(
         (*MODEL, *root("interchange")), ("torch", "safetensors", "pydantic")
     ),

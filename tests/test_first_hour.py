@@ -42,6 +42,7 @@ SMALL = {  # of the SR3 configs, in place of the published network
 NOT_RUN = {
     "python tools/import_checkpoint.py": "wants published weights; tests/interchange has their layouts",
     "python tools/upscale.py -i photos -o out -n models/resshift-4x": "wants published weights",
+    "python tools/upscale.py -i photos -o out -n 4x-model.pth": "wants weights of another project",
     "python -m benchmarks all --device cuda": "wants a GPU",
 }
 

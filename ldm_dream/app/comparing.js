@@ -76,6 +76,7 @@ function apply(value) {
       part(name).replaceChildren(...value.pictures.map((p) => new Option(p.name)));
       part(name).selectedIndex = index;
     }
+    part("frame").style.aspectRatio = `${value.width} / ${value.height}`;
     Object.assign(state, { fits: true, split: 50 });
     sizes.disconnect();
     sizes.observe(part("frame"));

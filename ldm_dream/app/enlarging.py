@@ -21,7 +21,8 @@ from typing import Any, Protocol
 import PIL.Image
 from torch.overrides import TorchFunctionMode
 
-from ldm_dream.app.sessions import AppError, Result, Session, View
+from ldm_dream.app.sessions import AppError, Session
+from ldm_dream.app.told import Now, Result, View
 from ldm_dream.app.views import write_view
 from ldm_dream.data.images import Image, check_writable, read_image, write_image
 from ldm_dream.errors import UserError, shown
@@ -73,29 +74,6 @@ class Wish:
             "height": self.number / height,
             "megapixels": math.sqrt(self.number * 1e6 / (width * height)),
         }[self.size]
-
-
-@dataclass(frozen=True)
-class Now:
-    """How far the work is. picture of pictures, from 1 on; done of total network calls, of which a
-    tile takes `calls`; since: time of its first call, or None.
-    """
-
-    name: str = ""
-    picture: int = 0
-    pictures: int = 0
-    model: str = ""
-    done: int = 0
-    total: int = 0
-    calls: int = 1
-    since: float | None = None
-    preview: PIL.Image.Image | None = None
-
-    def left(self) -> float | None:
-        """Seconds that this picture still takes, if it goes on as it did."""
-        if self.since is None or self.done < 2:
-            return None
-        return (time.monotonic() - self.since) / self.done * (self.total - self.done)
 
 
 class Running:

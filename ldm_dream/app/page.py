@@ -154,7 +154,7 @@ def _connect(form: Form, desk: Desk, models: dict[str, Any], sessions: Sessions)
             raise gr.Error(str(error), print_exception=False) from None
 
     def add(uploads: list[str], there: list[str] | None, request: gr.Request) -> list[str]:
-        return take([*(there or []), *uploads], request)
+        return take([*(there or []), *sorted(uploads, key=lambda path: Path(path).name)], request)
 
     def begin(request: gr.Request) -> dict[Any, Any]:
         session_of(request).begin()

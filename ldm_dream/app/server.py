@@ -47,6 +47,14 @@ class Place:
             return False
 
 
+def need_gradio() -> None:
+    """Raises AppError where it is not installed."""
+    try:
+        import gradio  # noqa: F401
+    except ImportError:
+        raise AppError("the page needs the package gradio: pip install 'ldm_dream[app]'.") from None
+
+
 def load_models(names: list[str], device: str, dtype: str) -> dict[str, Upscaler]:
     """Name as it is shown, which says no folder of this machine -> the model. Raises ModelError and
     what else `Upscaler.from_pretrained` does.
@@ -64,50 +72,34 @@ def serving(models: dict[str, Any], place: Place) -> Iterator[str]:
     """The page is there during the body; -> its address. Afterwards every file of every visitor is
     deleted. Raises AppError.
     """
-    gradio = _gradio()
-    port = place.port or _free_port(place.host)
+    port = _port(place)
     with tempfile.TemporaryDirectory(prefix="ldm-dream-") as name:
         # gradio reads these when a page is built: where uploads go, and what else would be served
         folder = str(Path(name).resolve())
         given = {"GRADIO_TEMP_DIR": folder, "GRADIO_ALLOWED_PATHS": "", "GRADIO_RUN_HISTORY": "0"}
         with _environment(given):
             page = build_page(models, Sessions(Path(folder) / "sessions"))
-            try:
-                _, url, _ = page.launch(
-                    server_name=place.host,
-                    server_port=port,
-                    inbrowser=place.opens_browser,
-                    max_file_size=place.upload * MEGABYTE,
-                    app_kwargs={"middleware": _middleware(place)},
-                    theme=_theme(),
-                    css_paths=HERE / "page.css",
-                    footer_links=[],
-                    share=False,
-                    ssr_mode=False,
-                    mcp_server=False,
-                    pwa=False,
-                    enable_monitoring=False,
-                    prevent_thread_lock=True,
-                    quiet=True,
-                )
-            except OSError:
-                raise AppError(
-                    f"{place.host}:{port} cannot be used; is the page open already? "
-                    "Give another --port."
-                ) from None
+            _, url, _ = page.launch(
+                server_name=place.host,
+                server_port=port,
+                inbrowser=place.opens_browser,
+                max_file_size=place.upload * MEGABYTE,
+                app_kwargs={"middleware": _middleware(place)},
+                theme=_theme(),
+                css_paths=HERE / "page.css",
+                footer_links=[],
+                share=False,
+                ssr_mode=False,
+                mcp_server=False,
+                pwa=False,
+                enable_monitoring=False,
+                prevent_thread_lock=True,
+                quiet=True,
+            )
             try:
                 yield url
             finally:
                 page.close(verbose=False)
-                gradio.close_all(verbose=False)
-
-
-def _gradio() -> Any:
-    try:
-        import gradio
-    except ImportError:
-        raise AppError("the page needs the package gradio: pip install 'ldm_dream[app]'.") from None
-    return gradio
 
 
 def _theme() -> Any:
@@ -130,9 +122,18 @@ def _middleware(place: Place) -> list[Any]:
     return [Middleware(TrustedHostMiddleware, allowed_hosts=hosts), Middleware(Guard)]
 
 
-def _free_port(host: str) -> int:
-    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
-        probe.bind((host, 0))
+def _port(place: Place) -> int:
+    """The port, or a free one; raises AppError where it cannot be used."""
+    family = socket.AF_INET6 if ":" in place.host else socket.AF_INET
+    with socket.socket(family) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((place.host, place.port))
+        except OSError as error:
+            raise AppError(
+                f"{place.host}:{place.port} cannot be used ({error.strerror}); is the page open "
+                "already? Give another --port, or leave --host out."
+            ) from None
         return probe.getsockname()[1]
 
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from zipfile import ZipFile
 
+from ldm_dream.app.told import Result
 from ldm_dream.data.images import in_words, kind_left_out
 from ldm_dream.errors import UserError
 from ldm_dream.writing import whole_file
@@ -21,29 +22,6 @@ from ldm_dream.writing import whole_file
 
 class AppError(UserError, ValueError):
     """What a visitor of the page asked for and cannot have; its text is one sentence."""
-
-
-@dataclass(frozen=True)
-class View:
-    """A picture as the browser shows it: `path` is a PNG, of the size (width, height) in the file."""
-
-    name: str
-    path: Path
-    size: tuple[int, int]
-
-
-@dataclass(frozen=True)
-class Result:
-    """One enlarged picture. files: to download, the model's first, then that of the other model.
-    views: the original, then one for each file. size: (width, height). note: a few words, or "".
-    """
-
-    name: str
-    files: list[Path]
-    views: list[View]
-    size_in: tuple[int, int]
-    size: tuple[int, int]
-    note: str = ""
 
 
 @dataclass

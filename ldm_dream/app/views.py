@@ -10,18 +10,14 @@ from collections.abc import Iterable
 from dataclasses import replace
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import quote
 
 import numpy as np
+import PIL.Image
 
+from ldm_dream.app.told import Now, Result
 from ldm_dream.data.images import Image, to_uint8, write_image
-
-if TYPE_CHECKING:
-    import PIL.Image
-
-    from ldm_dream.app.enlarging import Now
-    from ldm_dream.app.sessions import Result
 
 MOST = 2**24  # pixels of a picture in the browser; a larger one is shown smaller
 STRIP = 256  # rows of it that are made at a time

@@ -27,7 +27,7 @@ def build_parser() -> argparse.ArgumentParser:
     what.add_argument(
         "--sr", type=Path, metavar="DIR", help="results, named as the originals (see --suffix)"
     )
-    what.add_argument("-n", "--model", help="bundled model, model folder or hf:owner/name to run")
+    what.add_argument("-n", "--model", help="model to run, as for upscale")
     add(
         "--lr",
         type=Path,
@@ -49,7 +49,7 @@ def build_parser() -> argparse.ArgumentParser:
     add(
         "--color-fix",
         choices=("none", "wavelet", "adain"),
-        help="(default: wavelet; dream-legacy: none)",
+        help="(default: wavelet; dream-legacy, and files of other projects: none)",
     )
     add("--dtype", choices=("auto", "fp32", "bf16", "fp16"), help="(default: auto)")
     add(
@@ -109,7 +109,9 @@ def main(words: list[str] | None = None) -> None:
             scale = upscaler.scale if args.scale is None else args.scale
             fix = args.color_fix or protocol.color_fix
             evaluator = evaluation.Evaluator.load(protocol, scale, *weights, notes)
-            evaluator.notes.append(f"{args.model} ran with the colour fix {fix}.")
+            evaluator.notes.append(
+                f"{args.model} ran with the colour fix {fix or upscaler.engine.color_fix}."
+            )
             evaluation.evaluate_model(
                 evaluator,
                 files,

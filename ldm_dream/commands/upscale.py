@@ -57,15 +57,16 @@ def run(args: argparse.Namespace) -> int:
     calls, size = upscaler.engine.calls(how), how.size(upscaler.scale, args.scale)
     upscale = partial(upscaler, scale=args.scale, **asdict(how))
     work = Work(upscale, size, args.skip_existing, args.metadata == "keep", args.quality)
+    settings = vars(args) | asdict(upscaler.engine.settled(how))
     if args.share or is_under_torchrun():
-        return share(vars(args), plan, work, lambda line: args.quiet or print(line, flush=True))
+        return share(settings, plan, work, lambda line: args.quiet or print(line, flush=True))
     expected = forecast(plan.jobs, size, args.skip_existing)
     is_one = is_one_picture(sources)
     with Progress(expected.pixels, expected.pictures, calls, args.quiet) as progress:
         if expected.is_large or progress.is_bar:
             progress.tell(f"{expected}.")
         work = replace(work, upscale=progress.watching(work.upscale))
-        results = upscale_plan(plan, work, vars(args), progress.write)
+        results = upscale_plan(plan, work, settings, progress.write)
     if not is_one:
         progress.write(summary(plan, results))
     failed = [f"failed: {result.error}\n" for result in results if result.status == "failed"]

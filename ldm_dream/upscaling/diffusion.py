@@ -36,6 +36,9 @@ class Diffusion(Engine):
     other than fp32, which means autocast. compile: torch.compile, on CUDA with CUDA graphs.
     """
 
+    color_fix = "wavelet"
+    context = 4  # with it, the border of a flat picture is as its middle
+
     def __init__(
         self, model: LoadedModel, device: torch.device, dtype: torch.dtype, compile: bool = False
     ):
@@ -61,6 +64,12 @@ class Diffusion(Engine):
         network = self.run.network
         return network.cond_factor is None and 1 <= scale <= network.largest_scale
 
+    def settled(self, how: Options) -> Options:
+        sampling = self._sampling(how)
+        steps = len(plan(self.denoiser.process, sampling))
+        how = replace(how, steps=steps, sampler=sampling.kind, seed=how.seed or 0)
+        return super().settled(how)
+
     def calls(self, how: Options) -> int:
         """Raises SamplerError for a sampler or steps that are not possible."""
         return len(plan(self.denoiser.process, self._sampling(how))) + 2
@@ -69,7 +78,7 @@ class Diffusion(Engine):
         lr = on_device(source.whole(source.size), self.device)
         with self._autocast():
             inputs = self.denoiser.prepare(lr, watch.counts(self._encode)(upsample(lr, size)))
-            noise = seeded(how.seed, inputs.z_lr)
+            noise = seeded(how.seed or 0, inputs.z_lr)
             bound = self.autoencoder.bound
             for step in sample_steps(self.denoiser, inputs, self._sampling(how), noise, bound):
                 watch.add(len(lr), partial(self._seen, step.z0_hat))
@@ -84,7 +93,7 @@ class Diffusion(Engine):
         encode, denoise = watch.counts(self._encode), watch.counts(self._denoise)
         decode, condition = watch.counts(self._decode), network.cond_factor
         calls = Calls(encode, denoise, decode, self.factor, condition, self.device)
-        noise = partial(seeded, how.seed)
+        noise = partial(seeded, how.seed or 0)
         return InTiles(calls, source, tiles, sampler, noise, how.batch_size).bands
 
     def give_memory_back(self) -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypedDict
 
 import torch
@@ -31,20 +31,20 @@ Made = Callable[[], Iterator[Tensor]]
 class Options:
     """How one picture is upscaled. Raises UpscaleError.
 
-    steps, sampler: None = the model's. seed: same seed, same picture, for every batch size up to
-    float rounding. tile, tile_pad: LR pixels, rounded up to whole attention windows; tile=None is
-    automatic. batch_size: tiles at a time. color_fix: none, wavelet, adain (in tiles it samples
-    twice, since it wants the mean of the whole result first). max_pixels: of the result. width,
-    height, megapixels: of the result, instead of a scale (`sizes.Size`).
+    steps, sampler, color_fix: None = the model's. seed: same seed, same picture, for every batch
+    size up to float rounding; None = 0. tile, tile_pad: LR pixels, rounded up to whole attention
+    windows; tile=None is automatic. batch_size: tiles at a time. color_fix: none, wavelet, adain (in
+    tiles it computes twice, since it wants the mean of the whole result first). max_pixels: of the
+    result. width, height, megapixels: of the result, instead of a scale (`sizes.Size`).
     """
 
     steps: int | None = None
     sampler: str | None = None
-    seed: int = 0
+    seed: int | None = None
     tile: int | None = None
     tile_pad: int = 16
     batch_size: int = 1
-    color_fix: str = "wavelet"
+    color_fix: str | None = None
     max_pixels: int = 2**29
     width: int | None = None
     height: int | None = None
@@ -58,9 +58,9 @@ class Options:
                 raise UpscaleError(
                     f"{name}={value} is not possible; give a whole number from {least}."
                 )
-        if self.seed > LARGEST_SEED:
+        if self.seed is not None and self.seed > LARGEST_SEED:
             raise UpscaleError(f"seed={self.seed} is not possible; give one below 2^64.")
-        if self.color_fix not in COLOR_FIXES:
+        if self.color_fix is not None and self.color_fix not in COLOR_FIXES:
             raise UpscaleError(
                 f"color_fix={self.color_fix!r} is unknown; use one of {', '.join(COLOR_FIXES)}."
             )
@@ -79,11 +79,11 @@ class Choices(TypedDict, total=False):
 
     steps: int | None
     sampler: str | None
-    seed: int
+    seed: int | None
     tile: int | None
     tile_pad: int
     batch_size: int
-    color_fix: str
+    color_fix: str | None
     max_pixels: int
     width: int | None
     height: int | None
@@ -94,12 +94,16 @@ class Engine(ABC):
     """A model on a device, in a precision.
 
     scale: HR pixels an LR pixel. factor: HR pixels a pixel of the grid that tiles lie on.
-    multiple: pixels of that grid; sides of pictures and tiles are multiples of it. stoppable: not
-    only between calls of its networks, but also within; False where these are compiled or recorded.
+    multiple: pixels of that grid; sides of pictures and tiles are multiples of it. context: LR
+    pixels of mirrored context on each side of a picture. color_fix: where none is asked for.
+    stoppable: not only between calls of its networks, but also within; False where these are
+    compiled or recorded.
     """
 
     factor: int
     multiple: int
+    context: int
+    color_fix: str
     stoppable: bool
 
     def __init__(self, scale: int, device: torch.device, dtype: torch.dtype):
@@ -108,6 +112,10 @@ class Engine(ABC):
     def makes(self, scale: float) -> bool:
         """Whether the model itself takes a whole picture as it is and enlarges it by this scale."""
         return False
+
+    def settled(self, how: Options) -> Options:
+        """With the model's own choice where none was made, as a report tells it."""
+        return replace(how, color_fix=how.color_fix or self.color_fix)
 
     @abstractmethod
     def calls(self, how: Options) -> int:

@@ -12,7 +12,7 @@ NOT_HERE = {  # options of Real-ESRGAN -> why there is none here
     "--denoise_strength": "a model here has one strength",
     "-dn": "a model here has one strength",
     "--alpha_upsampler": "transparency is always enlarged by bicubic",
-    "-m": "-n takes the folder of a model as well as a name",
+    "-m": "-n takes the folder or the file of a model as well as a name",
     "-j": "OMP_NUM_THREADS says how many threads work",
     "-x": "a picture is computed once here",
 }
@@ -87,7 +87,8 @@ def _how(group: argparse._ArgumentGroup) -> None:
         "-n",
         "--model",
         default="dream-latent-x4-tiny",
-        help="bundled model, model folder or hf:owner/name (default: %(default)s)",
+        help="bundled model, model folder, hf:owner/name, or a .pth or .safetensors file that "
+        "spandrel knows (default: %(default)s)",
     )
     group.add_argument("--list-models", action=ListModels, nargs=0, help="the bundled models")
     group.add_argument(
@@ -114,14 +115,11 @@ def _how(group: argparse._ArgumentGroup) -> None:
         metavar="S",
         help="ancestral, ddim, dpm-solver++ or resshift (default: the model's)",
     )
-    group.add_argument(
-        "--seed", type=int, default=0, metavar="N", help="same seed, same picture (default: 0)"
-    )
+    group.add_argument("--seed", type=int, metavar="N", help="same seed, same picture (default: 0)")
     group.add_argument(
         "--color-fix",
         choices=("none", "wavelet", "adain"),
-        default="wavelet",
-        help="(default: wavelet)",
+        help="(default: wavelet; for a file of another project none)",
     )
 
 

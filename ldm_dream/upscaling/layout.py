@@ -21,20 +21,19 @@ log = logging.getLogger(__name__)
 # LR pixels: tile=None takes a picture of up to 256 x 256 pixels whole, a larger one in tiles of
 # that side; a very large one in smaller tiles, since its rows of tiles take memory too
 AUTO_TILE, VERY_LARGE, SMALL_TILE = 256, 2**22, 128
-# LR pixels of mirrored context on each side: with 4, the border of a flat picture is as its middle
-CONTEXT = 4
 
 
 @dataclass(frozen=True)
 class Layout:
     """size: of the result. tiles: None = in one piece. calls: of networks, of each tile; one piece
-    is a tile.
+    is a tile. native: the network makes this size itself, of the picture as it is.
     """
 
     size: tuple[int, int]
     frame: Frame
     calls: int
     tiles: Tiles | None = None
+    native: bool = False
 
 
 def first_layout(engine: Engine, pixels: Pixels, asked: Size, how: Options) -> Layout:
@@ -47,7 +46,7 @@ def first_layout(engine: Engine, pixels: Pixels, asked: Size, how: Options) -> L
         )
     if how.tile is None and _is_small(pixels) and engine.makes(asked.times(pixels.size)):
         frame = Frame(Source(pixels), size, 0, size)
-        return Layout(size, frame, frame.source.count * engine.calls(how))
+        return Layout(size, frame, frame.source.count * engine.calls(how), native=True)
     return _by_own_scale(engine, pixels, size, how)
 
 
@@ -56,7 +55,7 @@ def with_less_memory(engine: Engine, layout: Layout, how: Options) -> Layout:
     if engine.give_memory_back():
         log.warning("out of memory on %s: goes on without recorded CUDA graphs.", engine.device)
         return layout
-    if not layout.frame.edge:
+    if layout.native:
         log.warning("out of memory on %s: enlarged in tiles instead.", engine.device)
         return _by_own_scale(engine, layout.frame.source.pixels, layout.size, how)
     tiles = layout.tiles or _tiles(engine, layout.frame, how)
@@ -76,10 +75,10 @@ def with_less_memory(engine: Engine, layout: Layout, how: Options) -> Layout:
 def _by_own_scale(engine: Engine, pixels: Pixels, size: tuple[int, int], how: Options) -> Layout:
     """As the model enlarges it, with context on all sides."""
     scale, grid = engine.scale, engine.factor * engine.multiple
-    source = Source(pixels, CONTEXT, grid // math.gcd(grid, scale))
+    source = Source(pixels, engine.context, grid // math.gcd(grid, scale))
     made = source.size[0] * scale, source.size[1] * scale
     inner = pixels.size[0] * scale, pixels.size[1] * scale
-    frame = Frame(source, made, CONTEXT * scale, inner)
+    frame = Frame(source, made, engine.context * scale, inner)
     layout = Layout(size, frame, source.count * engine.calls(how))
     if how.tile is None and _is_small(pixels) and source.count <= how.batch_size:
         return layout
@@ -90,7 +89,7 @@ def _tiles(engine: Engine, frame: Frame, how: Options) -> Tiles:
     """As large as asked for, else a whole small picture."""
     source, pixels = frame.source, frame.source.pixels
     small = how.tile is None and _is_small(pixels)
-    tile = max(source.size) if small else (how.tile or _auto_tile(pixels)) + 2 * CONTEXT
+    tile = max(source.size) if small else (how.tile or _auto_tile(pixels)) + 2 * engine.context
     height, width = (side // engine.factor for side in frame.size)
     side, pad = (x * engine.scale / engine.factor for x in (tile, how.tile_pad))
     return Tiles.plan(height, width, side, pad, engine.multiple)

@@ -25,7 +25,7 @@ import torch
 from ldm_dream.data.images import Image, ImageError, read_image
 from ldm_dream.data.resize import rows_needed
 from ldm_dream.hub import Search, upload
-from ldm_dream.model_folder import LoadedModel, load_model, save_loaded
+from ldm_dream.model_folder import LoadedModel, save_loaded
 from ldm_dream.upscaling.devices import (
     DTYPES,
     Device,
@@ -35,11 +35,11 @@ from ldm_dream.upscaling.devices import (
     dtype_named,
     memory_errors,
 )
-from ldm_dream.upscaling.diffusion import Diffusion
 from ldm_dream.upscaling.engine import Choices, Made, Options
 from ldm_dream.upscaling.frame import Frame
 from ldm_dream.upscaling.hidden import filled
 from ldm_dream.upscaling.layout import Layout, first_layout, with_less_memory
+from ldm_dream.upscaling.models import Model, engine_of, load
 from ldm_dream.upscaling.pictures import (
     COLOR_FIXES,
     REACH,
@@ -62,18 +62,17 @@ DEFAULT_MODEL = "dream-latent-x4-tiny"
 class Upscaler:
     """Callable on pictures. `Upscaler.from_pretrained("dream-latent-x4-tiny")(image, scale=4)`.
 
-    model: as for `Diffusion`. device, dtype: as for `to`.
+    model: as for `Diffusion`, of another project as for `OnePass`. device, dtype: as for `to`.
     """
 
     def __init__(
         self,
-        model: LoadedModel,
+        model: Model,
         device: Device = "auto",
         dtype: Dtype = "auto",
         compile: bool = False,
     ):
-        self.model, self.run = model, model.run
-        self._compile = compile
+        self.model, self._compile = model, compile
         self.to(device, dtype)
 
     @classmethod
@@ -88,16 +87,17 @@ class Upscaler:
         local_files_only: bool = False,
         token: str | None = None,
     ) -> Upscaler:
-        """A bundled model by name, a model folder, or one of the Hugging Face hub (`hf:owner/name`).
+        """A bundled model by name, a model folder, one of the Hugging Face hub (`hf:owner/name`), or
+        a file of another project (.pth, .safetensors) whose network spandrel knows.
 
         device, dtype: as for `to`. compile: torch.compile, on CUDA with CUDA graphs. Of a model of
         the hub: revision: a branch, tag or commit. local_files_only: what was fetched before,
         without the network. token: of an account, if not that which is logged in. Raises
-        ModelError, HubError, UpscaleError.
+        ModelError, HubError, CheckpointImportError, UpscaleError.
         """
         dtype_named(dtype, device_named(device))  # before anything is fetched
         search = Search(revision=revision, local_files_only=local_files_only, token=token)
-        return cls(load_model(name_or_dir, search), device, dtype, compile)
+        return cls(load(name_or_dir, search), device, dtype, compile)
 
     def to(
         self, device: Device | torch.dtype | None = None, dtype: Dtype | None = None
@@ -106,8 +106,8 @@ class Upscaler:
 
         device: auto (the first of cuda, xpu and mps that is there, else cpu), cpu, cuda, cuda:N, ..,
         or a torch.device. dtype: auto (fp32 on cpu and mps, else bf16 where the device has it, else
-        fp16), fp32, bf16, fp16, or the type of torch; as in torch it may stand alone. auto is
-        decided anew at every move. Raises UpscaleError.
+        fp16; of another project, what its network bears), fp32, bf16, fp16, or the type of torch;
+        as in torch it may stand alone. auto is decided anew at every move. Raises UpscaleError.
         """
         if isinstance(device, torch.dtype) or (isinstance(device, str) and device in DTYPES):
             if dtype is not None:
@@ -118,7 +118,7 @@ class Upscaler:
         device = self._device if device is None else device
         dtype = self._dtype if dtype is None else dtype
         place = device_named(device)
-        self.engine = Diffusion(self.model, place, dtype_named(dtype, place), self._compile)
+        self.engine = engine_of(self.model, place, dtype, self._compile)
         self._device, self._dtype = device, dtype  # as asked for: auto stays auto
         return self
 
@@ -136,7 +136,7 @@ class Upscaler:
         return self.engine.dtype
 
     def __repr__(self) -> str:
-        modules = self.model.network, self.model.autoencoder
+        modules = self.model.modules
         count = sum(weights.numel() for module in modules for weights in module.parameters())
         dtype = next(name for name, known in DTYPES.items() if known == self.dtype)
         return (
@@ -146,13 +146,17 @@ class Upscaler:
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write the model as a folder that `from_pretrained` takes on any machine. It is new, or an
-        earlier one. Raises WriteError.
+        earlier one. Raises WriteError, UpscaleError for a file of another project.
         """
+        if not isinstance(self.model, LoadedModel):
+            raise UpscaleError(
+                f"{self.model.name}: a file of another project becomes no model folder; copy the file."
+            )
         save_loaded(self.model, Path(folder))
 
     def push_to_hub(self, repo_id: str, private: bool = False, token: str | None = None) -> str:
         """Send the model to owner/name of the Hugging Face hub, as `save_pretrained` writes it; ->
-        its address. Raises HubError, WriteError.
+        its address. Raises HubError, WriteError, UpscaleError.
         """
         with TemporaryDirectory() as place:
             self.save_pretrained(folder := Path(place) / "model")
@@ -243,7 +247,9 @@ class Upscaler:
         strips, height = frame.strips(canvas.size[0]), frame.inner[0]
         needs = [rows_needed(height, canvas.size[0], strip) for strip in strips]
         wants = [slice(max(0, r.start - REACH), min(height, r.stop + REACH)) for r in needs]
-        fix = COLOR_FIXES[how.color_fix](lambda: frame.pairs(made(), frame.strips(height)))
+        fix = COLOR_FIXES[how.color_fix or self.engine.color_fix](
+            lambda: frame.pairs(made(), frame.strips(height))
+        )
         for strip, need, want, pair in zip(strips, needs, wants, frame.pairs(made(), wants)):
             sr = in_columns(fix, *pair)[..., need.start - want.start : need.stop - want.start, :]
             if not sr.isfinite().all():

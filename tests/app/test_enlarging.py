@@ -12,8 +12,9 @@ import torch
 
 from app.fakes import CALLS, Model
 from ldm_dream.app import enlarging, views
-from ldm_dream.app.enlarging import BROKEN, Now, Running, Telling, Wish
+from ldm_dream.app.enlarging import BROKEN, Running, Telling, Wish
 from ldm_dream.app.sessions import AppError, Sessions, pictures_of
+from ldm_dream.app.told import Now
 from ldm_dream.app.views import comparison, progress, sentences, summary, write_view
 from ldm_dream.data.images import Image, read_image
 from ldm_dream.errors import UserError

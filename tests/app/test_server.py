@@ -30,15 +30,17 @@ BROWSER = 1  # seconds between the server's answer and what this test reads, on 
 PATIENCE = 30  # seconds, for a machine that is busy
 
 
+MODELS = {
+    "plain": Model(),
+    "negative": Model(invert=True),
+    "slow": Model(seconds=0.2, tiles=50),
+}
+
+
 @pytest.fixture(scope="module")
 def url():
-    models = {
-        "plain": Model(),
-        "negative": Model(invert=True),
-        "slow": Model(seconds=0.2, tiles=50),
-    }
     before = set(Path(tempfile.gettempdir()).glob("ldm-dream-*"))
-    with serving(models, Place(port=0, upload=1)) as url:
+    with serving(MODELS, Place(port=0, upload=1)) as url:
         yield url
     assert not set(Path(tempfile.gettempdir()).glob("ldm-dream-*")) - before  # all is deleted
 
@@ -209,6 +211,8 @@ def test_from_upload_to_the_downloaded_picture_without_network(visit, photo, chr
     visit.give(photo)
     visit.start()
     visit.is_done("photo.jpg: 60 x 40 became 120 x 80 pixels.")
+    scale, options = MODELS["plain"].seen[-1]
+    assert (scale, options["steps"], options["seed"]) == (2, None, 0)
     with PIL.Image.open(visit.download("#download")) as made:
         assert (made.format, made.size, made.info["dpi"]) == ("JPEG", (120, 80), (300, 300))
         assert made.getexif()[0x010F] == "A camera"

@@ -68,7 +68,8 @@ def test_a_folder_with_a_bad_file_is_done_to_the_end_and_exits_1(model, photos, 
     assert gray.was_gray and gray.pixels.dtype == np.uint16 and gray.pixels.shape == (15, 18, 3)
     entries = json.loads(report.read_text())
     assert [p["status"] for p in entries["pictures"]] == ["done", "failed", "done"]
-    assert entries["settings"]["scale"] == 3 and entries["settings"]["seed"] == 0
+    used = ("scale", "seed", "steps", "sampler", "color_fix")
+    assert [entries["settings"][name] for name in used] == [3, 0, 2, "ancestral", "wavelet"]
 
     _, out, _ = upscale(*options, "--skip-existing")
     assert out.splitlines()[-1] == "2 skipped, 1 failed"
