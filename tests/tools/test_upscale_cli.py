@@ -91,7 +91,7 @@ def test_a_folder_with_a_bad_file_is_done_to_the_end_and_exits_1(model, photos, 
     entries = json.loads(report.read_text())
     assert [p["status"] for p in entries["pictures"]] == ["done", "failed", "done"]
     used = ("scale", "seed", "steps", "sampler", "color_fix")
-    assert [entries["settings"][name] for name in used] == [3, 0, 2, "resshift", "wavelet"]
+    assert [entries["settings"][name] for name in used] == [3, 0, 2, "ancestral", "wavelet"]
 
     _, out, _ = upscale(*options, "--skip-existing")
     assert out.splitlines()[-1] == "2 skipped, 1 failed"

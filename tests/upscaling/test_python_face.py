@@ -13,6 +13,7 @@ from ldm_dream.config.model import PixelConfig
 from ldm_dream.data.images import Image, ImageError, read_image, write_image
 from ldm_dream.hub import HubError
 from ldm_dream.model_folder import load_model, save_loaded
+from ldm_dream.upscaling import models
 from ldm_dream.upscaling import upscaler as upscaler_module
 from ldm_dream.upscaling.devices import (
     KINDS,
@@ -124,9 +125,7 @@ def test_moving_is_that_of_torch():
 def test_auto_is_decided_anew_at_every_move(there, monkeypatch):
     """A stand-in for the engine: an accelerator is not at hand."""
     made = []
-    monkeypatch.setattr(
-        upscaler_module, "Diffusion", lambda model, *where: made.append(where[:2]) or None
-    )
+    monkeypatch.setattr(models, "Diffusion", lambda model, *where: made.append(where[:2]) or None)
     there(xpu=1)
     model = Upscaler(load_model(NAME))
     model.to("cpu").to("xpu:0", torch.float16).to("cpu")
@@ -297,7 +296,7 @@ def test_what_is_pushed_is_what_is_saved(monkeypatch):
 def test_what_the_hub_is_asked_comes_from_the_call(monkeypatch):
     asked = []
     monkeypatch.setattr(
-        upscaler_module, "load_model", lambda name, search: asked.append((name, search)) or 1 / 0
+        upscaler_module, "load", lambda name, search: asked.append((name, search)) or 1 / 0
     )
     with pytest.raises(ZeroDivisionError):
         Upscaler.from_pretrained("hf:me/model", revision="v1", local_files_only=True, token="t")
