@@ -21,13 +21,14 @@ import numpy as np
 from ldm_dream.data.images import Image, write_image
 from ldm_dream.upscaling.folder import Work, upscale_all
 from ldm_dream.upscaling.planning import Job, Naming, plan_jobs
+from ldm_dream.upscaling.sizes import Size
 from ldm_dream.upscaling.upscaler import Upscaler
 
 SCALE = 4
 
 
 def main(args: argparse.Namespace) -> None:
-    work = Work(_model(args), SCALE)
+    work = Work(_model(args), Size(SCALE))
     with tempfile.TemporaryDirectory() as place:
         source, out = Path(place, "in"), Path(place, "out")
         for number in range(args.pictures):

@@ -43,7 +43,8 @@ def main(args: argparse.Namespace) -> None:
     torch.set_num_threads(1)
     upscaler = Upscaler.from_pretrained(device="cpu")
     upscaler.engine.autoencoder = FreeAutoencoder()  # pyright: ignore[reportAttributeAccessIssue]
-    upscaler.engine.denoiser.call = lambda z_t, emb, *inputs: z_t[:, : FreeAutoencoder.channels]
+    call = lambda z_t, emb, *inputs: z_t[:, : FreeAutoencoder.channels]  # noqa: E731
+    upscaler.engine.denoiser.call = call  # pyright: ignore[reportAttributeAccessIssue]
     rng = np.random.default_rng(0)
     picture = rng.integers(0, 256, (args.height, args.width, 3), dtype=np.uint8)
     begun = time.perf_counter()

@@ -23,7 +23,9 @@ DTYPES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 def main(args: argparse.Namespace) -> None:
     upscaler = Upscaler.from_pretrained(args.model, args.device, args.dtype, args.compile)
     picture = np.random.default_rng(0).integers(0, 256, (args.size, args.size, 3), dtype=np.uint8)
-    settings = list(itertools.product(args.steps or [None], args.tile or [None], args.batch_size))
+    settings: list[tuple[int | None, int | None, int]] = list(
+        itertools.product(args.steps or [None], args.tile or [None], args.batch_size)
+    )
     seconds: dict[tuple, list[float]] = {setting: [] for setting in settings}
     first: dict[tuple, float] = {}
     for repetition in range(args.repetitions + 1):

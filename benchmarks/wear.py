@@ -56,7 +56,8 @@ def web40(size: Size, random: np.random.Generator) -> list[Step]:
 
 
 def camera(size: Size, random: np.random.Generator) -> list[Step]:
-    kernel = gaussian_kernel(21, (random.uniform(1, 3),) * 2)
+    sigma = random.uniform(1, 3)
+    kernel = gaussian_kernel(21, (sigma, sigma))
     noise = Noise("gaussian", random.uniform(3, 10), False)
     quality = int(random.integers(65, 91))
     return [Resize(size, "matlab_bicubic", kernel), noise, Compress("jpeg", quality)]
@@ -108,11 +109,14 @@ def _results(upscalers: dict[str, Upscaler], lr: Tensor, scale: int, args) -> di
     """lr [1,3,h,w] in [-1, 1] -> results of bicubic and of every model, number of steps and colour
     fix. A fix is put on the one result of a model, clipped to [-1, 1].
     """
-    base = upsample(lr, tuple(side * scale for side in lr.shape[-2:]))
-    results = {("bicubic", None, "none"): bicubic(from_tensor(lr), scale)}
+    base = upsample(lr, (lr.shape[-2] * scale, lr.shape[-1] * scale))
+    results: dict[Method, Pixels] = {("bicubic", None, "none"): bicubic(from_tensor(lr), scale)}
     for name, upscaler in upscalers.items():
         for steps in args.steps or [None]:
             sr = upscaler((lr + 1) / 2, scale=scale, steps=steps, seed=0, color_fix="none")
+            pair = sr * 2 - 1, base
             for fix in args.color_fix:
-                results[name, steps, fix] = from_tensor(COLOR_FIXES[fix](sr * 2 - 1, base))
+                results[name, steps, fix] = from_tensor(
+                    COLOR_FIXES[fix](lambda pair=pair: [pair])(*pair)
+                )
     return results

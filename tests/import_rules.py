@@ -89,6 +89,10 @@ IMPORT_RULES = {
         ("torch", "numpy", "safetensors", "taming", "tqdm", "huggingface_hub"),
     ),
     "ldm_dream.upscaling": May((*MODEL, *root("upscaling")), ("torch", "numpy", "PIL", "tqdm")),
+    "ldm_dream.upscaling.upscaler": May(
+        (*MODEL, *root("upscaling")),
+        ("torch", "typing_extensions"),  # which pydantic brings
+    ),
     # the reader of files that may run nothing
     "ldm_dream.upscaling.peers": May(
         (*CONFIG, *root("hub", "model_config", "interchange.checkpoint_file")),
@@ -97,6 +101,11 @@ IMPORT_RULES = {
     "ldm_dream.interchange": May(
         (*MODEL, *root("interchange")), ("torch", "safetensors", "pydantic")
     ),
+    "ldm_dream.app": May(
+        root("errors", "writing", "data", "upscaling", "app"), ("torch", "numpy", "PIL")
+    ),
+    "ldm_dream.app.page": May(root("errors", "data", "upscaling", "app"), ("gradio",)),
+    "ldm_dream.app.server": May(root("upscaling", "app"), ("gradio", "starlette")),
     "ldm_dream.commands": May(ALL, ("torch", "numpy", "tqdm")),
     "ldm_dream.commands.main": May(root("__init__", "errors", "cli", "commands")),
     "ldm_dream.__main__": May(root("commands.main")),

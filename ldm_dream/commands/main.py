@@ -22,6 +22,7 @@ COMMANDS = {
     "import": "import_checkpoint",
     "export": "export_diffusers",
     "release": "release",
+    "app": "app",
     "models": "models",
 }
 

@@ -31,13 +31,14 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def run(args: argparse.Namespace) -> int:
-    sources = [*args.inputs, *args.input]
+    sources = args.input = [*vars(args).pop("inputs"), *args.input]
     if not sources:
         raise UserError("no picture is given; name pictures and folders of them before -o.")
     if sys.stderr.isatty() and not args.quiet:
         names = some([shown(path) for path in sources], 3)
         sys.stderr.write(f"{names} -> {shown(args.output)}: loading {shown(args.model)}\n")
     # here, so that --help and the first line come without torch
+    from ldm_dream.data.images import check_quality
     from ldm_dream.upscaling.engine import Options
     from ldm_dream.upscaling.folder import Work, summary, upscale_all, write_report
     from ldm_dream.upscaling.forecast import forecast
@@ -47,15 +48,14 @@ def run(args: argparse.Namespace) -> int:
 
     plan = plan_jobs(sources, args.output, args.recursive, Naming(args.suffix, args.ext))
     check_places(plan, args.json_report, Path(args.model))
+    check_quality(args.quality, [job.target for job in plan.jobs])
+    how = Options(**{field.name: getattr(args, field.name) for field in fields(Options)})
+    how.size(1, args.scale)  # what is not possible ends here
     upscaler = Upscaler.from_pretrained(args.model, args.device, args.dtype, args.compile)
-    scale = upscaler.scale if args.scale is None else args.scale
-    options = {field.name: getattr(args, field.name) for field in fields(Options)}
-    options["tile"] = args.tile or None
-    how = Options(**options)
-    calls = upscaler.engine.calls(how)
-    upscale = partial(upscaler, scale=scale, **options)
-    work = Work(upscale, scale, args.skip_existing, args.metadata == "keep")
-    expected = forecast(plan.jobs, scale, args.skip_existing)
+    calls, size = upscaler.engine.calls(how), how.size(upscaler.scale, args.scale)
+    upscale = partial(upscaler, scale=args.scale, **asdict(how))
+    work = Work(upscale, size, args.skip_existing, args.metadata == "keep", args.quality)
+    expected = forecast(plan.jobs, size, args.skip_existing)
     results, is_one = [], is_one_picture(sources)
     with Progress(expected.pixels, expected.pictures, calls, args.quiet) as progress:
         if expected.is_large or progress.is_bar:
@@ -67,10 +67,12 @@ def run(args: argparse.Namespace) -> int:
                 progress.write(str(result))
         finally:
             if args.json_report:
-                settings = vars(args) | asdict(upscaler.engine.settled(how))
-                settings["input"] = [shown(path) for path in sources]
-                settings.pop("inputs")
-                write_report(args.json_report, settings, plan, results)
+                write_report(
+                    args.json_report,
+                    vars(args) | asdict(upscaler.engine.settled(how)),
+                    plan,
+                    results,
+                )
     if not is_one:
         progress.write(summary(plan, results))
     failed = [f"failed: {result.error}\n" for result in results if result.status == "failed"]

@@ -180,7 +180,7 @@ def _draw_size(sizes: tuple[int, int], random: np.random.Generator) -> int:
 
 
 def _one_of(names: Sequence[str], random: np.random.Generator) -> str:
-    return names[random.integers(len(names))]
+    return names[int(random.integers(len(names)))]
 
 
 def _draw_index(weights: tuple[float, ...], random: np.random.Generator) -> int:

@@ -19,6 +19,7 @@ from ldm_dream.denoiser import sent
 from ldm_dream.sampler import LARGEST_SEED
 from ldm_dream.upscaling.devices import UpscaleError
 from ldm_dream.upscaling.pictures import COLOR_FIXES, Source
+from ldm_dream.upscaling.sizes import Size
 from ldm_dream.upscaling.tiling import Tiles
 from ldm_dream.upscaling.watch import Watch
 
@@ -34,7 +35,7 @@ class Options:
     size up to float rounding; None = 0. tile, tile_pad: LR pixels, rounded up to whole attention
     windows; tile=None is automatic. batch_size: tiles at a time. color_fix: none, wavelet, adain (in
     tiles it computes twice, since it wants the mean of the whole result first). max_pixels: of the
-    result.
+    result. width, height, megapixels: of the result, instead of a scale (`sizes.Size`).
     """
 
     steps: int | None = None
@@ -45,6 +46,9 @@ class Options:
     batch_size: int = 1
     color_fix: str | None = None
     max_pixels: int = 2**29
+    width: int | None = None
+    height: int | None = None
+    megapixels: float | None = None
 
     def __post_init__(self) -> None:
         leasts = {"seed": 0, "tile": 1, "tile_pad": 0, "batch_size": 1, "max_pixels": 1}
@@ -61,6 +65,14 @@ class Options:
                 f"color_fix={self.color_fix!r} is unknown; use one of {', '.join(COLOR_FIXES)}."
             )
 
+    def size(self, own: float, scale: float | None = None) -> Size:
+        """How large a result is to be; own: the scale where nothing is asked for. Raises
+        UpscaleError.
+        """
+        given = self.width, self.height, self.megapixels
+        nothing = scale is None and given == (None, None, None)
+        return Size(own if nothing else scale, *given)
+
 
 class Choices(TypedDict, total=False):
     """The fields of Options as keywords of a call, for type checkers and editors."""
@@ -73,6 +85,9 @@ class Choices(TypedDict, total=False):
     batch_size: int
     color_fix: str | None
     max_pixels: int
+    width: int | None
+    height: int | None
+    megapixels: float | None
 
 
 class Engine(ABC):

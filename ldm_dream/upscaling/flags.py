@@ -93,6 +93,16 @@ def _how(group: argparse._ArgumentGroup) -> None:
         help="output size over input size, any number (default: the model's)",
     )
     group.add_argument(
+        "--width",
+        type=int,
+        metavar="PX",
+        help="of the output, instead of a scale; with --height the output fits into both",
+    )
+    group.add_argument("--height", type=int, metavar="PX", help="likewise")
+    group.add_argument(
+        "--megapixels", type=float, metavar="N", help="of the output, instead of a scale, e.g. 24"
+    )
+    group.add_argument(
         "--steps", type=int, metavar="N", help="sampling steps (default: the model's)"
     )
     group.add_argument(
@@ -113,6 +123,12 @@ def _files(group: argparse._ArgumentGroup) -> None:
         "--ext",
         default="auto",
         help="format: auto (as the input), png, jpg, webp, tif, avif",
+    )
+    group.add_argument(
+        "--quality",
+        type=int,
+        metavar="N",
+        help="of JPEG, WebP and AVIF, 1 to 100 (default: 95, 95, 85; a lossless WebP stays lossless)",
     )
     group.add_argument("--suffix", default="", help="added to names before the extension, e.g. _x4")
     group.add_argument(
@@ -141,8 +157,7 @@ def _machine(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "-t",
         "--tile",
-        type=int,
-        default=0,
+        type=_tile,
         metavar="TILE_PX",
         help="side of a tile in input pixels (default: 0, automatic)",
     )
@@ -196,6 +211,10 @@ def _peer(group: argparse._ArgumentGroup) -> None:
             default=argparse.SUPPRESS,
             help=argparse.SUPPRESS,
         )
+
+
+def _tile(side: str) -> int | None:
+    return int(side) or None
 
 
 def _gpu(number: str) -> str:

@@ -17,6 +17,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from ldm_dream.data.images import (
     Image,
@@ -29,7 +30,8 @@ from ldm_dream.data.images import (
 )
 from ldm_dream.errors import shown
 from ldm_dream.heap import give_back_freed_memory
-from ldm_dream.upscaling.planning import BatchError, Job, Plan, is_too_long
+from ldm_dream.upscaling.planning import Job, Plan, is_too_long
+from ldm_dream.upscaling.sizes import Size
 from ldm_dream.writing import WriteError, whole_file
 
 # pixels of a picture or of its result, from which on no other picture is held beside it
@@ -66,21 +68,16 @@ class Result:
 
 @dataclass(frozen=True)
 class Work:
-    """upscale: Image -> Image, `scale` times as large. note: is told each result as soon as it is
-    certain, in the thread that writes. Raises BatchError for an impossible scale.
+    """upscale: Image -> Image of that size. quality: as for `write_image`. note: is told each result
+    as soon as it is certain, in the thread that writes.
     """
 
     upscale: Callable[[Image], Image]
-    scale: float
+    size: Size
     skip_existing: bool = False
     keep_metadata: bool = True
+    quality: int | None = None
     note: Callable[[Job, Result], None] = lambda job, result: None
-
-    def __post_init__(self) -> None:
-        if not (math.isfinite(self.scale) and self.scale > 0):
-            raise BatchError(
-                f"scale={self.scale} is not possible; give a number above 0, for example 4."
-            )
 
 
 def upscale_all(jobs: Iterable[Job], work: Work) -> Iterator[Result]:
@@ -165,7 +162,7 @@ class _Picture:
                 self.result = Result(shown(job.source), shown(job.target), "skipped")
                 return
             height, width = image_size(job.source)
-            wide, high = (max(1, round(side * work.scale)) for side in (width, height))
+            high, wide = work.size.of((height, width))
             self.size_in, self.size_out = (width, height), (wide, high)
             if not self.is_large:
                 self._load()
@@ -184,7 +181,7 @@ class _Picture:
         if self.result is None:
             with self._step():
                 assert self.image is not None
-                write_image(self.job.target, self.image)
+                write_image(self.job.target, self.image, self.work.quality)
         if self.result is None:
             source, target = shown(self.job.source), shown(self.job.target)
             sizes = self.size_in, self.size_out
@@ -247,13 +244,16 @@ def write_report(path: Path, settings: dict, plan: Plan, results: list[Result]) 
     written beside and renamed. Raises WriteError.
     """
     report = {
-        "settings": {
-            name: shown(value) if isinstance(value, str | Path) else value
-            for name, value in settings.items()
-        },
+        "settings": {name: _as_json(value) for name, value in settings.items()},
         "summary": summary(plan, results),
         "left_out": plan.left_out,
         "pictures": [asdict(result) for result in results],
     }
     with whole_file(path) as draft:
         draft.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+
+
+def _as_json(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_as_json(one) for one in value]
+    return shown(value) if isinstance(value, str | Path) else value

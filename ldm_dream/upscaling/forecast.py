@@ -5,12 +5,14 @@ Of a long folder only some pictures are looked at, evenly spaced; the others cou
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 from dataclasses import dataclass
 
 from ldm_dream.data.images import ImageError, image_size
 from ldm_dream.upscaling.planning import Job
+from ldm_dream.upscaling.sizes import Size
 
 LOOKED_AT = 256  # pictures
 LARGE = 2**24  # pixels of results; what makes more takes minutes on a CPU
@@ -49,13 +51,13 @@ class Forecast:
         )
 
 
-def forecast(jobs: list[Job], scale: float, skip_existing: bool) -> Forecast:
+def forecast(jobs: list[Job], wanted: Size, skip_existing: bool) -> Forecast:
     """Pictures that cannot be read count as nothing, as do with skip_existing those whose result is
     there.
     """
     todo = [job for job in jobs if not (skip_existing and job.target.exists())]
     looked = todo[:: -(-len(todo) // LOOKED_AT)] if todo else []
-    found = [_one(job, scale) for job in looked]
+    found = [_one(job, wanted) for job in looked]
     pixels, results, size = (
         (sum(column) * len(todo) / len(looked) for column in zip(*found))
         if found
@@ -64,7 +66,7 @@ def forecast(jobs: list[Job], scale: float, skip_existing: bool) -> Forecast:
     return Forecast(len(todo), pixels, results, size, _free(jobs))
 
 
-def _one(job: Job, scale: float) -> tuple[float, float, float]:
+def _one(job: Job, wanted: Size) -> tuple[float, float, float]:
     """-> pixels of the picture, of its result, and bytes of that: as many a pixel as the picture
     has where both are of one kind, for an enlarged picture holds less a pixel.
     """
@@ -74,7 +76,7 @@ def _one(job: Job, scale: float) -> tuple[float, float, float]:
     except (ImageError, OSError):
         return 0.0, 0.0, 0.0
     pixels = height * width
-    result = pixels * scale**2
+    result = math.prod(wanted.of((height, width)))
     same_kind = job.source.suffix.lower() == job.target.suffix.lower()
     return pixels, result, result * (bytes_there / pixels if same_kind else RAW)
 

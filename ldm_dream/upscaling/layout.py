@@ -13,6 +13,7 @@ from ldm_dream.upscaling.devices import UpscaleError
 from ldm_dream.upscaling.engine import Engine, Options
 from ldm_dream.upscaling.frame import Frame
 from ldm_dream.upscaling.pictures import Pixels, Source
+from ldm_dream.upscaling.sizes import Size
 from ldm_dream.upscaling.tiling import Tiles
 
 log = logging.getLogger(__name__)
@@ -35,15 +36,15 @@ class Layout:
     native: bool = False
 
 
-def first_layout(engine: Engine, pixels: Pixels, scale: float, how: Options) -> Layout:
+def first_layout(engine: Engine, pixels: Pixels, asked: Size, how: Options) -> Layout:
     """Raises ImageError for a result of too many pixels, UserError for other options."""
-    size = max(1, round(pixels.size[0] * scale)), max(1, round(pixels.size[1] * scale))
+    size = asked.of(pixels.size)
     if size[0] * size[1] > how.max_pixels:
         raise ImageError(
             f"the result has {size[0] * size[1]} pixels, more than the {how.max_pixels} "
             "allowed; cut it first, or raise max_pixels (--max-pixels)."
         )
-    if how.tile is None and _is_small(pixels) and engine.makes(scale):
+    if how.tile is None and _is_small(pixels) and engine.makes(asked.times(pixels.size)):
         frame = Frame(Source(pixels), size, 0, size)
         return Layout(size, frame, frame.source.count * engine.calls(how), native=True)
     return _by_own_scale(engine, pixels, size, how)

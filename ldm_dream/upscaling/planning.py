@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
-from ldm_dream.data.images import WRITES, list_images, needs_alpha
+from ldm_dream.data.images import WRITES, check_header, list_images, needs_alpha
 from ldm_dream.errors import UserError, shown
 from ldm_dream.writing import check_outputs
 
@@ -77,6 +77,8 @@ def plan_jobs(
     """
     sources = [sources] if isinstance(sources, Path) else list(sources)
     listings = [(source, list_images(source, recursive)) for source in sources]
+    if is_one_picture(sources):
+        check_header(sources[0])  # no model is loaded for what is none
     if is_too_long(out):
         raise BatchError(f"{shown(out)}: this name is too long; give -o a shorter one.")
     if is_one_picture(sources) and out.suffix and not out.is_dir():

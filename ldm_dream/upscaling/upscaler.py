@@ -14,7 +14,6 @@ strips either way, which changes no number. What a model is like is its engine's
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -51,6 +50,7 @@ from ldm_dream.upscaling.pictures import (
     resized,
     unpack,
 )  # fmt: skip
+from ldm_dream.upscaling.sizes import Size
 from ldm_dream.upscaling.watch import PREVIEW, Callback, Watch
 
 if TYPE_CHECKING:
@@ -197,36 +197,32 @@ class Upscaler:
         round(W * scale). The path of a file -> `ldm_dream.Image`, with all that the file says, which
         `ldm_dream.write_image` writes. A list -> a list.
 
-        scale: any number above 0; None = the model's own. The model enlarges by its own scale;
-        another size is made from that by bicubic, so a scale above the model's adds no further
-        detail. IDM enlarges by any scale from 1 to its `max_scale` itself, where the picture is
-        taken whole. callback(done, total, preview): after each network call of all pictures and a
-        few times a second, preview() being the picture as far as it is, or None; returning False
-        stops. options: see `Options`. Alpha is enlarged by bicubic. Raises UpscaleError or
-        SamplerError for an option, ImageError for a picture that is not possible, Stopped.
+        scale: any number above 0; None = the model's own, unless the options ask for a width, a
+        height or megapixels. The model enlarges by its own scale; another size is made from that
+        by bicubic, so a scale above the model's adds no further detail. IDM enlarges by any scale
+        from 1 to its `max_scale` itself, where the picture is taken whole. callback(done, total,
+        preview): after each network call of all pictures and a few times a second, preview() being
+        the picture as far as it is, or None; returning False stops. options: see `Options`. Alpha
+        is enlarged by bicubic. Raises UpscaleError or SamplerError for an option, ImageError for a
+        picture that is not possible, Stopped.
         """
         how = Options(**options)
-        scale = self.engine.scale if scale is None else scale
-        if not (isinstance(scale, int | float) and math.isfinite(scale) and scale > 0):
-            raise UpscaleError(
-                f"scale={scale} is not possible; give a number above 0, "
-                f"for example {self.engine.scale}."
-            )
+        asked = how.size(self.engine.scale, scale)
         self.engine.calls(how)  # options that are not possible end here
         many = isinstance(image, Sequence) and not isinstance(image, str)
         images = image if many else [image]
         # a picture of the list that is not possible ends here too
-        calls = [first_layout(self.engine, _read(one), scale, how).calls for one in images[1:]]
+        calls = [first_layout(self.engine, _read(one), asked, how).calls for one in images[1:]]
         watch, made = Watch(callback), []
         for i, one in enumerate(images):
             watch.next_picture(ahead=sum(calls[i:]))
-            made.append(self._enlarged(_read(one), scale, how, watch))
+            made.append(self._enlarged(_read(one), asked, how, watch))
         return made if many else made[0]
 
-    def _enlarged(self, pixels: Pixels, scale: float, how: Options, watch: Watch) -> Any:
+    def _enlarged(self, pixels: Pixels, asked: Size, how: Options, watch: Watch) -> Any:
         """-> a picture of the type that came in. Where memory runs out, once more with less."""
         pixels = filled(pixels) if pixels.has_alpha else pixels
-        layout = first_layout(self.engine, pixels, scale, how)
+        layout = first_layout(self.engine, pixels, asked, how)
         canvas = Canvas(pixels, layout.size)
         with watch.listening(within=self.engine.stoppable):
             while True:

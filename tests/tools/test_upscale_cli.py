@@ -115,6 +115,20 @@ def test_one_picture_to_a_file_name_exits_0(model, photos, tmp_path, upscale):
 
 
 @pytest.mark.parametrize(
+    "asked, size",
+    [
+        ({"--width": 9}, (16, 9)),
+        ({"--width": 9, "--height": 9}, (9, 5)),
+        ({"--megapixels": 1e-4}, (13, 8)),
+    ],
+)
+def test_a_result_has_the_size_that_was_asked_for(model, photos, tmp_path, upscale, asked, size):
+    words = (word for pair in asked.items() for word in pair)
+    code, *_ = upscale("-i", photos / "rgb.png", "-o", tmp_path / "x.png", "-n", model, *words)
+    assert code == 0 and read_image(tmp_path / "x.png").pixels.shape[:2] == size
+
+
+@pytest.mark.parametrize(
     "changed, says",
     [
         ({"-i": "none.png"}, "no such file or folder"),
@@ -124,6 +138,8 @@ def test_one_picture_to_a_file_name_exits_0(model, photos, tmp_path, upscale):
         ({"--steps": "99"}, "steps=99"),
         ({"--sampler": "euler"}, "euler"),
         ({"--scale": "-1"}, "scale=-1"),
+        ({"--scale": "2", "--width": "9"}, "scale=2.0 and width=9"),
+        ({"--height": "0"}, "height=0"),
         ({"--device": "tpu"}, "device='tpu'"),
     ],
 )
@@ -160,6 +176,23 @@ def test_a_signal_ends_with_one_line_and_the_report_of_what_is_done(
     report = json.loads((tmp_path / "report.json").read_text())
     assert [p["status"] for p in report["pictures"]] == ["done"]
     assert report["summary"] == "1 done, 1 not reached"
+
+
+def test_no_model_is_loaded_for_the_one_picture_that_is_none(
+    photos, tmp_path, upscale, monkeypatch
+):
+    monkeypatch.setattr(Upscaler, "from_pretrained", lambda *_: pytest.fail("loaded"))
+    (photos / "notes.png").write_text("not a picture")
+    code, _, err = upscale("-i", photos / "notes.png", "-o", tmp_path / "out")
+    assert code == 2 and "not a picture" in err and len(err.splitlines()) == 1
+
+
+def test_a_quality_that_no_output_has_is_said_before_a_model_is_loaded(
+    photos, tmp_path, upscale, monkeypatch
+):
+    monkeypatch.setattr(Upscaler, "from_pretrained", lambda *_: pytest.fail("loaded"))
+    code, _, err = upscale("-i", photos, "-o", tmp_path / "out", "--quality", 80)
+    assert code == 2 and "quality=80 changes nothing in TIFF and PNG" in err
 
 
 def test_no_output_takes_an_inputs_place_and_nothing_is_loaded_first(

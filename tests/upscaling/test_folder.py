@@ -10,8 +10,10 @@ from PIL import Image as PillowImage
 
 from ldm_dream.data.images import Image, ImageError, read_image, write_image
 from ldm_dream.upscaling import folder as upscaling
+from ldm_dream.upscaling.devices import UpscaleError
 from ldm_dream.upscaling.folder import Work, summary, upscale_all, write_report
 from ldm_dream.upscaling.planning import BatchError, Job, Naming, Plan, check_places, plan_jobs
+from ldm_dream.upscaling.sizes import Size
 from ldm_dream.writing import WriteError
 
 
@@ -24,7 +26,7 @@ def double(image: Image) -> Image:
     return replace(image, pixels=image.pixels.repeat(2, 0).repeat(2, 1), alpha=alpha)
 
 
-DOUBLE = Work(double, 2)
+DOUBLE = Work(double, Size(2))
 
 
 @pytest.fixture
@@ -58,7 +60,7 @@ def test_errors_of_the_program_are_not_taken_for_bad_pictures(folder, tmp_path):
         raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
-        list(upscale_all(plan_jobs(folder, tmp_path / "out").jobs, Work(broken, 2)))
+        list(upscale_all(plan_jobs(folder, tmp_path / "out").jobs, Work(broken, Size(2))))
 
 
 def test_recursive_keeps_subfolders_suffix_and_ext_name_the_outputs(folder, tmp_path):
@@ -189,8 +191,8 @@ def test_impossible_names_and_scales_are_one_sentence():
         with pytest.raises(BatchError, match=says):
             Naming(**naming)
     for scale in (0, -1, float("nan"), float("inf")):
-        with pytest.raises(BatchError, match="is not possible"):
-            Work(double, scale)
+        with pytest.raises(UpscaleError, match="is not possible"):
+            Work(double, Size(scale))
 
 
 def never(image):
@@ -206,7 +208,7 @@ def test_what_cannot_be_written_is_refused_before_it_is_computed(folder, tmp_pat
     ):
         write_image(folder / "a.png", image)
         jobs = plan_jobs(folder / "a.png", tmp_path / out).jobs
-        assert why in str(next(upscale_all(jobs, Work(never, scale))).error)
+        assert why in str(next(upscale_all(jobs, Work(never, Size(scale)))).error)
     assert not list(tmp_path.rglob("*.jpg"))
 
 
@@ -313,7 +315,7 @@ def test_every_failure_names_its_file(folder, tmp_path):
 
     for upscale, why in ((refuses, "too large"), (hungry, "too little memory")):
         jobs = plan_jobs(folder, tmp_path / "out").jobs
-        for result in upscale_all(jobs, Work(upscale, 2)):
+        for result in upscale_all(jobs, Work(upscale, Size(2))):
             assert result.source in result.error and why in result.error
 
 
@@ -370,9 +372,9 @@ def steps(monkeypatch):
         steps.begin("read", path)
         return read_image(path)
 
-    def write(path, image):
+    def write(path, image, quality):
         steps.begin("write", path)
-        write_image(path, image)
+        write_image(path, image, quality)
 
     monkeypatch.setattr(upscaling, "read_image", read)
     monkeypatch.setattr(upscaling, "write_image", write)
@@ -397,7 +399,7 @@ def test_reading_computing_and_writing_overlap(four, steps):
             assert not steps["read", "4.png"].wait(0.2)  # one picture ahead, not more
         return double(image)
 
-    results = list(upscale_all(four, Work(compute, 2)))
+    results = list(upscale_all(four, Work(compute, Size(2))))
     assert [(Path(r.source).name, r.status) for r in results] == [
         (job.source.name, "done") for job in four
     ]
@@ -415,7 +417,7 @@ def test_a_large_picture_is_alone(four, steps, monkeypatch):
             assert not steps["read", follower].wait(0.2)
         return double(image)
 
-    for before, result in enumerate(upscale_all(four, Work(compute, 2))):
+    for before, result in enumerate(upscale_all(four, Work(compute, Size(2)))):
         assert result.status == "done"
         assert len(list(four[0].target.parent.iterdir())) == before + 1
 
@@ -431,7 +433,7 @@ def test_what_is_computed_is_written_and_told_before_a_stop(four, steps, stop):
         return double(image)
 
     told, noted = [], []
-    work = Work(compute, 2, note=lambda job, result: noted.append(job))
+    work = Work(compute, Size(2), note=lambda job, result: noted.append(job))
     with pytest.raises(stop):
         told.extend(upscale_all(four, work))
     assert [path.name for path in four[0].target.parent.iterdir()] == ["1.png"]
@@ -452,7 +454,7 @@ def test_a_picture_that_is_written_is_told_before_the_next_is_computed(four):
         threading.Event().wait(0.3)
         return double(image)
 
-    work = Work(compute, 2)
+    work = Work(compute, Size(2))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(upscaling, "PATIENCE", 50)
         assert next(upscale_all(four, work)).status == "done" and len(computed) == 1

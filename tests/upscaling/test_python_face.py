@@ -296,7 +296,7 @@ def test_what_is_pushed_is_what_is_saved(monkeypatch):
 def test_what_the_hub_is_asked_comes_from_the_call(monkeypatch):
     asked = []
     monkeypatch.setattr(
-        upscaler_module, "load", lambda name, search: asked.append((name, search)) or 1 / 0
+        models, "load_model", lambda name, search: asked.append((name, search)) or 1 / 0
     )
     with pytest.raises(ZeroDivisionError):
         Upscaler.from_pretrained("hf:me/model", revision="v1", local_files_only=True, token="t")

@@ -137,6 +137,15 @@ def test_output_is_exactly_the_rounded_size(scale):
     assert out.shape == (round(7 * (scale or 4)), round(9 * (scale or 4)), 3)
 
 
+def test_a_size_may_be_asked_for_instead_of_a_scale():
+    given = np.zeros((6, 9, 3), np.uint8)
+    assert upscaler()(given, width=20).shape == (13, 20, 3)
+    assert upscaler()(given, height=20, width=20).shape == (13, 20, 3)
+    assert upscaler()(given, megapixels=54e-6).shape == given.shape
+    with pytest.raises(UpscaleError, match="scale=2 and height=9"):
+        upscaler()(given, scale=2, height=9)
+
+
 @pytest.mark.parametrize("height, width", [(1, 1), (1, 40), (7, 5000), (33, 2)])
 def test_every_size_works(height, width):
     image = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)

@@ -1,0 +1,8 @@
+"""The web page of the upscaler. `server.py` starts it, `page.py` is what it shows.
+
+    browser -> guard.py -> gradio -> page.py -> sessions.py: the pictures of one browser tab
+                                             -> enlarging.py: the work, in a thread
+                                             -> views.py: what the browser shows of it
+
+Only `server.py` and `page.py` know gradio, which comes with the extra `app`.
+"""

@@ -1,0 +1,281 @@
+"""The page itself: what a visitor sees, and what happens when it is touched."""
+
+# annotations are read by gradio, so they are no strings here
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ldm_dream.app.enlarging import STOPPED, Running, Wish
+from ldm_dream.app.sessions import AppError, Session, Sessions, pictures_of
+from ldm_dream.app.views import comparison, progress, sentences, summary
+from ldm_dream.errors import UserError
+from ldm_dream.upscaling.engine import Options
+
+TITLE = "Make pictures larger"
+TICK = 0.2  # seconds between two looks at the work
+GRACE = 0.5  # seconds that a work that was stopped has to end, before the page goes on without it
+QUEUE = 32  # visitors who wait, at most
+FORGET = 600, 24 * 3600  # seconds: how often what no session took is looked for, and how old it is
+LISTED = 6  # pictures that the last sentences name one by one
+HERE = Path(__file__).parent
+USUAL = {"width": 3840, "height": 2160, "megapixels": 24}  # first values of these sizes
+SIZE_NAMES = [
+    ("Times larger", "times"),
+    ("Width in pixels", "width"),
+    ("Height in pixels", "height"),
+    ("Megapixels", "megapixels"),
+]
+
+
+@dataclass(frozen=True)
+class Form:
+    """The fields; components of gradio."""
+
+    files: Any
+    folder: Any
+    size: Any
+    number: Any
+    model: Any
+    other: Any
+    steps: Any
+    seed: Any
+    metadata: Any
+    start: Any
+    stop: Any
+
+
+@dataclass(frozen=True)
+class Desk:
+    """What shows the work and the results; components of gradio."""
+
+    status: Any
+    chooser: Any
+    comparing: Any
+    download: Any
+    download_other: Any
+    everything: Any
+
+
+def build_page(models: dict[str, Any], sessions: Sessions) -> Any:
+    """models: name -> an `Upscaler`, the first one chosen. -> gradio.Blocks."""
+    import gradio as gr
+
+    usual = USUAL | {"times": next(iter(models.values())).scale}
+    with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=FORGET) as page:
+        gr.Markdown(f"# {TITLE}")
+        with gr.Row():
+            with gr.Column(scale=1, min_width=300):
+                form = _form(list(models), usual)
+            with gr.Column(scale=2, min_width=320):
+                desk = _desk()
+        _connect(form, desk, models, sessions)
+
+        def leave(request: gr.Request) -> None:
+            sessions.end(request.session_hash or "")
+
+        page.unload(leave)
+        form.size.input(
+            lambda size: usual[size], form.size, form.number, queue=False, show_progress="hidden"
+        )
+    page.queue(max_size=QUEUE, default_concurrency_limit=1, api_open=False)
+    return page
+
+
+def _form(names: list[str], usual: Mapping[str, float]) -> Form:
+    import gradio as gr
+
+    files = gr.File(
+        label="Pictures",
+        file_count="multiple",
+        height=180,
+        elem_id="pictures",
+    )
+    folder = gr.UploadButton("Add a folder", file_count="directory", size="sm", elem_id="folder")
+    with gr.Row():
+        size = gr.Dropdown(SIZE_NAMES, value="times", label="Size", scale=2, min_width=170)
+        number = gr.Number(usual["times"], label="Value", min_width=90, elem_id="value")
+    model = gr.Dropdown(names, value=names[0], label="Model", elem_id="model")
+    other = gr.Dropdown(
+        [("only with the original", ""), *names],
+        value="",
+        label="Compare",
+        visible=len(names) > 1,
+        elem_id="other",
+    )
+    with gr.Accordion("More", open=False):
+        steps = gr.Number(None, label="Steps", precision=0, placeholder="the model's")
+        seed = gr.Number(0, label="Seed", precision=0, info="Same seed, same picture.")
+        metadata = gr.Checkbox(
+            True,
+            label="Keep what the picture says of itself",
+            info="EXIF (also the place, by GPS), XMP, IPTC, texts, resolution.",
+        )
+    start = gr.Button("Make larger", variant="primary", elem_id="start")
+    stop = gr.Button("Stop", variant="stop", visible=False, elem_id="stop")
+    return Form(files, folder, size, number, model, other, steps, seed, metadata, start, stop)
+
+
+def _desk() -> Desk:
+    import gradio as gr
+
+    status = gr.HTML("", elem_id="status")
+    with gr.Row():
+        download = gr.DownloadButton("Download", visible=False, elem_id="download")
+        download_other = gr.DownloadButton("Download", visible=False, elem_id="download-other")
+        everything = gr.DownloadButton("Download all as ZIP", visible=False, elem_id="everything")
+    chooser = gr.Dropdown([], label="Picture", visible=False, elem_id="chooser")
+    comparing = gr.HTML(
+        {},
+        html_template=_text("comparing.html"),
+        css_template=_text("comparing.css"),
+        js_on_load=_text("comparing.js"),
+        elem_id="comparing",
+    )
+    return Desk(status, chooser, comparing, download, download_other, everything)
+
+
+def _text(name: str) -> str:
+    return (HERE / name).read_text(encoding="utf-8")
+
+
+def _connect(form: Form, desk: Desk, models: dict[str, Any], sessions: Sessions) -> None:
+    import gradio as gr
+
+    def session_of(request: gr.Request) -> Session:
+        if not request.session_hash:
+            raise gr.Error("Only the page itself may ask for this.", print_exception=False)
+        return sessions.of(request.session_hash)
+
+    def take(uploads: list[str] | None, request: gr.Request) -> list[str]:
+        try:
+            return [str(path) for path in session_of(request).take(uploads or [])]
+        except AppError as error:
+            raise gr.Error(str(error), print_exception=False) from None
+
+    def add(uploads: list[str], there: list[str] | None, request: gr.Request) -> list[str]:
+        return take([*(there or []), *sorted(uploads, key=lambda path: Path(path).name)], request)
+
+    def begin(request: gr.Request) -> dict[Any, Any]:
+        session_of(request).begin()
+        hidden = gr.update(visible=False)
+        return {
+            desk.status: sentences(["Waiting for its turn."]),
+            desk.comparing: gr.update(value={}),
+            **dict.fromkeys((desk.chooser, desk.download, desk.download_other), hidden),
+            desk.everything: hidden,
+            form.start: hidden,
+            form.stop: gr.update(visible=True, value="Stop", interactive=True),
+        }
+
+    def work(values: dict[Any, Any], request: gr.Request) -> Iterator[dict[Any, Any]]:
+        session = session_of(request)
+        try:
+            wish = _wish(form, values)
+            pictures, left_out = pictures_of(session.take(values[form.files] or []))
+            running = Running(session, models, wish, pictures)
+            yield from _watch(running, desk)
+            ended = STOPPED if running.ended is None else running.ended
+            last = [ended, *session.failed]
+            status = sentences([*_done(session, running), left_out]) + sentences(last, True)
+        except UserError as error:
+            status = sentences([str(error)], True)
+        yield {
+            desk.status: status,
+            desk.everything: _zip_button(session),
+            form.start: gr.update(visible=True),
+            form.stop: gr.update(visible=False),
+        }
+
+    def stop(request: gr.Request) -> Any:
+        session_of(request).stop.set()
+        return gr.update(value="Stopping", interactive=False)
+
+    def choose(number: int | None, request: gr.Request) -> dict[Any, Any]:
+        session = session_of(request)
+        if number is None or not 0 <= number < len(session.results):
+            return {}
+        return _result(desk, session, number)
+
+    quick = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
+    shown = [desk.comparing, desk.download, desk.download_other]
+    outputs = [desk.status, desk.chooser, *shown, desk.everything, form.start, form.stop]
+    form.files.upload(take, form.files, form.files, **quick)
+    form.folder.upload(add, [form.folder, form.files], form.files, **quick)
+    form.stop.click(stop, None, form.stop, **quick)
+    desk.chooser.input(choose, desk.chooser, shown, **quick)
+    fields = {form.files, form.size, form.number, form.model, form.other}
+    fields |= {form.steps, form.seed, form.metadata}
+    form.start.click(begin, None, outputs, **quick).then(
+        work, fields, outputs, show_progress="hidden", api_visibility="private"
+    )
+
+
+def _wish(form: Form, values: dict[Any, Any]) -> Wish:
+    """Raises AppError, UpscaleError."""
+    steps, seed = values[form.steps], values[form.seed]
+    if seed is None:
+        raise AppError("The seed is empty; give a whole number from 0, for example 0.")
+    other = values[form.other] or None
+    return Wish(
+        model=values[form.model],
+        other=None if other == values[form.model] else other,
+        size=values[form.size],
+        number=values[form.number],
+        options=Options(steps=steps, seed=int(seed)),
+        keep_metadata=bool(values[form.metadata]),
+    )
+
+
+def _watch(running: Running, desk: Desk) -> Iterator[dict[Any, Any]]:
+    """What changes on the page while the work is on its way."""
+    session, seen, results = running.session, None, 0
+    thread = running.start()
+    try:
+        while thread.is_alive() and not running.stop.is_set():
+            thread.join(TICK)
+            change: dict[Any, Any] = {}
+            if running.now is not seen and running.ended is None:
+                seen = running.now
+                change[desk.status] = progress(seen)
+            if len(running.results) > results:
+                results = len(running.results)
+                change |= _result(desk, session, results - 1) | _chooser(desk, session)
+            if change:
+                yield change
+        thread.join(GRACE)
+        if len(running.results) > results:
+            yield _result(desk, session, len(running.results) - 1) | _chooser(desk, session)
+    finally:  # also where the visitor has gone
+        running.stop.set()
+
+
+def _result(desk: Desk, session: Session, number: int) -> dict[Any, Any]:
+    """The pictures over each other, and a button for each file."""
+    import gradio as gr
+
+    result = session.results[number]
+    buttons = dict.fromkeys((desk.download, desk.download_other), gr.update(visible=False))
+    for button, path in zip(buttons, result.files):
+        buttons[button] = gr.update(value=str(path), label=f"Download {path.name}", visible=True)
+    return {desk.comparing: gr.update(value=comparison(result)), **buttons}
+
+
+def _chooser(desk: Desk, session: Session) -> dict[Any, Any]:
+    import gradio as gr
+
+    names = [(result.name, number) for number, result in enumerate(session.results)]
+    return {desk.chooser: gr.update(choices=names, value=len(names) - 1, visible=len(names) > 1)}
+
+
+def _done(session: Session, running: Running) -> list[str]:
+    if len(session.results) <= LISTED:
+        return [summary(result) for result in session.results]
+    return [f"{len(session.results)} of {len(running.pictures)} pictures are made larger."]
+
+
+def _zip_button(session: Session) -> Any:
+    import gradio as gr
+
+    place = session.pack()
+    return gr.update(visible=place is not None, value=place and str(place))

@@ -1,0 +1,133 @@
+"""What belongs to one browser tab: its pictures, its results, and a way to stop.
+
+All files of a session lie in one folder with a name that nobody can guess, and go with it.
+"""
+
+from __future__ import annotations
+
+import itertools
+import secrets
+import shutil
+import threading
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from zipfile import ZipFile
+
+from ldm_dream.app.told import Result
+from ldm_dream.data.images import in_words, kind_left_out
+from ldm_dream.errors import UserError
+from ldm_dream.writing import whole_file
+
+
+class AppError(UserError, ValueError):
+    """What a visitor of the page asked for and cannot have; its text is one sentence."""
+
+
+@dataclass
+class Session:
+    """folder: of all its files; each run has a folder in it. results, failed: of the last run; failed
+    holds sentences. stop: ends the last run. moved: where a file was uploaded to -> where it is.
+    count: of the files and runs. is_over: the tab is closed.
+    """
+
+    folder: Path
+    results: list[Result] = field(default_factory=list)
+    failed: list[str] = field(default_factory=list)
+    stop: threading.Event = field(default_factory=threading.Event)
+    moved: dict[Path, Path] = field(default_factory=dict)
+    count: int = 0
+    is_over: bool = False
+
+    def take(self, uploads: list[str]) -> list[Path]:
+        """Moves uploaded files into this session's folder, where they are not there yet; -> where
+        they are now. Each has a folder of its own, so that names need not differ. Raises AppError.
+        """
+        return [self._taken(Path(upload)) for upload in uploads]
+
+    def _taken(self, upload: Path) -> Path:
+        if self.folder in upload.parents:
+            return upload
+        if not upload.exists() and upload in self.moved:  # the browser has not heard of it yet
+            return self.moved[upload]
+        place = self.new_folder("in") / upload.name
+        try:
+            shutil.move(upload, place)
+        except FileNotFoundError:
+            raise AppError(f"{upload.name}: is no longer here; add it once more.") from None
+        self.moved[upload] = place
+        return place
+
+    def begin(self) -> None:
+        """Forgets the run before, its files included. One that has not ended yet keeps its own lists
+        and ends for itself.
+        """
+        self.stop.set()
+        self.results, self.failed, self.stop = [], [], threading.Event()
+        for folder in self.folder.glob("run-*"):
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def new_folder(self, kind: str) -> Path:
+        self.count += 1
+        folder = self.folder / f"{kind}-{self.count}"
+        folder.mkdir(parents=True)
+        return folder
+
+    def pack(self) -> Path | None:
+        """A ZIP of all results, where there are several files. Equal names get a number."""
+        files = [path for result in self.results for path in result.files]
+        if len(files) < 2:
+            return None
+        place = files[0].parents[1] / "larger.zip"
+        taken: set[str] = set()
+        with (
+            whole_file(place) as draft,
+            ZipFile(draft, "w") as archive,
+        ):  # pictures are packed already
+            for path in files:
+                numbered = (f"{path.stem}-{count}{path.suffix}" for count in itertools.count(2))
+                name = next(n for n in itertools.chain([path.name], numbered) if n not in taken)
+                taken.add(name)
+                archive.write(path, name)
+        return place
+
+
+class Sessions:
+    """root: folder of all sessions, whose parent may be served."""
+
+    def __init__(self, root: Path):
+        self.root = root
+        self._open: dict[str, Session] = {}
+        self._lock = threading.Lock()
+
+    def of(self, key: str) -> Session:
+        """That of a browser tab, made when it is first asked for."""
+        with self._lock:
+            if key not in self._open:
+                folder = self.root / secrets.token_hex(16)
+                folder.mkdir(parents=True)
+                self._open[key] = Session(folder)
+            return self._open[key]
+
+    def end(self, key: str) -> None:
+        """Stops its work and deletes its files."""
+        with self._lock:
+            session = self._open.pop(key, None)
+        if session:
+            session.is_over = True
+            session.stop.set()
+            shutil.rmtree(session.folder, ignore_errors=True)
+
+
+def pictures_of(paths: list[Path]) -> tuple[list[Path], str]:
+    """Those of `paths` that are pictures by name, and a sentence on the others ("" if none). Raises
+    AppError where there is no picture.
+    """
+    reasons = [kind_left_out(path.name) for path in paths]
+    pictures = [path for path, reason in zip(paths, reasons) if reason is None]
+    counts = Counter(filter(None, reasons))
+    if not paths:
+        raise AppError("There is no picture yet; drop one on the field, or click it.")
+    if not pictures:
+        raise AppError(f"There is no picture among {in_words(counts)}; add one.")
+    return pictures, f"Left out: {in_words(counts)}." if counts else ""

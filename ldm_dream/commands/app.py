@@ -1,0 +1,74 @@
+"""Open a web page on this machine that makes pictures larger.
+
+    ldm-dream app
+    ldm-dream app -n dream-latent-x4-tiny -n runs/mine --port 8000
+
+Needs pip install 'ldm_dream[app]'. Ctrl-C ends the page and deletes what its visitors gave and
+got. Exit status: 2 a mistake in the command, 130 or 143 ended by Ctrl-C or
+SIGTERM.
+"""
+
+import argparse
+import sys
+import time
+
+from ldm_dream.cli import command_line, stoppable, user_errors
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = command_line("app", __doc__)
+    parser.add_argument(
+        "--host",
+        default="127.0.0.1",
+        help="address to serve at; 0.0.0.0 is every network (default: %(default)s, this machine alone)",
+    )
+    parser.add_argument(
+        "--port", type=int, default=7860, metavar="N", help="0: any free one (default: %(default)s)"
+    )
+    parser.add_argument(
+        "-n",
+        "--model",
+        action="append",
+        metavar="NAME",
+        help="bundled model, model folder or hf:owner/name; several may be compared "
+        "(default: dream-latent-x4-tiny)",
+    )
+    parser.add_argument(
+        "--max-upload",
+        type=int,
+        default=200,
+        metavar="MB",
+        help="a larger file is refused (default: %(default)s)",
+    )
+    parser.add_argument("--open", action="store_true", help="open the page in the browser")
+    parser.add_argument(
+        "--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)"
+    )
+    parser.add_argument(
+        "--dtype", choices=("auto", "fp32", "bf16", "fp16"), default="auto", help="(default: auto)"
+    )
+    return parser
+
+
+def run(args: argparse.Namespace) -> None:
+    print("starting the page ...", flush=True)
+    # here, so that --help answers without torch
+    from ldm_dream.app.server import Place, load_models, need_gradio, serving
+
+    need_gradio()
+    place = Place(args.host, args.port, args.max_upload, args.open)
+    models = load_models(args.model or ["dream-latent-x4-tiny"], args.device, args.dtype)
+    with serving(models, place) as url:
+        print(f"the page is at {url} (Ctrl-C ends it)", flush=True)
+        if not place.is_private:
+            sys.stderr.write(
+                "warning: everybody who reaches this machine can use the page, without a password.\n"
+            )
+        while True:
+            time.sleep(3600)
+
+
+def main(words: list[str] | None = None) -> None:
+    args = build_parser().parse_args(words)
+    with user_errors(), stoppable("what visitors gave and got is deleted"):
+        run(args)

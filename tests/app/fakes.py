@@ -1,0 +1,55 @@
+"""Models that cost nothing, for tests of the page."""
+
+import time
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+
+import numpy as np
+import PIL.Image
+
+from ldm_dream.data.images import Image
+from ldm_dream.errors import UserError
+from ldm_dream.upscaling.watch import Stopped
+
+CALLS = 4  # a tile
+
+
+@dataclass
+class Model:
+    """Repeats pixels; `invert` makes negatives. seconds: of a call. tiles: it says it makes."""
+
+    scale: int = 2
+    seconds: float = 0.0
+    tiles: int = 1
+    invert: bool = False
+    seen: list = field(default_factory=list)
+
+    @property
+    def engine(self):
+        return SimpleNamespace(calls=self._calls)
+
+    def _calls(self, how):
+        if how.steps is not None and how.steps > 9:
+            raise UserError(f"steps={how.steps} is not possible; give 1 to 9.")
+        return CALLS
+
+    def __call__(self, image, scale=None, callback=None, **options):
+        self.seen.append((scale, options))
+        total = CALLS * self.tiles
+        for done in range(total + 1):
+            if callback(done, total, self._preview) is False:
+                raise Stopped(f"stopped after {done} of {total} network calls.")
+            time.sleep(self.seconds)
+        height, width = image.pixels.shape[:2]
+        rows = np.arange(round(height * scale)) * height // round(height * scale)
+        columns = np.arange(round(width * scale)) * width // round(width * scale)
+        pixels = image.pixels[rows][:, columns]
+        top = np.iinfo(pixels.dtype).max
+        alpha = None if image.alpha is None else image.alpha[rows][:, columns]
+        return Image(
+            top - pixels if self.invert else pixels,
+            alpha, image.icc, image.was_gray, image.cicp, image.metadata,
+        )  # fmt: skip
+
+    def _preview(self):
+        return PIL.Image.new("RGB", (64, 48), (200, 60, 60))

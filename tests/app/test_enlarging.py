@@ -1,0 +1,235 @@
+"""What the page does, without a browser and without gradio."""
+
+import io
+import threading
+import time
+import zipfile
+
+import numpy as np
+import PIL.Image
+import pytest
+import torch
+
+from app.fakes import CALLS, Model
+from ldm_dream.app import enlarging, views
+from ldm_dream.app.enlarging import BROKEN, Running, Telling, Wish
+from ldm_dream.app.sessions import AppError, Sessions, pictures_of
+from ldm_dream.app.told import Now
+from ldm_dream.app.views import comparison, progress, sentences, summary, write_view
+from ldm_dream.data.images import Image, read_image
+from ldm_dream.errors import UserError
+from ldm_dream.upscaling.engine import Options
+
+
+@pytest.fixture
+def session(tmp_path):
+    return Sessions(tmp_path / "sessions").of("a tab")
+
+
+def upload(folder, name="photo.jpg", size=(12, 8), **saved):
+    """As gradio leaves it: in a folder of its own."""
+    place = folder / f"upload-{len(list(folder.iterdir()))}"
+    place.mkdir()
+    PIL.Image.new("RGB", size, (200, 90, 40)).save(place / name, **saved)
+    return str(place / name)
+
+
+def run(session, pictures, wish=None, **models):
+    running = Running(session, models or {"one": Model()}, wish or Wish("one"), pictures)
+    running.start().join()
+    return running
+
+
+def test_a_result_keeps_format_name_and_metadata(tmp_path, session):
+    exif = PIL.Image.Exif()
+    exif[0x010F] = "A camera"
+    given = upload(tmp_path, exif=exif, dpi=(300, 300))
+    assert run(session, session.take([given])).ended == ""
+    (result,) = session.results
+    with PIL.Image.open(result.files[0]) as made:
+        assert (made.format, made.size) == ("JPEG", (48, 32))
+        assert made.getexif()[0x010F] == "A camera" and made.info["dpi"] == (300, 300)
+    assert result.files[0].name == "photo_large.jpg"
+    run(session, session.take([upload(tmp_path, exif=exif)]), Wish("one", keep_metadata=False))
+    with PIL.Image.open(session.results[-1].files[0]) as made:
+        assert 0x010F not in made.getexif()
+
+
+@pytest.mark.parametrize(
+    ("size", "number", "wanted"),
+    [
+        ("times", 2.5, (30, 20)),
+        ("width", 37, (37, 25)),
+        ("height", 31, (46, 31)),
+        ("megapixels", 0.0096, (120, 80)),
+    ],
+)
+def test_every_way_to_say_a_size_gives_that_size(tmp_path, session, size, number, wanted):
+    run(session, session.take([upload(tmp_path)]), Wish("one", size=size, number=number))
+    assert session.results[0].size == wanted
+
+
+@pytest.mark.parametrize(
+    "wish",
+    [
+        Wish("one", number=None),
+        Wish("one", number=0),
+        Wish("one", number=float("nan")),
+        Wish("another"),
+        Wish("one", options=Options(steps=10)),
+    ],
+)
+def test_a_wish_that_is_not_possible_ends_with_one_sentence(tmp_path, session, wish):
+    pictures = session.take([upload(tmp_path), upload(tmp_path)])
+    ended = run(session, pictures, wish).ended
+    assert ended.endswith(".") and not session.results and not session.failed
+    with pytest.raises(UserError):
+        Options(seed=-1)
+
+
+def test_bad_pictures_are_named_without_their_folders(tmp_path, session):
+    good, bad = upload(tmp_path), upload(tmp_path, "broken.png")
+    with open(bad, "r+b") as file:
+        file.truncate(60)
+    running = run(session, session.take([bad, good]))
+    assert running.ended == "" and len(session.results) == 1
+    assert session.failed[0].startswith("broken.png: ") and "/" not in session.failed[0]
+
+
+def test_two_models_make_two_files_to_compare(tmp_path, session):
+    models = {"one": Model(), "hf:a/b": Model(invert=True)}
+    run(session, session.take([upload(tmp_path)]), Wish("one", other="hf:a/b"), **models)
+    (result,) = session.results
+    assert [path.name for path in result.files] == [
+        "photo_large_one.jpg",
+        "photo_large_hf-a-b.jpg",
+    ]
+    drawn = comparison(result)
+    assert [p["name"] for p in drawn["pictures"]] == ["Original", "one", "hf:a/b"]
+    one, other = (read_image(view.path).pixels for view in result.views[1:])
+    assert not np.array_equal(one, other)
+
+
+def test_a_stop_ends_the_work_within_a_second(tmp_path, session):
+    model = Model(seconds=0.05, tiles=100)
+    running = Running(session, {"one": model}, Wish("one"), session.take([upload(tmp_path)]))
+    thread = running.start()
+    while not running.now.done:
+        time.sleep(0.01)
+    session.stop.set()
+    start = time.monotonic()
+    thread.join()
+    assert time.monotonic() - start < 1 and running.ended == "Stopped." and not session.results
+    assert not list(running.folder.iterdir())
+
+
+def test_a_run_that_was_stopped_while_it_writes_leaves_nothing(tmp_path, session, monkeypatch):
+    write, written = enlarging.write_image, threading.Event()
+
+    def slowly(path, image):
+        written.wait()
+        write(path, image)
+
+    monkeypatch.setattr(enlarging, "write_image", slowly)
+    old = Running(session, {"one": Model()}, Wish("one"), session.take([upload(tmp_path)]))
+    thread = old.start()
+    while old.now.done < CALLS:
+        time.sleep(0.01)
+    session.begin()  # as for the next run
+    session.is_over = True
+    written.set()
+    thread.join()
+    assert old.ended == "Stopped." and not old.results and not session.folder.exists()
+
+
+def test_a_stop_also_ends_a_preview(tmp_path, session):
+    running = Running(session, {}, Wish("one"), [])
+    telling = Telling(running)
+    telling.cost, telling.seen = 0.0, 0.0
+
+    def look():
+        running.stop.set()
+        while True:
+            torch.zeros(1).add(1)
+
+    with pytest.raises(enlarging.Stopped):
+        telling.tell(3, 8, look)
+
+
+def test_a_fault_of_the_program_shows_no_traceback(tmp_path, session, monkeypatch):
+    monkeypatch.setattr(Model, "__call__", lambda *_, **__: 1 / 0)
+    assert run(session, session.take([upload(tmp_path)])).ended == BROKEN
+
+
+def test_previews_take_at_most_a_part_of_the_time(session, monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr(enlarging.time, "monotonic", lambda: clock[0])
+    telling, looks = Telling(Running(session, {}, Wish("one"), [])), 0
+
+    def look():
+        nonlocal looks
+        looks += 1
+        clock[0] += 2.0
+
+    for done in range(100):
+        clock[0] += 1.0
+        assert telling.tell(done, 100, look)
+    assert looks > 5 and looks * 2.0 <= clock[0] / 4
+
+
+def test_what_is_no_picture_is_left_out_and_said(tmp_path):
+    photo, text = tmp_path / "a.png", tmp_path / "b.txt"
+    assert pictures_of([photo, text, text]) == ([photo], "Left out: 2 txt.")
+    with pytest.raises(AppError, match="no picture among 1 txt"):
+        pictures_of([text])
+    with pytest.raises(AppError, match="no picture yet"):
+        pictures_of([])
+
+
+def test_files_of_a_session_go_with_it(tmp_path):
+    sessions = Sessions(tmp_path / "sessions")
+    session = sessions.of("a tab")
+    first, second = upload(tmp_path), upload(tmp_path)
+    taken = session.take([first, second])
+    assert session.take([str(path) for path in taken]) == taken  # once is enough
+    assert session.take([first, second]) == taken  # as a browser asks that has not heard of it
+    assert len({*taken}) == 2 and {path.name for path in taken} == {"photo.jpg"}
+    run(session, taken)
+    sessions.end("a tab")
+    assert session.stop.is_set() and not list((tmp_path / "sessions").iterdir())
+    assert not list(tmp_path.rglob("*.jpg"))
+    with pytest.raises(AppError, match="add it once more"):
+        sessions.of("another tab").take([first])
+
+
+def test_a_large_result_is_shown_smaller(tmp_path, monkeypatch):
+    monkeypatch.setattr(views, "MOST", 10_000)
+    pixels = np.zeros((130, 97, 3), np.uint8)
+    pixels[::2] = 200
+    view = read_image(write_view(tmp_path / "view.png", Image(pixels)))
+    assert view.pixels.shape == (65, 48, 3) and (view.pixels == 100).all()
+
+
+def test_progress_says_tile_step_and_time_and_shows_the_preview():
+    now = Now(
+        "<b>.jpg", 2, 3, "one", 5, 12, CALLS, time.monotonic() - 10, PIL.Image.new("RGB", (4, 4))
+    )
+    text = progress(now)
+    for part in ("2 of 3: &lt;b&gt;.jpg", "42%", "tile 2 of 3, step 2 of 4", "about 14 s left"):
+        assert part in text
+    assert "data:image/jpeg;base64," in text and "<progress" in progress(Now("a"))
+    assert sentences(["<x>"], True) == '<p class="error" role="alert">&lt;x&gt;</p>'
+
+
+def test_a_result_is_told_in_one_line(tmp_path, session):
+    run(session, session.take([upload(tmp_path, "a.gif")]))
+    told = summary(session.results[0])
+    assert told == "a.gif: 12 x 8 became 48 x 32 pixels (as PNG: gif is not written)."
+
+
+def test_all_results_become_one_zip(tmp_path, session):
+    assert session.pack() is None
+    run(session, session.take([upload(tmp_path), upload(tmp_path)]))
+    with zipfile.ZipFile(session.pack()) as archive:
+        assert archive.namelist() == ["photo_large.jpg", "photo_large-2.jpg"]
+        assert PIL.Image.open(io.BytesIO(archive.read("photo_large-2.jpg"))).size == (48, 32)

@@ -1,0 +1,346 @@
+"""The server of the page, and the page in a browser that has no network.
+
+One server and one browser serve all tests of this file, since each takes seconds to start.
+"""
+
+import io
+import json
+import re
+import tempfile
+import time
+import urllib.error
+import urllib.request
+import zipfile
+from pathlib import Path
+
+import PIL.Image
+import pytest
+
+from app import browser
+from app.fakes import Model
+
+pytest.importorskip("gradio", reason="gradio is not installed (the extra app)")
+
+from ldm_dream.app.server import Place, load_models, serving
+from ldm_dream.app.sessions import AppError
+from ldm_dream.data.images import read_image
+
+ROOT = Path(__file__).resolve().parents[2]
+BROWSER = 1  # seconds between the server's answer and what this test reads, on a busy machine
+PATIENCE = 30  # seconds, for a machine that is busy
+
+
+MODELS = {
+    "plain": Model(),
+    "negative": Model(invert=True),
+    "slow": Model(seconds=0.2, tiles=50),
+}
+
+
+@pytest.fixture(scope="module")
+def url():
+    before = set(Path(tempfile.gettempdir()).glob("ldm-dream-*"))
+    with serving(MODELS, Place(port=0, upload=1)) as url:
+        yield url
+    assert not set(Path(tempfile.gettempdir()).glob("ldm-dream-*")) - before  # all is deleted
+
+
+def sessions() -> set[Path]:
+    """Folders of visitors, of all servers of this machine."""
+    return set(Path(tempfile.gettempdir()).glob("ldm-dream-*/sessions/*"))
+
+
+# ---------------------------------------------------------------------------------------- the server
+
+
+def answer(address, **headers) -> tuple[int, bytes]:
+    try:
+        with urllib.request.urlopen(urllib.request.Request(address, headers=headers)) as found:
+            return found.status, found.read()
+    except urllib.error.HTTPError as error:
+        return error.code, b""
+
+
+def test_the_page_names_no_other_site(url):
+    status, body = answer(url)
+    assert status == 200
+    text = body.decode()
+    addresses = [
+        text[i : i + 60] for i in range(len(text)) if text.startswith(("http:", "https:"), i)
+    ]
+    assert not [a for a in addresses if not a.startswith(url.rstrip("/"))]
+    assert '"analytics_enabled":false' in text
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "gradio_api/file=/etc/hostname",
+        f"gradio_api/file={ROOT}/pyproject.toml",
+        "gradio_api/file=pyproject.toml",
+        "gradio_api/file=https://example.com/",
+        "gradio_api/proxy=https://example.com/",
+        "monitoring",
+    ],
+)
+def test_nothing_but_pictures_of_visitors_is_served(url, path):
+    assert answer(url + path)[0] == 403
+
+
+def test_another_site_cannot_have_its_name_lead_to_the_page(url):
+    assert answer(url, Host="elsewhere.example")[0] == 400
+
+
+def test_a_port_that_is_taken_is_said_in_one_sentence(url):
+    port = int(url.rstrip("/").rpartition(":")[2])
+    with (
+        pytest.raises(AppError, match=f"127.0.0.1:{port} cannot be used"),
+        serving({"plain": Model()}, Place(port=port)),
+    ):
+        pass
+
+
+def test_places_and_models_that_are_not_possible_are_refused():
+    for wrong in ({"port": -1}, {"port": 65536}, {"upload": 0}):
+        with pytest.raises(AppError):
+            Place(**wrong)
+    with pytest.raises(AppError, match="two models are named"):
+        load_models(["dream-latent-x4-tiny"] * 2, "cpu", "auto")
+    assert Place().is_private and Place("::1").is_private and not Place("0.0.0.0").is_private
+
+
+# --------------------------------------------------------------------------------------- the browser
+
+
+@pytest.fixture(scope="module")
+def downloads(tmp_path_factory):
+    return tmp_path_factory.mktemp("downloads")
+
+
+@pytest.fixture(scope="module")
+def chromium(downloads):
+    driver = browser.start(downloads)
+    yield driver
+    driver.quit()
+
+
+class Visit:
+    """The page, opened anew."""
+
+    def __init__(self, driver, downloads, url):
+        self.driver, self.downloads = driver, downloads
+        driver.get(url)
+        self.one("#start")
+        self.one("#pictures input[type=file]")
+
+    def all(self, selector):
+        return self.driver.find_elements("css selector", selector)
+
+    def one(self, selector):
+        return self.wait(lambda: self.all(selector), selector)[0]
+
+    def wait(self, found, what=""):
+        end = time.monotonic() + PATIENCE
+        while time.monotonic() < end:
+            if value := found():
+                return value
+            time.sleep(0.05)
+        raise AssertionError(f"never came: {what}; the page says {self.said()!r}")
+
+    def said(self):
+        return " ".join(part.text for part in self.all("#status"))
+
+    def drawn(self, name):
+        """Where an element is drawn: a dict of left, top, width, height."""
+        return self.driver.execute_script(
+            "const b = document.querySelector(arguments[0]).getBoundingClientRect();"
+            "return {left: b.left, top: b.top, width: b.width, height: b.height}",
+            name,
+        )
+
+    def give(self, *paths, into="#pictures input[type=file]"):
+        self.one(into).send_keys("\n".join(map(str, paths)))
+        names = {Path(path).name for path in paths if Path(path).is_file()}
+        self.wait(lambda: all(name[:4] in self.one("#pictures").text for name in names), names)
+
+    def choose(self, field, name):
+        """An entry of a list of gradio."""
+        box = self.one(f"{field} input")
+        box.click()
+        self.wait(lambda: self.all("ul[role=listbox] li"), name)
+        next(li for li in self.all("ul[role=listbox] li") if name in li.text).click()
+        self.wait(lambda: name in (box.get_attribute("value") or ""), name)
+
+    def start(self):
+        self.one("#start").click()
+
+    def is_done(self, text="became"):
+        self.wait(lambda: text in self.said(), text)
+        self.wait(lambda: self.all("#start") and self.one("#start").is_displayed(), "the button")
+
+    def download(self, button):
+        """Clicks; -> the file that comes."""
+        folder = self.downloads
+        before = set(folder.iterdir())
+        self.one(button).click()
+
+        def whole():
+            new = [p for p in set(folder.iterdir()) - before if p.suffix != ".crdownload"]
+            return [p for p in new if not p.name.startswith(".")]
+
+        return self.wait(whole, "a file")[0]
+
+
+@pytest.fixture
+def visit(chromium, downloads, url):
+    return Visit(chromium, downloads, url)
+
+
+@pytest.fixture
+def photo(tmp_path):
+    exif = PIL.Image.Exif()
+    exif[0x010F] = "A camera"
+    PIL.Image.linear_gradient("L").resize((60, 40)).convert("RGB").save(
+        tmp_path / "photo.jpg", exif=exif, dpi=(300, 300)
+    )
+    return tmp_path / "photo.jpg"
+
+
+def test_from_upload_to_the_downloaded_picture_without_network(visit, photo, chromium):
+    chromium.get_log("performance")
+    visit.give(photo)
+    visit.start()
+    visit.is_done("photo.jpg: 60 x 40 became 120 x 80 pixels.")
+    scale, options = MODELS["plain"].seen[-1]
+    assert (scale, options["steps"], options["seed"]) == (2, None, 0)
+    with PIL.Image.open(visit.download("#download")) as made:
+        assert (made.format, made.size, made.info["dpi"]) == ("JPEG", (120, 80), (300, 300))
+        assert made.getexif()[0x010F] == "A camera"
+    events = [json.loads(line["message"])["message"] for line in chromium.get_log("performance")]
+    asked = [
+        e["params"]["request"]["url"] for e in events if e["method"] == "Network.requestWillBeSent"
+    ]
+    assert asked
+    assert not [a for a in asked if not a.startswith(("http://127.0.0.1:", "data:", "blob:"))]
+    errors = [line for line in chromium.get_log("browser") if line["level"] == "SEVERE"]
+    assert not errors
+
+
+def test_a_stop_ends_the_work_within_a_second_and_leaves_the_page_ready(visit, photo):
+    visit.give(photo)
+    visit.choose("#model", "slow")
+    visit.start()
+    says = re.compile(r"tile \d+ of 50, step \d of 4, about \d+ s left")
+    visit.wait(lambda: says.search(visit.said()) and visit.all("#status img"), "a preview")
+    start = time.monotonic()
+    visit.one("#stop").click()
+    visit.wait(lambda: "Stopped." in visit.said(), "stopped")
+    seconds = time.monotonic() - start
+    visit.choose("#model", "plain")
+    visit.start()
+    visit.is_done()
+    assert seconds < 1 + BROWSER
+
+
+def test_mistakes_are_sentences_and_nothing_more(visit, tmp_path):
+    visit.start()
+    visit.is_done("There is no picture yet; drop one on the field, or click it.")
+    (tmp_path / "half.png").write_bytes(b"\x89PNG\r\n\x1a\n and no more")
+    visit.give(tmp_path / "half.png")
+    visit.start()
+    visit.is_done("half.png: ")
+    assert visit.one("#status .error").get_attribute("role") == "alert"
+    for word in ("Traceback", "Error", "/tmp", "sessions"):
+        assert word not in visit.said()
+
+
+def test_the_pictures_are_compared_by_keyboard(visit, photo):
+    visit.give(photo)
+    visit.start()
+    visit.is_done()
+    from selenium.webdriver.common.keys import Keys
+
+    split = visit.one(".split")
+    visit.wait(lambda: visit.drawn(".frame .over")["width"] > 0, "the pictures")
+    before = visit.drawn(".line")["left"]
+    split.send_keys(Keys.ARROW_RIGHT * 10)
+    assert split.get_attribute("value") == "60"
+    assert split.get_attribute("aria-valuetext") == "60 % from the left"
+    assert visit.drawn(".line")["left"] > before
+    frame, fitted = visit.one(".frame"), visit.drawn(".frame .over")
+    frame.send_keys("1")
+    assert visit.drawn(".frame .over")["width"] == 120 and visit.one(".percent").text == "100 %"
+    frame.send_keys("0", "+", "+")
+    zoomed = visit.drawn(".frame .over")
+    assert zoomed["width"] == pytest.approx(fitted["width"] * 1.5**2, rel=0.01)
+    frame.send_keys(Keys.ARROW_RIGHT)
+    assert visit.drawn(".frame .over")["left"] == pytest.approx(zoomed["left"] - 60)
+    frame.send_keys("0")
+    assert visit.drawn(".frame .over") == fitted
+
+
+def test_two_models_are_compared(visit, photo):
+    visit.give(photo)
+    visit.choose("#other", "negative")
+    visit.start()
+    visit.is_done()
+    names = [option.text for option in visit.all(".compare .left option")]
+    assert names == ["Original", "plain", "negative"]
+    before = visit.one(".frame .over").get_attribute("src")
+    visit.one(".compare .left").send_keys("negative")
+    visit.wait(lambda: visit.one(".frame .over").get_attribute("src") != before, "the other model")
+    made = [read_image(visit.download(b)).pixels.mean() for b in ("#download", "#download-other")]
+    assert made[0] + made[1] == pytest.approx(255, abs=3)
+
+
+def test_a_folder_becomes_a_zip(visit, photo, tmp_path):
+    folder = tmp_path / "holiday"
+    folder.mkdir()
+    (folder / "notes.txt").write_text("no picture")
+    for name in ("a.jpg", "b.jpg"):
+        (folder / name).write_bytes(photo.read_bytes())
+    visit.give(folder, into="input[webkitdirectory]")
+    visit.wait(lambda: "notes" in visit.one("#pictures").text, "the folder")
+    visit.start()
+    visit.is_done("Left out: 1 txt.")
+    with zipfile.ZipFile(visit.download("#everything")) as archive:
+        assert archive.namelist() == ["a_large.jpg", "b_large.jpg"]
+        assert PIL.Image.open(io.BytesIO(archive.read("a_large.jpg"))).size == (120, 80)
+    visit.choose("#chooser", "a.jpg")
+    visit.wait(lambda: "a_large.jpg" in visit.one("#download").text, "the other picture")
+
+
+def test_a_file_that_is_too_large_is_refused(visit, tmp_path):
+    (tmp_path / "large.png").write_bytes(bytes(2**20 + 1))
+    visit.one("#pictures input[type=file]").send_keys(str(tmp_path / "large.png"))
+    visit.wait(
+        lambda: "exceed the maximum allowed size" in visit.one("body").text, "a word on the size"
+    )
+
+
+def test_what_a_visitor_gave_is_deleted_when_the_tab_is_closed(visit, photo, chromium):
+    before = sessions()
+    visit.give(photo)
+    visit.wait(lambda: len(sessions() - before) == 1, "a folder")
+    chromium.get("about:blank")
+    visit.wait(lambda: not sessions() - before, "no folder")
+
+
+def test_narrow_and_dark_screens_show_the_whole_page(visit, photo, chromium):
+    chromium.execute_cdp_cmd(
+        "Emulation.setDeviceMetricsOverride",
+        {"width": 380, "height": 800, "deviceScaleFactor": 1, "mobile": True},
+    )
+    dark = [{"name": "prefers-color-scheme", "value": "dark"}]
+    chromium.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": dark})
+    try:
+        chromium.refresh()
+        visit.give(photo)
+        visit.start()
+        visit.is_done()
+        wide = chromium.execute_script("return document.documentElement.scrollWidth")
+        colour = chromium.execute_script("return getComputedStyle(document.body).backgroundColor")
+        assert wide <= 380 and max(int(x) for x in re.findall(r"\d+", colour)[:3]) < 64
+    finally:
+        chromium.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+        chromium.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
