@@ -105,7 +105,9 @@ def _form(names: list[str], usual: Mapping[str, float]) -> Form:
     )
     with gr.Accordion("More", open=False):
         steps = gr.Number(None, label="Steps", precision=0, placeholder="the model's")
-        seed = gr.Number(0, label="Seed", precision=0, info="Same seed, same picture.")
+        seed = gr.Number(
+            None, label="Seed", precision=0, placeholder="0", info="Same seed, same picture."
+        )
         metadata = gr.Checkbox(
             True,
             label="Keep what the picture says of itself",
@@ -212,17 +214,14 @@ def _connect(form: Form, desk: Desk, models: dict[str, Any], sessions: Sessions)
 
 
 def _wish(form: Form, values: dict[Any, Any]) -> Wish:
-    """Raises AppError, UpscaleError."""
-    steps, seed = values[form.steps], values[form.seed]
-    if seed is None:
-        raise AppError("The seed is empty; give a whole number from 0, for example 0.")
+    """Raises UpscaleError."""
     other = values[form.other] or None
     return Wish(
         model=values[form.model],
         other=None if other == values[form.model] else other,
         size=values[form.size],
         number=values[form.number],
-        options=Options(steps=steps, seed=int(seed)),
+        options=Options(steps=values[form.steps], seed=values[form.seed]),
         keep_metadata=bool(values[form.metadata]),
     )
 
