@@ -6,6 +6,7 @@ One server and one browser serve all tests of this file, since each takes second
 import io
 import json
 import re
+import sys
 import tempfile
 import time
 import urllib.error
@@ -21,8 +22,10 @@ from app.fakes import Model
 
 pytest.importorskip("gradio", reason="gradio is not installed (the extra app)")
 
+from ldm_dream.app import server
 from ldm_dream.app.server import Place, load_models, serving
 from ldm_dream.app.sessions import AppError
+from ldm_dream.commands.app import main as app_command
 from ldm_dream.data.images import read_image
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -91,21 +94,31 @@ def test_another_site_cannot_have_its_name_lead_to_the_page(url):
     assert answer(url, Host="elsewhere.example")[0] == 400
 
 
-def test_a_port_that_is_taken_is_said_in_one_sentence(url):
+def said_by(capsys, words) -> str:
+    """What the command says as it ends with a mistake of the user."""
+    with pytest.raises(SystemExit) as end:
+        app_command(words)
+    out, err = capsys.readouterr()
+    assert end.value.code == 2 and err.count("\n") == 1
+    assert out.startswith("starting the page ...\n")  # the first line, before anything is loaded
+    return err
+
+
+def test_a_port_that_is_taken_is_said_in_one_sentence(url, capsys, monkeypatch):
+    monkeypatch.setattr(server, "load_models", lambda *_: MODELS)
     port = int(url.rstrip("/").rpartition(":")[2])
-    with (
-        pytest.raises(AppError, match=f"127.0.0.1:{port} cannot be used"),
-        serving({"plain": Model()}, Place(port=port)),
-    ):
-        pass
+    message = said_by(capsys, ["--port", str(port)])
+    assert message.startswith(f"error: 127.0.0.1:{port} cannot be used")
 
 
-def test_places_and_models_that_are_not_possible_are_refused():
-    for wrong in ({"port": -1}, {"port": 65536}, {"upload": 0}):
-        with pytest.raises(AppError):
-            Place(**wrong)
+def test_places_and_models_that_are_not_possible_are_refused(capsys, monkeypatch):
+    assert "--port -1" in said_by(capsys, ["--port", "-1"])
+    assert "--max-upload 0" in said_by(capsys, ["--max-upload", "0"])
+    assert "no-model: neither" in said_by(capsys, ["-n", "no-model"])
     with pytest.raises(AppError, match="two models are named"):
         load_models(["dream-latent-x4-tiny"] * 2, "cpu", "auto")
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    assert "pip install 'ldm_dream[app]'" in said_by(capsys, [])
     assert Place().is_private and Place("::1").is_private and not Place("0.0.0.0").is_private
 
 
@@ -293,13 +306,27 @@ def test_two_models_are_compared(visit, photo):
     assert made[0] + made[1] == pytest.approx(255, abs=3)
 
 
-def test_a_folder_becomes_a_zip(visit, photo, tmp_path):
+def drop(visit, path):
+    """As from a file manager, on the field of pictures."""
+    field = visit.drawn("#pictures")
+    at = {"x": field["left"] + 100, "y": field["top"] + 100}
+    data = {"items": [], "files": [str(path)], "dragOperationsMask": 1}
+    for kind in ("dragEnter", "dragOver", "drop"):
+        event = {"type": kind, "data": data, **at}
+        visit.driver.execute_cdp_cmd("Input.dispatchDragEvent", event)
+
+
+@pytest.mark.parametrize("way", ["chosen", "dropped"])
+def test_a_folder_becomes_a_zip(visit, photo, tmp_path, way):
     folder = tmp_path / "holiday"
     folder.mkdir()
     (folder / "notes.txt").write_text("no picture")
     for name in ("a.jpg", "b.jpg"):
         (folder / name).write_bytes(photo.read_bytes())
-    visit.give(folder, into="input[webkitdirectory]")
+    if way == "chosen":
+        visit.give(folder, into="input[webkitdirectory]")
+    else:
+        drop(visit, folder)
     visit.wait(lambda: "notes" in visit.one("#pictures").text, "the folder")
     visit.start()
     visit.is_done("Left out: 1 txt.")
