@@ -33,8 +33,9 @@ BROWSER = 1  # seconds between the server's answer and what this test reads, on 
 PATIENCE = 30  # seconds, for a machine that is busy
 
 
+PLAIN = "plain-model-of-a-long-name"
 MODELS = {
-    "plain": Model(),
+    PLAIN: Model(),
     "negative": Model(invert=True),
     "slow": Model(seconds=0.2, tiles=50),
 }
@@ -224,7 +225,7 @@ def test_from_upload_to_the_downloaded_picture_without_network(visit, photo, chr
     visit.give(photo)
     visit.start()
     visit.is_done("photo.jpg: 60 x 40 became 120 x 80 pixels.")
-    scale, options = MODELS["plain"].seen[-1]
+    scale, options = MODELS[PLAIN].seen[-1]
     assert (scale, options["steps"], options["seed"]) == (2, None, 0)
     with PIL.Image.open(visit.download("#download")) as made:
         assert (made.format, made.size, made.info["dpi"]) == ("JPEG", (120, 80), (300, 300))
@@ -298,7 +299,7 @@ def test_two_models_are_compared(visit, photo):
     visit.start()
     visit.is_done()
     names = [option.text for option in visit.all(".compare .left option")]
-    assert names == ["Original", "plain", "negative"]
+    assert names == ["Original", PLAIN, "negative"]
     before = visit.one(".frame .over").get_attribute("src")
     visit.one(".compare .left").send_keys("negative")
     visit.wait(lambda: visit.one(".frame .over").get_attribute("src") != before, "the other model")
@@ -354,6 +355,10 @@ def test_what_a_visitor_gave_is_deleted_when_the_tab_is_closed(visit, photo, chr
 
 
 def test_narrow_and_dark_screens_show_the_whole_page(visit, photo, chromium):
+    visit.give(photo)
+    visit.start()
+    visit.is_done()
+    visit.wait(lambda: visit.drawn(".frame .over")["width"] > 0, "the pictures")
     chromium.execute_cdp_cmd(
         "Emulation.setDeviceMetricsOverride",
         {"width": 380, "height": 800, "deviceScaleFactor": 1, "mobile": True},
@@ -361,11 +366,8 @@ def test_narrow_and_dark_screens_show_the_whole_page(visit, photo, chromium):
     dark = [{"name": "prefers-color-scheme", "value": "dark"}]
     chromium.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": dark})
     try:
-        chromium.refresh()
-        visit.give(photo)
-        visit.start()
-        visit.is_done()
         wide = chromium.execute_script("return document.documentElement.scrollWidth")
+        visit.wait(lambda: visit.drawn(".frame .over")["width"] <= 380, "smaller pictures")
         colour = chromium.execute_script("return getComputedStyle(document.body).backgroundColor")
         assert wide <= 380 and max(int(x) for x in re.findall(r"\d+", colour)[:3]) < 64
     finally:
