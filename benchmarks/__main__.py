@@ -94,6 +94,35 @@ def build_parser() -> argparse.ArgumentParser:
     quality.add_argument("--color-fix", choices=("none", "wavelet", "adain"), default="none")
     quality.add_argument("--lpips-weights", metavar="FILE")
 
+    wear = commands.add_parser(
+        "wear", parents=[shared], help="LPIPS and PSNR-Y on clean, JPEG, web and camera pictures"
+    )
+    wear.add_argument(
+        "-n",
+        "--model",
+        action="append",
+        default=[],
+        help="model name or folder; give it several times (default: bicubic alone)",
+    )
+    wear.add_argument(
+        "--hr",
+        required=True,
+        action="append",
+        metavar="DIR",
+        help="original pictures; several allowed",
+    )
+    wear.add_argument("--steps", type=int, nargs="+", metavar="N", help="(default: the model's)")
+    wear.add_argument("--limit", type=int, default=20, metavar="N", help="pictures (default: 20)")
+    wear.add_argument("--crop", type=int, default=256, help="centre crop, HR pixels (default: 256)")
+    wear.add_argument(
+        "--color-fix",
+        nargs="+",
+        choices=("none", "wavelet", "adain"),
+        default=["wavelet"],
+        help="(default: wavelet, as tools/upscale.py)",
+    )
+    wear.add_argument("--lpips-weights", metavar="FILE")
+
     sampling = commands.add_parser(
         "sampling",
         parents=[shared],
@@ -108,9 +137,10 @@ def build_parser() -> argparse.ArgumentParser:
     sampling.add_argument(
         "--size",
         type=int,
-        default=128,
+        nargs="+",
+        default=[128],
         metavar="PX",
-        help="side of the LR picture (default: %(default)s)",
+        help="side of the LR picture (default: 128)",
     )
     sampling.add_argument(
         "--steps", type=int, nargs="+", metavar="N", help="(default: the model's)"
@@ -192,13 +222,33 @@ def build_parser() -> argparse.ArgumentParser:
     wait.add_argument("--repetitions", type=int, default=5, metavar="N", help="(default: 5)")
 
     large = commands.add_parser(
-        "large-picture", help="most memory of a large picture, with networks of no cost"
+        "large-picture", help="memory of a large picture over time, by default with free networks"
     )
     large.add_argument("--height", type=int, default=4000)
     large.add_argument("--width", type=int, default=6000)
     large.add_argument("--scale", type=float, default=4)
     large.add_argument("--steps", type=int, help="(default: the model's)")
     large.add_argument("--ext", default="jpg", help="(default: jpg)")
+    large.add_argument(
+        "--networks", choices=("free", "real"), default="free", help="(default: free)"
+    )
+    large.add_argument("--minutes", type=float, metavar="M", help="then stop, if not done before")
+
+    folder = commands.add_parser(
+        "folder",
+        help="pictures a second of a folder: one after the other, and with overlap",
+    )
+    folder.add_argument("--pictures", type=int, default=16, metavar="N", help="(default: 16)")
+    folder.add_argument(
+        "--size", type=int, default=256, metavar="PX", help="side of a picture (default: 256)"
+    )
+    folder.add_argument("--ext", default="png", help="of the results (default: png)")
+    folder.add_argument(
+        "--seconds", type=float, default=0.3, help="a GPU takes for a picture (default: 0.3)"
+    )
+    folder.add_argument("-n", "--model", help="a model on this device instead of such a GPU")
+    folder.add_argument("--device", default="auto", help="of the model (default: auto)")
+    folder.add_argument("--repetitions", type=int, default=3, metavar="N", help="(default: 3)")
 
     levels = commands.add_parser(
         "png-levels", help="cuts of photos as PNG: bytes, time to write and to read"

@@ -70,6 +70,10 @@ METRICS = {  # benchmark -> metric (a pattern) -> unit and meaning
         "megapixels_per_second": "of the result",
     },
     "steps-quality": QUALITY,
+    "wear": {
+        "psnr_y/*": "dB, on Y, mean of the pictures, of each wear",
+        "lpips/*": "AlexNet; where its weights are at hand",
+    },
     "autoencoder": {
         **QUALITY,
         "seconds": "a picture",

@@ -23,7 +23,7 @@ def main(args) -> None:
     if lpips is None:
         print(f"no LPIPS: {reason}")
     upscalers = {name: Upscaler.from_pretrained(name, device=args.device) for name in args.model}
-    scale = next(iter(upscalers.values())).run.scale
+    scale = next(iter(upscalers.values())).scale
     pairs = validation_pairs(DataConfig(val=tuple(args.hr)), scale, 10**6, args.crop)
     pictures = [(name, from_tensor(hr), from_tensor(lr)) for name, hr, lr in pairs]
     scored = [

@@ -215,8 +215,9 @@ def sampling(rows: list[Row]) -> list[list[str]]:
             + [str(asked_for["steps"] or "the model's"), str(asked_for["tile"] or "automatic")]
             + [str(asked_for["batch_size"])]
             + [number(metrics, "seconds"), number(metrics, "megapixels_per_second")]
+            + [f"{1 / metrics['megapixels_per_second']:.3f}"]
         )
-    return [[*head, "s per picture", "MP/s"], *lines]
+    return [[*head, "s per picture", "MP/s", "s per MP"], *lines]
 
 
 def pictures(row: Row) -> str:
@@ -233,6 +234,27 @@ def steps_quality(rows: list[Row]) -> list[list[str]]:
     for row in rows:
         figures = [number(row["metrics"], name, n) for name, n in QUALITY_DIGITS.items()]
         lines.append([f"`{row['subject']}`", str(row["settings"]["steps"] or ""), *figures])
+    return lines
+
+
+def worn(row: Row) -> str:
+    settings = row["settings"]
+    return f"{settings['count']} of {pictures(row)}, centre crop {settings['crop']}"
+
+
+def wear(rows: list[Row]) -> list[list[str]]:
+    prefix = "psnr_y/"
+    wears = [name.removeprefix(prefix) for name in rows[0]["metrics"] if name.startswith(prefix)]
+    lines = [["model", "steps", "colour fix", *wears]]
+    for row in rows:
+        metrics, asked_for = row["metrics"], row["settings"]
+        cells = [
+            " / ".join((number(metrics, f"lpips/{w}"), number(metrics, f"psnr_y/{w}", 2)))
+            for w in wears
+        ]
+        default = "" if row["subject"] == "bicubic" else "the model's"
+        steps = str(asked_for["steps"] or default)
+        lines.append([f"`{row['subject']}`", steps, asked_for["color_fix"], *cells])
     return lines
 
 
@@ -341,6 +363,12 @@ TABLES = {
         data_wait,
         "A training step on pictures of DIV2K's size, and the share of it for which data is waited "
         "for; medians of turns.",
+    ),
+    "wear": Table(
+        "wear",
+        wear,
+        "LPIPS / PSNR-Y on pictures made small and worn in four ways (`benchmarks/wear.py`); means.",
+        common=worn,
     ),
     "autoencoder": Table("autoencoder", autoencoder, "Reconstruction by the autoencoder alone."),
     "systems": Table(

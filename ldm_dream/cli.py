@@ -1,5 +1,5 @@
-"""What all tools share: the first line of their help, and a user's mistake, which is one sentence on
-stderr and exit status 2, without a traceback.
+"""What all commands share: their parser, a user's mistake, which is one sentence on stderr and exit
+status 2, without a traceback, and their end by a signal, within a second.
 
 Imports no torch, so `--help` and `--dry-run` answer at once.
 """
@@ -9,19 +9,64 @@ import io
 import os
 import signal
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import NoReturn
 
-from ldm_dream.errors import UserError, shown
+from ldm_dream.errors import UserError, did_you_mean, shown
+from ldm_dream.writing import remove_drafts
 
 EXIT_USER_ERROR = 2  # argparse uses the same status for a wrong command line
 EXIT_INTERRUPTED = 128 + signal.SIGINT  # as a shell has it
 EXIT_CLOSED = 128 + signal.SIGPIPE
 EXIT_TERMINATED = 128 + signal.SIGTERM
+PATIENCE = 0.7  # seconds
 
 
 class Terminated(KeyboardInterrupt):
     """SIGTERM came; whatever cleans up after Ctrl-C does so here too."""
+
+
+class CommandLine(argparse.ArgumentParser):
+    """A mistake is one sentence, with the nearest option. An option may be written with _ for -, and
+    stand before, between and behind the words that belong to none.
+    """
+
+    def parse_args(self, args: Sequence[str] | None = None, namespace=None):
+        given = list(sys.argv[1:] if args is None else args)
+        end = given.index("--") if "--" in given else len(given)
+        words = [self._dashed(word) for word in given[:end]]
+        for word in words:
+            self._refuse_unknown(word)
+        # behind -- are no options, which argparse forgets where words stand between options
+        parse = self.parse_known_args if end < len(given) else self.parse_known_intermixed_args
+        found, rest = parse([*words, *given[end:]], namespace)
+        if rest:
+            self.error(f"nothing here takes {' '.join(rest)}")
+        return found
+
+    def error(self, message: str) -> NoReturn:
+        end = "" if message.endswith("?") else f"; see {self.prog} --help."
+        self.exit(EXIT_USER_ERROR, f"error: {shown(message)}{end}\n")
+
+    def _dashed(self, word: str) -> str:
+        """--tile_pad -> --tile-pad, where only that is an option."""
+        name, sign, value = word.partition("=")
+        dashed = name.replace("_", "-")
+        is_other = name.startswith("--") and name not in self._options()
+        return dashed + sign + value if is_other else word
+
+    def _refuse_unknown(self, word: str) -> None:
+        """Before argparse asks for what is missing: it may be there, and only be misspelt."""
+        name = word.partition("=")[0]
+        known = [option for option in self._options() if option.startswith("--")]
+        if name[:2] == "--" and " " not in name and not any(o.startswith(name) for o in known):
+            hint = did_you_mean(name, known, "")
+            self.error(f"there is no option {name}{hint and f'; {hint}'}")
+
+    def _options(self) -> list[str]:
+        return [option for action in self._actions for option in action.option_strings]
 
 
 def command_line(name: str, doc: str | None, is_tool: bool = False) -> argparse.ArgumentParser:
@@ -29,7 +74,7 @@ def command_line(name: str, doc: str | None, is_tool: bool = False) -> argparse.
     first line of the docstring `doc`, and ends with the rest: examples, exit status.
     """
     first, _, rest = (doc or "").partition("\n")
-    return argparse.ArgumentParser(
+    return CommandLine(
         prog=name if is_tool else f"ldm-dream {name}",
         description=first,
         epilog=rest.strip("\n"),
@@ -73,20 +118,85 @@ def _stdout_is_closed() -> bool:
 
 
 @contextmanager
-def stoppable(what_stays: str) -> Iterator[None]:
+def stoppable(what_stays: str) -> Iterator[ExitStack]:
     """Body of a tool's `main`: Ctrl-C and SIGTERM -> one line of stderr with what stays of the work,
-    exit status 130 or 143.
+    exit status 130 or 143. -> what is to be done last, stopped or not, such as to write a report.
+
+    Python hears of a signal between two of its own steps. A library may take longer over one, such
+    as a large picture being written: after PATIENCE the process is ended from another thread, as it
+    is by a second signal.
     """
+    heard = threading.Event()
 
-    def terminate(number: int, frame: object) -> None:
-        raise Terminated
+    def stop(number: int, frame: object) -> None:
+        heard.set()
+        raise Terminated if number == signal.SIGTERM else KeyboardInterrupt
 
-    before = signal.signal(signal.SIGTERM, terminate)
+    before = {
+        number: signal.signal(number, stop)
+        for number in (signal.SIGINT, signal.SIGTERM)
+        if signal.getsignal(number) != signal.SIG_IGN  # as nohup and a shell's & set it
+    }
     try:
-        yield
-    except KeyboardInterrupt as stop:
+        with ExitStack() as last, _watched(heard, what_stays, last):
+            yield last
+    except KeyboardInterrupt as stopped:
         sys.stderr.write(f"stopped; {what_stays}.\n")
-        terminated = isinstance(stop, Terminated)
+        terminated = isinstance(stopped, Terminated)
         raise SystemExit(EXIT_TERMINATED if terminated else EXIT_INTERRUPTED) from None
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def _watched(heard: threading.Event, what_stays: str, last: ExitStack) -> Iterator[None]:
+    """During the body, a thread learns of every signal at once, by a pipe."""
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    _pipes.add(writing)
+
+    def watch() -> None:
+        count = 0  # of signals that end the work
+        while number := os.read(reading, 1):  # nothing when the pipe is closed
+            count += number[0] in (signal.SIGINT, signal.SIGTERM)
+            if count > 1 or (count == 1 and not heard.wait(PATIENCE)):
+                sys.stderr.write(f"\nstopped; {what_stays}.\n")
+                try:
+                    last.close()
+                finally:
+                    remove_drafts()
+                    sys.stderr.flush()
+                    os._exit(128 + number[0])
+        os.close(reading)
+
+    before = signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+    threading.Thread(target=watch, daemon=True).start()
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(before)
+        _pipes.remove(writing)
+        os.close(writing)
+
+
+# a forked worker's signals are not those of this process: it leaves the pipe before it hears of any
+_pipes: set[int] = set()
+_masks: list[set[int]] = []
+
+
+def _before_fork() -> None:
+    _masks.append(signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM}))
+
+
+def _in_parent() -> None:
+    signal.pthread_sigmask(signal.SIG_SETMASK, _masks.pop())
+
+
+def _in_child() -> None:
+    if (pipe := signal.set_wakeup_fd(-1)) not in _pipes:
+        signal.set_wakeup_fd(pipe)
+    _in_parent()
+
+
+os.register_at_fork(before=_before_fork, after_in_parent=_in_parent, after_in_child=_in_child)

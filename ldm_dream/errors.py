@@ -2,9 +2,12 @@
 allowed, what to do.
 
 Every tool turns a `UserError` into that sentence and exit status 2 (`ldm_dream.cli.user_errors`);
-any other exception is a mistake of the program and keeps its traceback. Imports nothing, so that
-every other file may import it.
+any other exception is a mistake of the program and keeps its traceback. Imports nothing of ours, so
+that every other file may import it.
 """
+
+import difflib
+from collections.abc import Iterable
 
 
 class UserError(Exception):
@@ -32,3 +35,9 @@ def some(names: list[str], most: int) -> str:
     """The first `most` names of a list, and how many more there are."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more
+
+
+def did_you_mean(given: str, known: Iterable[str], otherwise: str) -> str:
+    """The question for the nearest of the known names; `otherwise` where none is near."""
+    near = difflib.get_close_matches(given, list(known), 1)
+    return f"did you mean {near[0]}?" if near else otherwise

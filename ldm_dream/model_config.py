@@ -12,8 +12,8 @@ from ldm_dream.config.files import validate
 from ldm_dream.config.model import AutoencoderConfig, PixelConfig, VQGANConfig
 from ldm_dream.config.run import AutoencoderRun, Run
 from ldm_dream.config.yaml_text import YamlError, parse_mapping, read_yaml
-from ldm_dream.errors import UserError
-from ldm_dream.hub import PREFIX, download, is_repo_id, repo_id_of
+from ldm_dream.errors import UserError, did_you_mean
+from ldm_dream.hub import ANYWHERE, PREFIX, HubError, Search, download, is_repo_id, repo_id_of
 
 BUNDLED = Path(__file__).parent / "weights"
 WEIGHTS = "model.safetensors"  # in a model folder
@@ -49,14 +49,20 @@ def _bundled() -> list[str]:
     return sorted(path.parent.name for path in BUNDLED.glob("*/config.yaml"))
 
 
-def find_model(name_or_dir: str | Path, local: bool = True) -> Path:
+def is_bundled(name: str | None) -> bool:
+    """Whether this name leads to a model of the installation, and to no folder of the user."""
+    return name in _bundled() and find_model(name).parent == BUNDLED
+
+
+def find_model(name_or_dir: str | Path, search: Search = ANYWHERE) -> Path:
     """Folder of a model: an existing folder, a bundled name, or a model of the hub
-    (`hf:owner/name`), fetched. A run folder means its best model, else its last. local=False: no
-    folder, as a stranger's config may not name those of the user. Raises ModelError, HubError.
+    (`hf:owner/name`), fetched. A run folder means its best model, else its last. A search without
+    folders: a stranger's config may not name those of the user. Raises ModelError, HubError.
     """
-    name = os.path.expanduser(name_or_dir)
+    name, local = os.path.expanduser(name_or_dir), search.folders
     if repo_id := repo_id_of(name):
-        return download(repo_id)
+        return download(repo_id, search)
+    refuse_revision(name, search)
     bundled = _bundled()
     try:
         if local and (folder := _in_folder(Path(name))):
@@ -76,7 +82,16 @@ def find_model(name_or_dir: str | Path, local: bool = True) -> Path:
         if local
         else ("a model of the hub may name a bundled model or another of the hub, no folder")
     )
-    raise ModelError(f"{name}: {what}; bundled are: {', '.join(bundled) or 'none'}.")
+    hint = did_you_mean(name, bundled, f"bundled are: {', '.join(bundled) or 'none'}.")
+    raise ModelError(f"{name}: {what}; {hint}")
+
+
+def refuse_revision(name: str, search: Search) -> None:
+    """Raises HubError for a revision of a model that is not of the hub."""
+    if search.revision is not None:
+        raise HubError(
+            f"{name}: no model of the hub (hf:owner/name), so it has no revision; leave that out."
+        )
 
 
 def _in_folder(folder: Path) -> Path | None:
@@ -108,13 +123,13 @@ def _run_of_today(values: dict, where: str) -> Run:
     return validate(_of_today(values), {}, where)
 
 
-def resolve_autoencoder(cfg: AutoencoderConfig, local: bool = True) -> AutoencoderConfig:
+def resolve_autoencoder(cfg: AutoencoderConfig, search: Search = ANYWHERE) -> AutoencoderConfig:
     """With `pretrained`, the architecture of that folder; a VQGAN's `quantize` stays as this config
-    says. local: as for `find_model`.
+    says. search: as for `find_model`.
     """
     if isinstance(cfg, PixelConfig) or not cfg.pretrained:
         return cfg
-    folder = find_model(cfg.pretrained, local)
+    folder = find_model(cfg.pretrained, search)
     run = read_run(folder)
     architecture = run.autoencoder
     if not isinstance(run, AutoencoderRun):

@@ -20,13 +20,14 @@ from torch import Tensor, nn
 from ldm_dream.config.files import dump_config
 from ldm_dream.config.model import AutoencoderConfig, PixelConfig
 from ldm_dream.config.run import DiffusionRun, Run
-from ldm_dream.hub import repo_id_of
+from ldm_dream.hub import ANYWHERE, Search, repo_id_of
 from ldm_dream.model_config import (
     AUTOENCODER,
     BUNDLED,
     WEIGHTS,
     ModelError,
     find_model,
+    is_bundled,
     read_run,
     resolve_autoencoder,
 )
@@ -34,12 +35,12 @@ from ldm_dream.networks import build_network
 from ldm_dream.networks.autoencoders import build_autoencoder
 from ldm_dream.networks.base import Autoencoder, Network
 from ldm_dream.process import Process, build_process
-from ldm_dream.writing import damaged, whole_folder
+from ldm_dream.writing import check_folder, damaged, whole_folder
 
 
 class LoadedModel(NamedTuple):
     """A diffusion model ready to sample: modules in eval mode with EMA weights, float32, on the
-    CPU.
+    CPU. name: by which it was asked for.
     """
 
     run: DiffusionRun
@@ -47,6 +48,11 @@ class LoadedModel(NamedTuple):
     autoencoder: Autoencoder
     process: Process
     folder: Path | None = None
+    name: str = "unnamed"
+
+    @property
+    def modules(self) -> tuple[nn.Module, ...]:
+        return self.network, self.autoencoder
 
 
 # ------------------------------------------------------------------------------------ model folders
@@ -72,29 +78,43 @@ def save_model(
         (draft / "README.md").write_text(card, encoding="utf-8")
 
 
-def load_model(name_or_dir: str | Path) -> LoadedModel:
+def save_loaded(model: LoadedModel, folder: Path) -> None:
+    """Write a loaded model as a folder of its own: with its card, and with its autoencoder unless
+    that is bundled. Raises WriteError, also for a folder that holds something else.
+    """
+    check_folder(folder, holds=WEIGHTS)
+    card = model.folder / "README.md" if model.folder else None
+    text = card.read_text(encoding="utf-8") if card and card.is_file() else f"# {model.name}\n"
+    cfg = model.run.autoencoder
+    elsewhere = isinstance(cfg, PixelConfig) or is_bundled(cfg.pretrained)
+    autoencoder = None if elsewhere else model.autoencoder.state_dict()
+    save_model(folder, model.run, model.network.state_dict(), text, autoencoder)
+
+
+def load_model(name_or_dir: str | Path, search: Search = ANYWHERE) -> LoadedModel:
     """What `find_model` takes -> LoadedModel. Raises ModelError, HubError."""
-    folder = find_model(name_or_dir)
+    name = str(name_or_dir)
+    folder = find_model(name, search)
     run = read_run(folder)
     if not isinstance(run, DiffusionRun):
         raise ModelError(
             f"{folder}: this is an autoencoder, not a super-resolution model; name a folder with task: diffusion."
         )
     # who made a model of the hub does not choose among the folders of who loads it
-    is_local = repo_id_of(str(name_or_dir)) is None
-    autoencoder = load_autoencoder(run.autoencoder, folder, is_local)
+    of_parts = search._replace(folders=repo_id_of(name) is None, revision=None)
+    autoencoder = load_autoencoder(run.autoencoder, folder, of_parts)
     with torch.device("meta"):  # first weights would be made for nothing
         network = build_network(run.network)
     load_weights(network, folder / WEIGHTS)
-    return LoadedModel(run, network.eval(), autoencoder, build_process(run.process), folder)
+    return LoadedModel(run, network.eval(), autoencoder, build_process(run.process), folder, name)
 
 
 def load_autoencoder(
-    cfg: AutoencoderConfig, folder: Path | None = None, is_local: bool = True
+    cfg: AutoencoderConfig, folder: Path | None = None, search: Search = ANYWHERE
 ) -> Autoencoder:
     """Frozen autoencoder of a run: from `folder/autoencoder.safetensors` if there, else from
-    `cfg.pretrained`, which is no folder of the user where the config is not `is_local`. Raises
-    ModelError where the weights are not those of `cfg.sha256`.
+    `cfg.pretrained`. search: for that. Raises ModelError where the weights are not those of
+    `cfg.sha256`.
     """
     own = folder / AUTOENCODER if folder else None
     if isinstance(cfg, PixelConfig):
@@ -105,8 +125,8 @@ def load_autoencoder(
             raise ModelError(
                 "autoencoder.pretrained is not set: name a bundled autoencoder, the folder of one, or hf:owner/name."
             )
-        own = find_model(cfg.pretrained, is_local) / WEIGHTS
-        cfg = resolve_autoencoder(cfg, is_local)
+        own = find_model(cfg.pretrained, search) / WEIGHTS
+        cfg = resolve_autoencoder(cfg, search)
     tensors = read_tensors(own)
     if wanted and wanted != weights_digest(tensors):
         raise ModelError(

@@ -327,6 +327,14 @@ def _draft(folder: Path, suffix: str) -> Path:
     return folder / f".draft-{_HOST}-{os.getpid()}-{next(_numbers)}{suffix}"
 
 
+def remove_drafts() -> None:
+    """Those of this process, which is about to end in the middle of writing."""
+    own = f".draft-{_HOST}-{os.getpid()}-"
+    for folder in _swept:
+        for path in folder.glob(f"{own}*"):
+            _remove(path)
+
+
 def _is_stale(path: Path, found: re.Match) -> bool:
     if found["host"] not in (None, _HOST):
         return time.time() - path.lstat().st_mtime > WEEK

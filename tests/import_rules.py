@@ -41,11 +41,13 @@ MODEL = (
 ALL = ("ldm_dream", *KERNELS)
 
 IMPORT_RULES = {
-    "ldm_dream.__init__": May(root("upscaling.upscaler")),  # on use
+    "ldm_dream.__init__": May(  # on use
+        root("errors", "model_config", "data.images", "upscaling.upscaler", "upscaling.watch")
+    ),
     "ldm_dream.errors": May(()),
     "ldm_dream.writing": May(root("errors")),
     "ldm_dream.heap": May(()),
-    "ldm_dream.cli": May(CONFIG),
+    "ldm_dream.cli": May((*CONFIG, *root("writing"))),
     "ldm_dream.hub": May(CONFIG, ("huggingface_hub",)),
     "ldm_dream.config": May(CONFIG, ("pydantic", "yaml")),
     "ldm_dream.data": May(
@@ -86,7 +88,16 @@ IMPORT_RULES = {
         (*MODEL, *root("training", "scoring.metrics")),
         ("torch", "numpy", "safetensors", "taming", "tqdm", "huggingface_hub"),
     ),
-    "ldm_dream.upscaling": May((*MODEL, *root("upscaling")), ("torch", "numpy", "PIL")),
+    "ldm_dream.upscaling": May((*MODEL, *root("upscaling")), ("torch", "numpy", "PIL", "tqdm")),
+    "ldm_dream.upscaling.upscaler": May(
+        (*MODEL, *root("upscaling")),
+        ("torch", "typing_extensions"),  # which pydantic brings
+    ),
+    # the reader of files that may run nothing
+    "ldm_dream.upscaling.peers": May(
+        (*CONFIG, *root("hub", "model_config", "interchange.checkpoint_file")),
+        ("torch", "spandrel"),
+    ),
     "ldm_dream.interchange": May(
         (*MODEL, *root("interchange")), ("torch", "safetensors", "pydantic")
     ),
@@ -96,7 +107,7 @@ IMPORT_RULES = {
     "ldm_dream.app.page": May(root("errors", "data", "upscaling", "app"), ("gradio",)),
     "ldm_dream.app.server": May(root("upscaling", "app"), ("gradio", "starlette")),
     "ldm_dream.commands": May(ALL, ("torch", "numpy", "tqdm")),
-    "ldm_dream.commands.main": May(root("__init__", "cli", "commands")),
+    "ldm_dream.commands.main": May(root("__init__", "errors", "cli", "commands")),
     "ldm_dream.__main__": May(root("commands.main")),
     "dream_kernels": May(KERNELS, ("torch", "triton")),
     "tools": May(ALL, ("torch", "numpy", "tqdm")),

@@ -21,7 +21,9 @@ from benchmarks.step_profile import shares
 from benchmarks.step_variants import OFFICIAL, Variant, make_step
 from benchmarks.tables import TABLES, newest, text
 from benchmarks.way import call_way, step_way
+from benchmarks.wear import WEARS, worn
 from ldm_dream.config.files import load_config
+from ldm_dream.data.resize import imresize
 from ldm_dream.errors import UserError
 
 RESULTS = sorted(record.RESULTS.glob("*.jsonl"))
@@ -258,6 +260,30 @@ def test_an_official_step_trains_every_weight(recipe):
     assert any((p != old).any() for p, old in zip(step.network.parameters(), before))
 
 
+def test_wears_are_the_same_at_each_call_and_worse_than_clean():
+    y, x = torch.meshgrid(torch.arange(128.0), torch.arange(96.0), indexing="ij")
+    hr = torch.stack([torch.sin(x / 5 + y / 9), torch.cos(x * y / 300), torch.sin(y / 4)])[None]
+    lr = imresize(hr, 0.25).clamp(-1, 1)
+    first, again, other = worn(hr, 4, 0), worn(hr, 4, 0), worn(hr, 4, 1)
+    assert list(first) == list(WEARS) and all(
+        picture.shape == lr.shape for picture in first.values()
+    )
+    assert all(torch.equal(first[wear], again[wear]) for wear in WEARS)
+    assert not torch.equal(first["camera"], other["camera"])
+    lost = {wear: (picture - lr).abs().mean().item() for wear, picture in first.items()}
+    assert lost["clean"] < 1 / 255 < lost["jpeg75"] < lost["web40"]
+    assert lost["camera"] > lost["jpeg75"]
+
+
+def test_the_table_of_wear_has_a_column_for_each_wear():
+    metrics = {f"psnr_y/{w}": 20.0 + i for i, w in enumerate(WEARS)} | {"lpips/web40": 0.5}
+    settings = {"pictures": ["hr"], "count": 2, "crop": 64, "steps": None, "color_fix": "none"}
+    rows = [row("wear", "m", settings=settings, metrics=metrics)]
+    assert not record.faults(rows[0])
+    found = text("wear", rows)
+    assert "| clean" in found and "0.500 / 22.00" in found and "2 of `hr`, centre crop 64" in found
+
+
 def test_a_profile_gives_the_time_of_calls_inside_to_the_outermost_kind():
     x = torch.randn(8, 32, 48, 48)
     layer = torch.nn.Conv2d(32, 32, 3)
@@ -312,7 +338,7 @@ def test_a_training_step_is_read_in_thirteen_files():
 def test_a_sampling_call_is_read_in_few_files():
     way = call_way()
     assert {"ldm_dream/sampler.py", "ldm_dream/upscaling/upscaler.py"} <= way.keys()
-    assert len(way) <= 13, "\n".join(way)
+    assert len(way) <= 17, "\n".join(way)
 
 
 # --------------------------------------------------------------------------------------------- data

@@ -105,8 +105,7 @@ def serving(models: dict[str, Any], place: Place) -> Iterator[str]:
 
 def _theme() -> Any:
     """With the system's fonts, so that none is fetched."""
-    from gradio.themes import Default
-    from gradio.themes.utils.fonts import Font
+    from gradio.themes import Default, Font
 
     fonts = [Font(name) for name in ("system-ui", "sans-serif")]
     mono = [Font(name) for name in ("ui-monospace", "monospace")]

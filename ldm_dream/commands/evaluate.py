@@ -1,11 +1,15 @@
 """Score results or a model against HR pictures: PSNR, SSIM, LPIPS, consistency and FID.
 
-ldm-dream evaluate --hr HR_DIR -n dream-latent-x4-tiny --lr LR_DIR
-ldm-dream evaluate --hr HR_DIR --sr RESULTS_DIR --lr LR_DIR --json scores.json
-ldm-dream evaluate --hr HR_DIR --sr RESULTS_DIR --protocol dream-legacy
+examples:
+  ldm-dream evaluate --hr HR_DIR -n dream-latent-x4-tiny --lr LR_DIR
+  ldm-dream evaluate --hr HR_DIR --sr RESULTS_DIR --lr LR_DIR --json scores.json
+  ldm-dream evaluate --hr HR_DIR --sr RESULTS_DIR --protocol dream-legacy
 
 Without the Inception weights of FID and KID, distances of other features stand in for them, under
 their own names.
+
+exit status:
+  0 all scored, 2 a mistake in the command or in what it reads (one line says which)
 """
 
 import argparse
@@ -27,7 +31,7 @@ def build_parser() -> argparse.ArgumentParser:
     what.add_argument(
         "--sr", type=Path, metavar="DIR", help="results, named as the originals (see --suffix)"
     )
-    what.add_argument("-n", "--model", help="bundled model, model folder or hf:owner/name to run")
+    what.add_argument("-n", "--model", help="model to run, as for upscale")
     add(
         "--lr",
         type=Path,
@@ -49,7 +53,7 @@ def build_parser() -> argparse.ArgumentParser:
     add(
         "--color-fix",
         choices=("none", "wavelet", "adain"),
-        help="(default: wavelet; dream-legacy: none)",
+        help="(default: wavelet; dream-legacy, and files of other projects: none)",
     )
     add("--dtype", choices=("auto", "fp32", "bf16", "fp16"), help="(default: auto)")
     add(
@@ -109,7 +113,9 @@ def main(words: list[str] | None = None) -> None:
             scale = upscaler.scale if args.scale is None else args.scale
             fix = args.color_fix or protocol.color_fix
             evaluator = evaluation.Evaluator.load(protocol, scale, *weights, notes)
-            evaluator.notes.append(f"{args.model} ran with the colour fix {fix}.")
+            evaluator.notes.append(
+                f"{args.model} ran with the colour fix {fix or upscaler.engine.color_fix}."
+            )
             evaluation.evaluate_model(
                 evaluator,
                 files,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import difflib
 import sys
 from collections.abc import Callable
 from importlib import import_module
@@ -11,6 +10,7 @@ from pathlib import Path
 
 from ldm_dream import __version__
 from ldm_dream.cli import EXIT_USER_ERROR
+from ldm_dream.errors import did_you_mean, shown
 
 # command -> file in this folder
 COMMANDS = {
@@ -37,9 +37,8 @@ def main(words: list[str] | None = None) -> None:
     elif name in COMMANDS:
         command(name)(rest)
     else:
-        near = difflib.get_close_matches(name, COMMANDS, 1)
-        hint = f"did you mean {near[0]}?" if near else f"use one of {', '.join(COMMANDS)}."
-        sys.stderr.write(f"error: there is no command {name!r}; {hint}\n")
+        hint = did_you_mean(name, COMMANDS, f"use one of {', '.join(COMMANDS)}.")
+        sys.stderr.write(f"error: there is no command {shown(name)}; {hint}\n")
         raise SystemExit(EXIT_USER_ERROR)
 
 

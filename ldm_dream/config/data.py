@@ -100,6 +100,21 @@ class BicubicConfig(Strict):
     kind: Literal["bicubic"] = "bicubic"
 
 
+Resizer = Literal[
+    "area",
+    "bilinear",
+    "bicubic",
+    "matlab_bicubic",
+    "pillow_box",
+    "pillow_bilinear",
+    "pillow_bicubic",
+    "pillow_lanczos",
+]
+
+
+Resizers = Annotated[tuple[Resizer, ...], Field(min_length=1)]
+
+
 class FirstOrder(Strict):
     """Blur, resize, noise and JPEG with the ranges of Real-ESRGAN's first order. A value is drawn
     uniformly from [least, most].
@@ -158,6 +173,14 @@ class FirstOrder(Strict):
         default=(30, 95),
         description="Quality of libjpeg, from 1 (worst) to 100, with 4:2:0 colour.",
     )
+    noise_prob: Probability = Field(default=1.0, description="Probability of noise at all.")
+    jpeg_prob: Probability = Field(
+        default=1.0,
+        description="Probability of the compression; that of `second` is the last one.",
+    )
+    webp_prob: Probability = Field(
+        default=0.0, description="Share of the compressions that are WebP of the same quality."
+    )
 
 
 def _again(knob: str, default: Any) -> Any:
@@ -190,8 +213,8 @@ class BlindConfig(Strict):
     second: SecondOrder = Field(default=SecondOrder(), description="Ranges of the second time.")
     second_order_prob: Probability = Field(
         default=0.5,
-        description="Probability of blur, resize and noise a second time (Real-ESRGAN: 1); the "
-        "second JPEG is always there.",
+        description="Probability of blur, resize and noise a second time (Real-ESRGAN: 1), before "
+        "the second JPEG.",
     )
     final_sinc_prob: Probability = Field(
         default=0.8, description="Probability of a sinc filter before or behind the last JPEG."
@@ -199,6 +222,41 @@ class BlindConfig(Strict):
     final_sinc_size: Sizes = Field(
         default=(7, 21),
         description="Side of that filter in LR pixels, an odd number from [least, most].",
+    )
+    final_resize: Resizers = Field(
+        default=("area", "bilinear", "bicubic"),
+        description="Ways to shrink to the LR size, drawn evenly. bilinear and bicubic do not "
+        "antialias, as published; matlab_bicubic and pillow_* do.",
+    )
+    sharpen_prob: Probability = Field(
+        default=0.0, description="Probability of an unsharp mask behind that shrinking."
+    )
+    sharpen_amount: RangeFromZero = Field(
+        default=(0.3, 1.5),
+        description="Factor on what the mask adds, the picture less its blurred self.",
+    )
+    sharpen_sigma: Range = Field(
+        default=(0.5, 1.5),
+        description="Standard deviation of the mask's Gaussian, in LR pixels.",
+    )
+    again_prob: Probability = Field(
+        default=0.0,
+        description="Probability of one more compression at the very end, with the knobs of "
+        "`second`.",
+    )
+    clean_prob: Probability = Field(
+        default=0.0,
+        description="Share of the samples that are only shrunk, by one of `clean_resize`.",
+    )
+    clean_resize: Resizers = Field(
+        default=(
+            "matlab_bicubic",
+            "pillow_box",
+            "pillow_bilinear",
+            "pillow_bicubic",
+            "pillow_lanczos",
+        ),
+        description="Ways to shrink clean samples, drawn evenly; a name given twice counts twice.",
     )
 
 
@@ -317,6 +375,20 @@ class DataConfig(Strict):
                 f"data.degrade_on={self.degrade_on} has no effect without data.degradation.kind=blind; leave it out"
             )
         return self
+
+    @model_validator(mode="after")
+    def _webp_is_for_workers(self):
+        if self.degrade_on == "device" and self.has_webp:
+            raise ValueError(
+                "data.degrade_on=device cannot compress as WebP, which webp_prob asks for; leave it out"
+            )
+        return self
+
+    @property
+    def has_webp(self) -> bool:
+        """Whether the degradation compresses as WebP, which no device can."""
+        how = self.degradation
+        return isinstance(how, BlindConfig) and (how.first.webp_prob + how.second.webp_prob) > 0
 
     @property
     def has_validation(self) -> bool:

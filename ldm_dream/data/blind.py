@@ -1,8 +1,10 @@
 """Blind degradation: how a picture of unknown history lost its quality, drawn at random
 (Real-ESRGAN, arXiv 2107.10833).
 
-    hr -> blur -> resize -> noise -> JPEG -> [blur -> resize -> noise] -> resize to H/scale, sinc;
-    JPEG (or first JPEG) -> lr
+    hr -> blur -> resize -> noise -> JPEG -> [blur -> resize -> noise] -> resize to H/scale, sinc,
+    sharpen; JPEG (or first JPEG) -> [JPEG] -> lr
+
+and a share of the samples is shrunk alone.
 
 The ranges stand in `BlindConfig`. Every random choice of a sample comes from its own seed and is
 drawn before any pixel is touched (`blind_plan.py`); samples go one by one, since behind the first
@@ -17,18 +19,15 @@ Symbols: image float32 in grey levels, 0..255, but for what goes in and comes ou
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ldm_dream.config.data import BlindConfig
-from ldm_dream.data.blind_plan import Noise, Plan, plan_blind
-from ldm_dream.data.blind_ways import ON_CPU, ON_DEVICE, Ways
-from ldm_dream.data.jpeg_loss import quality_tables
-from ldm_dream.data.noise import gaussian_noise, poisson_noise
+from ldm_dream.data.blind_plan import Plan, Resize, plan_blind
+from ldm_dream.data.blind_ways import ON_CPU, ON_DEVICE, Ways, arrays_of
 from ldm_dream.data.taps import mirrored_index
 
 
@@ -55,37 +54,32 @@ def degrade_blind(
 def degrade_as_planned(hr: Tensor, plans: Sequence[Plan]) -> Tensor:
     """As `degrade_blind`, with the choices of `plan_blind`, which was given the size of hr."""
     if hr.device.type == "cuda":
-        return _degrade(hr, plans, _carried(plans, hr.device), ON_DEVICE)
+        return _degrade(hr, plans, _carried(hr, plans, on_cpu=False), ON_DEVICE)
     host = hr.cpu()  # other devices have no float64, which JPEG in torch wants
-    return _degrade(host, plans, _carried(plans, host.device), ON_CPU).to(hr.device)
+    return _degrade(host, plans, _carried(host, plans, on_cpu=True), ON_CPU).to(hr.device)
 
 
-class Carried(NamedTuple):
-    """The arrays of a plan on the device: kernels or None, and `quality_tables`."""
-
-    first: Tensor | None
-    second: Tensor | None
-    sinc: Tensor | None
-    first_jpeg: Tensor
-    last_jpeg: Tensor
+Carried = list[list[Tensor]]  # of each step of a plan, what `arrays_of` it is, on the device
 
 
-def _carried(plans: Sequence[Plan], device: torch.device) -> list[Carried]:
+def _carried(hr: Tensor, plans: Sequence[Plan], on_cpu: bool) -> list[Carried]:
     """All in one copy, which a GPU does not wait for."""
-    kernels = [(plan.first.kernel, plan.second and plan.second.kernel, plan.sinc) for plan in plans]
-    tables = [quality_tables(q) for plan in plans for q in (plan.first_quality, plan.last_quality)]
-    every = [*tables, *(kernel for row in kernels for kernel in row if kernel is not None)]
+    needed = [list(_arrays(plan, (hr.shape[-2], hr.shape[-1]), on_cpu)) for plan in plans]
+    every = [array for plan in needed for step in plan for array in step]
+    if not every:
+        return [[[] for _ in plan] for plan in needed]
     flat = torch.from_numpy(np.concatenate([array.ravel() for array in every]))
-    if device.type == "cuda":
-        flat = flat.pin_memory().to(device, non_blocking=True)
-    pieces = flat.split([array.size for array in every])
-    placed = [piece.view(array.shape) for piece, array in zip(pieces, every)]
-    jpeg, rest = placed[: len(tables)], iter(placed[len(tables) :])
-    carried = []
-    for row, first_jpeg, last_jpeg in zip(kernels, jpeg[::2], jpeg[1::2]):
-        first, second, sinc = (kernel if kernel is None else next(rest) for kernel in row)
-        carried.append(Carried(first, second, sinc, first_jpeg, last_jpeg))
-    return carried
+    if hr.device.type == "cuda":
+        flat = flat.pin_memory().to(hr.device, non_blocking=True)
+    pieces = zip(flat.split([array.size for array in every]), every)
+    placed = (piece.view(array.shape) for piece, array in pieces)
+    return [[[next(placed) for _ in step] for step in plan] for plan in needed]
+
+
+def _arrays(plan: Plan, size: tuple[int, int], on_cpu: bool) -> Iterator[list[np.ndarray]]:
+    for step in plan.steps:
+        yield arrays_of(step, size, on_cpu)
+        size = step.size if isinstance(step, Resize) else size
 
 
 def _degrade(hr: Tensor, plans: Sequence[Plan], carried: Sequence[Carried], ways: Ways) -> Tensor:
@@ -96,27 +90,11 @@ def _degrade(hr: Tensor, plans: Sequence[Plan], carried: Sequence[Carried], ways
 
 def _degrade_one(hr: Tensor, plan: Plan, carried: Carried, ways: Ways) -> Tensor:
     """[1,3,H,W] in [0, 1] -> [1,3,H/scale,W/scale] likewise."""
-    generator = torch.Generator(hr.device).manual_seed(plan.noise_seed)
-    image = ways.resize(hr.float() * 255, carried.first, plan.first.resize)
-    image = _with_noise(image, plan.first.noise, generator, ways)
-    image = ways.jpeg(image, plan.first_quality, carried.first_jpeg)
-    if plan.second:
-        image = ways.resize(image, carried.second, plan.second.resize)
-        image = _with_noise(image, plan.second.noise, generator, ways)
-    if not plan.jpeg_last:
-        image = ways.jpeg(image, plan.last_quality, carried.last_jpeg)
-    image = ways.resize(image, None, plan.resize)
-    if carried.sinc is not None:
-        image = ways.blur(image, carried.sinc)
-    if plan.jpeg_last:
-        image = ways.jpeg(image, plan.last_quality, carried.last_jpeg)
+    random = torch.Generator(hr.device).manual_seed(plan.noise_seed)
+    image = hr.float() * 255
+    for step, arrays in zip(plan.steps, carried):
+        image = ways.done(image, step, arrays, random)
     return image.round().clamp_(0, 255) / 255
-
-
-def _with_noise(image: Tensor, plan: Noise, generator: torch.Generator, ways: Ways) -> Tensor:
-    if plan.kind == "gaussian":
-        return gaussian_noise(image, plan.strength, plan.gray, generator)
-    return poisson_noise(image, plan.strength, plan.gray, generator, ways.seen)
 
 
 def to_levels(image: Tensor) -> Tensor:

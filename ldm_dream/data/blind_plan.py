@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -22,21 +22,19 @@ from ldm_dream.data.blur import (
     trimmed,
 )
 
-Mode = Literal["area", "bilinear", "bicubic"]
-# of resizing; the last two without antialiasing, as published
-MODES: tuple[Mode, ...] = (
-    "area",
-    "bilinear",
-    "bicubic",
-)
+# of resizing within an order; the last two without antialiasing, as published
+MODES = ("area", "bilinear", "bicubic")
 LARGE = 13  # pixels; sinc blurs from this size on may have a lower cutoff
 LOWEST_CUTOFF, LOWEST_CUTOFF_LARGE = math.pi / 3, math.pi / 5  # radians a pixel
 
 
 @dataclass(frozen=True)
 class Resize:
+    """Behind a blur by `kernel`, float32 [K,K], if there is one. mode: of BlindConfig.final_resize."""
+
     size: tuple[int, int]  # height, width
-    mode: Mode
+    mode: str
+    kernel: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -49,27 +47,30 @@ class Noise:
 
 
 @dataclass(frozen=True)
-class Round:
-    """Blur, resize, noise. kernel float32 [K,K], or None for no blur."""
+class Compress:
+    kind: Literal["jpeg", "webp"]
+    quality: int
 
-    kernel: np.ndarray | None
-    resize: Resize
-    noise: Noise
+
+@dataclass(frozen=True)
+class Filter:
+    kernel: np.ndarray  # float32 [K,K]
+
+
+@dataclass(frozen=True)
+class Sharpen:
+    """Unsharp mask: what `kernel`, a Gaussian, takes away is added, times `amount`."""
+
+    kernel: np.ndarray
+    amount: float
+
+
+Step = Resize | Noise | Compress | Filter | Sharpen
 
 
 @dataclass(frozen=True)
 class Plan:
-    """first, JPEG of first_quality, second (or None for none); then resize and sinc, with JPEG of
-    last_quality behind both (jpeg_last) or before both.
-    """
-
-    first: Round
-    first_quality: int
-    second: Round | None
-    resize: Resize
-    sinc: np.ndarray | None
-    last_quality: int
-    jpeg_last: bool
+    steps: tuple[Step, ...]  # in their order
     noise_seed: int
 
 
@@ -84,28 +85,32 @@ def plan_blind(
 
 def _plan(cfg: BlindConfig, scale: int, size: tuple[int, int], random: np.random.Generator) -> Plan:
     lr_size = (size[0] // scale, size[1] // scale)
-    return Plan(
-        first=_draw_round(cfg.first, size, random),
-        first_quality=_draw_quality(cfg.first, random),
-        second=(
-            _draw_round(cfg.second, lr_size, random)
-            if random.random() < cfg.second_order_prob
-            else None
-        ),
-        resize=Resize(lr_size, _draw_mode(random)),
-        sinc=_draw_final_sinc(cfg, random),
-        last_quality=_draw_quality(cfg.second, random),
-        jpeg_last=random.random() < 0.5,
-        noise_seed=int(random.integers(2**63)),
-    )
+    if _happens(cfg.clean_prob, random):
+        steps = [Resize(lr_size, _one_of(cfg.clean_resize, random))]
+    else:
+        steps = [*_draw_round(cfg.first, size, random), *_draw_compression(cfg.first, random)]
+        if random.random() < cfg.second_order_prob:
+            steps += _draw_round(cfg.second, lr_size, random)
+        shrunk = [
+            Resize(lr_size, _one_of(cfg.final_resize, random)),
+            *_draw_final_sinc(cfg, random),
+            *_draw_sharpening(cfg, random),
+        ]
+        last = _draw_compression(cfg.second, random)
+        steps += [*shrunk, *last] if random.random() < 0.5 else [*last, *shrunk]
+        if _happens(cfg.again_prob, random):
+            steps += _draw_compression(cfg.second, random)
+    return Plan(tuple(steps), int(random.integers(2**63)))
 
 
-def _draw_round(cfg: FirstOrder, base: tuple[int, int], random: np.random.Generator) -> Round:
-    return Round(draw_kernel(cfg, random), draw_resize(cfg, base, random), _draw_noise(cfg, random))
+def _draw_round(cfg: FirstOrder, base: tuple[int, int], random: np.random.Generator) -> list[Step]:
+    """Blur, resize, noise."""
+    kernel = draw_kernel(cfg, random)
+    return [replace(draw_resize(cfg, base, random), kernel=kernel), *_draw_noise(cfg, random)]
 
 
 def draw_kernel(cfg: FirstOrder, random: np.random.Generator) -> np.ndarray | None:
-    """A blur kernel of this order, as in `Round`. K is at most the drawn size: a border that weighs
+    """A blur kernel of this order, as in `Resize`. K is at most the drawn size: a border that weighs
     nothing is left out.
     """
     if random.random() >= cfg.blur_prob:
@@ -130,21 +135,43 @@ def draw_resize(cfg: FirstOrder, base: tuple[int, int], random: np.random.Genera
     low, high = ((1, most), (least, 1), (1, 1))[_draw_index(cfg.resize_weights, random)]
     factor = random.uniform(low, high)
     height, width = (max(1, round(side * factor)) for side in base)
-    return Resize((height, width), _draw_mode(random))
+    return Resize((height, width), _one_of(MODES, random))
 
 
-def _draw_noise(cfg: FirstOrder, random: np.random.Generator) -> Noise:
+def _draw_noise(cfg: FirstOrder, random: np.random.Generator) -> list[Step]:
+    if not _happens(cfg.noise_prob, random):
+        return []
     gray = random.random() < cfg.gray_noise_prob
     if random.random() < cfg.gaussian_noise_prob:
-        return Noise("gaussian", random.uniform(*cfg.gaussian_sigma), gray)
-    return Noise("poisson", random.uniform(*cfg.poisson_scale), gray)
+        return [Noise("gaussian", random.uniform(*cfg.gaussian_sigma), gray)]
+    return [Noise("poisson", random.uniform(*cfg.poisson_scale), gray)]
 
 
-def _draw_final_sinc(cfg: BlindConfig, random: np.random.Generator) -> np.ndarray | None:
+def _draw_final_sinc(cfg: BlindConfig, random: np.random.Generator) -> list[Step]:
     if random.random() >= cfg.final_sinc_prob:
-        return None
+        return []
     size = _draw_size(cfg.final_sinc_size, random)
-    return trimmed(sinc_kernel(size, random.uniform(LOWEST_CUTOFF, math.pi)))
+    return [Filter(trimmed(sinc_kernel(size, random.uniform(LOWEST_CUTOFF, math.pi))))]
+
+
+def _draw_sharpening(cfg: BlindConfig, random: np.random.Generator) -> list[Step]:
+    if not _happens(cfg.sharpen_prob, random):
+        return []
+    amount, sigma = random.uniform(*cfg.sharpen_amount), random.uniform(*cfg.sharpen_sigma)
+    kernel = gaussian_kernel(2 * math.ceil(3 * sigma) + 1, (sigma, sigma))
+    return [Sharpen(kernel, amount)]
+
+
+def _draw_compression(cfg: FirstOrder, random: np.random.Generator) -> list[Step]:
+    quality = int(random.integers(cfg.jpeg_quality[0], cfg.jpeg_quality[1] + 1))
+    if not _happens(cfg.jpeg_prob, random):
+        return []
+    return [Compress("webp" if _happens(cfg.webp_prob, random) else "jpeg", quality)]
+
+
+def _happens(probability: float, random: np.random.Generator) -> bool:
+    """0 and 1 draw nothing, so a knob that is off leaves all other draws as they are."""
+    return probability == 1 or (probability > 0 and random.random() < probability)
 
 
 def _draw_size(sizes: tuple[int, int], random: np.random.Generator) -> int:
@@ -152,12 +179,8 @@ def _draw_size(sizes: tuple[int, int], random: np.random.Generator) -> int:
     return int(random.integers(sizes[0] // 2, sizes[1] // 2 + 1)) * 2 + 1
 
 
-def _draw_mode(random: np.random.Generator) -> Mode:
-    return MODES[random.integers(len(MODES))]
-
-
-def _draw_quality(cfg: FirstOrder, random: np.random.Generator) -> int:
-    return int(random.integers(cfg.jpeg_quality[0], cfg.jpeg_quality[1] + 1))
+def _one_of(names: Sequence[str], random: np.random.Generator) -> str:
+    return names[int(random.integers(len(names)))]
 
 
 def _draw_index(weights: tuple[float, ...], random: np.random.Generator) -> int:

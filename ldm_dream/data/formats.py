@@ -47,6 +47,11 @@ class Format:
     holds: tuple[str, ...] = ()
     densest: int | None = None
 
+    @property
+    def has_quality(self) -> bool:
+        """Whether it is written with losses, as many as a quality of 1 to 100 says."""
+        return "Q" in (self.save or {})
+
     def is_readable(self) -> bool:
         """Whether anything installed here reads it."""
         return self.in_libvips() or self.in_pillow()
@@ -83,7 +88,7 @@ TIFF = Format(
 )  # fmt: skip
 AVIF = Format(
     "AVIF", (".avif",), "heifload", "AVIF",
-    {"Q": 85, "compression": "av1", "subsample_mode": "off", "effort": 2, "bitdepth": 8}, 16384,
+    {"Q": 85, "compression": "av1", "subsample_mode": "off", "effort": 2}, 16384, has_16_bits=True,
     holds=("exif-data", "xmp-data"),
 )  # fmt: skip
 GIF = Format("GIF", (".gif",), "gifload", "GIF")  # 256 colours are too few for a result

@@ -18,6 +18,7 @@ import PIL.Image
 import pyvips
 
 from ldm_dream.data.formats import (
+    AVIF,
     BY_SUFFIX,
     HEAD,
     HEIC,
@@ -26,17 +27,21 @@ from ldm_dream.data.formats import (
     PNG,
     READABLE,
     TIFF,
+    WEBP,
     Format,
     kind_of,
 )
+from ldm_dream.data.heif import read_space
 from ldm_dream.data.image import ImageError
 from ldm_dream.data.jpeg import first_line
 from ldm_dream.data.png import Chunks, read_chunks
 from ldm_dream.data.tiff import exif_of, is_associated
+from ldm_dream.data.webp import is_lossless
 from ldm_dream.errors import shown
 
 _GRAY, _RGB = ("b-w", "grey16"), ("srgb", "rgb16", "rgb", "scrgb")
-_DEPTHS = {"uchar": 1, "ushort": 2, "float": 4, "double": 8}
+_LEVELS = {"uchar": 1, "ushort": 2}  # kinds of numbers -> bytes
+_DEPTHS = _LEVELS | {"char": 1, "short": 2, "uint": 4, "int": 4, "float": 4, "double": 8}
 # what Pillow's kinds of pixels are read as
 PILLOW_MODES = {
     "1": "L", "L": "L", "LA": "LA", "P": "RGB", "PA": "RGBA", "RGB": "RGB", "RGBA": "RGBA",
@@ -49,10 +54,10 @@ class Header:
     """What is known before decoding. opened: its pixels are decoded on use.
 
     width, height: as stored, before `orientation` (1 to 8, as in EXIF) is applied. channels: grey 1,
-    RGB 3, CMYK 4, plus 1 with alpha. depth: bytes a channel. frames: pages, or frames of an
-    animation. is_associated: colours are multiplied by alpha. exif: of a TIFF, which
-    libvips leaves out. chunks: of a PNG, likewise. content: the picture's bytes, where `path` only
-    names it.
+    RGB 3, CMYK 4, plus 1 with alpha. depth: bytes a channel. are_levels: of 8 or 16 bits, without a
+    sign. frames: pages, or frames of an animation. is_associated: colours are multiplied by alpha.
+    exif: of a TIFF, which libvips leaves out. chunks: of a PNG, likewise. content: the picture's
+    bytes, where `path` only names it. is_lossless, bits: as in `Image`.
     """
 
     path: Path
@@ -70,6 +75,9 @@ class Header:
     exif: bytes | None = None
     chunks: Chunks = Chunks()
     content: bytes | None = None
+    are_levels: bool = True
+    is_lossless: bool = False
+    bits: int | None = None
 
     @property
     def stored_bytes(self) -> int:
@@ -132,6 +140,12 @@ def check_limits(header: Header, max_pixels: int = MAX_PIXELS) -> None:
         )
 
 
+def check_header(path: Path) -> None:
+    """Raises ImageError for a file that its header already shows to be no picture to read."""
+    with header_of(path) as header:
+        check_limits(header)
+
+
 def needs_alpha(path: Path) -> bool:
     """Whether a file is named as a kind without alpha and yet has one (a PNG named .jpg); False for
     what cannot be read.
@@ -185,6 +199,9 @@ def _in_memory(path: Path, content: bytes) -> Iterator[io.BytesIO]:
 def _by_libvips(path: Path, kind: Format, file: io.BufferedReader | io.BytesIO) -> Header:
     associated, exif = (is_associated(file), exif_of(file)) if kind is TIFF else (False, None)
     chunks = read_chunks(file) if kind is PNG else Chunks()
+    if kind in (AVIF, HEIC):
+        chunks = Chunks(space=read_space(file))
+    lossless = kind is WEBP and is_lossless(file)
     file.seek(0)
     content = file.getvalue() if isinstance(file, io.BytesIO) else None
     try:
@@ -200,6 +217,8 @@ def _by_libvips(path: Path, kind: Format, file: io.BufferedReader | io.BytesIO) 
         )
     except pyvips.Error as error:
         raise broken(path, reason_of(error), kind) from None
+    if image.interpretation in ("lab", "labs"):
+        image = image.colourspace("rgb16")
     gray, cmyk = image.interpretation in _GRAY, image.interpretation == "cmyk"
     if image.format not in _DEPTHS or not (gray or cmyk or image.interpretation in _RGB):
         raise ImageError(
@@ -215,7 +234,7 @@ def _by_libvips(path: Path, kind: Format, file: io.BufferedReader | io.BytesIO) 
     return Header(
         path, kind, image, image.width, image.height, image.bands, _DEPTHS[image.format], gray,
         image.bands > colours, _number(image, "orientation"), max(chunks.frames, _number(image, "n-pages")),
-        associated, exif, chunks, content,
+        associated, exif, chunks, content, image.format in _LEVELS, lossless, _bits(image),
     )  # fmt: skip
 
 
@@ -263,6 +282,12 @@ def _pillow_errors(path: Path) -> Iterator[None]:
         raise ImageError(f"{shown(path)}: {shown(error)}; cut it first.") from None
     except Exception as error:  # its readers raise many kinds: SyntaxError, struct.error, KeyError
         raise broken(path, str(error)) from None
+
+
+def _bits(image: pyvips.Image) -> int | None:
+    """Of an AVIF or HEIC with more than 8."""
+    is_deep = image.get_typeof("heif-bitdepth") and image.format == "ushort"
+    return _number(image, "heif-bitdepth") if is_deep else None
 
 
 def reason_of(error: pyvips.Error) -> str:

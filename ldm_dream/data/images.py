@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ldm_dream.data.formats import BY_SUFFIX, MAX_PIXELS, READABLE, SUFFIXES, WRITES
-from ldm_dream.data.header import needs_alpha
+from ldm_dream.data.header import check_header, needs_alpha
 from ldm_dream.data.image import Image, ImageError, from_tensor, to_tensor, to_uint8
 from ldm_dream.data.reader import image_size, read_image, read_window
-from ldm_dream.data.writer import check_writable, write_image
+from ldm_dream.data.writer import check_quality, check_writable, write_image
 from ldm_dream.errors import shown
 
 __all__ = [
@@ -25,6 +25,8 @@ __all__ = [
     "Image",
     "ImageError",
     "Listing",
+    "check_header",
+    "check_quality",
     "check_writable",
     "find_images",
     "from_tensor",

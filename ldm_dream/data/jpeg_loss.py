@@ -1,5 +1,5 @@
 """What a picture loses as a baseline JPEG with 4:2:0 colour: by libjpeg itself on the CPU, by the
-same arithmetic in torch on any device.
+same arithmetic in torch on any device; and as a lossy WebP, on the CPU.
 
 Images are float32 [1,3,H,W] in grey levels, 0..255; results are whole levels. The two differ where
 libjpeg's integer transform rounds a coefficient the other way: by 0.1 levels on average, which
@@ -42,10 +42,19 @@ CHROMA = (
 
 def by_libjpeg(image: Tensor, quality: int) -> Tensor:
     """quality 1..100."""
+    return _by_pillow(image, "jpeg", quality)
+
+
+def by_libwebp(image: Tensor, quality: int) -> Tensor:
+    """Lossy WebP, whose blocks are predicted from their neighbours; quality 1..100."""
+    return _by_pillow(image, "webp", quality)
+
+
+def _by_pillow(image: Tensor, kind: str, quality: int) -> Tensor:
     planes = image[0].round().clamp_(0, 255).numpy().astype(np.uint8)
     picture = PIL.Image.merge("RGB", [PIL.Image.fromarray(plane) for plane in planes])
     file = io.BytesIO()
-    picture.save(file, "jpeg", quality=quality)
+    picture.save(file, kind, quality=quality)
     decoded = np.stack([np.asarray(plane) for plane in PIL.Image.open(file).split()])
     return torch.from_numpy(decoded).float()[None]
 

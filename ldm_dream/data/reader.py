@@ -15,10 +15,12 @@ import PIL.Image
 import pyvips
 
 from ldm_dream.data import jpeg
+from ldm_dream.data.cmyk import as_cmyk, to_srgb
 from ldm_dream.data.formats import JPEG, MAX_PIXELS, PNG
 from ldm_dream.data.header import Header, broken, check_limits, header_of, pillow_mode, reason_of
 from ldm_dream.data.image import Image, ImageError
-from ldm_dream.data.metadata import Metadata, read_metadata, set_field
+from ldm_dream.data.metadata import Metadata, read_metadata
+from ldm_dream.data.png import other_space
 from ldm_dream.data.tiff import libvips_divides
 from ldm_dream.errors import shown
 
@@ -33,19 +35,20 @@ _TURNS = {  # EXIF orientation -> upright, of [H, W, C]
     7: lambda x: x[::-1, ::-1].swapaxes(0, 1),
     8: lambda x: np.rot90(x),
 }
-_FLOAT_LEVELS = (1, 255, 65535)  # what 1.0 of other pictures is, in pictures of floats
-_SRGB_TRANSFERS = (1, 6, 13)  # cICP: BT.709, BT.601 and sRGB, as all other pictures are read
+# what 1.0 of other pictures is, in pictures of floats, and of whole numbers of other kinds
+_FLOAT_LEVELS, _WHOLE_LEVELS = (1, 255, 65535), (255, 65535, 2**31 - 1, 2**32 - 1)
+_GAIN_MAPS = (b"hdrgm:Version", b"HDRGainMapVersion")  # in XMP: of ISO 21496-1 and of Apple
 
 
 def read_image(
     path: str | Path, max_pixels: int = MAX_PIXELS, content: bytes | None = None
 ) -> Image:
-    """Decode a picture of any kind that is readable here (8 or 16 bits or float; grey, palette, RGB
-    or CMYK, with or without alpha). content: what it holds, where `path` only names it. Raises
-    ImageError.
+    """Decode a picture of any kind that is readable here (8, 16 or 32 bits or float; grey, palette,
+    RGB, CMYK or Lab, with or without alpha). content: what it holds, where `path` only names it.
+    Raises ImageError.
 
-    More than `max_pixels` is refused from the header, before anything is decoded. CMYK becomes
-    8-bit sRGB, floats become 16 bits, an alpha that colours are multiplied by becomes straight.
+    More than `max_pixels` is refused from the header, before anything is decoded. CMYK and Lab become
+    sRGB, floats and 32 bits become 16, an alpha that colours are multiplied by becomes straight.
     """
     path = Path(path)
     with header_of(path, content) as header:
@@ -83,7 +86,7 @@ def _is_in_rows(header: Header, image: pyvips.Image) -> bool:
     """
     return (
         header.kind in (PNG, JPEG)
-        and header.depth <= 2
+        and header.are_levels
         and header.frames == 1
         and header.orientation not in _TURNS
         and image.interpretation != "cmyk"
@@ -102,23 +105,31 @@ def _say_what_changes(header: Header) -> None:
         log.warning("%s: has %d pages or frames; only the first is used.", name, header.frames)
     if header.is_associated and header.has_alpha:
         log.warning("%s: its colours are multiplied by alpha; they become straight.", name)
-    cicp, damaged = header.chunks.cicp, header.chunks.damaged
+    damaged = header.chunks.damaged
     if header.chunks.is_doubtful:
         raise broken(header.path, f"chunk {', '.join(damaged)}: wrong checksum")
     if damaged:
         log.warning("%s: damaged, and left out: %s.", name, shown(", ".join(damaged)))
-    if cicp and cicp[1] not in _SRGB_TRANSFERS:
+    opened = header.opened
+    has_profile = isinstance(opened, pyvips.Image) and _profile(opened) is not None
+    if other := other_space(header.chunks.space, has_profile):
         log.warning(
-            "%s: its colours are of another kind than sRGB (cICP primaries %d, transfer %d); "
-            "they are enlarged as they stand, and only a PNG keeps the mark.",
-            name, *cicp[:2],
+            "%s: its colours are of another kind than sRGB (%s); they are enlarged as they stand, "
+            "and only a PNG keeps the mark.",
+            name, other,
         )  # fmt: skip
 
 
 def _from_libvips(header: Header, image: pyvips.Image) -> Image:
     metadata, icc = read_metadata(image, header.exif, header.chunks.texts), _profile(image)
+    if any(name in metadata.fields.get("xmp-data", b"") for name in _GAIN_MAPS):
+        log.warning(
+            "%s: its gain map for HDR screens is left out; it is enlarged as other screens show it.",
+            shown(header.path),
+        )
     bands = _decode(header, image)
     if image.interpretation == "cmyk":
+        log.warning("%s: its CMYK becomes sRGB.", shown(header.path))
         icc = None
     return _picture(header, bands, icc, metadata)
 
@@ -132,10 +143,7 @@ def _decode(header: Header, image: pyvips.Image) -> np.ndarray:
                 log.warning("%s: %s.", shown(header.path), repaired)
             if image.interpretation != "cmyk":
                 return np.atleast_3d(bands)
-            profile = _profile(image)
-            image = pyvips.Image.new_from_array(bands).copy(interpretation="cmyk")
-            if profile:
-                set_field(image, "icc-profile-data", profile)
+            image = as_cmyk(bands, _profile(image))
         return np.atleast_3d(_converted(header, image).numpy())
     except pyvips.Error as error:
         raise broken(header.path, reason_of(error), header.kind) from None
@@ -145,7 +153,7 @@ def _decode(header: Header, image: pyvips.Image) -> np.ndarray:
 
 def _converted(header: Header, image: pyvips.Image) -> pyvips.Image:
     if image.interpretation == "cmyk":
-        image = image.icc_transform("srgb", embedded=True, input_profile="cmyk")
+        image = to_srgb(image)
     if header.is_associated and header.has_alpha and not libvips_divides():
         kind, top = image.format, {1: 255, 2: 65535}.get(header.depth, 1)
         image = image.unpremultiply(max_alpha=top)
@@ -172,7 +180,7 @@ def _from_pillow(header: Header, image: PIL.Image.Image) -> Image:
 
 def _picture(header: Header, bands: np.ndarray, icc: bytes | None, metadata: Metadata) -> Image:
     """bands: [H, W, colours + alpha] as stored -> the upright picture."""
-    if header.depth > 2:
+    if not header.are_levels:
         bands = _sixteen_bits(header.path, bands)
     if header.orientation in _TURNS:
         bands = _TURNS[header.orientation](bands)
@@ -180,21 +188,27 @@ def _picture(header: Header, bands: np.ndarray, icc: bytes | None, metadata: Met
     pixels = np.ascontiguousarray(bands[..., :colours])
     pixels = np.repeat(pixels, 3, axis=2) if header.is_gray else pixels
     alpha = np.ascontiguousarray(bands[..., colours]) if header.has_alpha else None
-    return Image(pixels, alpha, icc, header.is_gray, header.chunks.cicp, metadata)
+    return Image(
+        pixels, alpha, icc, header.is_gray, header.chunks.space, metadata, header.is_lossless, header.bits
+    )  # fmt: skip
 
 
 def _sixteen_bits(path: Path, bands: np.ndarray) -> np.ndarray:
-    """Floats in [0, 1], [0, 255] or [0, 65535] -> uint16."""
+    """Numbers in the smallest range from 0 on that holds them -> uint16; the ranges end at 1 (of
+    floats), 255, 65535 and with 31 or 32 bits.
+    """
     low, high = float(bands.min()), float(bands.max())
     if not np.isfinite([low, high]).all():
         raise ImageError(f"{shown(path)}: holds NaN or infinity; give it finite values.")
-    levels = next((top for top in _FLOAT_LEVELS if high <= top), None)
+    is_float = np.issubdtype(bands.dtype, np.floating)
+    known = _FLOAT_LEVELS if is_float else _WHOLE_LEVELS
+    levels = next((top for top in known if high <= top), None)
     if low < 0 or levels is None:
         raise ImageError(
             f"{shown(path)}: its values reach from {low:g} to {high:g}; scale them to [0, 1]."
         )
     log.warning(
-        "%s: floats from %g to %g, read as [0, %d] and written in 16 bits.",
-        shown(path), low, high, levels,
+        "%s: %s from %g to %g, read as [0, %d] and written in 16 bits.",
+        shown(path), "floats" if is_float else f"{bands.dtype} numbers", low, high, levels,
     )  # fmt: skip
     return np.rint(bands * (65535 / levels)).astype(np.uint16)

@@ -7,6 +7,7 @@ torch's own resizing takes one number at a time; here a whole row is multiplied 
 from __future__ import annotations
 
 import functools
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -64,12 +65,60 @@ def _laid_out(image: Tensor) -> Tensor:
 
 @functools.lru_cache(maxsize=16)
 def resize_taps(length: int, size: int, mode: str) -> Taps:
-    """F.interpolate of `length` pixels to `size` by mode area, bilinear or bicubic, without
-    antialiasing.
+    """Of `length` pixels to `size`. area, bilinear, bicubic: as F.interpolate does, without
+    antialiasing. matlab_bicubic: imresize of MATLAB. pillow_box, _bilinear, _bicubic, _lanczos:
+    Pillow's.
     """
     if length == size:
         return Taps(np.arange(size)[:, None], np.ones((1, size, 1)))
+    program, _, shape = mode.rpartition("_")
+    if program:
+        return _antialiased_taps(length, size, shape, mirrors=program == "matlab")
     return _area_taps(length, size) if mode == "area" else _spline_taps(length, size, mode)
+
+
+def _antialiased_taps(length: int, size: int, shape: str, mirrors: bool) -> Taps:
+    """The kernel is stretched by what the picture shrinks. mirrors: the picture goes on as its
+    mirror image; else the kernel is cut off at the border. Sums are 1 either way.
+    """
+    kernel, reach = KERNELS[shape]
+    stretch = max(length / size, 1.0)
+    middle = (np.arange(size) + 0.5) * length / size - 0.5
+    count = math.ceil(reach * stretch) * 2 + 1
+    index = np.round(middle)[:, None].astype(np.int64) + np.arange(count) - count // 2
+    weight = kernel((index - middle[:, None]) / stretch)
+    if mirrors:
+        index = mirrored_index(index, length)
+    else:
+        weight = np.where((index >= 0) & (index < length), weight, 0)
+        index = index.clip(0, length - 1)
+    return Taps(index, (weight / weight.sum(1, keepdims=True))[None])
+
+
+def _keys(at: np.ndarray) -> np.ndarray:
+    at = np.abs(at)
+    return np.where(at < 2, _cubic(np.minimum(at, 2), slope=-0.5), 0)
+
+
+def _lanczos(at: np.ndarray) -> np.ndarray:
+    return np.where(np.abs(at) < 3, np.sinc(at) * np.sinc(at / 3), 0)
+
+
+# kernel, and how far it reaches
+KERNELS = {
+    # Pillow's box holds its right end
+    "box": (lambda at: ((at > -0.5) & (at <= 0.5)).astype(float), 0.5),
+    "bilinear": (lambda at: np.maximum(1 - np.abs(at), 0), 1),
+    "bicubic": (_keys, 2),
+    "lanczos": (_lanczos, 3),
+}
+
+
+def dense(taps: Taps, length: int) -> np.ndarray:
+    """Taps of one term as a matrix, float32 [n, length]."""
+    matrix = np.zeros((len(taps.index), length), np.float32)
+    np.add.at(matrix, (np.arange(len(matrix))[:, None], taps.index), taps.weight[0])
+    return matrix
 
 
 def _area_taps(length: int, size: int) -> Taps:
@@ -92,10 +141,10 @@ def _spline_taps(length: int, size: int, mode: str) -> Taps:
     return Taps((first[:, None] + steps).clip(0, length - 1), weight[None])
 
 
-def _cubic(distance: np.ndarray) -> np.ndarray:
+def _cubic(distance: np.ndarray, slope: float = BICUBIC) -> np.ndarray:
     """Keys 1981, distance 0..2."""
-    near = ((BICUBIC + 2) * distance - (BICUBIC + 3)) * distance**2 + 1
-    far = BICUBIC * (((distance - 5) * distance + 8) * distance - 4)
+    near = ((slope + 2) * distance - (slope + 3)) * distance**2 + 1
+    far = slope * (((distance - 5) * distance + 8) * distance - 4)
     return np.where(distance <= 1, near, far)
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
 
 from torch import Tensor
 
+from ldm_dream.config.data import DataConfig
 from ldm_dream.data.blind import degrade_as_planned, mirrored, to_levels
 from ldm_dream.data.blind_plan import Plan
 from ldm_dream.data.machine import cores
@@ -18,15 +18,15 @@ JPEG_BLOCK = 16  # LR pixels a side of what JPEG with 4:2:0 treats as one
 ENOUGH = 8  # cores of a training process, from which its workers degrade in time
 
 
-def degrades_on_device(where: Literal["workers", "device"] | None, device: str) -> bool:
+def degrades_on_device(cfg: DataConfig, device: str) -> bool:
     """Whether the training process degrades, on its device (`cuda`, `cpu`), and not its workers.
 
     Samples are degraded one by one, in about 450 small launches each, so the training thread would
     spend tenths of a second on a batch of 64. Workers cost it nothing, where there are enough.
     """
-    if where is not None:
-        return where == "device"
-    return device == "cuda" and cores() < ENOUGH
+    if cfg.degrade_on is not None:
+        return cfg.degrade_on == "device"
+    return device == "cuda" and cores() < ENOUGH and not cfg.has_webp
 
 
 @dataclass(frozen=True)

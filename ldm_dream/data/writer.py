@@ -1,7 +1,8 @@
 """Pictures to disk: by suffix, whole or not at all.
 
 Beside the picture itself only a few rows are in memory: they are encoded straight into the draft,
-and what the encoder leaves out is added there.
+and what the encoder leaves out is added there. Of a picture that lies in a file (`scratch.py`) no
+more than these rows is.
 """
 
 from __future__ import annotations
@@ -9,17 +10,19 @@ from __future__ import annotations
 import errno
 import logging
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 import pyvips
 
-from ldm_dream.data.formats import JPEG, PNG, TIFF, WRITES, Format, output_format
+from ldm_dream.data.formats import AVIF, JPEG, PNG, TIFF, WEBP, WRITES, Format, output_format
 from ldm_dream.data.header import reason_of
 from ldm_dream.data.image import Image, ImageError, to_uint8
 from ldm_dream.data.metadata import set_field, with_metadata
 from ldm_dream.data.png import add_chunks, packed
+from ldm_dream.data.scratch import let_go, room
 from ldm_dream.data.tiff import add_exif
 from ldm_dream.errors import shown
 from ldm_dream.writing import whole_file
@@ -29,6 +32,7 @@ log = logging.getLogger(__name__)
 # pixels of a JPEG from which on its Huffman tables are the standard ones: to fit them, libjpeg holds
 # all coefficients, 6 bytes a pixel
 LARGE_JPEG = 2**26
+DEEP_AVIF = 10  # bits of an AVIF that is made of 16; the most that browsers agree on
 STRIP = 2**18  # pixels that are brought into the depth and channels of the file at a time
 
 
@@ -51,22 +55,40 @@ def check_writable(path: Path, width: int, height: int, alpha: np.ndarray | None
     return kind
 
 
-def write_image(path: str | Path, image: Image) -> None:
+def check_quality(quality: int | None, targets: Iterable[Path]) -> None:
+    """Raises ImageError for a quality that is not possible, and where no target has one."""
+    if quality is None:
+        return
+    if not 1 <= quality <= 100:
+        raise ImageError(
+            f"quality={quality} is not possible; give a whole number from 1 (small) to 100 (good)."
+        )
+    kinds = {kind.name: kind for path in targets if (kind := output_format(path))}
+    if kinds and not any(kind.has_quality for kind in kinds.values()):
+        raise ImageError(
+            f"quality={quality} changes nothing in {' and '.join(kinds)}; leave it out, "
+            "or write jpg, webp or avif."
+        )
+
+
+def write_image(path: str | Path, image: Image, quality: int | None = None) -> None:
     """Write by suffix; an existing file is replaced whole or not at all, and a missing folder is
     made. Raises ImageError for a picture that its kind does not hold, WriteError for a place that
     cannot be written to.
 
-    16 bits stay in PNG and TIFF and are rounded to 8 in the others. JPEG holds no alpha: a picture
-    that is not opaque is refused there. What else a kind does not hold is said in a warning.
+    quality: of JPEG, WebP and AVIF, 1 to 100; None: high, and a picture from a lossless WebP is
+    lossless in WebP again. 16 bits stay in PNG and TIFF, become 10 (or what they were) in AVIF, and
+    8 in the others. JPEG holds no alpha: a picture that is not opaque is refused there. What else a
+    kind does not hold is said in a warning.
     """
     path = Path(path)
     height, width = image.pixels.shape[:2]
     kind = check_writable(path, width, height, image.alpha)
     with whole_file(path) as draft, draft.open("r+b") as file:
-        _encode(path, kind, image, file)
+        _encode(path, kind, image, file, quality)
 
 
-def _encode(path: Path, kind: Format, image: Image, file: BinaryIO) -> None:
+def _encode(path: Path, kind: Format, image: Image, file: BinaryIO, quality: int | None) -> None:
     pixels = _as_stored(image, kind)
     space = {(True, 1): "b-w", (True, 2): "grey16", (False, 1): "srgb", (False, 2): "rgb16"}[
         image.was_gray, pixels.itemsize
@@ -75,6 +97,9 @@ def _encode(path: Path, kind: Format, image: Image, file: BinaryIO) -> None:
     if image.icc is not None:
         set_field(picture, "icc-profile-data", image.icc)
     picture, lost = with_metadata(picture, image.metadata, kind)
+    # on this object, which lives until all is written
+    picture.set_progress(True)
+    picture.signal_connect("eval", lambda *_: let_go(pixels))
     if lost:
         log.warning(
             "%s: written without its %s, which %s does not keep here.",
@@ -82,12 +107,11 @@ def _encode(path: Path, kind: Format, image: Image, file: BinaryIO) -> None:
         )  # fmt: skip
     chunks = b""
     if kind is PNG:
-        cicp = [(b"cICP", image.cicp)] if image.cicp else []
-        chunks = packed([*cicp, *(image.metadata.texts if image.metadata else ())])
+        chunks = packed([*image.space, *(image.metadata.texts if image.metadata else ())])
     file.seek(len(chunks))  # a PNG begins behind the room for its chunks
     try:
         target = pyvips.Target.new_to_descriptor(file.fileno())
-        picture.write_to_target(target, kind.suffixes[0], **_options(kind, picture))
+        picture.write_to_target(target, kind.suffixes[0], **_options(kind, image, quality))
     except pyvips.Error as error:
         for code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO):
             if os.strerror(code) in error.detail:
@@ -101,9 +125,17 @@ def _encode(path: Path, kind: Format, image: Image, file: BinaryIO) -> None:
         log.warning("%s: written without its EXIF, which is damaged.", shown(path))
 
 
-def _options(kind: Format, picture: pyvips.Image) -> dict[str, Any]:
-    is_large = kind is JPEG and picture.width * picture.height > LARGE_JPEG
-    return (kind.save or {}) | ({"optimize_coding": False} if is_large else {})
+def _options(kind: Format, image: Image, quality: int | None) -> dict[str, Any]:
+    """Of libvips."""
+    if kind is WEBP and image.is_lossless and quality is None:
+        return {"lossless": True}
+    height, width = image.pixels.shape[:2]
+    options = dict(kind.save or {})
+    if kind is JPEG and width * height > LARGE_JPEG:
+        options["optimize_coding"] = False
+    if kind is AVIF:
+        options["bitdepth"] = 8 if image.pixels.itemsize == 1 else image.bits or DEEP_AVIF
+    return options | ({"Q": quality} if quality is not None and kind.has_quality else {})
 
 
 def _as_stored(image: Image, kind: Format) -> np.ndarray:
@@ -114,7 +146,7 @@ def _as_stored(image: Image, kind: Format) -> np.ndarray:
     if alpha is None and not image.was_gray and image.pixels.dtype == dtype:
         return np.ascontiguousarray(image.pixels)
     colours = 1 if image.was_gray else 3
-    stored = np.empty((height, width, colours + (alpha is not None)), dtype)
+    stored = room((height, width, colours + (alpha is not None)), dtype)
     step = max(1, STRIP // width)
     for rows in (slice(top, top + step) for top in range(0, height, step)):
         pixels = image.pixels[rows] if kind.has_16_bits else to_uint8(image.pixels[rows])
@@ -123,4 +155,6 @@ def _as_stored(image: Image, kind: Format) -> np.ndarray:
         stored[rows, :, :colours] = mean
         if alpha is not None:
             stored[rows, :, colours] = alpha[rows] if kind.has_16_bits else to_uint8(alpha[rows])
+        let_go(stored)
+        let_go(image.pixels)
     return stored

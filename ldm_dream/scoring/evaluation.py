@@ -59,7 +59,8 @@ class Protocol:
     lpips_net: Literal["alex", "vgg"]
     lpips_black: float  # LPIPS sees [lpips_black, 1]
     shrinks: Literal["MATLAB", "Pillow"]  # whose bicubic makes LR pictures that are not given
-    color_fix: Literal["wavelet", "none"]  # of a model that is run, unless another is asked for
+    # of a model that is run, unless another is asked for; None: its own
+    color_fix: Literal["none"] | None
 
     def border(self, scale: int) -> int:
         return scale if self.cuts_border else 0
@@ -89,7 +90,7 @@ class Protocol:
 
 
 PROTOCOLS = {
-    "standard": Protocol("standard", ("y", "rgb"), True, "alex", -1.0, "MATLAB", "wavelet"),
+    "standard": Protocol("standard", ("y", "rgb"), True, "alex", -1.0, "MATLAB", None),
     "dream-legacy": Protocol("dream-legacy", ("rgb",), False, "vgg", 0.0, "Pillow", "none"),
 }
 
@@ -241,10 +242,11 @@ class Evaluator:
 def files_read(
     folders: Iterable[Path | None], model: str | None, weights: Iterable[Path | None]
 ) -> list[Path]:
-    """All that an evaluation reads: pictures, the files of a model folder, weights of metrics."""
+    """All that an evaluation reads: pictures, the files of a model, weights of metrics."""
     pictures = [path for folder in folders if folder for path in find_images(folder)]
     return [
         *pictures,
+        *([Path(model)] if model else ()),
         *(Path(model).rglob("*") if model and Path(model).is_dir() else ()),
         *(path for path in weights if path),
     ]

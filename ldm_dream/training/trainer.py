@@ -63,7 +63,7 @@ class Trainer:
         self.start, self.run, self.means = start, run, Means()
         self.micro_batches = cfg.accumulate * rank.world
         pairs = PairDataset(run.data, run.scale, run.seed)
-        pairs.degrades_on_device = degrades_on_device(run.data.degrade_on, device.type)
+        pairs.degrades_on_device = degrades_on_device(run.data, device.type)
         self.files = pairs.pictures
         self.pictures, self.counts = pairs.fingerprint(), pairs.counts()
         self.objective, self.data = self._build(run, pairs, run_dir)

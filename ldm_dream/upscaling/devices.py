@@ -4,6 +4,8 @@ gets there.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from copy import deepcopy
 from typing import TypeVar
 
@@ -14,39 +16,68 @@ from ldm_dream.errors import UserError
 
 Module = TypeVar("Module", bound=nn.Module)
 
+Device = str | torch.device
+Dtype = str | torch.dtype
+
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+# kinds of accelerators, the preferred one first, and how many are there
+KINDS: dict[str, Callable[[], int]] = {
+    "cuda": lambda: torch.cuda.device_count(),
+    "xpu": lambda: torch.xpu.device_count(),
+    "mps": lambda: int(torch.backends.mps.is_available()),
+}
+# what mps and the host say instead of raising torch.OutOfMemoryError
+OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
 
 
 class UpscaleError(UserError, ValueError):
     """An option of the upscaler that is not possible; its text is complete for the user."""
 
 
-def device_named(name: str) -> torch.device:
-    """auto (CUDA where there is one), cpu, cuda or cuda:N. Raises UpscaleError."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    kind, _, index = name.partition(":")
-    if kind not in ("cpu", "cuda") or (index and not index.isdigit()):
-        raise UpscaleError(f"device={name!r} is unknown; use auto, cpu, cuda or cuda:N.")
-    if kind == "cuda" and int(index or 0) >= torch.cuda.device_count():
+def device_named(wanted: Device | torch.dtype) -> torch.device:
+    """auto (the first of KINDS that is there, else cpu), cpu, or a kind with or without :N. Raises
+    UpscaleError.
+    """
+    if wanted == "auto":
+        return torch.device(next((kind for kind, count in KINDS.items() if count()), "cpu"))
+    kind, _, index = (name := str(wanted)).partition(":")
+    if kind not in ("cpu", *KINDS) or (index and not index.isdigit()):
         raise UpscaleError(
-            f"device={name!r} is not there ({torch.cuda.device_count()} CUDA devices are); use auto or cpu."
+            f"device={name!r} is unknown; use auto, cpu, {', '.join(KINDS)}, or one with :N."
+        )
+    if kind in KINDS and int(index or 0) >= (there := KINDS[kind]()):
+        raise UpscaleError(
+            f"device={name!r} is not there ({there} of that kind are); use auto or cpu."
         )
     return torch.device(name)
 
 
-def dtype_named(name: str, device: torch.device) -> torch.dtype:
-    """auto (fp32 on the CPU, else bf16 where the device has it, else fp16) or one of DTYPES. Raises
-    UpscaleError.
+def dtype_named(wanted: Dtype, device: torch.device) -> torch.dtype:
+    """auto (fp32 on cpu and mps, else bf16 where the device has it, else fp16), one of DTYPES, or
+    the type of torch. Raises UpscaleError.
     """
-    if name == "auto":
-        if device.type == "cpu":
+    if wanted == "auto":
+        if device.type in ("cpu", "mps"):
             return torch.float32
-        has_bf16 = torch.cuda.get_device_capability(device) >= (8, 0)  # Ampere and later
+        # Ampere and later; every xpu
+        has_bf16 = device.type != "cuda" or torch.cuda.get_device_capability(device) >= (8, 0)
         return torch.bfloat16 if has_bf16 else torch.float16
-    if name not in DTYPES:
-        raise UpscaleError(f"dtype={name!r} is unknown; use auto, {', '.join(DTYPES)}.")
-    return DTYPES[name]
+    if isinstance(wanted, torch.dtype) and wanted in DTYPES.values():
+        return wanted
+    if wanted not in DTYPES:
+        raise UpscaleError(f"dtype={str(wanted)!r} is unknown; use auto, {', '.join(DTYPES)}.")
+    return DTYPES[str(wanted)]
+
+
+@contextmanager
+def memory_errors() -> Iterator[None]:
+    """Where memory runs out in the body, raises torch.OutOfMemoryError, as CUDA does by itself."""
+    try:
+        yield
+    except RuntimeError as error:
+        if any(words in str(error) for words in OUT_OF_MEMORY):
+            raise torch.OutOfMemoryError(str(error)) from error
+        raise
 
 
 def placed(module: Module, device: torch.device, dtype: torch.dtype) -> Module:
@@ -57,7 +88,7 @@ def placed(module: Module, device: torch.device, dtype: torch.dtype) -> Module:
     in its own way (`LastConv2d`) or with its weights (`EqualConv2d`), and keeps its own type.
     """
     if dtype != torch.float32:
-        module = deepcopy(module)
+        module = deepcopy(module.cpu())  # the original rests on the host
         for layer in module.modules():
             if type(layer) in (nn.Conv1d, nn.Conv2d, nn.Linear):
                 layer.to(dtype)

@@ -13,6 +13,7 @@ from dataclasses import replace
 from functools import partial
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ldm_dream.config.model import Sampling
@@ -27,13 +28,16 @@ from ldm_dream.upscaling.engine import Engine, Made, Options, on_device
 from ldm_dream.upscaling.in_tiles import Calls, InTiles
 from ldm_dream.upscaling.pictures import Source
 from ldm_dream.upscaling.tiling import Tiles
-from ldm_dream.upscaling.watch import Watch
+from ldm_dream.upscaling.watch import QUICK, Watch
 
 
 class Diffusion(Engine):
     """model: its modules are moved to `device` and left in eval mode, or copied there for a dtype
     other than fp32, which means autocast. compile: torch.compile, on CUDA with CUDA graphs.
     """
+
+    color_fix = "wavelet"
+    context = 4  # with it, the border of a flat picture is as its middle
 
     def __init__(
         self, model: LoadedModel, device: torch.device, dtype: torch.dtype, compile: bool = False
@@ -54,12 +58,17 @@ class Diffusion(Engine):
         # tiles begin on LR pixels too where the network sees these as they are
         takes_lr = network.cond_factor is None
         self.multiple = math.lcm(network.multiple, self.scale) if takes_lr else network.multiple
-        # what is compiled or recorded is not to be stopped on its way
-        self.stoppable = () if compile else (network, self.autoencoder)
+        self.stoppable = not compile
 
     def makes(self, scale: float) -> bool:
         network = self.run.network
         return network.cond_factor is None and 1 <= scale <= network.largest_scale
+
+    def settled(self, how: Options) -> Options:
+        sampling = self._sampling(how)
+        steps = len(plan(self.denoiser.process, sampling))
+        how = replace(how, steps=steps, sampler=sampling.kind, seed=how.seed or 0)
+        return super().settled(how)
 
     def calls(self, how: Options) -> int:
         """Raises SamplerError for a sampler or steps that are not possible."""
@@ -69,10 +78,10 @@ class Diffusion(Engine):
         lr = on_device(source.whole(source.size), self.device)
         with self._autocast():
             inputs = self.denoiser.prepare(lr, watch.counts(self._encode)(upsample(lr, size)))
-            noise = seeded(how.seed, inputs.z_lr)
+            noise = seeded(how.seed or 0, inputs.z_lr)
             bound = self.autoencoder.bound
             for step in sample_steps(self.denoiser, inputs, self._sampling(how), noise, bound):
-                watch.add(len(lr), partial(self._decode, step.z0_hat))
+                watch.add(len(lr), partial(self._seen, step.z0_hat))
         made = [watch.counts(self._decode)(step.z_t)]
         return lambda: iter(made)
 
@@ -84,7 +93,7 @@ class Diffusion(Engine):
         encode, denoise = watch.counts(self._encode), watch.counts(self._denoise)
         decode, condition = watch.counts(self._decode), network.cond_factor
         calls = Calls(encode, denoise, decode, self.factor, condition, self.device)
-        noise = partial(seeded, how.seed)
+        noise = partial(seeded, how.seed or 0)
         return InTiles(calls, source, tiles, sampler, noise, how.batch_size).bands
 
     def give_memory_back(self) -> bool:
@@ -110,6 +119,11 @@ class Diffusion(Engine):
             emb = self.denoiser.embed(at).expand(len(z_t), -1)
             inputs = replace(self.denoiser.prepare(lr, z_lr), at=at, emb=emb)
             return self.denoiser(z_t, t, inputs).float()
+
+    def _seen(self, z0: Tensor) -> Tensor:
+        """About what the first latent shows, smaller: quickly made."""
+        step = -(-max(z0.shape[-2:]) * self.factor // QUICK)
+        return self._decode(F.avg_pool2d(z0[:1], step, ceil_mode=True))
 
     def _decode(self, z: Tensor) -> Tensor:
         with self._autocast():

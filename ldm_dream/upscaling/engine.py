@@ -9,15 +9,17 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import TypedDict
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ldm_dream.denoiser import sent
 from ldm_dream.sampler import LARGEST_SEED
 from ldm_dream.upscaling.devices import UpscaleError
 from ldm_dream.upscaling.pictures import COLOR_FIXES, Source
+from ldm_dream.upscaling.sizes import Size
 from ldm_dream.upscaling.tiling import Tiles
 from ldm_dream.upscaling.watch import Watch
 
@@ -29,20 +31,24 @@ Made = Callable[[], Iterator[Tensor]]
 class Options:
     """How one picture is upscaled. Raises UpscaleError.
 
-    steps, sampler: None = the model's. seed: same seed, same picture, for every batch size up to
-    float rounding. tile, tile_pad: LR pixels, rounded up to whole attention windows; tile=None is
-    automatic. batch_size: tiles at a time. color_fix: none, wavelet, adain (in tiles it samples
-    twice, since it wants the mean of the whole result first). max_pixels: of the result.
+    steps, sampler, color_fix: None = the model's. seed: same seed, same picture, for every batch
+    size up to float rounding; None = 0. tile, tile_pad: LR pixels, rounded up to whole attention
+    windows; tile=None is automatic. batch_size: tiles at a time. color_fix: none, wavelet, adain (in
+    tiles it computes twice, since it wants the mean of the whole result first). max_pixels: of the
+    result. width, height, megapixels: of the result, instead of a scale (`sizes.Size`).
     """
 
     steps: int | None = None
     sampler: str | None = None
-    seed: int = 0
+    seed: int | None = None
     tile: int | None = None
     tile_pad: int = 16
     batch_size: int = 1
-    color_fix: str = "wavelet"
+    color_fix: str | None = None
     max_pixels: int = 2**29
+    width: int | None = None
+    height: int | None = None
+    megapixels: float | None = None
 
     def __post_init__(self) -> None:
         leasts = {"seed": 0, "tile": 1, "tile_pad": 0, "batch_size": 1, "max_pixels": 1}
@@ -52,25 +58,53 @@ class Options:
                 raise UpscaleError(
                     f"{name}={value} is not possible; give a whole number from {least}."
                 )
-        if self.seed > LARGEST_SEED:
+        if self.seed is not None and self.seed > LARGEST_SEED:
             raise UpscaleError(f"seed={self.seed} is not possible; give one below 2^64.")
-        if self.color_fix not in COLOR_FIXES:
+        if self.color_fix is not None and self.color_fix not in COLOR_FIXES:
             raise UpscaleError(
                 f"color_fix={self.color_fix!r} is unknown; use one of {', '.join(COLOR_FIXES)}."
             )
+
+    def size(self, own: float, scale: float | None = None) -> Size:
+        """How large a result is to be; own: the scale where nothing is asked for. Raises
+        UpscaleError.
+        """
+        given = self.width, self.height, self.megapixels
+        nothing = scale is None and given == (None, None, None)
+        return Size(own if nothing else scale, *given)
+
+
+class Choices(TypedDict, total=False):
+    """The fields of Options as keywords of a call, for type checkers and editors."""
+
+    steps: int | None
+    sampler: str | None
+    seed: int | None
+    tile: int | None
+    tile_pad: int
+    batch_size: int
+    color_fix: str | None
+    max_pixels: int
+    width: int | None
+    height: int | None
+    megapixels: float | None
 
 
 class Engine(ABC):
     """A model on a device, in a precision.
 
     scale: HR pixels an LR pixel. factor: HR pixels a pixel of the grid that tiles lie on.
-    multiple: pixels of that grid; sides of pictures and tiles are multiples of it. stoppable:
-    modules during whose calls a user may stop the work.
+    multiple: pixels of that grid; sides of pictures and tiles are multiples of it. context: LR
+    pixels of mirrored context on each side of a picture. color_fix: where none is asked for.
+    stoppable: not only between calls of its networks, but also within; False where these are
+    compiled or recorded.
     """
 
     factor: int
     multiple: int
-    stoppable: tuple[nn.Module, ...]
+    context: int
+    color_fix: str
+    stoppable: bool
 
     def __init__(self, scale: int, device: torch.device, dtype: torch.dtype):
         self.scale, self.device, self.dtype = scale, device, dtype
@@ -78,6 +112,10 @@ class Engine(ABC):
     def makes(self, scale: float) -> bool:
         """Whether the model itself takes a whole picture as it is and enlarges it by this scale."""
         return False
+
+    def settled(self, how: Options) -> Options:
+        """With the model's own choice where none was made, as a report tells it."""
+        return replace(how, color_fix=how.color_fix or self.color_fix)
 
     @abstractmethod
     def calls(self, how: Options) -> int:

@@ -1,7 +1,8 @@
 """Upscale planned jobs: go on past bad pictures, report.
 
-What cannot be written is refused before it is computed. Every output is written beside and renamed
-(`write_image`), so one that exists is whole and `skip_existing` may trust it.
+While one picture is computed, a thread reads the next one and another writes the last one; a large
+picture is alone. What cannot be written is refused before it is computed. Every output is written
+beside and renamed (`write_image`), so one that exists is whole and `skip_existing` may trust it.
 """
 
 from __future__ import annotations
@@ -11,9 +12,12 @@ import math
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from ldm_dream.data.images import (
     Image,
@@ -26,8 +30,14 @@ from ldm_dream.data.images import (
 )
 from ldm_dream.errors import shown
 from ldm_dream.heap import give_back_freed_memory
-from ldm_dream.upscaling.planning import BatchError, Job, Plan, is_too_long
+from ldm_dream.upscaling.planning import Job, Plan, is_too_long
+from ldm_dream.upscaling.sizes import Size
 from ldm_dream.writing import WriteError, whole_file
+
+# pixels of a picture or of its result, from which on no other picture is held beside it
+LARGE = 2**26
+# a picture's result is told at once if it is written in this share of its time; else with the next
+PATIENCE = 0.05
 
 
 @dataclass(frozen=True)
@@ -58,59 +68,150 @@ class Result:
 
 @dataclass(frozen=True)
 class Work:
-    """upscale: Image -> Image, `scale` times as large. Raises BatchError for an impossible scale."""
+    """upscale: Image -> Image of that size. quality: as for `write_image`. note: is told each result
+    as soon as it is certain, in the thread that writes.
+    """
 
     upscale: Callable[[Image], Image]
-    scale: float
+    size: Size
     skip_existing: bool = False
     keep_metadata: bool = True
-
-    def __post_init__(self) -> None:
-        if not (math.isfinite(self.scale) and self.scale > 0):
-            raise BatchError(
-                f"scale={self.scale} is not possible; give a number above 0, for example 4."
-            )
+    quality: int | None = None
+    note: Callable[[Job, Result], None] = lambda job, result: None
 
 
-def upscale_all(jobs: list[Job], work: Work) -> Iterator[Result]:
-    """Read, upscale and write job by job. A bad picture, and a place where it cannot be written, make
-    it `failed` and the loop goes on; other errors end it. From the first one on the process gives
-    large freed blocks back (`ldm_dream/heap.py`).
+def upscale_all(jobs: Iterable[Job], work: Work) -> Iterator[Result]:
+    """Read, upscale and write job by job; -> results in that order. A bad picture, and a place where
+    it cannot be written, make it `failed` and the loop goes on; other errors end it, when what is
+    computed is written and told. `work.upscale` is called in this thread. From the first one on the
+    process gives large freed blocks back (`ldm_dream/heap.py`).
     """
     give_back_freed_memory()
-    for job in jobs:
-        source, target = shown(job.source), shown(job.target)
-        start = time.perf_counter()
+    left, waiting = iter(jobs), list[Future[Result]]()
+    with ThreadPoolExecutor(1, "read") as reader, ThreadPoolExecutor(1, "write") as writer:
         try:
+            ahead = reader.submit(_next_read, left, work)
+            while True:
+                under_way: list[Future] = [ahead, *waiting]
+                wait(under_way, return_when=FIRST_COMPLETED)
+                if waiting and waiting[0].done():
+                    yield from _told(waiting)
+                picture = ahead.result()
+                if picture is None:
+                    break
+                if is_alone := picture.is_large:
+                    yield from _told(waiting)
+                else:
+                    ahead = reader.submit(_next_read, left, work)
+                picture.upscale()
+                yield from _told(waiting)
+                waiting.append(writer.submit(picture.write))
+                wait(waiting, None if is_alone else PATIENCE * picture.seconds)
+                if is_alone:
+                    ahead = reader.submit(_next_read, left, work)
+            yield from _told(waiting)
+        except GeneratorExit:
+            raise
+        except BaseException:  # Ctrl-C, too
+            yield from _told(waiting)
+            raise
+
+
+def _told(waiting: list[Future[Result]]) -> Iterator[Result]:
+    """Waits for what is written, and takes it out."""
+    while waiting:
+        result = waiting[0].result()
+        del waiting[0]
+        yield result
+
+
+def _next_read(jobs: Iterator[Job], work: Work) -> _Picture | None:
+    """None: there are no more."""
+    for job in jobs:
+        picture = _Picture(job, work)
+        picture.read()
+        return picture
+    return None
+
+
+class _Picture:
+    """A job on its way through `read`, `upscale` and `write`, of which only one runs at a time.
+
+    A step does nothing once the `result` is certain. image: what was read, then what was made of
+    it; of a large picture `read` learns only the size, and `upscale` reads the rest.
+    """
+
+    def __init__(self, job: Job, work: Work):
+        self.job, self.work, self.seconds = job, work, 0.0
+        self.image: Image | None = None
+        self.size_in: tuple[int, int] = (0, 0)  # (width, height)
+        self.size_out: tuple[int, int] = (0, 0)
+        self.result: Result | None = None
+
+    @property
+    def is_large(self) -> bool:
+        return max(math.prod(self.size_in), math.prod(self.size_out)) > LARGE
+
+    def read(self) -> None:
+        with self._step():
+            job, work = self.job, self.work
             if is_too_long(job.target):
+                target = shown(job.target)
                 raise ImageError(f"{target}: this name is too long; give a shorter --suffix.")
             if work.skip_existing and job.target.exists():
-                yield Result(source, target, "skipped")
-                continue
-            sizes = _upscale_one(job, work)
+                self.result = Result(shown(job.source), shown(job.target), "skipped")
+                return
+            height, width = image_size(job.source)
+            high, wide = work.size.of((height, width))
+            self.size_in, self.size_out = (width, height), (wide, high)
+            if not self.is_large:
+                self._load()
+
+    def upscale(self) -> None:
+        if self.result is None:
+            with self._step():
+                if self.image is None:
+                    self._load()
+                assert self.image is not None
+                self.image = self.work.upscale(self.image)
+                height, width = self.image.pixels.shape[:2]
+                self.size_out = width, height
+
+    def write(self) -> Result:
+        if self.result is None:
+            with self._step():
+                assert self.image is not None
+                write_image(self.job.target, self.image, self.work.quality)
+        if self.result is None:
+            source, target = shown(self.job.source), shown(self.job.target)
+            sizes = self.size_in, self.size_out
+            self.result = Result(source, target, "done", *sizes, self.seconds, note=self.job.note)
+        self.image = None
+        self.work.note(self.job, self.result)
+        return self.result
+
+    def _load(self) -> None:
+        picture = read_image(self.job.source)
+        check_writable(self.job.target, *self.size_out, picture.alpha)
+        if self.job.may_be_own:
+            width, height = self.size_out
+            _refuse_own(self.job.target, (height, width))
+        self.image = picture if self.work.keep_metadata else replace(picture, metadata=None)
+
+    @contextmanager
+    def _step(self) -> Iterator[None]:
+        """Adds its seconds; what is the matter with this picture alone becomes the result."""
+        start, reason = time.perf_counter(), None
+        try:
+            yield
         except (ImageError, WriteError, MemoryError) as error:
             reason = shown(error) or "too little memory for it"
+        self.seconds += time.perf_counter() - start
+        if reason is not None:
+            source, target = shown(self.job.source), shown(self.job.target)
             reason = reason if source in reason else f"{source}: {reason}"
-            seconds = time.perf_counter() - start
-            yield Result(source, target, "failed", seconds=seconds, error=reason)
-        else:
-            seconds = time.perf_counter() - start
-            yield Result(source, target, "done", *sizes, seconds, note=job.note)
-
-
-def _upscale_one(job: Job, work: Work) -> tuple[tuple[int, int], tuple[int, int]]:
-    """-> (width, height) of the picture and of the result."""
-    picture = read_image(job.source)
-    height, width = picture.pixels.shape[:2]
-    wide, high = (max(1, round(side * work.scale)) for side in (width, height))
-    check_writable(job.target, wide, high, picture.alpha)
-    if job.may_be_own:
-        _refuse_own(job.target, (high, wide))
-    if not work.keep_metadata:
-        picture = replace(picture, metadata=None)
-    result = work.upscale(picture)
-    write_image(job.target, result)
-    return (width, height), (result.pixels.shape[1], result.pixels.shape[0])
+            self.image = None
+            self.result = Result(source, target, "failed", seconds=self.seconds, error=reason)
 
 
 def _refuse_own(target: Path, size: tuple[int, int]) -> None:
@@ -143,13 +244,16 @@ def write_report(path: Path, settings: dict, plan: Plan, results: list[Result]) 
     written beside and renamed. Raises WriteError.
     """
     report = {
-        "settings": {
-            name: shown(value) if isinstance(value, str | Path) else value
-            for name, value in settings.items()
-        },
+        "settings": {name: _as_json(value) for name, value in settings.items()},
         "summary": summary(plan, results),
         "left_out": plan.left_out,
         "pictures": [asdict(result) for result in results],
     }
     with whole_file(path) as draft:
         draft.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+
+
+def _as_json(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_as_json(one) for one in value]
+    return shown(value) if isinstance(value, str | Path) else value

@@ -12,6 +12,7 @@ import numpy as np
 import PIL.Image
 from PIL import ExifTags, ImageOps
 
+from ldm_dream.data.cmyk import as_cmyk, to_srgb
 from ldm_dream.data.images import ImageError
 
 # Palettes and 1-bit pictures come back as RGB(A) and L: their colours cannot hold what the model
@@ -55,6 +56,9 @@ def _bands(image: PIL.Image.Image) -> np.ndarray:
         raise ImageError(
             f"a PIL picture of mode {image.mode} is not supported; convert it to RGB, RGBA, L or I;16."
         )
+    if image.mode == "CMYK":
+        inks = np.asarray(image)
+        return to_srgb(as_cmyk(inks, image.info.get("icc_profile"))).numpy()
     target = _TARGETS[image.mode]
     if image.has_transparency_data:
         target = {"L": "LA", "RGB": "RGBA"}.get(target, target)

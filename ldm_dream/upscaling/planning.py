@@ -7,11 +7,13 @@ before a model is loaded.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import NamedTuple
 
-from ldm_dream.data.images import WRITES, list_images, needs_alpha
+from ldm_dream.data.images import WRITES, check_header, list_images, needs_alpha
 from ldm_dream.errors import UserError, shown
 from ldm_dream.writing import check_outputs
 
@@ -62,45 +64,72 @@ class Naming:
             )
 
 
-def plan_jobs(source: Path, out: Path, recursive: bool = False, naming: Naming = Naming()) -> Plan:
-    """Pictures of `source` and where each goes. Raises ImageError (nothing to read) or BatchError
-    (nowhere to write).
+def plan_jobs(
+    sources: Path | Sequence[Path], out: Path, recursive: bool = False, naming: Naming = Naming()
+) -> Plan:
+    """Pictures of `sources`, files and folders, and where each goes. Raises ImageError (nothing to
+    read) or BatchError (nowhere to write).
 
-    source a folder: `out` is a folder, subfolders are kept. source a file: `out` is a folder, or
-    the output's name if it has a suffix. Earlier results are no inputs: what lies in an `out` inside
-    of `source`, and where both are one folder, what is named with the suffix.
+    Into the folder `out`: a file by its name, what is in a folder by its place there. For one file
+    alone `out` may be the output's name, known by its suffix. A picture that is given twice is taken
+    once. Earlier results are no inputs: what lies in an `out` inside of a folder, and where both
+    are one folder, what is named with the suffix.
     """
-    listing = list_images(source, recursive)
+    sources = [sources] if isinstance(sources, Path) else list(sources)
+    listings = [(source, list_images(source, recursive)) for source in sources]
+    if is_one_picture(sources):
+        check_header(sources[0])  # no model is loaded for what is none
     if is_too_long(out):
         raise BatchError(f"{shown(out)}: this name is too long; give -o a shorter one.")
-    if source.is_file() and out.suffix and not out.is_dir():
-        if naming != Naming():
-            raise BatchError(
-                f"{shown(out)} names the output file, so a suffix and an ext change nothing; leave them out."
-            )
-        if out.suffix.lower() not in WRITES:
-            raise BatchError(
-                f"{shown(out)}: cannot write {shown(out.suffix)}; use one of {', '.join(WRITES)}."
-            )
-        plan = Plan([Job(source, out)])
-    else:
-        if out.exists() and not out.is_dir():
-            raise BatchError(f"{shown(out)} is a file; the output of a folder is a folder.")
-        root = source if source.is_dir() else source.parent
-        is_result = (
-            _earlier_results(root, out, naming.suffix) if source.is_dir() else lambda p: False
+    if is_one_picture(sources) and out.suffix and not out.is_dir():
+        return _checked(Plan([_to_a_file(sources[0], out, naming)]))
+    if out.exists() and not out.is_dir():
+        raise BatchError(
+            f"{shown(out)} is a file; the output of a folder or of several inputs is a folder."
         )
-        found = [path for path in listing.pictures if not is_result(path)]
-        results = [path.resolve() for path in listing.pictures if is_result(path)]
-        left_out = listing.left_out | ({"earlier result": len(results)} if results else {})
-        jobs = _named(found, root, out, naming)
-        plan = Plan(_marked(jobs, set(results)), left_out)
-    _refuse_collisions(plan.jobs)
-    return plan
+    if len(sources) > 1 and out.suffix.lower() in WRITES and not out.is_dir():
+        raise BatchError(
+            f"{shown(out)} names one file, but several inputs are given; name a folder."
+        )
+    found: list[_Found] = []
+    seen: set[Path] = set()  # where those of earlier sources really are
+    results: set[Path] = set()
+    left_out: Counter[str] = Counter()
+    for source, listing in listings:
+        is_result = _earlier_results(source, out, naming.suffix)
+        left_out.update(listing.left_out)
+        for path in listing.pictures:
+            if is_result(path):
+                results.add(path.resolve())
+            elif path.resolve() in seen:
+                left_out["given twice"] += 1
+            else:
+                found.append(_Found(path, source if source.is_dir() else source.parent))
+        seen.update(one.path.resolve() for one in found)
+    if results:
+        left_out["earlier result"] = len(results)
+    jobs = _named(found, out, naming)
+    return _checked(Plan(_marked(jobs, results), dict(left_out)))
+
+
+def is_one_picture(sources: Sequence[Path]) -> bool:
+    return len(sources) == 1 and sources[0].is_file()
+
+
+def _to_a_file(source: Path, out: Path, naming: Naming) -> Job:
+    if naming != Naming():
+        raise BatchError(
+            f"{shown(out)} names the output file, so a suffix and an ext change nothing; leave them out."
+        )
+    if out.suffix.lower() not in WRITES:
+        raise BatchError(
+            f"{shown(out)}: cannot write {shown(out.suffix)}; use one of {', '.join(WRITES)}."
+        )
+    return Job(source, out)
 
 
 def check_places(plan: Plan, report: Path | None = None, model: Path | None = None) -> None:
-    """Every output can be written and is no input, nor a file of the folder `model`; missing folders
+    """Every output can be written and is no input, nor a file of the model; missing folders
     are made. Raises BatchError or WriteError.
     """
     outputs = [job.target for job in plan.jobs if not is_too_long(job.target)]
@@ -112,13 +141,24 @@ def check_places(plan: Plan, report: Path | None = None, model: Path | None = No
         if report.resolve() in {path.resolve() for path in outputs}:
             raise BatchError(f"{shown(report)} is an output; give the report another name.")
         outputs.append(report)
-    of_model = list(model.iterdir()) if model and model.is_dir() else []
+    of_model = [] if model is None else list(model.iterdir()) if model.is_dir() else [model]
     check_outputs(outputs, [*(job.source for job in plan.jobs), *of_model])
 
 
+class _Found(NamedTuple):
+    """A picture, and the folder below which its place is kept."""
+
+    path: Path
+    root: Path
+
+
 def _earlier_results(root: Path, out: Path, suffix: str) -> Callable[[Path], bool]:
-    """What of the pictures under `root` this output folder and suffix made before."""
+    """What of the pictures under `root` this output folder and suffix made before; a file that is
+    given itself is meant.
+    """
     root, out = root.resolve(), out.resolve()
+    if not root.is_dir():
+        return lambda path: False
     if root == out:
         return lambda path: bool(suffix) and path.stem.endswith(suffix)
     if out.is_relative_to(root):
@@ -126,12 +166,12 @@ def _earlier_results(root: Path, out: Path, suffix: str) -> Callable[[Path], boo
     return lambda path: False
 
 
-def _named(found: list[Path], root: Path, out: Path, naming: Naming) -> list[Job]:
+def _named(found: list[_Found], out: Path, naming: Naming) -> list[Job]:
     """A job for each. Where a.gif and a.png would both become a.png, the first is a_gif.png."""
-    reasons = {path: _why_png(path) for path in found} if naming.ext == "auto" else {}
+    reasons = {path: _why_png(path) for path, _ in found} if naming.ext == "auto" else {}
     jobs: list[Job] = []
     taken: set[Path] = set()
-    for path in sorted(found, key=lambda path: bool(reasons.get(path))):  # these give way
+    for path, root in sorted(found, key=lambda one: bool(reasons.get(one.path))):  # these give way
         reason = reasons.get(path, "")
         ext = f".{naming.ext}" if naming.ext != "auto" else ".png" if reason else path.suffix
         target = out / path.relative_to(root).with_name(path.stem + naming.suffix + ext)
@@ -154,10 +194,11 @@ def _why_png(path: Path) -> str:
     return f"as PNG: {path.suffix.lower()[1:]} holds no transparency" if needs_alpha(path) else ""
 
 
-def _refuse_collisions(jobs: list[Job]) -> None:
-    inputs = {job.source.resolve() for job in jobs}
+def _checked(plan: Plan) -> Plan:
+    """Raises BatchError where an output would take the place of an input or of another output."""
+    inputs = {job.source.resolve() for job in plan.jobs}
     targets: dict[Path, Path] = {}
-    for job in jobs:
+    for job in plan.jobs:
         target = job.target.resolve()
         if target in inputs:
             raise BatchError(
@@ -169,6 +210,7 @@ def _refuse_collisions(jobs: list[Job]) -> None:
                 "use --ext auto or rename one."
             )
         targets[target] = job.source
+    return plan
 
 
 def is_too_long(path: Path) -> bool:

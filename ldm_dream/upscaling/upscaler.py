@@ -6,224 +6,250 @@
 The picture is mirrored on all sides first, up to whole attention windows, and cropped afterwards,
 so every size works and networks meet no border where the picture has one. A small picture takes
 this way in one piece. Another goes in bands (`in_tiles.py`): of it only the LR picture and the
-result are held whole, both in the depth they came in, and accelerator memory depends on the size
-of tiles, on how many are made at a time, and on the picture's width. Colours and size are set in
-strips either way, which changes no number. What a model is like is its engine's matter
-(`diffusion.py`).
+result are held whole, both in the depth they came in, a large result that is for a file on the disk
+(`data/scratch.py`). Accelerator memory depends on the size of tiles, on how many are made at a time,
+and on the picture's width. Colours and size are set in strips either way, which changes no number.
+What a model is like is its engine's matter (`diffusion.py`).
 """
 
 from __future__ import annotations
 
-import logging
-import math
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any, overload
 
 import torch
-from torch import Tensor
 
-from ldm_dream.data.images import ImageError
+from ldm_dream.data.images import Image, ImageError, read_image
 from ldm_dream.data.resize import rows_needed
-from ldm_dream.denoiser import sent
-from ldm_dream.hub import upload
-from ldm_dream.model_folder import LoadedModel, load_model
-from ldm_dream.upscaling.devices import UpscaleError, device_named, dtype_named
-from ldm_dream.upscaling.diffusion import Diffusion
-from ldm_dream.upscaling.engine import Made, Options
+from ldm_dream.hub import Search, upload
+from ldm_dream.model_folder import LoadedModel, save_loaded
+from ldm_dream.upscaling.devices import (
+    DTYPES,
+    Device,
+    Dtype,
+    UpscaleError,
+    device_named,
+    dtype_named,
+    memory_errors,
+)
+from ldm_dream.upscaling.engine import Choices, Made, Options
+from ldm_dream.upscaling.frame import Frame
 from ldm_dream.upscaling.hidden import filled
+from ldm_dream.upscaling.layout import Layout, first_layout, with_less_memory
+from ldm_dream.upscaling.models import Model, engine_of, load
 from ldm_dream.upscaling.pictures import (
     COLOR_FIXES,
     REACH,
     Canvas,
     Picture,
     Pixels,
-    Source,
     in_columns,
     resized,
     unpack,
 )  # fmt: skip
-from ldm_dream.upscaling.tiling import Tiles
+from ldm_dream.upscaling.sizes import Size
 from ldm_dream.upscaling.watch import PREVIEW, Callback, Watch
 
-log = logging.getLogger(__name__)
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 DEFAULT_MODEL = "dream-latent-x4-tiny"
-# LR pixels: tile=None takes a picture of up to 256 x 256 pixels whole, a larger one in tiles of
-# that side; a very large one in smaller tiles, since its rows of tiles take memory too
-AUTO_TILE, VERY_LARGE, SMALL_TILE = 256, 2**22, 128
-# LR pixels of mirrored context on each side: with 4, the border of a flat picture is as its middle
-CONTEXT = 4
-STRIP, MIN_STRIP = 2**20, 32  # HR pixels and rows of a strip in which colours and size are set
 
 
 class Upscaler:
     """Callable on pictures. `Upscaler.from_pretrained("dream-latent-x4-tiny")(image, scale=4)`.
 
-    model: as for `Diffusion`.
+    model: as for `Diffusion`, of another project as for `OnePass`. device, dtype: as for `to`.
     """
 
     def __init__(
-        self, model: LoadedModel, device: str = "auto", dtype: str = "auto", compile: bool = False
+        self,
+        model: Model,
+        device: Device = "auto",
+        dtype: Dtype = "auto",
+        compile: bool = False,
     ):
-        self.model, self.run = model, model.run
-        self.device = device_named(device)
-        self.dtype = dtype_named(dtype, self.device)
-        self.engine = Diffusion(model, self.device, self.dtype, compile)
+        self.model, self._compile = model, compile
+        self.to(device, dtype)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name_or_dir: str | Path = DEFAULT_MODEL,
+        device: Device = "auto",
+        dtype: Dtype = "auto",
+        compile: bool = False,
+        *,
+        revision: str | None = None,
+        local_files_only: bool = False,
+        token: str | None = None,
+    ) -> Upscaler:
+        """A bundled model by name, a model folder, one of the Hugging Face hub (`hf:owner/name`), or
+        a file of another project (.pth, .safetensors) whose network spandrel knows.
+
+        device, dtype: as for `to`. compile: torch.compile, on CUDA with CUDA graphs. Of a model of
+        the hub: revision: a branch, tag or commit. local_files_only: what was fetched before,
+        without the network. token: of an account, if not that which is logged in. Raises
+        ModelError, HubError, CheckpointImportError, UpscaleError.
+        """
+        dtype_named(dtype, device_named(device))  # before anything is fetched
+        search = Search(revision=revision, local_files_only=local_files_only, token=token)
+        return cls(load(name_or_dir, search), device, dtype, compile)
+
+    def to(
+        self, device: Device | torch.dtype | None = None, dtype: Dtype | None = None
+    ) -> Upscaler:
+        """Move it there, or to that precision, or both; None = as before. -> itself.
+
+        device: auto (the first of cuda, xpu and mps that is there, else cpu), cpu, cuda, cuda:N, ..,
+        or a torch.device. dtype: auto (fp32 on cpu and mps, else bf16 where the device has it, else
+        fp16; of another project, what its network bears), fp32, bf16, fp16, or the type of torch;
+        as in torch it may stand alone. auto is decided anew at every move. Raises UpscaleError.
+        """
+        if isinstance(device, torch.dtype) or (isinstance(device, str) and device in DTYPES):
+            if dtype is not None:
+                raise UpscaleError(
+                    f"{device} and {dtype}: give a device and a dtype, or one of them."
+                )
+            device, dtype = None, device
+        device = self._device if device is None else device
+        dtype = self._dtype if dtype is None else dtype
+        place = device_named(device)
+        self.engine = engine_of(self.model, place, dtype, self._compile)
+        self._device, self._dtype = device, dtype  # as asked for: auto stays auto
+        return self
 
     @property
     def scale(self) -> int:
         """The model's own."""
         return self.engine.scale
 
-    @classmethod
-    def from_pretrained(
-        cls,
-        name_or_dir: str | Path = DEFAULT_MODEL,
-        device: str = "auto",
-        dtype: str = "auto",
-        compile: bool = False,
-    ) -> Upscaler:
-        """A bundled model by name, a model folder, or one of the Hugging Face hub (`hf:owner/name`).
+    @property
+    def device(self) -> torch.device:
+        return self.engine.device
 
-        device: auto, cpu, cuda, cuda:N. dtype: auto, fp32, bf16, fp16 (auto: fp32 on the CPU, else
-        bf16 where the device has it, else fp16). Raises ModelError, HubError, UpscaleError.
-        """
-        return cls(load_model(name_or_dir), device, dtype, compile)
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.engine.dtype
 
-    def push_to_hub(self, repo_id: str, private: bool = False) -> str:
-        """Send the model folder this came from to owner/name of the Hugging Face hub; -> its
-        address. Raises HubError, UpscaleError.
+    def __repr__(self) -> str:
+        modules = self.model.modules
+        count = sum(weights.numel() for module in modules for weights in module.parameters())
+        dtype = next(name for name, known in DTYPES.items() if known == self.dtype)
+        return (
+            f"Upscaler({self.model.name!r}, scale={self.scale}, device={str(self.device)!r}, "
+            f"dtype={dtype!r}, parameters={count})"
+        )
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write the model as a folder that `from_pretrained` takes on any machine. It is new, or an
+        earlier one. Raises WriteError, UpscaleError for a file of another project.
         """
-        if self.model.folder is None:
+        if not isinstance(self.model, LoadedModel):
             raise UpscaleError(
-                "this upscaler was not loaded from a folder; "
-                "save the model with model_folder.save_model first."
+                f"{self.model.name}: a file of another project becomes no model folder; copy the file."
             )
-        return upload(self.model.folder, repo_id, private)
+        save_loaded(self.model, Path(folder))
+
+    def push_to_hub(self, repo_id: str, private: bool = False, token: str | None = None) -> str:
+        """Send the model to owner/name of the Hugging Face hub, as `save_pretrained` writes it; ->
+        its address. Raises HubError, WriteError, UpscaleError.
+        """
+        with TemporaryDirectory() as place:
+            self.save_pretrained(folder := Path(place) / "model")
+            return upload(folder, repo_id, private, token)
+
+    # fmt: off
+    @overload
+    def __call__(
+        self, image: str | Path, scale: float | None = None, callback: Callback | None = None,
+        **options: Unpack[Choices],
+    ) -> Image: ...
+    @overload
+    def __call__(
+        self, image: Picture, scale: float | None = None, callback: Callback | None = None,
+        **options: Unpack[Choices],
+    ) -> Picture: ...
+    @overload
+    def __call__(
+        self, image: Sequence[str | Path], scale: float | None = None,
+        callback: Callback | None = None, **options: Unpack[Choices],
+    ) -> list[Image]: ...
+    @overload
+    def __call__(
+        self, image: Sequence[Picture], scale: float | None = None,
+        callback: Callback | None = None, **options: Unpack[Choices],
+    ) -> list[Picture]: ...
+    # fmt: on
 
     @torch.no_grad()
     def __call__(
         self,
-        image: Picture,
+        image: Any,
         scale: float | None = None,
         callback: Callback | None = None,
-        **options: Any,
-    ) -> Picture:
+        **options: Unpack[Choices],
+    ) -> Any:
         """A picture -> the same type and bit depth (see `pictures.unpack`), round(H * scale) x
-        round(W * scale).
+        round(W * scale). The path of a file -> `ldm_dream.Image`, with all that the file says, which
+        `ldm_dream.write_image` writes. A list -> a list.
 
-        scale: any number above 0; None = the model's own. The model enlarges by its own scale;
-        another size is made from that by bicubic, so a scale above the model's adds no further
-        detail. IDM enlarges by any scale from 1 to its `max_scale` itself, where the picture is
-        taken whole. callback(done, total, preview): after each network call and a few times a
-        second, preview() being the picture as far as it is, or None; returning False stops.
-        options: see `Options`. Alpha is enlarged by bicubic. Raises UpscaleError or SamplerError
-        for an option, ImageError for a picture that is not possible, Stopped.
+        scale: any number above 0; None = the model's own, unless the options ask for a width, a
+        height or megapixels. The model enlarges by its own scale; another size is made from that
+        by bicubic, so a scale above the model's adds no further detail. IDM enlarges by any scale
+        from 1 to its `max_scale` itself, where the picture is taken whole. callback(done, total,
+        preview): after each network call of all pictures and up to ten times a second, preview()
+        being the picture as far as it is, or None; returning False stops. options: see `Options`.
+        Alpha is enlarged by bicubic. Raises UpscaleError or SamplerError for an option, ImageError
+        for a picture that is not possible, Stopped.
         """
         how = Options(**options)
-        scale = self.engine.scale if scale is None else scale
-        if not (isinstance(scale, int | float) and math.isfinite(scale) and scale > 0):
-            raise UpscaleError(
-                f"scale={scale} is not possible; give a number above 0, "
-                f"for example {self.engine.scale}."
-            )
+        asked = how.size(self.engine.scale, scale)
         self.engine.calls(how)  # options that are not possible end here
-        pixels = unpack(image)
-        size = max(1, round(pixels.size[0] * scale)), max(1, round(pixels.size[1] * scale))
-        if size[0] * size[1] > how.max_pixels:
-            raise ImageError(
-                f"the result has {size[0] * size[1]} pixels, more than the {how.max_pixels} "
-                "allowed; cut it first, or raise max_pixels (--max-pixels)."
-            )
-        if pixels.has_alpha:
-            pixels = filled(pixels)
-        canvas, watch = Canvas(pixels, size), Watch(callback)
-        with watch.listening(self.engine.stoppable):
-            if self._is_native(scale, pixels, how.tile):
+        many = isinstance(image, Sequence) and not isinstance(image, str)
+        images = image if many else [image]
+        # a picture of the list that is not possible ends here too
+        calls = [first_layout(self.engine, _read(one), asked, how).calls for one in images[1:]]
+        watch, made = Watch(callback), []
+        for i, one in enumerate(images):
+            watch.next_picture(ahead=sum(calls[i:]))
+            made.append(self._enlarged(_read(one), asked, how, watch))
+        return made if many else made[0]
+
+    def _enlarged(self, pixels: Pixels, asked: Size, how: Options, watch: Watch) -> Any:
+        """-> a picture of the type that came in. Where memory runs out, once more with less."""
+        pixels = filled(pixels) if pixels.has_alpha else pixels
+        layout = first_layout(self.engine, pixels, asked, how)
+        canvas = Canvas(pixels, layout.size)
+        with watch.listening(within=self.engine.stoppable):
+            while True:
+                look = partial(canvas.look, PREVIEW)
+                watch.begin(layout.calls, look, layout.frame.crop)
                 try:
-                    frame = Frame(Source(pixels), size, 0, size)
-                    whole = partial(self._whole, frame, how, canvas, watch)
-                    self._with_room(whole, frame, how, canvas)
+                    with memory_errors():
+                        # without a name, which would hold it while less is tried
+                        self._draw(self._made(layout, how, watch), layout.frame, how, canvas)
                     return canvas.picture()
                 except torch.OutOfMemoryError:
-                    log.warning("out of memory on %s: enlarged in tiles instead.", self.device)
-            self._enlarge(pixels, how, canvas, watch)
-        return canvas.picture()
+                    layout = with_less_memory(self.engine, layout, how)
 
-    def _is_native(self, scale: float, pixels: Pixels, tile: int | None) -> bool:
-        """Whether the network makes this size itself, of the picture as it is."""
-        return tile is None and _is_small(pixels) and self.engine.makes(scale)
-
-    def _enlarge(self, pixels: Pixels, how: Options, canvas: Canvas, watch: Watch) -> None:
-        """By the model's own scale, whole or in tiles, as large as memory allows."""
-        scale, factor, align = self.engine.scale, self.engine.factor, self.engine.multiple
-        source = Source(pixels, CONTEXT, factor * align // math.gcd(factor * align, scale))
-        size = source.size[0] * scale, source.size[1] * scale
-        inner = pixels.size[0] * scale, pixels.size[1] * scale
-        frame = Frame(source, size, CONTEXT * scale, inner)
-        small = how.tile is None and _is_small(pixels)
-        tile = max(source.size) if small else (how.tile or _auto_tile(pixels)) + 2 * CONTEXT
-        side, pad = tile * scale / factor, how.tile_pad * scale / factor
-        plan_tiles = partial(Tiles.plan, size[0] // factor, size[1] // factor, side, pad, align)
-        tiles = None if small and source.count <= how.batch_size else plan_tiles()
-        while True:
-            if tiles is None:
-                make = partial(self._whole, frame, how, canvas, watch)
-            else:
-                make = partial(self._in_tiles, source, tiles, how, canvas, watch)
-            try:
-                return self._with_room(make, frame, how, canvas)
-            except torch.OutOfMemoryError:
-                tiles = self._smaller(tiles or plan_tiles())
-
-    def _with_room(
-        self, make: Callable[[], Made], frame: Frame, how: Options, canvas: Canvas
-    ) -> None:
-        """Makes and draws; where memory runs out, once more without what only saves time, if there
-        is any.
-        """
-        try:
-            return self._draw(make(), frame, how, canvas)
-        except torch.OutOfMemoryError:
-            if not self.engine.give_memory_back():
-                raise
-        log.warning("out of memory on %s: goes on without recorded CUDA graphs.", self.device)
-        self._draw(make(), frame, how, canvas)
-
-    def _smaller(self, tiles: Tiles) -> Tiles:
-        smaller = tiles.halved()
-        if smaller is None:
-            raise UpscaleError(
-                f"{self.device} has too little memory for the smallest tiles; "
-                "lower batch_size or use the CPU."
-            )
-        log.warning(
-            "out of memory on %s: tiles of %d latent pixels become tiles of %d.",
-            self.device, max(tiles.shape), max(smaller.shape),
-        )  # fmt: skip
-        return smaller
-
-    def _whole(self, frame: Frame, how: Options, canvas: Canvas, watch: Watch) -> Made:
-        watch.begin(frame.source.count * self.engine.calls(how), partial(canvas.look, PREVIEW))
-        return self.engine.whole(frame.source, frame.size, how, watch)
-
-    def _in_tiles(
-        self, source: Source, tiles: Tiles, how: Options, canvas: Canvas, watch: Watch
-    ) -> Made:
-        runs = 2 if how.color_fix == "adain" else 1  # which measures first
-        count = sum(len(tiles.row(i, source.count)) for i in range(len(tiles.bands)))
-        watch.begin(runs * count * self.engine.calls(how), partial(canvas.look, PREVIEW))
-        return self.engine.in_tiles(source, tiles, how, watch)
+    def _made(self, layout: Layout, how: Options, watch: Watch) -> Made:
+        source = layout.frame.source
+        if layout.tiles is None:
+            return self.engine.whole(source, layout.frame.size, how, watch)
+        return self.engine.in_tiles(source, layout.tiles, how, watch)
 
     def _draw(self, made: Made, frame: Frame, how: Options, canvas: Canvas) -> None:
         """Colours, then the wanted size, strip by strip."""
         strips, height = frame.strips(canvas.size[0]), frame.inner[0]
         needs = [rows_needed(height, canvas.size[0], strip) for strip in strips]
         wants = [slice(max(0, r.start - REACH), min(height, r.stop + REACH)) for r in needs]
-        fix = COLOR_FIXES[how.color_fix](lambda: frame.pairs(made(), frame.strips(height)))
+        fix = COLOR_FIXES[how.color_fix or self.engine.color_fix](
+            lambda: frame.pairs(made(), frame.strips(height))
+        )
         for strip, need, want, pair in zip(strips, needs, wants, frame.pairs(made(), wants)):
             sr = in_columns(fix, *pair)[..., need.start - want.start : need.stop - want.start, :]
             if not sr.isfinite().all():
@@ -234,61 +260,5 @@ class Upscaler:
             canvas.write(strip, resized(sr, need.start, frame.inner, canvas.size, strip))
 
 
-@dataclass(frozen=True)
-class Frame:
-    """Where the result lies in what the model makes.
-
-    size: of all that it makes of `source`. edge: pixels of mirrored context at the top and left.
-    inner: size of the result in it.
-    """
-
-    source: Source
-    size: tuple[int, int]
-    edge: int
-    inner: tuple[int, int]
-
-    def strips(self, height: int) -> list[slice]:
-        """All rows of a result of `height` rows, in strips that hold about STRIP pixels here."""
-        most = max(MIN_STRIP, STRIP // self.inner[1]) * height // self.inner[0]
-        step = max(1, most)
-        return [slice(top, min(top + step, height)) for top in range(0, height, step)]
-
-    def pairs(
-        self, bands: Iterator[Tensor], wants: Iterable[slice]
-    ) -> Iterator[tuple[Tensor, Tensor]]:
-        """bands: rows of all that the model makes. wants: rows of the result, downwards -> these
-        rows of it, and of the enlarged LR picture, [B, 3, h, W].
-        """
-        columns = slice(self.edge, self.edge + self.inner[1])
-        moved = [slice(r.start + self.edge, r.stop + self.edge) for r in wants]
-        for rows, sr in zip(moved, cut_anew(bands, moved)):
-            base = self.source.part(self.size, rows, columns).clamp(-1, 1)
-            yield sr[..., columns], sent(base, sr.device)
-
-
-def cut_anew(bands: Iterator[Tensor], wants: Iterable[slice]) -> Iterator[Tensor]:
-    """Bands of rows, [..., h, W], from row 0 on -> the rows of each of `wants`, which go downwards
-    and may overlap.
-    """
-    held: list[tuple[int, Tensor]] = []  # what is still needed, and the row where it begins
-    bottom = 0
-    for want in wants:
-        while bottom < want.stop:
-            # copies, since a few rows that are needed would keep the whole band
-            held = [(max(y, want.start), _rows(x, y, want).clone()) for y, x in held]
-            held.append((bottom, next(bands)))
-            bottom += held[-1][1].shape[-2]
-        yield torch.cat([_rows(x, y, want) for y, x in held], -2)
-
-
-def _rows(x: Tensor, top: int, want: slice) -> Tensor:
-    """Those of `want` that are in x, whose first row is `top`."""
-    return x[..., max(0, want.start - top) : max(0, want.stop - top), :]
-
-
-def _auto_tile(pixels: Pixels) -> int:
-    return AUTO_TILE if pixels.size[0] * pixels.size[1] <= VERY_LARGE else SMALL_TILE
-
-
-def _is_small(pixels: Pixels) -> bool:
-    return pixels.size[0] * pixels.size[1] <= AUTO_TILE**2
+def _read(image: Any) -> Pixels:
+    return unpack(read_image(Path(image)) if isinstance(image, str | Path) else image)

@@ -1,29 +1,36 @@
-"""Watch: how far a picture is, told to who asked for it, and a way to stop.
+"""Watch: how far the work is, told to who asked for it, and a way to stop.
 
-A callback hears of every finished network call, and a few times a second while one is on its way,
+A callback hears of every finished network call, and up to ten times a second while one is on its way,
 since a call may take seconds on a CPU. It stops the work by returning False.
 """
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from functools import cache
 from typing import Any
 
 import numpy as np
 import PIL.Image
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from ldm_dream.errors import UserError
 
-BETWEEN = 0.2  # seconds between two calls of the callback while a network is on its way
-PREVIEW = 512  # pixels of the longer side of a preview
+BETWEEN = 0.1  # seconds between two calls of the callback while a network is on its way
+PREVIEW = 512  # pixels of the longer side of a preview, at most
+QUICK = 256  # the same, where a network makes it: it must not take longer than a stop may
 
 # what a preview is made of: [B, 3, h, w] in about [-1, 1], or nothing yet
 Look = Callable[[], Tensor | None]
-# done, total, and the picture as far as it is: made when called, None where there is nothing to see
+# a view of all that a model makes -> the picture in it, without the context around
+Crop = Callable[[Tensor], Tensor]
+# done and total network calls, and the picture as far as it is: made when called, None where there
+# is nothing to see yet
 Callback = Callable[[int, int, Callable[[], PIL.Image.Image | None]], bool | None]
 
 
@@ -32,23 +39,36 @@ class Stopped(UserError):
 
 
 class Watch:
-    """Counts network calls a tile. callback: None = nobody listens."""
+    """Counts network calls a tile, of several pictures one after another.
+
+    callback: None = nobody listens.
+    """
 
     def __init__(self, callback: Callback | None = None):
         self.callback, self.done, self.total = callback, 0, 0
+        self.before, self.ahead = 0, 0  # calls of earlier pictures, and of later ones
         self.look: Look = lambda: None
+        self.crop: Crop = lambda seen: seen
         self.told = time.monotonic()
 
-    def begin(self, total: int, look: Look) -> None:
-        """A picture, or the same one anew in smaller tiles. look: what is finished of it."""
-        self.done, self.total, self.look = 0, total, look
+    def next_picture(self, ahead: int) -> None:
+        """ahead: calls of those after it."""
+        self.before, self.ahead = self.done, ahead
+
+    def begin(self, total: int, look: Look, crop: Crop) -> None:
+        """A picture, or the same one anew in smaller tiles. look: what is finished of it. crop: to
+        be done to all better views.
+        """
+        self.done, self.total = self.before, self.before + total + self.ahead
+        self.look, self.crop = look, crop
         self._tell()
 
-    def add(self, count: int, look: Look | None = None) -> None:
-        """count more calls are done. look: a better view than what is finished."""
+    def add(self, count: int, look: Callable[[], Tensor] | None = None) -> None:
+        """count more calls are done. look: a better view than what is finished, [B, 3, h, w]."""
         self.done += count
         if look:
-            self.look = look
+            crop = self.crop
+            self.look = cache(lambda: crop(look()))
         self._tell()
 
     def counts(self, fn: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -61,39 +81,41 @@ class Watch:
 
         return counted
 
-    @contextmanager
-    def listening(self, modules: tuple[nn.Module, ...]) -> Iterator[None]:
-        """During the body, a call of one of `modules` can be stopped between its layers."""
-        layers = {layer for module in modules for layer in module.modules()}
-        hooks = [
-            layer.register_forward_pre_hook(self._between) for layer in layers if self.callback
-        ]
-        try:
-            yield
-        finally:
-            for hook in hooks:
-                hook.remove()
+    def listening(self, within: bool) -> AbstractContextManager[object]:
+        """During the body, the callback is also asked up to ten times a second. within: also inside of
+        the networks, which must not be compiled or recorded then.
+        """
+        return _Between(self) if self.callback and within else nullcontext()
 
-    def _between(self, layer: nn.Module, inputs: Any) -> None:
+    def ask(self) -> None:
+        """Tells again, unless that was a moment ago."""
         if time.monotonic() - self.told > BETWEEN:
             self._tell()
 
     def _tell(self) -> None:
+        self.told = math.inf  # the callback may look, which calls torch, which would ask again
         if self.callback and self.callback(self.done, self.total, self._preview) is False:
             raise Stopped(f"stopped after {self.done} of {self.total} network calls.")
         self.told = time.monotonic()
 
     def _preview(self) -> PIL.Image.Image | None:
         """The first picture, at most PREVIEW pixels a side."""
-        # the look may call a network, whose layers ask again
-        told, self.told = self.told, float("inf")
-        try:
-            seen = self.look()
-        finally:
-            self.told = told
+        seen = self.look()
         if seen is None:
             return None
         step = -(-max(seen.shape[-2:]) // PREVIEW)
         small = seen[0, :, ::step, ::step].float().clamp(-1, 1).add(1).mul(127.5).round()
         pixels = small.to(torch.uint8).permute(1, 2, 0).cpu().numpy()
         return PIL.Image.fromarray(np.ascontiguousarray(pixels))
+
+
+class _Between(TorchFunctionMode):
+    """Asks the watch before each call of torch, in this thread alone."""
+
+    def __init__(self, watch: Watch):
+        super().__init__()
+        self.watch = watch
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.watch.ask()
+        return func(*args, **(kwargs or {}))

@@ -22,6 +22,8 @@ from app.fakes import Model
 
 pytest.importorskip("gradio", reason="gradio is not installed (the extra app)")
 
+Keys = pytest.importorskip("selenium.webdriver.common.keys", reason="no selenium").Keys
+
 from ldm_dream.app import server
 from ldm_dream.app.server import Place, load_models, serving
 from ldm_dream.app.sessions import AppError
@@ -226,7 +228,7 @@ def test_from_upload_to_the_downloaded_picture_without_network(visit, photo, chr
     visit.start()
     visit.is_done("photo.jpg: 60 x 40 became 120 x 80 pixels.")
     scale, options = MODELS[PLAIN].seen[-1]
-    assert (scale, options["steps"], options["seed"]) == (2, None, 0)
+    assert (scale, options["steps"], options["seed"]) == (2, None, None)
     with PIL.Image.open(visit.download("#download")) as made:
         assert (made.format, made.size, made.info["dpi"]) == ("JPEG", (120, 80), (300, 300))
         assert made.getexif()[0x010F] == "A camera"
@@ -263,6 +265,10 @@ def test_mistakes_are_sentences_and_nothing_more(visit, tmp_path):
     visit.give(tmp_path / "half.png")
     visit.start()
     visit.is_done("half.png: ")
+    number = visit.one("#value input")
+    number.send_keys(Keys.CONTROL + "a", "0")
+    visit.start()
+    visit.is_done("scale=0 is not possible; give a number above 0, for example 4.")
     assert visit.one("#status .error").get_attribute("role") == "alert"
     for word in ("Traceback", "Error", "/tmp", "sessions"):
         assert word not in visit.said()
@@ -272,8 +278,6 @@ def test_the_pictures_are_compared_by_keyboard(visit, photo):
     visit.give(photo)
     visit.start()
     visit.is_done()
-    from selenium.webdriver.common.keys import Keys
-
     split = visit.one(".split")
     visit.wait(lambda: visit.drawn(".frame .over")["width"] > 0, "the pictures")
     before = visit.drawn(".line")["left"]

@@ -13,7 +13,7 @@ CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 SHIPPED = sorted(CONFIGS.rglob("*.yaml"))
 IDS = [path.relative_to(CONFIGS).with_suffix("").as_posix() for path in SHIPPED]
 # the runs behind a bundled model: its name, and -part of it
-BUNDLED = ("vq-f4-tiny", "dream-latent-x4-tiny", "standard-latent-x4-tiny")
+BUNDLED = ("vq-f4-tiny", "dream-latent-x4-tiny", "standard-latent-x4-tiny", "dream-photo-x4-tiny")
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=IDS)
@@ -67,10 +67,13 @@ def test_the_run_folder_is_the_same_from_any_working_folder(monkeypatch):
 
 
 def test_a_part_starts_from_the_run_folder_of_the_part_before():
-    """init_from names what the default run folder of another shipped config will hold."""
+    """init_from names what the default run folder of another shipped config will hold, or a bundled
+    model.
+    """
     models = {(default_run_dir(path) / "model").as_posix() for path in SHIPPED}
+    models |= {folder.name for folder in (CONFIGS.parent / "ldm_dream/weights").iterdir()}
     starts = {load_config(path).train.init_from for path in SHIPPED} - {None}
-    assert len(starts) == 3 and starts - {"dream-latent-x4-tiny"} <= models
+    assert len(starts) == 3 and starts <= models
 
 
 # where a path of a config comes from, if it is not in the repository -> what its head says of that

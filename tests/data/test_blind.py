@@ -7,6 +7,7 @@ from __future__ import annotations
 import pickle
 
 import numpy as np
+import PIL.Image
 import pytest
 import torch
 from degradations import CLEAN, HARMLESS, smooth
@@ -15,14 +16,49 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from ldm_dream.config.data import BlindConfig, FirstOrder, SecondOrder
 from ldm_dream.data import blind
 from ldm_dream.data.blind import degrade_as_planned, degrade_blind
-from ldm_dream.data.blind_plan import MODES, Plan, draw_kernel, draw_resize, plan_blind
+from ldm_dream.data.blind_plan import (
+    MODES,
+    Compress,
+    Noise,
+    Plan,
+    Resize,
+    Sharpen,
+    Step,
+    _happens,
+    draw_kernel,
+    draw_resize,
+    plan_blind,
+)
 from ldm_dream.data.blind_ways import ON_DEVICE
+from ldm_dream.data.blur import gaussian_kernel
+from ldm_dream.data.resize import imresize_to
 from ldm_dream.data.taps import separated
+
+UNTOUCHED = HARMLESS.model_copy(
+    update={
+        "first": FirstOrder(**CLEAN, jpeg_prob=0),
+        "second": SecondOrder(**CLEAN, jpeg_prob=0),
+    }
+)
+PHOTO = BlindConfig(  # every choice is open but WebP, which no device can
+    first=FirstOrder(noise_prob=0.5, jpeg_prob=0.5),
+    second=SecondOrder(noise_prob=0.5, jpeg_prob=0.5),
+    final_resize=("matlab_bicubic", "pillow_lanczos", "pillow_box", "area"),
+    sharpen_prob=0.5,
+    again_prob=0.5,
+    clean_prob=0.4,
+)
+WEBP = PHOTO.model_copy(update={"second": SecondOrder(webp_prob=0.5)})
 
 
 @pytest.fixture
 def random():
     return np.random.default_rng(0)
+
+
+def to_image(pixels: np.ndarray) -> torch.Tensor:
+    """uint8 [H,W,3] -> float32 [1,3,H,W] in [0, 1]."""
+    return torch.from_numpy(pixels).permute(2, 0, 1)[None].float() / 255
 
 
 def noise(*shape: int) -> torch.Tensor:
@@ -99,7 +135,7 @@ def test_a_plan_is_a_function_of_its_seed_and_travels_between_processes():
 
 def on_device(hr: torch.Tensor, plans: list[Plan]) -> torch.Tensor:
     """What a GPU does, here."""
-    return blind._degrade(hr, plans, blind._carried(plans, hr.device), ON_DEVICE)
+    return blind._degrade(hr, plans, blind._carried(hr, plans, on_cpu=False), ON_DEVICE)
 
 
 class NothingWaits(TorchDispatchMode):
@@ -129,10 +165,12 @@ class NothingWaits(TorchDispatchMode):
 def test_on_a_device_nothing_waits(monkeypatch):
     """Nothing between the one copy of all numbers to the device and the finished batch."""
     hr = noise(12, 3, 24, 32)
-    plans = plan_blind(BlindConfig(), 4, (24, 32), range(12))
-    assert {plan.first.noise.kind for plan in plans} == {"gaussian", "poisson"}
-    assert {plan.jpeg_last for plan in plans} == {plan.second is None for plan in plans}
-    carried = blind._carried(plans, hr.device)
+    plans = plan_blind(PHOTO, 4, (24, 32), range(12))
+    steps = [step for plan in plans for step in plan.steps]
+    assert {step.kind for step in steps if isinstance(step, Noise)} == {"gaussian", "poisson"}
+    assert {type(step) for step in steps} == set(Step.__args__)
+    assert {step.mode for step in steps if isinstance(step, Resize)} >= {*PHOTO.final_resize}
+    carried = blind._carried(hr, plans, on_cpu=False)
     expected = blind._degrade(hr, plans, carried, ON_DEVICE)  # tables are made once a process
 
     def refuse(*_):
@@ -155,10 +193,12 @@ def test_what_waits_is_noticed():
         noise(3)[torch.ones(3, dtype=torch.bool)]
 
 
-def test_a_device_takes_the_same_choices_and_computes_the_same():
+@pytest.mark.parametrize("knobs", [{}, {"final_resize": PHOTO.final_resize, "sharpen_prob": 0.5}])
+def test_a_device_takes_the_same_choices_and_computes_the_same(knobs):
     """Only JPEG rounds otherwise: so at its best qualities, nearly the same pixels."""
     fine = {"jpeg_quality": (95, 100)}
-    cfg = BlindConfig(first=FirstOrder(**fine), second=SecondOrder(**fine), second_order_prob=0.7)
+    both = {"first": FirstOrder(**fine), "second": SecondOrder(**fine)}
+    cfg = BlindConfig(**both, second_order_prob=0.7, **knobs)
     hr = torch.from_numpy(smooth(64, 80)).permute(2, 0, 1)[None].expand(24, -1, -1, -1) / 255
     plans = plan_blind(cfg, 2, (64, 80), range(24))
     difference = (on_device(hr, plans) - degrade_as_planned(hr, plans)).abs() * 255
@@ -175,18 +215,15 @@ def test_on_a_device_too_a_sample_depends_on_its_seed_alone():
 # ------------------------------------------------------------------------------------- the pipeline
 
 
-def test_a_sample_depends_on_picture_and_seed_not_on_its_batch():
+@pytest.mark.parametrize("cfg", [BlindConfig(), WEBP], ids=["published", "photo"])
+def test_a_sample_depends_on_picture_and_seed_not_on_its_batch(cfg):
     """Bit for bit: a level that JPEG sees otherwise would grow to many."""
     hr, seeds = noise(7, 3, 68, 76), [(5, n) for n in range(7)]
-    batch = degrade_blind(hr, 4, BlindConfig(), seeds)
-    alone = torch.cat(
-        [degrade_blind(hr[i : i + 1], 4, BlindConfig(), [seeds[i]]) for i in range(7)]
-    )
+    batch = degrade_blind(hr, 4, cfg, seeds)
+    alone = torch.cat([degrade_blind(hr[i : i + 1], 4, cfg, [seeds[i]]) for i in range(7)])
     assert torch.equal(batch, alone)
     order = [3, 0, 6]
-    assert torch.equal(
-        degrade_blind(hr[order], 4, BlindConfig(), [seeds[i] for i in order]), batch[order]
-    )
+    assert torch.equal(degrade_blind(hr[order], 4, cfg, [seeds[i] for i in order]), batch[order])
 
 
 def test_another_seed_is_another_degradation():
@@ -263,6 +300,105 @@ def test_the_final_sinc_filter_is_applied_as_often_as_it_should():
     plain = degrade_blind(hr, 1, HARMLESS, range(60))
     found = degrade_blind(hr, 1, HARMLESS.model_copy(update={"final_sinc_prob": 0.5}), range(60))
     assert 0.25 < ((found - plain).abs().mean((1, 2, 3)) > 0.005).float().mean() < 0.75
+
+
+def done(image: torch.Tensor, *steps) -> torch.Tensor:
+    return degrade_as_planned(image, [Plan(steps, 0)])
+
+
+SHRINKS = {"box": "BOX", "bilinear": "BILINEAR", "bicubic": "BICUBIC", "lanczos": "LANCZOS"}
+
+
+@pytest.mark.parametrize("size", [(9, 13), (10, 17), (50, 70)])
+@pytest.mark.parametrize("shape", SHRINKS)
+def test_pillow_shrinks_are_pillows_own_up_to_its_rounding(shape, size):
+    pixels = smooth(36, 52)
+    found = done(to_image(pixels), Resize(size, f"pillow_{shape}"))
+    way = PIL.Image.Resampling[SHRINKS[shape]]
+    resized = PIL.Image.fromarray(pixels).resize(size[::-1], way)
+    assert (found - to_image(np.array(resized))).abs().max() <= 1.01 / 255
+
+
+def test_the_matlab_shrink_is_imresize():
+    image = noise(1, 3, 36, 52)
+    expected = (imresize_to(image, 9, 13).clamp(0, 1) * 255).round() / 255
+    found = done(image, Resize((9, 13), "matlab_bicubic"))
+    assert (found - expected).abs().max() <= 1.01 / 255
+    assert ((found - expected).abs() > 1e-6).float().mean() < 0.01
+
+
+def test_sharpening_adds_the_difference_from_the_blurred_picture_and_clips():
+    gauss = gaussian_kernel(7, (1.0, 1.0))
+    image = torch.full((1, 3, 15, 15), 102 / 255)
+    assert torch.equal(done(image, Sharpen(gauss, 1.5)), image)
+    image[..., 7, 7] = 127 / 255
+    found = (done(image, Sharpen(gauss, 0.8))[0, 0] - image[0, 0]) * 255
+    expected = np.zeros((15, 15))
+    expected[7, 7] = 20
+    expected[4:11, 4:11] -= 20 * gauss
+    np.testing.assert_allclose(found, expected, atol=0.51)
+    image[..., 7, 7] = 1
+    assert done(image, Sharpen(gauss, 3.0)).max() == 1
+
+
+def test_webp_loses_more_at_lower_quality_and_is_not_jpeg():
+    image = to_image(smooth(40, 56))
+    good, bad = (done(image, Compress("webp", quality)) for quality in (90, 10))
+    assert (good - image).abs().mean() < (bad - image).abs().mean() < 0.1
+    assert not torch.equal(good, done(image, Compress("jpeg", 90)))
+
+
+@pytest.mark.parametrize("probability", [0, 1])
+def test_what_never_or_always_happens_draws_nothing(random, probability):
+    """So the published degradation is what it was, bit for bit, before it had these knobs."""
+    before = random.bit_generator.state
+    assert _happens(probability, random) == bool(probability)
+    assert random.bit_generator.state == before
+
+
+def test_a_chance_between_comes_as_often_as_it_says(random):
+    found = np.mean([_happens(0.3, random) for _ in range(2000)])
+    assert found == pytest.approx(0.3, abs=0.04)
+
+
+def test_clean_samples_are_only_shrunk_and_as_many_as_they_should_be():
+    hr = to_image(smooth(64, 96)).expand(60, -1, -1, -1)
+    cfg = PHOTO.model_copy(update={"clean_resize": ("matlab_bicubic",)})
+    found = degrade_blind(hr, 4, cfg, range(60))
+    off = (found - imresize_to(hr[:1], 16, 24)).abs().amax((1, 2, 3))
+    assert 0.2 < (off <= 1.01 / 255).float().mean() < 0.6
+    ways = degrade_blind(hr, 4, BlindConfig(clean_prob=1), range(60))
+    assert len({tuple(one.flatten().tolist()) for one in ways}) == 5
+
+
+def test_without_noise_and_compression_nothing_is_left_to_lose():
+    hr = to_image(smooth(40, 56))
+    assert torch.equal(degrade_blind(hr, 1, UNTOUCHED, [0]), hr)
+    loud = {"gaussian_sigma": (50, 50), "noise_prob": 0, "jpeg_prob": 0}
+    silent = UNTOUCHED.model_copy(update={"first": FirstOrder(**CLEAN | loud)})
+    assert torch.equal(degrade_blind(hr, 1, silent, [0]), hr)
+
+
+JPEG, WEBP30 = Compress("jpeg", 30), Compress("webp", 30)
+ONE_CHANGE = {
+    "last JPEG": ({"second": {"jpeg_prob": 1}}, [JPEG]),
+    "twice": ({"second": {"jpeg_prob": 1}, "again_prob": 1}, [JPEG, JPEG]),
+    "WebP": ({"second": {"jpeg_prob": 1, "webp_prob": 1}}, [WEBP30]),
+    "sharpened": (
+        {"sharpen_prob": 1, "sharpen_amount": (1, 1), "sharpen_sigma": (1, 1)},
+        [Sharpen(gaussian_kernel(7, (1.0, 1.0)), 1.0)],
+    ),
+}
+
+
+@pytest.mark.parametrize("change", ONE_CHANGE)
+def test_a_knob_does_its_own_change_and_no_other(change):
+    knobs, steps = ONE_CHANGE[change]
+    second = {"jpeg_prob": 0, "jpeg_quality": (30, 30)} | knobs.get("second", {})
+    cfg = UNTOUCHED.model_copy(update=knobs | {"second": SecondOrder(**CLEAN | second)})
+    hr = (noise(1, 3, 48, 48) * 255).round() / 255
+    for found in degrade_blind(hr.expand(6, -1, -1, -1), 1, cfg, range(6)):
+        assert torch.equal(found[None], done(hr, *steps))
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import pytest
 import torch
 from degradations import HARMLESS, smooth
 
-from ldm_dream.config.data import BlindConfig, DataConfig
+from ldm_dream.config.data import BlindConfig, DataConfig, FirstOrder, SecondOrder
 from ldm_dream.config.run import MAY_CHANGE
 from ldm_dream.data.images import Image, read_image, write_image
 from ldm_dream.data.pairs import (
@@ -160,13 +160,19 @@ def test_cached_latents_belong_to_the_lr_patch_that_their_sample_shows(folder):
 def test_a_gpu_degrades_where_workers_are_few(monkeypatch, where, device, cores, processes, wanted):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)))
     monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
-    assert degrades_on_device(where, device) == wanted
+    cfg = DataConfig(degradation=BlindConfig(), degrade_on=where)
+    assert degrades_on_device(cfg, device) == wanted
+    webp = BlindConfig(first=FirstOrder(webp_prob=0.1))
+    assert not degrades_on_device(DataConfig(degradation=webp), device)
 
 
 def test_where_to_degrade_needs_something_to_degrade(folder):
     assert config(folder).model_copy(update={"degrade_on": "device"}).degrade_on
     with pytest.raises(ValueError, match="data.degrade_on=workers has no effect without"):
         DataConfig(train=("t",), degrade_on="workers")
+    with pytest.raises(ValueError, match="cannot compress as WebP"):
+        webp = BlindConfig(second=SecondOrder(webp_prob=0.1))
+        DataConfig(train=("t",), degradation=webp, degrade_on="device")
     assert not any(knob.startswith("data.degrade_on") for knob in MAY_CHANGE)
 
 

@@ -10,11 +10,13 @@ import numpy as np
 import pytest
 import pyvips
 from PIL import Image as PillowImage
+from PIL import ImageCms
 
 from ldm_dream.data import formats, header, reader, tiff
 from ldm_dream.data.images import (
     Image,
     ImageError,
+    check_quality,
     find_images,
     list_images,
     read_image,
@@ -199,14 +201,32 @@ def test_the_first_frame_of_an_animated_png_is_read_with_a_warning(tmp_path, cap
 def test_the_colour_space_of_an_hdr_png_is_kept_and_said(tmp_path, caplog):
     pq, srgb = bytes([9, 16, 0, 1]), bytes([1, 13, 0, 1])
     for cicp, is_said in ((pq, True), (srgb, False)):
-        write_image(tmp_path / "x.png", Image(pixels(), cicp=cicp))
+        write_image(tmp_path / "x.png", Image(pixels(), space=((b"cICP", cicp),)))
         found = read_image(tmp_path / "x.png")
-        assert found.cicp == cicp and np.array_equal(found.pixels, pixels())
+        assert dict(found.space) == {b"cICP": cicp} and np.array_equal(found.pixels, pixels())
         assert ("another kind than sRGB" in caplog.text) is is_said
         caplog.clear()
     PillowImage.open(tmp_path / "x.png").verify()
     write_image(tmp_path / "y.png", replace(found, metadata=None))  # stripped, the colours stay
-    assert read_image(tmp_path / "y.png").cicp == srgb
+    assert dict(read_image(tmp_path / "y.png").space) == {b"cICP": srgb}
+
+
+def test_gamma_and_primaries_of_a_png_are_kept_and_another_gamma_is_said(tmp_path, caplog):
+    primaries = (
+        b"cHRM",
+        struct.pack(">8I", *[31270, 32900, 64000, 33000, 30000, 60000, 15000, 6000]),
+    )
+    for gamma, is_said in ((45455, False), (100000, True)):
+        space = ((b"gAMA", struct.pack(">I", gamma)), primaries)
+        write_image(tmp_path / "x.png", Image(pixels(), space=space))
+        found = PillowImage.open(tmp_path / "x.png").info
+        assert found["gamma"] == gamma / 1e5 and found["chromaticity"][0] == 0.3127
+        assert read_image(tmp_path / "x.png").space == space
+        assert ("gAMA 1)" in caplog.text) is is_said
+    caplog.clear()
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    write_image(tmp_path / "x.png", Image(pixels(), icc=profile, space=space))
+    assert read_image(tmp_path / "x.png").icc and not caplog.records
 
 
 def test_damage_beside_the_pixels_of_a_png_is_said_or_refused(tmp_path, caplog):
@@ -221,3 +241,121 @@ def test_damage_beside_the_pixels_of_a_png_is_said_or_refused(tmp_path, caplog):
     (tmp_path / "x.png").write_bytes(whole[:density] + b"\x7f" + whole[density + 1 :])
     assert read_image(tmp_path / "x.png").alpha is not None
     assert "damaged, and left out: pHYs" in caplog.text
+
+
+# ------------------------------------------------------------------------- rarer kinds of numbers
+
+
+@pytest.mark.parametrize(
+    ("dtype", "top"),
+    [("uint32", 2**32 - 1), ("int32", 2**31 - 1), ("int32", 65535), ("int16", 255)],
+)
+@pytest.mark.parametrize("bands", [1, 3])
+def test_whole_numbers_of_other_kinds_become_sixteen_bits(tmp_path, dtype, top, bands, caplog):
+    shares = np.linspace(0, 1, 35 * bands).reshape(5, 7, bands)
+    picture = pyvips.Image.new_from_array((shares * top).astype(dtype))
+    space = "b-w" if bands == 1 else "srgb"
+    picture.copy(interpretation=space).tiffsave(str(tmp_path / "x.tif"))
+    found = read_image(tmp_path / "x.tif")
+    assert found.pixels.dtype == np.uint16 and found.was_gray is (bands == 1)
+    assert np.abs(found.pixels - shares * 65535).max() <= 65535 / top + 1
+    assert f"{dtype} numbers from 0 to" in caplog.text and f"as [0, {top}]" in caplog.text
+
+
+def test_numbers_below_zero_are_one_sentence(tmp_path):
+    picture = pyvips.Image.new_from_array(np.full((5, 7, 1), -3, np.int16))
+    picture.copy(interpretation="grey16").tiffsave(str(tmp_path / "x.tif"))
+    with pytest.raises(ImageError, match="from -3 to -3; scale them"):
+        read_image(tmp_path / "x.tif")
+
+
+@pytest.mark.parametrize(("dtype", "top"), [(np.uint8, 255), (np.uint16, 65535)])
+@pytest.mark.parametrize("alpha", [False, True])
+def test_cmyk_becomes_srgb_in_its_own_depth(tmp_path, dtype, top, alpha, caplog):
+    bands = np.zeros((6, 8, 5 if alpha else 4), dtype)
+    bands[:3, :, 0] = top  # cyan above, white below
+    bands[..., 4:] = top // 2
+    picture = pyvips.Image.new_from_array(bands).copy(interpretation="cmyk")
+    picture.tiffsave(str(tmp_path / "x.tif"))
+    found = read_image(tmp_path / "x.tif")
+    assert found.pixels.dtype == dtype and "CMYK becomes sRGB" in caplog.text
+    assert found.pixels[5].min() > 0.98 * top and found.pixels[0, 0, 0] < 0.3 * top
+    assert (found.alpha is not None) is alpha
+    assert not alpha or (found.alpha == top // 2).all()
+
+
+def test_lab_becomes_srgb_of_sixteen_bits(tmp_path):
+    srgb = pyvips.Image.new_from_array(pixels()).copy(interpretation="srgb")
+    srgb.colourspace("lab").tiffsave(str(tmp_path / "x.tif"))
+    found = read_image(tmp_path / "x.tif").pixels
+    assert found.dtype == np.uint16
+    assert np.abs(found / 257 - pixels()).max() < 3  # libvips stores 8 bits of each
+
+
+@pytest.mark.parametrize("bits", [10, 12])
+def test_an_avif_of_more_than_eight_bits_keeps_them(tmp_path, bits):
+    ramp = np.linspace(0, 65535, 64 * 64).astype(np.uint16).reshape(64, 64, 1).repeat(3, 2)
+    write_image(tmp_path / "x.avif", Image(ramp, bits=bits))
+    found = read_image(tmp_path / "x.avif")
+    assert found.bits == bits and np.abs(found.pixels.astype(int) - ramp).max() < 2000
+    write_image(tmp_path / "y.avif", replace(found))
+    assert read_image(tmp_path / "y.avif").bits == bits
+    write_image(tmp_path / "z.avif", Image(ramp))
+    assert read_image(tmp_path / "z.avif").bits == 10
+
+
+@pytest.mark.parametrize(
+    ("primaries", "transfer", "is_said"), [(9, 16, True), (12, 13, True), (1, 13, False)]
+)
+def test_the_colour_space_of_an_avif_is_read_as_that_of_a_png(
+    tmp_path, primaries, transfer, is_said, caplog
+):
+    picture = pyvips.Image.new_from_array(pixels()).copy(interpretation="srgb")
+    picture.heifsave(str(tmp_path / "x.avif"), compression="av1", lossless=True)
+    data = (tmp_path / "x.avif").read_bytes()
+    at = data.index(b"colrnclx") + 8
+    marked = data[:at] + struct.pack(">HH", primaries, transfer) + data[at + 4 :]
+    (tmp_path / "x.avif").write_bytes(marked)
+    found = read_image(tmp_path / "x.avif")
+    assert dict(found.space) == {b"cICP": bytes([primaries, transfer, 0, 1])}
+    assert ("another kind than sRGB" in caplog.text) is is_said
+    write_image(tmp_path / "y.png", found)
+    assert read_image(tmp_path / "y.png").space == found.space
+
+
+# ------------------------------------------------------------------------------------- as written
+
+
+def test_a_lossless_webp_stays_lossless_unless_a_quality_is_asked_for(tmp_path):
+    for name, options in (("whole", {"lossless": True}), ("lossy", {"quality": 90})):
+        path = tmp_path / f"{name}.webp"
+        PillowImage.fromarray(pixels()).save(path, exif=b"Exif\0\0II*\0", **options)
+        found = read_image(path)
+        assert found.is_lossless is (name == "whole")
+        write_image(tmp_path / "x.webp", replace(found, pixels=pixels()))
+        same = np.array_equal(read_image(tmp_path / "x.webp").pixels, pixels())
+        assert same is (name == "whole")
+        write_image(tmp_path / "y.webp", found, quality=50)
+        assert not read_image(tmp_path / "y.webp").is_lossless
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".webp", ".avif"])
+def test_a_lower_quality_is_a_smaller_file(tmp_path, suffix):
+    sizes = []
+    for quality in (20, 60, None, 100):
+        write_image(tmp_path / f"x{suffix}", Image(pixels(64, 64)), quality)
+        sizes.append((tmp_path / f"x{suffix}").stat().st_size)
+    assert sizes == sorted(set(sizes))
+
+
+def test_a_quality_that_changes_nothing_or_is_none_is_one_sentence(tmp_path):
+    png, jpg, tif = (tmp_path / name for name in ("a.png", "a.jpg", "a.tif"))
+    check_quality(90, [png, jpg])
+    check_quality(None, [png])
+    for quality, targets, says in (
+        (0, [jpg], "quality=0 is not possible"),
+        (101, [jpg], "from 1 .small. to 100"),
+        (90, [png, tif], "quality=90 changes nothing in PNG and TIFF"),
+    ):
+        with pytest.raises(ImageError, match=says):
+            check_quality(quality, targets)

@@ -148,3 +148,16 @@ def test_damaged_exif_costs_no_pixel_and_is_said(tmp_path, image, caplog):
     with caplog.at_level(logging.WARNING):
         write_image(tmp_path / "a.tif", broken)
     assert np.array_equal(read_image(tmp_path / "a.tif").pixels, image.pixels)
+
+
+def test_a_gain_map_that_is_not_kept_is_said_and_no_longer_claimed(tmp_path, caplog):
+    claim = b'<rdf:Description hdrgm:Version="1.0" tiff:Orientation'
+    data = photo()
+    longer = XMP.replace(b"<rdf:Description tiff:Orientation", claim)
+    size = len(XMP) + 2 + 29
+    data = data.replace(size.to_bytes(2, "big"), (size + len(longer) - len(XMP)).to_bytes(2, "big"))
+    (tmp_path / "a.jpg").write_bytes(data.replace(XMP, longer))
+    write_image(tmp_path / "b.jpg", read_image(tmp_path / "a.jpg"))
+    assert "gain map for HDR screens is left out" in caplog.text
+    xmp = PillowImage.open(tmp_path / "b.jpg").info["xmp"]
+    assert b"A title" in xmp and b"hdrgm" not in xmp

@@ -24,6 +24,7 @@ from faults.runner import Tally
 from ldm_dream.data.images import Image, ImageError, read_image
 from ldm_dream.upscaling.folder import Work, upscale_all, write_report
 from ldm_dream.upscaling.planning import check_places, plan_jobs
+from ldm_dream.upscaling.sizes import Size
 
 BAD_SHARE = 20
 KINDS = ("base.jpg", "gray.png", "rgba.png", "lossy.webp", "raw.tif", "palette.gif", "rgb.bmp")
@@ -88,7 +89,7 @@ def make(source: Path, n: int, seed: int) -> None:
 def work(source: Path, out: Path, report: Path) -> None:
     plan = plan_jobs(source, out)
     check_places(plan, report)
-    results = list(upscale_all(plan.jobs, Work(double, 2, skip_existing=True)))
+    results = list(upscale_all(plan.jobs, Work(double, Size(2), skip_existing=True)))
     write_report(report, {}, plan, results)
 
 

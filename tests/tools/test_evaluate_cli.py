@@ -104,7 +104,7 @@ def test_a_model_is_scored_at_its_scale_without_colour_fix_under_legacy(
     calls = []
 
     class Stand:
-        run = SimpleNamespace(scale=2)
+        scale, engine = 2, SimpleNamespace(color_fix="wavelet")
 
         def __call__(self, lr, scale, steps, color_fix):
             calls.append((scale, steps, color_fix))
@@ -117,7 +117,7 @@ def test_a_model_is_scored_at_its_scale_without_colour_fix_under_legacy(
     evaluate("--hr", hr, "-n", "x2", "--scale", 4, "--match", "1")
     legacy = ("--protocol", "dream-legacy")
     evaluate("--hr", hr, "-n", "x2", "--match", "1", *legacy, "--color-fix", "adain")
-    assert calls == [(2, 3, "none"), (2, 3, "none"), (4, None, "wavelet"), (2, None, "adain")]
+    assert calls == [(2, 3, "none"), (2, 3, "none"), (4, None, None), (2, None, "adain")]
 
 
 @pytest.mark.parametrize(

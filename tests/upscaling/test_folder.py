@@ -1,5 +1,6 @@
 import json
 import os
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,8 +9,11 @@ import pytest
 from PIL import Image as PillowImage
 
 from ldm_dream.data.images import Image, ImageError, read_image, write_image
+from ldm_dream.upscaling import folder as upscaling
+from ldm_dream.upscaling.devices import UpscaleError
 from ldm_dream.upscaling.folder import Work, summary, upscale_all, write_report
 from ldm_dream.upscaling.planning import BatchError, Job, Naming, Plan, check_places, plan_jobs
+from ldm_dream.upscaling.sizes import Size
 from ldm_dream.writing import WriteError
 
 
@@ -22,7 +26,7 @@ def double(image: Image) -> Image:
     return replace(image, pixels=image.pixels.repeat(2, 0).repeat(2, 1), alpha=alpha)
 
 
-DOUBLE = Work(double, 2)
+DOUBLE = Work(double, Size(2))
 
 
 @pytest.fixture
@@ -56,7 +60,7 @@ def test_errors_of_the_program_are_not_taken_for_bad_pictures(folder, tmp_path):
         raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
-        list(upscale_all(plan_jobs(folder, tmp_path / "out").jobs, Work(broken, 2)))
+        list(upscale_all(plan_jobs(folder, tmp_path / "out").jobs, Work(broken, Size(2))))
 
 
 def test_recursive_keeps_subfolders_suffix_and_ext_name_the_outputs(folder, tmp_path):
@@ -182,13 +186,50 @@ def test_impossible_plans_are_one_sentence(folder, tmp_path, source, out, option
     assert "\n" not in str(caught.value)
 
 
+def test_files_and_folders_together_are_one_plan(folder, tmp_path):
+    write_image(tmp_path / "more/d.png", picture())
+    sources = [tmp_path / "more/d.png", folder, folder / "a.png"]
+    plan = plan_jobs(sources, tmp_path / "out", recursive=True)
+    found = [(job.source.name, str(job.target.relative_to(tmp_path / "out"))) for job in plan.jobs]
+    names = (("a.png", "a.png"), ("b.png", "b.png"), ("c.png", "sub/c.png"), ("d.png", "d.png"))
+    assert sorted(found) == [*names] and plan.left_out == {"given twice": 1}
+
+
+def test_a_link_in_a_folder_is_a_picture_of_its_own(folder, tmp_path):
+    (folder / "link.png").symlink_to(folder / "a.png")
+    plan = plan_jobs([folder], tmp_path / "out")
+    assert [job.source.name for job in plan.jobs] == ["a.png", "b.png", "link.png"]
+
+
+def test_several_inputs_that_cannot_be_one_plan_are_one_sentence(folder, tmp_path):
+    write_image(tmp_path / "more/a.png", picture())
+    several = [folder / "a.png", folder / "b.png"]
+    for sources, out, says in (
+        ([folder, tmp_path / "more"], "out", r"more/a\.png would both become"),
+        (several, "out.png", "names one file, but several inputs are given"),
+        (several, "in/a.png", "is a file; the output of a folder or of several inputs"),
+        ([*several, tmp_path / "more/a.png"], "more", "is an input and would be overwritten"),
+    ):
+        with pytest.raises(BatchError, match=says):
+            plan_jobs(sources, tmp_path / out)
+
+
+def test_earlier_results_of_several_folders_are_no_inputs(folder, tmp_path):
+    write_image(tmp_path / "more/d.png", picture())
+    for _ in range(2):
+        plan = plan_jobs([folder, tmp_path / "more"], folder, naming=Naming("_x2"))
+        assert [job.target.name for job in plan.jobs] == ["a_x2.png", "b_x2.png", "d_x2.png"]
+        assert {r.status for r in upscale_all(plan.jobs, DOUBLE)} == {"done"}
+    assert plan.left_out == {"subfolder": 1, "earlier result": 3}
+
+
 def test_impossible_names_and_scales_are_one_sentence():
     for naming, says in (({"ext": "bmp"}, "ext='bmp' cannot"), ({"suffix": "/x"}, "no part of")):
         with pytest.raises(BatchError, match=says):
             Naming(**naming)
     for scale in (0, -1, float("nan"), float("inf")):
-        with pytest.raises(BatchError, match="is not possible"):
-            Work(double, scale)
+        with pytest.raises(UpscaleError, match="is not possible"):
+            Work(double, Size(scale))
 
 
 def never(image):
@@ -204,7 +245,7 @@ def test_what_cannot_be_written_is_refused_before_it_is_computed(folder, tmp_pat
     ):
         write_image(folder / "a.png", image)
         jobs = plan_jobs(folder / "a.png", tmp_path / out).jobs
-        assert why in str(next(upscale_all(jobs, Work(never, scale))).error)
+        assert why in str(next(upscale_all(jobs, Work(never, Size(scale)))).error)
     assert not list(tmp_path.rglob("*.jpg"))
 
 
@@ -311,7 +352,7 @@ def test_every_failure_names_its_file(folder, tmp_path):
 
     for upscale, why in ((refuses, "too large"), (hungry, "too little memory")):
         jobs = plan_jobs(folder, tmp_path / "out").jobs
-        for result in upscale_all(jobs, Work(upscale, 2)):
+        for result in upscale_all(jobs, Work(upscale, Size(2))):
             assert result.source in result.error and why in result.error
 
 
@@ -339,4 +380,120 @@ def test_the_report_is_no_file_of_the_model_in_use(folder, tmp_path):
     with pytest.raises(WriteError, match="is an input"):
         check_places(plan, model / "model.safetensors", model)
     check_places(plan, model / "report.json", model)
+    with pytest.raises(WriteError, match="is an input"):  # where the model is a file
+        check_places(plan, model / "model.safetensors", model / "model.safetensors")
     assert (model / "model.safetensors").read_text() == "weights"
+
+
+# ---------------------------------------------------------------------------------------- overlap
+
+
+@pytest.fixture
+def steps(monkeypatch):
+    """("read" | "write", name) -> an event that is set when that step begins; `hold` names what a
+    step waits for, until it gives up after 20 s.
+    """
+
+    class Steps(dict):
+        hold: dict = {}
+
+        def __missing__(self, key):
+            return self.setdefault(key, threading.Event())
+
+        def begin(self, step, path):
+            self[step, path.name].set()
+            if step_needed := self.hold.get((step, path.name)):
+                assert self[step_needed].wait(20), f"{step_needed} does not begin"
+
+    steps = Steps()
+
+    def read(path):
+        steps.begin("read", path)
+        return read_image(path)
+
+    def write(path, image, quality):
+        steps.begin("write", path)
+        write_image(path, image, quality)
+
+    monkeypatch.setattr(upscaling, "read_image", read)
+    monkeypatch.setattr(upscaling, "write_image", write)
+    return steps
+
+
+@pytest.fixture
+def four(tmp_path):
+    for number, name in enumerate(("1.png", "2.png", "3.png", "4.png")):
+        write_image(tmp_path / "in" / name, picture(3 + number, 5))
+    return plan_jobs(tmp_path / "in", tmp_path / "out").jobs
+
+
+def test_reading_computing_and_writing_overlap(four, steps):
+    """The first picture is written while the second is computed and the third is read."""
+    steps.hold = {("write", "1.png"): ("compute", "2.png")}
+
+    def compute(image):
+        if image.pixels.shape[0] == 4:
+            steps["compute", "2.png"].set()
+            assert steps["write", "1.png"].wait(20) and steps["read", "3.png"].wait(20)
+            assert not steps["read", "4.png"].wait(0.2)  # one picture ahead, not more
+        return double(image)
+
+    results = list(upscale_all(four, Work(compute, Size(2))))
+    assert [(Path(r.source).name, r.status) for r in results] == [
+        (job.source.name, "done") for job in four
+    ]
+    for job in four:
+        wanted = double(read_image(job.source)).pixels
+        assert np.array_equal(read_image(job.target).pixels, wanted)
+
+
+def test_a_large_picture_is_alone(four, steps, monkeypatch):
+    monkeypatch.setattr(upscaling, "LARGE", 4 * 5 * 4 - 1)  # the second, third and fourth
+
+    def compute(image):
+        if image.pixels.shape[0] in (4, 5):
+            follower = {4: "3.png", 5: "4.png"}[image.pixels.shape[0]]
+            assert not steps["read", follower].wait(0.2)
+        return double(image)
+
+    for before, result in enumerate(upscale_all(four, Work(compute, Size(2)))):
+        assert result.status == "done"
+        assert len(list(four[0].target.parent.iterdir())) == before + 1
+
+
+@pytest.mark.parametrize("stop", [KeyboardInterrupt, ZeroDivisionError])
+def test_what_is_computed_is_written_and_told_before_a_stop(four, steps, stop):
+    steps.hold = {("write", "1.png"): ("compute", "2.png")}
+
+    def compute(image):
+        if image.pixels.shape[0] == 4:
+            steps["compute", "2.png"].set()
+            raise stop
+        return double(image)
+
+    told, noted = [], []
+    work = Work(compute, Size(2), note=lambda job, result: noted.append(job))
+    with pytest.raises(stop):
+        told.extend(upscale_all(four, work))
+    assert [path.name for path in four[0].target.parent.iterdir()] == ["1.png"]
+    assert noted == four[:1]
+
+    told = []
+    with pytest.raises(stop):
+        for result in upscale_all(four, work):
+            told.append(result.status)
+    assert told == ["done"]
+
+
+def test_a_picture_that_is_written_is_told_before_the_next_is_computed(four):
+    computed = []
+
+    def compute(image):
+        computed.append(image)
+        threading.Event().wait(0.3)
+        return double(image)
+
+    work = Work(compute, Size(2))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(upscaling, "PATIENCE", 50)
+        assert next(upscale_all(four, work)).status == "done" and len(computed) == 1

@@ -6,7 +6,7 @@ import pytest
 import torch
 from PIL import ExifTags
 
-from ldm_dream.data.images import Image, ImageError
+from ldm_dream.data.images import Image, ImageError, read_image
 from ldm_dream.upscaling.hidden import filled
 from ldm_dream.upscaling.pictures import Canvas, Source, unpack
 
@@ -116,6 +116,12 @@ def test_a_pil_picture_is_turned_upright_and_keeps_what_it_says():
     assert tags.get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.ExifImageWidth] == 5
     assert again.info["dpi"] == (300, 300) and again.info["icc_profile"] == b"profile"
     assert picture.getexif()[ExifTags.Base.Orientation] == 6, "the picture given stays as it is"
+
+
+def test_cmyk_of_pillow_has_the_colours_of_the_same_file(tmp_path):
+    picture = PIL.Image.fromarray(np.tile(U8, (4, 4, 1)), "CMYK")
+    picture.save(tmp_path / "x.tif")
+    assert np.array_equal(unpack(picture).bands[0], read_image(tmp_path / "x.tif").pixels)
 
 
 def test_text_and_other_info_of_a_pil_picture_stay():

@@ -1,3 +1,4 @@
+import mmap
 import subprocess
 import sys
 from functools import cache
@@ -18,6 +19,7 @@ from ldm_dream.config.model import (
 )
 from ldm_dream.config.networks import IDMConfig, NetworkConfig, ResShiftNetConfig
 from ldm_dream.config.run import DiffusionRun
+from ldm_dream.data import scratch
 from ldm_dream.data.images import Image, ImageError
 from ldm_dream.data.resize import imresize_to, upsample
 from ldm_dream.denoiser import Denoiser
@@ -27,8 +29,9 @@ from ldm_dream.networks.autoencoders import build_autoencoder
 from ldm_dream.networks.layers import LastConv2d
 from ldm_dream.process import build_process
 from ldm_dream.sampler import SamplerError
+from ldm_dream.upscaling import frame as frame_module
+from ldm_dream.upscaling import layout as layout_module
 from ldm_dream.upscaling import pictures as pictures_module
-from ldm_dream.upscaling import upscaler as upscale_module
 from ldm_dream.upscaling.devices import placed
 from ldm_dream.upscaling.upscaler import UpscaleError, Upscaler
 
@@ -134,6 +137,15 @@ def test_idm_makes_any_scale_up_to_its_largest_itself(options, seen):
 def test_output_is_exactly_the_rounded_size(scale):
     out = upscaler()(np.zeros((7, 9, 3), np.uint8), scale=scale, steps=1)
     assert out.shape == (round(7 * (scale or 4)), round(9 * (scale or 4)), 3)
+
+
+def test_a_size_may_be_asked_for_instead_of_a_scale():
+    given = np.zeros((6, 9, 3), np.uint8)
+    assert upscaler()(given, width=20).shape == (13, 20, 3)
+    assert upscaler()(given, height=20, width=20).shape == (13, 20, 3)
+    assert upscaler()(given, megapixels=54e-6).shape == given.shape
+    with pytest.raises(UpscaleError, match="scale=2 and height=9"):
+        upscaler()(given, scale=2, height=9)
 
 
 @pytest.mark.parametrize("height, width", [(1, 1), (1, 40), (7, 5000), (33, 2)])
@@ -334,8 +346,8 @@ def test_strips_change_no_number(color_fix, scale, monkeypatch):
     image = Image(image.pixels, image.alpha[..., 0])
     options = {"steps": 1, "scale": scale, "color_fix": color_fix, "tile": 24, "tile_pad": 2}
     whole = upscaler()(image, **options)
-    monkeypatch.setattr(upscale_module, "STRIP", 21 * 4 * 13)
-    monkeypatch.setattr(upscale_module, "MIN_STRIP", 13)
+    monkeypatch.setattr(frame_module, "STRIP", 21 * 4 * 13)
+    monkeypatch.setattr(frame_module, "MIN_STRIP", 13)
     monkeypatch.setattr(pictures_module, "COLUMNS", 37)
     in_strips = upscaler()(image, **options)
     assert np.array_equal(in_strips.alpha, whole.alpha)
@@ -360,17 +372,34 @@ class Largest(TorchDispatchMode):
 
 @pytest.mark.parametrize("scale", [0.5, 4])
 def test_a_large_picture_is_never_whole_in_floats(scale, monkeypatch):
-    monkeypatch.setattr(upscale_module, "STRIP", 0)
+    monkeypatch.setattr(frame_module, "STRIP", 0)
     image = np.random.default_rng(0).integers(0, 256, (160, 8, 3), np.uint8)
     with Largest() as seen:
         upscaler()(image, steps=1, scale=scale, tile=16, tile_pad=2)
     assert seen.numbers < 0.5 * image.size * 16
 
 
+def test_a_large_result_for_a_file_lies_in_a_file_and_is_the_same(monkeypatch, tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (20, 24, 3), np.uint8)
+    wanted = upscaler()(Image(pixels), steps=1).pixels
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr(scratch, "LARGE", 1)
+    found = upscaler()(Image(pixels), steps=1).pixels
+    assert isinstance(owner(found), mmap.mmap) and np.array_equal(found, wanted)
+    assert owner(upscaler()(pixels, steps=1)) is None, "arrays of the caller are in memory"
+
+
+def owner(array):
+    """What the memory of an array belongs to; None: to an array itself."""
+    while isinstance(array, np.ndarray):
+        array = array.base
+    return array.obj if isinstance(array, memoryview) else array
+
+
 def test_a_very_large_picture_takes_smaller_tiles_by_itself(monkeypatch):
     for name in ("AUTO_TILE", "SMALL_TILE", "VERY_LARGE"):
         monkeypatch.setattr(
-            upscale_module, name, {"AUTO_TILE": 32, "SMALL_TILE": 16}.get(name, 4096)
+            layout_module, name, {"AUTO_TILE": 32, "SMALL_TILE": 16}.get(name, 4096)
         )
     model, sides = make(), []
     encode = model.engine.autoencoder.encode
@@ -535,13 +564,14 @@ def test_condition_is_the_parts_in_order_on_the_grid_of_the_network():
 
 def test_upscaler_is_exported_lazily():
     code = "import ldm_dream.config.files, sys; assert 'torch' not in sys.modules; "
-    code += "from ldm_dream import Upscaler; Upscaler"
+    code += "from ldm_dream import Upscaler; Upscaler; "
+    code += "assert not {'spandrel', 'gradio', 'ray'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_a_process_with_noise_alone_works_too():
     model = upscaler()
-    run = model.run.model_copy(
+    run = model.model.run.model_copy(
         update={
             "process": DDPMConfig(respace=4),
             "prediction": "v",

@@ -1,0 +1,110 @@
+"""Layout: how a picture is made, in one piece or in which tiles, and what is tried where memory runs
+out.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from dataclasses import dataclass, replace
+
+from ldm_dream.data.images import ImageError
+from ldm_dream.upscaling.devices import UpscaleError
+from ldm_dream.upscaling.engine import Engine, Options
+from ldm_dream.upscaling.frame import Frame
+from ldm_dream.upscaling.pictures import Pixels, Source
+from ldm_dream.upscaling.sizes import Size
+from ldm_dream.upscaling.tiling import Tiles
+
+log = logging.getLogger(__name__)
+
+# LR pixels: tile=None takes a picture of up to 256 x 256 pixels whole, a larger one in tiles of
+# that side; a very large one in smaller tiles, since its rows of tiles take memory too
+AUTO_TILE, VERY_LARGE, SMALL_TILE = 256, 2**22, 128
+
+
+@dataclass(frozen=True)
+class Layout:
+    """size: of the result. tiles: None = in one piece. calls: of networks, of each tile; one piece
+    is a tile. native: the network makes this size itself, of the picture as it is.
+    """
+
+    size: tuple[int, int]
+    frame: Frame
+    calls: int
+    tiles: Tiles | None = None
+    native: bool = False
+
+
+def first_layout(engine: Engine, pixels: Pixels, asked: Size, how: Options) -> Layout:
+    """Raises ImageError for a result of too many pixels, UserError for other options."""
+    size = asked.of(pixels.size)
+    if size[0] * size[1] > how.max_pixels:
+        raise ImageError(
+            f"the result has {size[0] * size[1]} pixels, more than the {how.max_pixels} "
+            "allowed; cut it first, or raise max_pixels (--max-pixels)."
+        )
+    if how.tile is None and _is_small(pixels) and engine.makes(asked.times(pixels.size)):
+        frame = Frame(Source(pixels), size, 0, size)
+        return Layout(size, frame, frame.source.count * engine.calls(how), native=True)
+    return _by_own_scale(engine, pixels, size, how)
+
+
+def with_less_memory(engine: Engine, layout: Layout, how: Options) -> Layout:
+    """The one to try next. Raises UpscaleError where there is none."""
+    if engine.give_memory_back():
+        log.warning("out of memory on %s: goes on without recorded CUDA graphs.", engine.device)
+        return layout
+    if layout.native:
+        log.warning("out of memory on %s: enlarged in tiles instead.", engine.device)
+        return _by_own_scale(engine, layout.frame.source.pixels, layout.size, how)
+    tiles = layout.tiles or _tiles(engine, layout.frame, how)
+    smaller = tiles.halved()
+    if smaller is None:
+        raise UpscaleError(
+            f"{engine.device} has too little memory for the smallest tiles; "
+            "lower batch_size or use the CPU."
+        )
+    log.warning(
+        "out of memory on %s: tiles of %d latent pixels become tiles of %d.",
+        engine.device, max(tiles.shape), max(smaller.shape),
+    )  # fmt: skip
+    return _in_tiles(engine, layout, smaller, how)
+
+
+def _by_own_scale(engine: Engine, pixels: Pixels, size: tuple[int, int], how: Options) -> Layout:
+    """As the model enlarges it, with context on all sides."""
+    scale, grid = engine.scale, engine.factor * engine.multiple
+    source = Source(pixels, engine.context, grid // math.gcd(grid, scale))
+    made = source.size[0] * scale, source.size[1] * scale
+    inner = pixels.size[0] * scale, pixels.size[1] * scale
+    frame = Frame(source, made, engine.context * scale, inner)
+    layout = Layout(size, frame, source.count * engine.calls(how))
+    if how.tile is None and _is_small(pixels) and source.count <= how.batch_size:
+        return layout
+    return _in_tiles(engine, layout, _tiles(engine, frame, how), how)
+
+
+def _tiles(engine: Engine, frame: Frame, how: Options) -> Tiles:
+    """As large as asked for, else a whole small picture."""
+    source, pixels = frame.source, frame.source.pixels
+    small = how.tile is None and _is_small(pixels)
+    tile = max(source.size) if small else (how.tile or _auto_tile(pixels)) + 2 * engine.context
+    height, width = (side // engine.factor for side in frame.size)
+    side, pad = (x * engine.scale / engine.factor for x in (tile, how.tile_pad))
+    return Tiles.plan(height, width, side, pad, engine.multiple)
+
+
+def _in_tiles(engine: Engine, layout: Layout, tiles: Tiles, how: Options) -> Layout:
+    pictures = layout.frame.source.count
+    count = sum(len(tiles.row(i, pictures)) for i in range(len(tiles.bands)))
+    runs = 2 if how.color_fix == "adain" else 1  # which measures first
+    return replace(layout, tiles=tiles, calls=runs * count * engine.calls(how))
+
+
+def _auto_tile(pixels: Pixels) -> int:
+    return AUTO_TILE if pixels.size[0] * pixels.size[1] <= VERY_LARGE else SMALL_TILE
+
+
+def _is_small(pixels: Pixels) -> bool:
+    return pixels.size[0] * pixels.size[1] <= AUTO_TILE**2

@@ -1,0 +1,38 @@
+"""Which model a name means, and the engine that runs it."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import torch
+
+from ldm_dream.hub import ANYWHERE, Search
+from ldm_dream.model_config import refuse_revision
+from ldm_dream.model_folder import LoadedModel, load_model
+from ldm_dream.upscaling.devices import Dtype, dtype_named
+from ldm_dream.upscaling.diffusion import Diffusion
+from ldm_dream.upscaling.engine import Engine
+from ldm_dream.upscaling.one_pass import OnePass, auto_dtype
+from ldm_dream.upscaling.peers import PeerModel, is_peer, read_peer
+
+Model = LoadedModel | PeerModel
+
+
+def load(name_or_path: str | Path, search: Search = ANYWHERE) -> Model:
+    """A bundled model by name, a model folder, one of the Hugging Face hub (`hf:owner/name`), or a
+    file of another project. search: for a model of the hub. Raises ModelError, HubError, CheckpointImportError.
+    """
+    name = os.path.expanduser(name_or_path)
+    if not is_peer(name):
+        return load_model(name_or_path, search)
+    refuse_revision(name, search)
+    return read_peer(Path(name))
+
+
+def engine_of(model: Model, device: torch.device, dtype: Dtype, compile: bool) -> Engine:
+    """dtype: as users name it. Raises UpscaleError for one that the model does not bear."""
+    if isinstance(model, LoadedModel):
+        return Diffusion(model, device, dtype_named(dtype, device), compile)
+    chosen = auto_dtype(model, device) if dtype == "auto" else dtype_named(dtype, device)
+    return OnePass(model, device, chosen, compile)

@@ -1,0 +1,126 @@
+"""Progress: how far a long work is and when it will be done, as a bar on a terminal and as a line now
+and then elsewhere.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
+
+from ldm_dream.data.image import Image
+
+BETWEEN_LINES = 10.0  # seconds
+BETWEEN_BARS = 0.1
+LONG = 60.0  # seconds of work that are said as soon as they can be estimated
+FORMAT = "{percentage:3.0f}%|{bar}| {desc}"
+
+
+class Progress:
+    """Of pictures, each of which is so many steps of so many tiles.
+
+    work: pixels of all pictures. pictures: how many. calls: steps a tile. quiet: shows nothing.
+    Results go to stdout, all else to stderr.
+    """
+
+    def __init__(self, work: float, pictures: int, calls: int, quiet: bool = False):
+        self.work, self.pictures, self.calls = work, pictures, calls
+        self.quiet, self.done, self.count = quiet, 0.0, 0
+        self.began = self.shown = time.monotonic()
+        self.said = False  # how long it takes
+        self.is_bar = sys.stderr.isatty() and not quiet
+        self.bar = tqdm(
+            total=1, bar_format=FORMAT, ncols=_columns(), disable=not self.is_bar, leave=False
+        )
+
+    def __enter__(self) -> Progress:
+        """Until the end, warnings too are written above the bar."""
+        self.warnings = logging_redirect_tqdm()
+        self.warnings.__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self.bar.close()
+        self.warnings.__exit__(*error)
+
+    def watching(self, upscale: Callable[..., Image]) -> Callable[[Image], Image]:
+        """`upscale`, of whose steps this one hears."""
+
+        def watched(picture: Image) -> Image:
+            height, width = picture.pixels.shape[:2]
+            with self.picture(height * width) as tell:
+                return upscale(picture, callback=tell)
+
+        return watched
+
+    @contextmanager
+    def picture(self, work: float) -> Iterator[Callable[..., None]]:
+        """-> during a picture of so many pixels, what is to be told of every step: how many are done
+        and how many there are.
+        """
+        if not self.count:
+            self.began = time.monotonic()
+        self.count += 1
+
+        def tell(done: int, total: int, *_: object) -> None:
+            self._show(work * done / total, done, total)
+
+        try:
+            yield tell
+        finally:
+            self.done += work
+
+    def write(self, line: str) -> None:
+        """A result, above the bar."""
+        if not self.quiet:
+            tqdm.write(line)
+            sys.stdout.flush()
+
+    def tell(self, line: str) -> None:
+        """What is no result."""
+        if not self.quiet:
+            tqdm.write(line, file=sys.stderr)
+            sys.stderr.flush()
+
+    def _show(self, part: float, done: int, total: int) -> None:
+        now, fraction = time.monotonic(), min(1.0, (self.done + part) / max(self.work, 1.0))
+        passed = now - self.began
+        # one step tells little: the first is of another kind than the next
+        left = passed / fraction - passed if fraction and (self.done or done > 1) else None
+        is_news = left is not None and not self.said and passed + left > LONG
+        between = BETWEEN_BARS if self.is_bar else BETWEEN_LINES
+        if now - self.shown < between and not is_news:
+            return
+        self.shown, self.said = now, self.said or is_news
+        text = self._text(done, total, left)
+        if self.is_bar:
+            self.bar.n, self.bar.ncols = fraction, _columns()
+            self.bar.set_description_str(text)
+        else:
+            self.tell(f"{fraction:4.0%}  {text}")
+
+    def _text(self, done: int, total: int, left: float | None) -> str:
+        tiles = total // self.calls
+        picture = f"picture {self.count} of {self.pictures}, " if self.pictures > 1 else ""
+        of_tiles = f" of {tiles} tiles" if tiles > 1 else ""
+        time_left = "" if left is None else f", about {in_time(left)} left"
+        return f"{picture}step {done} of {total}{of_tiles}{time_left}"
+
+
+def _columns() -> int:
+    """Of the terminal, less one, where the cursor stands."""
+    return shutil.get_terminal_size().columns - 1
+
+
+def in_time(seconds: float) -> str:
+    """45 -> "45 s", 720 -> "12 min", 12000 -> "3 h 20 min"."""
+    if seconds < 99.5:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60} min"

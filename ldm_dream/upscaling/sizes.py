@@ -1,0 +1,64 @@
+"""How large a result is to be: so many times the picture, or a width, a height or megapixels.
+
+Proportions are kept in every case, up to the rounding to whole pixels.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+
+from ldm_dream.upscaling.devices import UpscaleError
+
+
+@dataclass(frozen=True)
+class Size:
+    """One of scale (times each side), megapixels (millions of pixels in all), or width and height in
+    pixels: one of them tells the other, and with both the result is the largest that fits into
+    them. Raises UpscaleError.
+    """
+
+    scale: float | None = None
+    width: int | None = None
+    height: int | None = None
+    megapixels: float | None = None
+
+    def __post_init__(self) -> None:
+        given = {name: value for name, value in asdict(self).items() if value is not None}
+        for name, value in given.items():
+            is_whole = name in ("width", "height")
+            if not isinstance(value, int if is_whole else int | float) or isinstance(value, bool):
+                raise self._impossible(name, value)
+            if not (math.isfinite(value) and value > 0):
+                raise self._impossible(name, value)
+        if not given or (len(given) > 1 and set(given) != {"width", "height"}):
+            said = " and ".join(f"{name}={value}" for name, value in given.items()) or "no size"
+            raise UpscaleError(
+                f"{said} cannot be asked for; give one of scale, width, height or megapixels, "
+                "or width and height to fit the result into both."
+            )
+
+    def of(self, size: tuple[int, int]) -> tuple[int, int]:
+        """(height, width) of the picture -> of the result."""
+        times = self.times(size)
+        height, width = (max(1, round(side * times)) for side in size)
+        return height, width
+
+    def times(self, size: tuple[int, int]) -> float:
+        """By how much both sides of a picture of (height, width) grow."""
+        if self.scale is not None:
+            return self.scale
+        if self.megapixels is not None:
+            return math.sqrt(self.megapixels * 1e6 / (size[0] * size[1]))
+        sides = ((self.height, size[0]), (self.width, size[1]))
+        return min(wanted / side for wanted, side in sides if wanted is not None)
+
+    @staticmethod
+    def _impossible(name: str, value: object) -> UpscaleError:
+        kind = "whole number from 1" if name in ("width", "height") else "number above 0"
+        return UpscaleError(
+            f"{name}={value} is not possible; give a {kind}, for example {_LIKE[name]}."
+        )
+
+
+_LIKE = {"scale": 4, "width": 3840, "height": 2160, "megapixels": 24}
