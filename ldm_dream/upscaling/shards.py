@@ -256,7 +256,10 @@ class SharedRun:
         if not name or is_known_gone(name.rpartition("-")[0]):
             return False
         try:
-            beat = (self.place / f"{name}.alive").stat().st_mtime_ns
+            with (
+                self.place / f"{name}.alive"
+            ).open() as file:  # a server is asked when it is opened
+                beat = os.fstat(file.fileno()).st_mtime_ns
         except FileNotFoundError:
             return False
         # clocks of machines differ: what counts is that it changes

@@ -112,6 +112,21 @@ def test_a_worker_tells_each_picture_and_leaves_out_what_is_stored(pictures, tmp
     assert read_image(tmp_path / "out/1/1.png").pixels.shape == (1, 1, 3)
 
 
+def test_a_store_that_is_no_folder_holds_whole_files_only(pictures, tmp_path):
+    pytest.importorskip("pyarrow", reason="needs pip install 'ldm_dream[bulk]'")
+    store = pytest.importorskip("fsspec").filesystem("memory")
+    for name in ("0/0.png", "bad.png"):
+        store.pipe_file(f"/raw/{name}", (pictures / name).read_bytes())
+    load = partial(Double, tmp_path / "marks")
+    stored = Worker("fsspec+memory:///raw", "fsspec+memory:///x2", load, None, {}, Pool())
+    names = np.array(["0/0.png", "bad.png"])
+    for status in ("done", "skipped"):
+        assert stored({"source": names, "target": names})["status"].tolist() == [status, "failed"]
+    assert store.find("/x2") == ["/x2/0/0.png"]
+    content = store.cat_file("/x2/0/0.png")
+    assert read_image("0.png", content=content).pixels.shape == (16, 16, 3)
+
+
 @needs
 def test_impossible_stores_are_one_sentence(pictures, tmp_path, monkeypatch):
     with pytest.raises(BatchError, match="holds no picture"):
