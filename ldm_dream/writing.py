@@ -16,6 +16,7 @@ import os
 import re
 import shutil
 import socket
+import threading
 import time
 import zlib
 from collections.abc import Iterable, Iterator
@@ -206,6 +207,25 @@ def whole_file(path: Path) -> Iterator[Path]:
         draft.unlink(missing_ok=True)
 
 
+def claim_file(path: Path, text: str) -> bool:
+    """Make a file that has its text from the first moment on, and that only one process can make; ->
+    whether this one did. Not synced: after a crash of the machine it may be empty. Raises WriteError.
+    """
+    draft = _draft(path.parent, "")
+    try:
+        draft.write_text(text, encoding="utf-8")
+        os.link(draft, path)
+    except FileExistsError:
+        return (
+            draft.stat().st_nlink == 2
+        )  # made here: a file server may lose its answer and ask again
+    except OSError as error:
+        raise WriteError(f"{path}: cannot be written: {error.strerror or error}.") from error
+    finally:
+        draft.unlink(missing_ok=True)
+    return True
+
+
 def append_line(path: Path, text: str) -> None:
     """Add a line to a log, which may stay half where the disk is full. Raises WriteError."""
     try:
@@ -313,13 +333,14 @@ _DRAFT = re.compile(
 WEEK = 7 * 24 * 3600  # seconds after which a draft of another machine is no longer written to
 _numbers = itertools.count()
 _swept: set[Path] = set()
+_sweeping = threading.Lock()
 
 
 def _draft(folder: Path, suffix: str) -> Path:
     """A new name in `folder`; what killed processes left there is removed at the first time."""
-    if folder not in _swept:
-        _swept.add(folder)
-        with _sentences():
+    with _sweeping, _sentences():  # another thread's draft is made when that is over
+        if folder not in _swept:
+            _swept.add(folder)
             for path in folder.iterdir():
                 if (found := _DRAFT.fullmatch(path.name)) and _is_stale(path, found):
                     _remove(path)
@@ -349,6 +370,17 @@ def _remove(path: Path) -> None:
     else:
         with suppress(OSError):
             path.unlink()
+
+
+def this_process() -> str:
+    """A name that other machines and containers do not give."""
+    return f"{_HOST}-{os.getpid()}"
+
+
+def is_known_gone(name: str) -> bool:
+    """Whether a process that `this_process` named so was of this machine and has ended."""
+    host, _, process = name.partition("-")
+    return host == _HOST and not is_running(int(process))
 
 
 def is_running(process: int) -> bool:

@@ -89,6 +89,9 @@ IMPORT_RULES = {
         ("torch", "numpy", "safetensors", "taming", "tqdm", "huggingface_hub"),
     ),
     "ldm_dream.upscaling": May((*MODEL, *root("upscaling")), ("torch", "numpy", "PIL", "tqdm")),
+    "ldm_dream.upscaling.ray": May(
+        (*MODEL, *root("upscaling")), ("torch", "numpy", "ray", "pyarrow")
+    ),
     "ldm_dream.upscaling.upscaler": May(
         (*MODEL, *root("upscaling")),
         ("torch", "typing_extensions"),  # which pydantic brings

@@ -8,11 +8,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ldm_dream.config.model import VQGANConfig
+from ldm_dream.config.model import ResidualShiftConfig, VQGANConfig
+from ldm_dream.config.networks import ResShiftNetConfig
 from ldm_dream.config.run import AutoencoderRun, DiffusionRun
 from ldm_dream.data.images import Image, write_image
 from ldm_dream.denoiser import Denoiser, Inputs, sent
 from ldm_dream.model_folder import save_model
+from ldm_dream.networks import build_network
 from ldm_dream.networks.vqgan import VQGAN
 from ldm_dream.process import Numbers, wide
 
@@ -53,6 +55,24 @@ def autoencoder_folder(folder: Path) -> Path:
     torch.manual_seed(0)
     run = AutoencoderRun(task="autoencoder", autoencoder=VQGAN_TINY)
     save_model(folder, run, VQGAN(VQGAN_TINY).state_dict(), "a card")
+    return folder
+
+
+def pixel_model(folder: Path) -> Path:
+    """A x2 model in pixel space, a few thousand random weights."""
+    network = ResShiftNetConfig(
+        image_size=8,
+        model_channels=8,
+        channel_mult=(1,),
+        num_res_blocks=1,
+        attention_resolutions=(),
+        swin_embed_dim=8,
+        num_head_channels=8,
+        window_size=4,
+        norm="layer",
+    )
+    run = DiffusionRun(scale=2, process=ResidualShiftConfig(num_timesteps=2), network=network)
+    save_model(folder, run, build_network(run.network).state_dict(), card="for tests")
     return folder
 
 

@@ -444,6 +444,8 @@ def fault_of_command(words: list[str]) -> str:
         ):
             tool = next(i for i, word in enumerate(rest) if word.startswith("tools/"))
             return refusal(ROOT / rest[tool], rest[tool + 1 :])
+        case ["python" | "python3" | "torchrun", *rest] if "ldm_dream" in rest:
+            return fault_of_command(["ldm-dream", *rest[rest.index("ldm_dream") + 1 :]])
         case ["ldm-dream", name, *rest]:
             return refusal(COMMANDS[name], rest) if name in COMMANDS else f"no command {name}"
         case ["pip" | "git" | "cd" | "ls" | "export", *_]:

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -13,6 +14,7 @@ from ldm_dream.writing import (
     WriteError,
     check_folder,
     check_outputs,
+    claim_file,
     damaged,
     place_folder,
     whole_file,
@@ -228,3 +230,21 @@ def test_a_draft_of_another_machine_goes_after_a_week(tmp_path):
     with whole_file(tmp_path / "x.txt") as draft:
         draft.touch()
     assert sorted(p.name for p in tmp_path.iterdir()) == [".draft-00000000-1-60", "x.txt"]
+
+
+def test_only_one_of_many_claims_a_file_and_it_has_its_text_at_once(tmp_path):
+    with ThreadPoolExecutor(8) as pool:
+        claims = list(pool.map(lambda n: claim_file(tmp_path / "claim", f"{n}"), range(32)))
+    assert claims.count(True) == 1
+    assert (tmp_path / "claim").read_text() == str(claims.index(True))
+    assert [path.name for path in tmp_path.iterdir()] == ["claim"]
+    with pytest.raises(WriteError, match="cannot be written"):
+        claim_file(tmp_path / ("x" * 300), "")
+
+
+def test_a_process_of_this_machine_is_known_to_be_gone_others_never_are():
+    child = subprocess.Popen([sys.executable, "-c", ""])
+    host = writing.this_process().rpartition("-")[0]
+    child.wait()
+    names = writing.this_process(), f"{host}-{child.pid}", f"0badcafe-{child.pid}"
+    assert [writing.is_known_gone(name) for name in names] == [False, True, False]

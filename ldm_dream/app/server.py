@@ -87,6 +87,7 @@ def serving(models: dict[str, Any], place: Place) -> Iterator[str]:
                 app_kwargs={"middleware": _middleware(place)},
                 theme=_theme(),
                 css_paths=HERE / "page.css",
+                js=(HERE / "dropping.js").read_text(encoding="utf-8"),
                 footer_links=[],
                 share=False,
                 ssr_mode=False,

@@ -31,8 +31,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--model",
         action="append",
         metavar="NAME",
-        help="bundled model, model folder or hf:owner/name; several may be compared "
-        "(default: dream-latent-x4-tiny)",
+        help="a model, as for upscale; several may be compared (default: dream-latent-x4-tiny)",
     )
     parser.add_argument(
         "--max-upload",

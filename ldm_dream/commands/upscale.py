@@ -42,10 +42,11 @@ def run(args: argparse.Namespace, last: ExitStack) -> int:
     # here, so that --help and the first line come without torch
     from ldm_dream.data.images import check_quality
     from ldm_dream.upscaling.engine import Options
-    from ldm_dream.upscaling.folder import Work, summary, upscale_all, write_report
+    from ldm_dream.upscaling.folder import Work, summary, upscale_plan
     from ldm_dream.upscaling.forecast import forecast
     from ldm_dream.upscaling.planning import Naming, check_places, is_one_picture, plan_jobs
     from ldm_dream.upscaling.progress import Progress
+    from ldm_dream.upscaling.shards import device_of_rank, is_under_torchrun, share
     from ldm_dream.upscaling.upscaler import Upscaler
 
     plan = plan_jobs(sources, args.output, args.recursive, Naming(args.suffix, args.ext))
@@ -53,22 +54,21 @@ def run(args: argparse.Namespace, last: ExitStack) -> int:
     check_quality(args.quality, [job.target for job in plan.jobs])
     how = Options(**{field.name: getattr(args, field.name) for field in fields(Options)})
     how.size(1, args.scale)  # what is not possible ends here
-    upscaler = Upscaler.from_pretrained(args.model, args.device, args.dtype, args.compile)
+    device = device_of_rank(args.device)
+    upscaler = Upscaler.from_pretrained(args.model, device, args.dtype, args.compile)
     calls, size = upscaler.engine.calls(how), how.size(upscaler.scale, args.scale)
     upscale = partial(upscaler, scale=args.scale, **asdict(how))
     work = Work(upscale, size, args.skip_existing, args.metadata == "keep", args.quality)
+    settings = vars(args) | asdict(upscaler.engine.settled(how))
+    if args.share or is_under_torchrun():
+        return share(settings, plan, work, lambda line: args.quiet or print(line, flush=True))
     expected = forecast(plan.jobs, size, args.skip_existing)
-    results, is_one = [], is_one_picture(sources)
-    if args.json_report:
-        settings = vars(args) | asdict(upscaler.engine.settled(how))
-        last.callback(write_report, args.json_report, settings, plan, results)
+    is_one = is_one_picture(sources)
     with Progress(expected.pixels, expected.pictures, calls, args.quiet) as progress:
         if expected.is_large or progress.is_bar:
             progress.tell(f"{expected}.")
         work = replace(work, upscale=progress.watching(work.upscale))
-        for result in upscale_all(plan.jobs, work):
-            results.append(result)
-            progress.write(str(result))
+        results = upscale_plan(plan, work, settings, progress.write, last)
     if not is_one:
         progress.write(summary(plan, results))
     failed = [f"failed: {result.error}\n" for result in results if result.status == "failed"]

@@ -75,6 +75,11 @@ def _what(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--skip-existing", action="store_true", help="leave out pictures whose output is there"
     )
+    group.add_argument(
+        "--share",
+        action="store_true",
+        help="part the pictures among all processes of this command (torchrun implies it)",
+    )
 
 
 def _how(group: argparse._ArgumentGroup) -> None:

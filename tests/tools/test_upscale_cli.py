@@ -10,40 +10,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ldm_dream.config.model import ResidualShiftConfig
-from ldm_dream.config.networks import ResShiftNetConfig
-from ldm_dream.config.run import DiffusionRun
 from ldm_dream.data.images import Image, read_image, write_image
 from ldm_dream.errors import UserError
-from ldm_dream.model_folder import save_model
-from ldm_dream.networks import build_network
 from ldm_dream.upscaling import forecast, progress
 from ldm_dream.upscaling.upscaler import Upscaler
+from runs import pixel_model
 
 TOOL = Path(__file__).resolve().parents[2] / "tools/upscale.py"
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory) -> Path:
-    """A x2 model in pixel space, a few thousand random weights."""
-    run = DiffusionRun(
-        scale=2,
-        process=ResidualShiftConfig(num_timesteps=2),
-        network=ResShiftNetConfig(
-            image_size=8,
-            model_channels=8,
-            channel_mult=(1,),
-            num_res_blocks=1,
-            attention_resolutions=(),
-            swin_embed_dim=8,
-            num_head_channels=8,
-            window_size=4,
-            norm="layer",
-        ),
-    )
-    folder = tmp_path_factory.mktemp("models") / "tiny"
-    save_model(folder, run, build_network(run.network).state_dict(), card="for tests")
-    return folder
+    return pixel_model(tmp_path_factory.mktemp("models") / "tiny")
 
 
 @pytest.fixture
