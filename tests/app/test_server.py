@@ -22,8 +22,6 @@ from app.fakes import Model
 
 pytest.importorskip("gradio", reason="gradio is not installed (the extra app)")
 
-Keys = pytest.importorskip("selenium.webdriver.common.keys", reason="no selenium").Keys
-
 from ldm_dream.app import server
 from ldm_dream.app.server import Place, load_models, serving
 from ldm_dream.app.sessions import AppError
@@ -44,16 +42,19 @@ MODELS = {
 
 
 @pytest.fixture(scope="module")
-def url():
-    before = set(Path(tempfile.gettempdir()).glob("ldm-dream-*"))
+def served(tmp_path_factory):
+    """Where servers put the files of visitors."""
+    folder = tmp_path_factory.mktemp("served")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tempfile, "tempdir", str(folder))
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def url(served):
     with serving(MODELS, Place(port=0, upload=1)) as url:
         yield url
-    assert not set(Path(tempfile.gettempdir()).glob("ldm-dream-*")) - before  # all is deleted
-
-
-def sessions() -> set[Path]:
-    """Folders of visitors, of all servers of this machine."""
-    return set(Path(tempfile.gettempdir()).glob("ldm-dream-*/sessions/*"))
+    assert not list(served.iterdir())  # all is deleted
 
 
 # ---------------------------------------------------------------------------------------- the server
@@ -265,6 +266,8 @@ def test_mistakes_are_sentences_and_nothing_more(visit, tmp_path):
     visit.give(tmp_path / "half.png")
     visit.start()
     visit.is_done("half.png: ")
+    from selenium.webdriver.common.keys import Keys
+
     number = visit.one("#value input")
     number.send_keys(Keys.CONTROL + "a", "0")
     visit.start()
@@ -278,6 +281,8 @@ def test_the_pictures_are_compared_by_keyboard(visit, photo):
     visit.give(photo)
     visit.start()
     visit.is_done()
+    from selenium.webdriver.common.keys import Keys
+
     split = visit.one(".split")
     visit.wait(lambda: visit.drawn(".frame .over")["width"] > 0, "the pictures")
     before = visit.drawn(".line")["left"]
@@ -350,12 +355,15 @@ def test_a_file_that_is_too_large_is_refused(visit, tmp_path):
     )
 
 
-def test_what_a_visitor_gave_is_deleted_when_the_tab_is_closed(visit, photo, chromium):
-    before = sessions()
+def test_what_a_visitor_gave_is_deleted_when_the_tab_is_closed(visit, photo, chromium, served):
+    def sessions():
+        return set(served.glob("ldm-dream-*/sessions/*"))
+
+    visit.wait(lambda: not sessions(), "the end of earlier visits")
     visit.give(photo)
-    visit.wait(lambda: len(sessions() - before) == 1, "a folder")
+    visit.wait(lambda: len(sessions()) == 1, "a folder")
     chromium.get("about:blank")
-    visit.wait(lambda: not sessions() - before, "no folder")
+    visit.wait(lambda: not sessions(), "no folder")
 
 
 def test_narrow_and_dark_screens_show_the_whole_page(visit, photo, chromium):
