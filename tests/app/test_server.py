@@ -181,12 +181,22 @@ class Visit:
         self.wait(lambda: all(name[:4] in self.one("#pictures").text for name in names), names)
 
     def choose(self, field, name):
-        """An entry of a list of gradio."""
-        box = self.one(f"{field} input")
-        box.click()
-        self.wait(lambda: self.all("ul[role=listbox] li"), name)
-        next(li for li in self.all("ul[role=listbox] li") if name in li.text).click()
-        self.wait(lambda: name in (box.get_attribute("value") or ""), name)
+        """An entry of a list of gradio, which may be drawn anew at any moment."""
+        from selenium.common.exceptions import WebDriverException
+
+        def is_chosen():
+            try:
+                box = self.one(f"{field} input")
+                if name in (box.get_attribute("value") or ""):
+                    return True
+                if not self.all("ul[role=listbox] li"):
+                    box.click()
+                next(li for li in self.all("ul[role=listbox] li") if name in li.text).click()
+            except (WebDriverException, StopIteration):
+                return False
+            return name in (box.get_attribute("value") or "")
+
+        self.wait(is_chosen, name)
 
     def start(self):
         self.one("#start").click()
@@ -269,7 +279,7 @@ def test_mistakes_are_sentences_and_nothing_more(visit, tmp_path):
     from selenium.webdriver.common.keys import Keys
 
     number = visit.one("#value input")
-    number.send_keys(Keys.CONTROL + "a", "0")
+    number.send_keys(Keys.CONTROL + "a" + Keys.NULL + "0")
     visit.start()
     visit.is_done("scale=0 is not possible; give a number above 0, for example 4.")
     assert visit.one("#status .error").get_attribute("role") == "alert"
