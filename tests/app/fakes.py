@@ -1,13 +1,12 @@
 """Models that cost nothing, for tests of the page."""
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 
 import numpy as np
 import PIL.Image
 
-from ldm_dream.data.images import Image
 from ldm_dream.errors import UserError
 from ldm_dream.upscaling.watch import Stopped
 
@@ -46,10 +45,7 @@ class Model:
         pixels = image.pixels[rows][:, columns]
         top = np.iinfo(pixels.dtype).max
         alpha = None if image.alpha is None else image.alpha[rows][:, columns]
-        return Image(
-            top - pixels if self.invert else pixels,
-            alpha, image.icc, image.was_gray, image.cicp, image.metadata,
-        )  # fmt: skip
+        return replace(image, pixels=top - pixels if self.invert else pixels, alpha=alpha)
 
     def _preview(self):
         return PIL.Image.new("RGB", (64, 48), (200, 60, 60))

@@ -22,8 +22,6 @@ from app.fakes import Model
 
 pytest.importorskip("gradio", reason="gradio is not installed (the extra app)")
 
-Keys = pytest.importorskip("selenium.webdriver.common.keys", reason="no selenium").Keys
-
 from ldm_dream.app import server
 from ldm_dream.app.server import Place, load_models, serving
 from ldm_dream.app.sessions import AppError
@@ -44,16 +42,19 @@ MODELS = {
 
 
 @pytest.fixture(scope="module")
-def url():
-    before = set(Path(tempfile.gettempdir()).glob("ldm-dream-*"))
+def served(tmp_path_factory):
+    """Where servers put the files of visitors."""
+    folder = tmp_path_factory.mktemp("served")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tempfile, "tempdir", str(folder))
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def url(served):
     with serving(MODELS, Place(port=0, upload=1)) as url:
         yield url
-    assert not set(Path(tempfile.gettempdir()).glob("ldm-dream-*")) - before  # all is deleted
-
-
-def sessions() -> set[Path]:
-    """Folders of visitors, of all servers of this machine."""
-    return set(Path(tempfile.gettempdir()).glob("ldm-dream-*/sessions/*"))
+    assert not list(served.iterdir())  # all is deleted
 
 
 # ---------------------------------------------------------------------------------------- the server
@@ -180,12 +181,22 @@ class Visit:
         self.wait(lambda: all(name[:4] in self.one("#pictures").text for name in names), names)
 
     def choose(self, field, name):
-        """An entry of a list of gradio."""
-        box = self.one(f"{field} input")
-        box.click()
-        self.wait(lambda: self.all("ul[role=listbox] li"), name)
-        next(li for li in self.all("ul[role=listbox] li") if name in li.text).click()
-        self.wait(lambda: name in (box.get_attribute("value") or ""), name)
+        """An entry of a list of gradio, which may be drawn anew at any moment."""
+        from selenium.common.exceptions import WebDriverException
+
+        def is_chosen():
+            try:
+                box = self.one(f"{field} input")
+                if name in (box.get_attribute("value") or ""):
+                    return True
+                if not self.all("ul[role=listbox] li"):
+                    box.click()
+                next(li for li in self.all("ul[role=listbox] li") if name in li.text).click()
+            except (WebDriverException, StopIteration):
+                return False
+            return name in (box.get_attribute("value") or "")
+
+        self.wait(is_chosen, name)
 
     def start(self):
         self.one("#start").click()
@@ -265,8 +276,10 @@ def test_mistakes_are_sentences_and_nothing_more(visit, tmp_path):
     visit.give(tmp_path / "half.png")
     visit.start()
     visit.is_done("half.png: ")
+    from selenium.webdriver.common.keys import Keys
+
     number = visit.one("#value input")
-    number.send_keys(Keys.CONTROL + "a", "0")
+    number.send_keys(Keys.CONTROL + "a" + Keys.NULL + "0")
     visit.start()
     visit.is_done("scale=0 is not possible; give a number above 0, for example 4.")
     assert visit.one("#status .error").get_attribute("role") == "alert"
@@ -278,6 +291,8 @@ def test_the_pictures_are_compared_by_keyboard(visit, photo):
     visit.give(photo)
     visit.start()
     visit.is_done()
+    from selenium.webdriver.common.keys import Keys
+
     split = visit.one(".split")
     visit.wait(lambda: visit.drawn(".frame .over")["width"] > 0, "the pictures")
     before = visit.drawn(".line")["left"]
@@ -350,12 +365,15 @@ def test_a_file_that_is_too_large_is_refused(visit, tmp_path):
     )
 
 
-def test_what_a_visitor_gave_is_deleted_when_the_tab_is_closed(visit, photo, chromium):
-    before = sessions()
+def test_what_a_visitor_gave_is_deleted_when_the_tab_is_closed(visit, photo, chromium, served):
+    def sessions():
+        return set(served.glob("ldm-dream-*/sessions/*"))
+
+    visit.wait(lambda: not sessions(), "the end of earlier visits")
     visit.give(photo)
-    visit.wait(lambda: len(sessions() - before) == 1, "a folder")
+    visit.wait(lambda: len(sessions()) == 1, "a folder")
     chromium.get("about:blank")
-    visit.wait(lambda: not sessions() - before, "no folder")
+    visit.wait(lambda: not sessions(), "no folder")
 
 
 def test_narrow_and_dark_screens_show_the_whole_page(visit, photo, chromium):
