@@ -137,9 +137,10 @@ def build_parser() -> argparse.ArgumentParser:
     sampling.add_argument(
         "--size",
         type=int,
-        default=128,
+        nargs="+",
+        default=[128],
         metavar="PX",
-        help="side of the LR picture (default: %(default)s)",
+        help="side of the LR picture (default: 128)",
     )
     sampling.add_argument(
         "--steps", type=int, nargs="+", metavar="N", help="(default: the model's)"
@@ -221,13 +222,17 @@ def build_parser() -> argparse.ArgumentParser:
     wait.add_argument("--repetitions", type=int, default=5, metavar="N", help="(default: 5)")
 
     large = commands.add_parser(
-        "large-picture", help="most memory of a large picture, with networks of no cost"
+        "large-picture", help="memory of a large picture over time, by default with free networks"
     )
     large.add_argument("--height", type=int, default=4000)
     large.add_argument("--width", type=int, default=6000)
     large.add_argument("--scale", type=float, default=4)
     large.add_argument("--steps", type=int, help="(default: the model's)")
     large.add_argument("--ext", default="jpg", help="(default: jpg)")
+    large.add_argument(
+        "--networks", choices=("free", "real"), default="free", help="(default: free)"
+    )
+    large.add_argument("--minutes", type=float, metavar="M", help="then stop, if not done before")
 
     folder = commands.add_parser(
         "folder",

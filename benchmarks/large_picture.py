@@ -1,14 +1,16 @@
-"""Most memory while a large picture is upscaled and written, with networks of no cost.
+"""Memory over time while a large picture is upscaled and written, by default with networks of no cost.
 
     python -m benchmarks large-picture --height 4000 --width 6000 --scale 4 --steps 1 --ext jpg
+    python -m benchmarks large-picture --height 8000 --width 12000 --networks real --minutes 20
 
-What the networks cost in time is left out; what their results hold is not, nor what a decoder takes
+What free networks cost in time is left out; what their results hold is not, nor what a decoder takes
 for a tile on the way. So a picture of 24 megapixels takes minutes instead of hours.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import resource
 import tempfile
 import time
@@ -21,9 +23,12 @@ from torch import Tensor
 
 from ldm_dream.data.images import Image, write_image
 from ldm_dream.heap import give_back_freed_memory
+from ldm_dream.upscaling.diffusion import Diffusion
 from ldm_dream.upscaling.upscaler import Upscaler
+from ldm_dream.upscaling.watch import Stopped
 
 DECODER_BYTES = 1.2e9 / 288**2  # a latent pixel of a tile, of the bundled model in float32
+BETWEEN = 30  # seconds between two lines
 
 
 class FreeAutoencoder(torch.nn.Module):
@@ -38,23 +43,55 @@ class FreeAutoencoder(torch.nn.Module):
         return F.interpolate(z[:, :3], scale_factor=self.factor)
 
 
+class Lines:
+    """A callback: a line now and then, and the end after `minutes`."""
+
+    def __init__(self, minutes: float | None):
+        self.begun, self.last = time.monotonic(), 0.0
+        self.seconds = float("inf") if minutes is None else 60 * minutes
+
+    def __call__(self, done: int, total: int, preview: object) -> bool:
+        passed = time.monotonic() - self.begun
+        if passed - self.last > BETWEEN:
+            self.last = passed
+            self.say(f"{done} of {total} network calls")
+        return passed < self.seconds
+
+    def say(self, what: str) -> None:
+        passed = time.monotonic() - self.begun
+        most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        print(
+            f"{passed:6.0f} s  {_resident() / 1e9:.2f} GB, {most / 1e9:.2f} GB at the most  {what}",
+            flush=True,
+        )
+
+
 def main(args: argparse.Namespace) -> None:
     give_back_freed_memory()
-    torch.set_num_threads(1)
     upscaler = Upscaler.from_pretrained(device="cpu")
-    upscaler.engine.autoencoder = FreeAutoencoder()  # pyright: ignore[reportAttributeAccessIssue]
-    call = lambda z_t, emb, *inputs: z_t[:, : FreeAutoencoder.channels]  # noqa: E731
-    upscaler.engine.denoiser.call = call  # pyright: ignore[reportAttributeAccessIssue]
+    if args.networks == "free":
+        torch.set_num_threads(1)
+        engine = upscaler.engine
+        assert isinstance(engine, Diffusion)
+        engine.autoencoder = FreeAutoencoder()  # pyright: ignore[reportAttributeAccessIssue]
+        engine.denoiser.call = lambda z_t, emb, *inputs: z_t[:, : FreeAutoencoder.channels]
     rng = np.random.default_rng(0)
     picture = rng.integers(0, 256, (args.height, args.width, 3), dtype=np.uint8)
-    begun = time.perf_counter()
-    result = upscaler(Image(picture), scale=args.scale, steps=args.steps)
-    say(f"{picture.shape} -> {result.pixels.shape}", begun)
-    with tempfile.TemporaryDirectory() as folder:
+    lines = Lines(args.minutes)
+    most = math.ceil(args.height * args.scale) * math.ceil(args.width * args.scale)
+    try:
+        result = upscaler(Image(picture), args.scale, lines, steps=args.steps, max_pixels=most)
+    except Stopped as stopped:
+        lines.say(str(stopped))
+        return
+    lines.say(f"{picture.shape} -> {result.pixels.shape}")
+    with tempfile.TemporaryDirectory(dir=".") as folder:
         write_image(Path(folder) / f"x.{args.ext}", result)
-    say(f"written as {args.ext}", begun)
+    lines.say(f"written as {args.ext}")
 
 
-def say(what: str, begun: float) -> None:
-    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
-    print(f"{what}: {most:.2f} GB at the most, {time.perf_counter() - begun:.0f} s", flush=True)
+def _resident() -> int:
+    """Bytes, of Linux; 0 elsewhere."""
+    status = Path("/proc/self/status")
+    lines = status.read_text().splitlines() if status.exists() else []
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmRSS")), 0)

@@ -215,8 +215,9 @@ def sampling(rows: list[Row]) -> list[list[str]]:
             + [str(asked_for["steps"] or "the model's"), str(asked_for["tile"] or "automatic")]
             + [str(asked_for["batch_size"])]
             + [number(metrics, "seconds"), number(metrics, "megapixels_per_second")]
+            + [f"{1 / metrics['megapixels_per_second']:.3f}"]
         )
-    return [[*head, "s per picture", "MP/s"], *lines]
+    return [[*head, "s per picture", "MP/s", "s per MP"], *lines]
 
 
 def pictures(row: Row) -> str:

@@ -11,7 +11,7 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import NoReturn
 
 from ldm_dream.errors import UserError, did_you_mean, shown
@@ -21,7 +21,7 @@ EXIT_USER_ERROR = 2  # argparse uses the same status for a wrong command line
 EXIT_INTERRUPTED = 128 + signal.SIGINT  # as a shell has it
 EXIT_CLOSED = 128 + signal.SIGPIPE
 EXIT_TERMINATED = 128 + signal.SIGTERM
-PATIENCE = 0.5  # seconds
+PATIENCE = 0.7  # seconds
 
 
 class Terminated(KeyboardInterrupt):
@@ -34,10 +34,14 @@ class CommandLine(argparse.ArgumentParser):
     """
 
     def parse_args(self, args: Sequence[str] | None = None, namespace=None):
-        words = [self._dashed(word) for word in (sys.argv[1:] if args is None else args)]
-        for word in words[: words.index("--") if "--" in words else None]:
+        given = list(sys.argv[1:] if args is None else args)
+        end = given.index("--") if "--" in given else len(given)
+        words = [self._dashed(word) for word in given[:end]]
+        for word in words:
             self._refuse_unknown(word)
-        found, rest = self.parse_known_intermixed_args(words, namespace)
+        # behind -- are no options, which argparse forgets where words stand between options
+        parse = self.parse_known_args if end < len(given) else self.parse_known_intermixed_args
+        found, rest = parse([*words, *given[end:]], namespace)
         if rest:
             self.error(f"nothing here takes {' '.join(rest)}")
         return found
@@ -114,9 +118,9 @@ def _stdout_is_closed() -> bool:
 
 
 @contextmanager
-def stoppable(what_stays: str) -> Iterator[None]:
+def stoppable(what_stays: str) -> Iterator[ExitStack]:
     """Body of a tool's `main`: Ctrl-C and SIGTERM -> one line of stderr with what stays of the work,
-    exit status 130 or 143.
+    exit status 130 or 143. -> what is to be done last, stopped or not, such as to write a report.
 
     Python hears of a signal between two of its own steps. A library may take longer over one, such
     as a large picture being written: after PATIENCE the process is ended from another thread, as it
@@ -134,8 +138,8 @@ def stoppable(what_stays: str) -> Iterator[None]:
         if signal.getsignal(number) != signal.SIG_IGN  # as nohup and a shell's & set it
     }
     try:
-        with _watched(heard, what_stays):
-            yield
+        with ExitStack() as last, _watched(heard, what_stays, last):
+            yield last
     except KeyboardInterrupt as stopped:
         sys.stderr.write(f"stopped; {what_stays}.\n")
         terminated = isinstance(stopped, Terminated)
@@ -146,7 +150,7 @@ def stoppable(what_stays: str) -> Iterator[None]:
 
 
 @contextmanager
-def _watched(heard: threading.Event, what_stays: str) -> Iterator[None]:
+def _watched(heard: threading.Event, what_stays: str, last: ExitStack) -> Iterator[None]:
     """During the body, a thread learns of every signal at once, by a pipe."""
     reading, writing = os.pipe()
     os.set_blocking(writing, False)
@@ -157,10 +161,13 @@ def _watched(heard: threading.Event, what_stays: str) -> Iterator[None]:
         while number := os.read(reading, 1):  # nothing when the pipe is closed
             count += number[0] in (signal.SIGINT, signal.SIGTERM)
             if count > 1 or (count == 1 and not heard.wait(PATIENCE)):
-                remove_drafts()
                 sys.stderr.write(f"\nstopped; {what_stays}.\n")
-                sys.stderr.flush()
-                os._exit(128 + number[0])
+                try:
+                    last.close()
+                finally:
+                    remove_drafts()
+                    sys.stderr.flush()
+                    os._exit(128 + number[0])
         os.close(reading)
 
     before = signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
@@ -173,13 +180,23 @@ def _watched(heard: threading.Event, what_stays: str) -> Iterator[None]:
         os.close(writing)
 
 
+# a forked worker's signals are not those of this process: it leaves the pipe before it hears of any
 _pipes: set[int] = set()
+_masks: list[set[int]] = []
 
 
-def _leave_pipe() -> None:
-    """In a forked worker, whose signals are not those of this process."""
+def _before_fork() -> None:
+    _masks.append(signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM}))
+
+
+def _in_parent() -> None:
+    signal.pthread_sigmask(signal.SIG_SETMASK, _masks.pop())
+
+
+def _in_child() -> None:
     if (pipe := signal.set_wakeup_fd(-1)) not in _pipes:
         signal.set_wakeup_fd(pipe)
+    _in_parent()
 
 
-os.register_at_fork(after_in_child=_leave_pipe)
+os.register_at_fork(before=_before_fork, after_in_parent=_in_parent, after_in_child=_in_child)

@@ -3,11 +3,14 @@
 import io
 import os
 import signal
+import subprocess
 import sys
+import time
 
 import pytest
 
-from ldm_dream.cli import stoppable, user_errors
+from ldm_dream.cli import command_line, stoppable, user_errors
+from ldm_dream.commands.main import COMMANDS, main
 from ldm_dream.errors import UserError, shown
 
 
@@ -68,3 +71,120 @@ def test_a_reader_that_has_gone_ends_a_tool_without_a_traceback(monkeypatch):
 def test_a_pipe_that_breaks_elsewhere_is_not_taken_for_stdout():
     with pytest.raises(BrokenPipeError, match="of a worker"), user_errors():
         raise BrokenPipeError("of a worker")
+
+
+# --------------------------------------------------------------------------------- command lines
+
+
+def refused(capsys, call, *args) -> str:
+    """The one line that a mistake ends with."""
+    with pytest.raises(SystemExit) as stop:
+        call(*args)
+    err = capsys.readouterr().err
+    assert stop.value.code == 2 and err.startswith("error: ") and len(err.splitlines()) == 1
+    return err
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ("upscal -i x", "there is no command upscal; did you mean upscale?"),
+        ("enlarge", "use one of upscale, train"),
+        ("upscale x -o y --tile_padd 3", "no option --tile-padd; did you mean --tile-pad?"),
+        ("upscale x --outptu y", "did you mean --output?"),
+        ("upscale x -o y --scael=3", "did you mean --scale?"),
+        ("upscale x -o y -z", "nothing here takes -z"),
+        ("upscale x -o y --seed one", "invalid int value: 'one'"),
+        ("train --dry-rum configs/quickstart.yaml", "did you mean --dry-run?"),
+        ("evaluate --hr x --sr y --jason z", "did you mean --json?"),
+        ("train", "CONFIG.yaml"),
+        ("upscale x -o y --\x1b[31m", "no option --\\x1b[31m"),
+    ],
+)
+def test_a_mistake_in_a_command_line_is_one_line_with_the_nearest_name(capsys, words, says):
+    assert says in refused(capsys, main, words.split(" "))
+
+
+def test_words_stand_anywhere_and_options_are_written_with_either_dash():
+    parser = command_line("x", "First.")
+    parser.add_argument("words", nargs="*")
+    parser.add_argument("--two-parts", type=int)
+    parser.add_argument("--odd_name")
+    for words in ("a --two_parts 3 b", "--two-parts=3 a b", "a b --two_par 3"):
+        found = parser.parse_args(words.split())
+        assert (found.words, found.two_parts) == (["a", "b"], 3)
+    found = parser.parse_args(["--odd_name", "--two_parts=1", "--", "--no_option"][1:])
+    assert found.words == ["--no_option"] and parser.parse_args(["--odd_name", "v"]).odd_name == "v"
+
+
+# ------------------------------------------------------------------------- ends within a second
+
+SLEEP = """
+import hashlib, pathlib, sys, time
+from ldm_dream.cli import stoppable
+from ldm_dream.writing import whole_file
+with stoppable("all is whole") as last:
+    last.callback(lambda: print("last", flush=True))
+    with whole_file(pathlib.Path(sys.argv[1])) as draft:
+        print(draft.exists(), flush=True)
+        if sys.argv[2] == "long call":
+            hashlib.pbkdf2_hmac("sha256", b"", b"", 2**31 - 1)  # which no signal interrupts
+        while True:
+            try:
+                time.sleep(60)
+            except KeyboardInterrupt:
+                print("passed over", flush=True)
+"""
+
+
+@pytest.mark.parametrize(
+    ("way", "number"), [("long call", signal.SIGTERM), ("twice", signal.SIGINT)]
+)
+def test_a_signal_ends_what_does_not_listen_and_leaves_no_draft(tmp_path, way, number):
+    """A library in a long call, and one that passes over the first Ctrl-C."""
+    command = [sys.executable, "-c", SLEEP, str(tmp_path / "out.png"), way]
+    child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert child.stdout and child.stdout.readline() == "True\n"
+    start = time.monotonic()
+    child.send_signal(number)
+    if way == "twice":
+        assert child.stdout.readline() == "passed over\n"
+        child.send_signal(number)
+    out, err = child.communicate(timeout=60)
+    took = time.monotonic() - start
+    assert child.returncode == 128 + number and err.strip() == "stopped; all is whole."
+    assert out.endswith("last\n") and not [*tmp_path.iterdir()]
+    assert took < 5, took  # a second, on a machine that does nothing else
+
+
+def test_what_is_last_is_done_once(capsys):
+    for ends in (KeyboardInterrupt, SystemExit):
+        done = []
+        with pytest.raises(SystemExit), stoppable("all is whole") as last:
+            last.callback(done.append, 1)
+            raise ends
+        assert done == [1]
+
+
+def test_a_signal_of_a_forked_worker_ends_the_worker_alone(capsys):
+    with stoppable("all is whole"):
+        child = os.fork()
+        if child == 0:
+            try:
+                time.sleep(60)
+            finally:
+                os._exit(7)
+        os.kill(child, signal.SIGTERM)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+        time.sleep(1)
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_help_has_examples_and_exit_statuses_in_100_columns(capsys, monkeypatch, name):
+    monkeypatch.setenv("COLUMNS", "100")
+    with pytest.raises(SystemExit) as stop:
+        main([name, "--help"])
+    text = capsys.readouterr().out
+    assert stop.value.code == 0 and f"\nexamples:\n  ldm-dream {name}" in text
+    assert "\nexit status:\n  0 " in text and max(map(len, text.splitlines())) <= 100

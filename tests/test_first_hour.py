@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from ldm_dream.commands.main import COMMANDS, main
 from preparing import archives
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -40,9 +41,9 @@ SMALL = {  # of the SR3 configs, in place of the published network
 }
 # what is not run of the pages below, by how it begins, and why
 NOT_RUN = {
-    "python tools/import_checkpoint.py": "wants published weights; tests/interchange has their layouts",
-    "python tools/upscale.py -i photos -o out -n models/resshift-4x": "wants published weights",
-    "python tools/upscale.py -i photos -o out -n 4x-model.pth": "wants weights of another project",
+    "ldm-dream import": "wants published weights; tests/interchange has their layouts",
+    "ldm-dream upscale photos -o out -n models/resshift-4x": "wants published weights",
+    "ldm-dream upscale photos -o out -n 4x-model.pth": "wants weights of another project",
     "python -m benchmarks all --device cuda": "wants a GPU",
 }
 
@@ -78,16 +79,20 @@ def commands(document: Path) -> list[list[str]]:
 
 
 def run(words: list[str], monkeypatch) -> None:
-    assert words[0] == "python", words
+    is_tool = words[0] == "python"
+    assert is_tool or words[0] == "ldm-dream", words
     name, *arguments = words[1:]
-    if name == "tools/train.py":
+    file = Path(name).stem if is_tool else COMMANDS[name]
+    if file == "train":
         cut = SHORT | SMALL if "sr3" in arguments[0] else SHORT
         arguments += ["--set", *(f"{key}={value}" for key, value in cut.items())]
-    if name == "tools/upscale.py":
+    if file == "upscale":
         arguments += ["--steps", "1"]
+    if file == "prepare_data" and "--list" not in arguments:
+        arguments += ["--workers", "1"]
     monkeypatch.setattr(sys, "argv", [name, *arguments])
     try:
-        runpy.run_path(name, run_name="__main__")
+        runpy.run_path(name, run_name="__main__") if is_tool else main([name, *arguments])
     except SystemExit as ended:
         assert not ended.code, f"{shlex.join(words)}: exit status {ended.code}"
 
@@ -135,8 +140,6 @@ def run_page(name: str, monkeypatch, before=lambda: None) -> None:
     for words in commands(ROOT / "docs" / name):
         if words[0] != "yaml" and not shlex.join(words).startswith(tuple(NOT_RUN)):
             before()
-            if words[1] == "tools/prepare_data.py" and "--list" not in words:
-                words = [*words, "--workers", "1"]
             run(alone(words), monkeypatch)
 
 
@@ -165,7 +168,7 @@ def test_the_commands_for_training_pictures_run(home, monkeypatch):
     photos(home / "photos", 2, 64)
     Path("large.txt").write_text("photos/00.png\nphotos/01.png\n")
     archives.div2k(home / "downloads")
-    run(shlex.split("python tools/prepare_data.py div2k --workers 1"), monkeypatch)
+    run(shlex.split("ldm-dream prepare div2k"), monkeypatch)
     for archive in (home / "downloads").iterdir():
         zipfile.ZipFile(archive).extractall("data")
     run_page("training-pictures.md", monkeypatch)

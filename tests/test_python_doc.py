@@ -29,6 +29,7 @@ def test_the_page_about_python_runs_as_it_stands(tmp_path, monkeypatch, capsys):
     exec("\n".join(re.findall(r"^```python\n(.*?)^```", PAGE, re.S | re.M)), known)
     assert isinstance(known["first"], ldm_dream.Image) and known["second"].size == (48, 40)
     assert known["array"].shape == (40, 48, 3) and known["tensor"].shape == (2, 3, 80, 96)
+    assert known["poster"].size == (60, 50)
     assert [known[name].scale for name in ("again", "shared", "offline")] == [4, 4, 4]
     with Image.open("larger.jpg") as larger:
         assert larger.size == (48, 40)

@@ -8,7 +8,6 @@ does not wait for the thread then.
 from __future__ import annotations
 
 import logging
-import math
 import re
 import shutil
 import threading
@@ -28,11 +27,11 @@ from ldm_dream.data.images import Image, check_writable, read_image, write_image
 from ldm_dream.errors import UserError, shown
 from ldm_dream.upscaling.engine import Options
 from ldm_dream.upscaling.planning import Naming, plan_jobs
+from ldm_dream.upscaling.sizes import Size
 from ldm_dream.upscaling.watch import Callback, Stopped
 
 log = logging.getLogger(__name__)
 
-SIZES = ("times", "width", "height", "megapixels")  # what a number for the size may mean
 OFTEN = 0.7  # seconds between two previews, at least
 SHARE = 4  # a preview may take this part of the time: one in four
 STOPPED = "Stopped."
@@ -54,26 +53,14 @@ class Model(Protocol):
 @dataclass(frozen=True)
 class Wish:
     """What a visitor asked for. model, other: names in the list of models; other=None compares with
-    the original alone. size: what the number is, one of SIZES.
+    the original alone.
     """
 
     model: str
     other: str | None = None
-    size: str = "times"
-    number: float | None = 4
+    size: Size = Size(4)
     options: Options = Options()
     keep_metadata: bool = True
-
-    def scale(self, width: int, height: int) -> float:
-        """Of a picture of this size. Raises AppError."""
-        if self.number is None or not math.isfinite(self.number) or self.number <= 0:
-            raise AppError(f"The value of the size is {self.number}; give a number above 0.")
-        return {
-            "times": self.number,
-            "width": self.number / width,
-            "height": self.number / height,
-            "megapixels": math.sqrt(self.number * 1e6 / (width * height)),
-        }[self.size]
 
 
 class Running:
@@ -114,7 +101,6 @@ class Running:
     def _enlarge_all(self) -> None:
         for name in filter(None, (self.wish.model, self.wish.other)):
             self._model(name).engine.calls(self.wish.options)  # what is not possible ends here
-        self.wish.scale(1, 1)
         for number, source in enumerate(self.pictures, 1):
             self.now = Now(shown(source.name), number, len(self.pictures))
             folder = self.folder / str(number)
@@ -145,30 +131,25 @@ class Running:
         if not self.wish.keep_metadata:
             picture = replace(picture, metadata=None)
         height, width = picture.pixels.shape[:2]
-        size = self._size(width, height)
+        high, wide = self.wish.size.of((height, width))
         view = write_view(folder / "views" / "0.png", picture)
         views, files, note = [View("Original", view, (width, height))], [], ""
         for name in filter(None, (self.wish.model, self.wish.other)):
             ending = "_large" + (f"_{_in_a_name(name)}" if self.wish.other else "")
             job = plan_jobs(source, folder, naming=Naming(ending)).jobs[0]
-            check_writable(job.target, *size, picture.alpha)
+            check_writable(job.target, wide, high, picture.alpha)
             result = self._call(name, picture)
             write_image(job.target, result)
             view = write_view(folder / "views" / f"{len(views)}.png", result)
-            views.append(View(name, view, size))
+            views.append(View(name, view, (wide, high)))
             files.append(job.target)
             note = job.note
-        return Result(shown(source.name), files, views, (width, height), size, note)
-
-    def _size(self, width: int, height: int) -> tuple[int, int]:
-        """Of the result."""
-        scale = self.wish.scale(width, height)
-        return max(1, round(width * scale)), max(1, round(height * scale))
+        return Result(shown(source.name), files, views, (width, height), (wide, high), note)
 
     def _call(self, name: str, picture: Image) -> Image:
         model, how = self._model(name), self.wish.options
         height, width = picture.pixels.shape[:2]
-        scale = self.wish.scale(width, height)
+        scale = self.wish.size.times((height, width))
         self.now = replace(
             self.now, model=name, done=0, total=0, calls=model.engine.calls(how), since=None
         )

@@ -11,6 +11,7 @@ from ldm_dream.app.sessions import AppError, Session, Sessions, pictures_of
 from ldm_dream.app.views import comparison, progress, sentences, summary
 from ldm_dream.errors import UserError
 from ldm_dream.upscaling.engine import Options
+from ldm_dream.upscaling.sizes import Size
 
 TITLE = "Make pictures larger"
 TICK = 0.2  # seconds between two looks at the work
@@ -21,7 +22,7 @@ LISTED = 6  # pictures that the last sentences name one by one
 HERE = Path(__file__).parent
 USUAL = {"width": 3840, "height": 2160, "megapixels": 24}  # first values of these sizes
 SIZE_NAMES = [
-    ("Times larger", "times"),
+    ("Times larger", "scale"),
     ("Width in pixels", "width"),
     ("Height in pixels", "height"),
     ("Megapixels", "megapixels"),
@@ -61,7 +62,7 @@ def build_page(models: dict[str, Any], sessions: Sessions) -> Any:
     """models: name -> an `Upscaler`, the first one chosen. -> gradio.Blocks."""
     import gradio as gr
 
-    usual = USUAL | {"times": next(iter(models.values())).scale}
+    usual = USUAL | {"scale": next(iter(models.values())).scale}
     with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=FORGET) as page:
         gr.Markdown(f"# {TITLE}")
         with gr.Row():
@@ -93,8 +94,8 @@ def _form(names: list[str], usual: Mapping[str, float]) -> Form:
     )
     folder = gr.UploadButton("Add a folder", file_count="directory", size="sm", elem_id="folder")
     with gr.Row():
-        size = gr.Dropdown(SIZE_NAMES, value="times", label="Size", scale=2, min_width=170)
-        number = gr.Number(usual["times"], label="Value", min_width=90, elem_id="value")
+        size = gr.Dropdown(SIZE_NAMES, value="scale", label="Size", scale=2, min_width=170)
+        number = gr.Number(usual["scale"], label="Value", min_width=90, elem_id="value")
     model = gr.Dropdown(names, value=names[0], label="Model", elem_id="model")
     other = gr.Dropdown(
         [("only with the original", ""), *names],
@@ -105,7 +106,7 @@ def _form(names: list[str], usual: Mapping[str, float]) -> Form:
     )
     with gr.Accordion("More", open=False):
         steps = gr.Number(None, label="Steps", precision=0, placeholder="the model's")
-        seed = gr.Number(0, label="Seed", precision=0, info="Same seed, same picture.")
+        seed = gr.Number(None, label="Seed", precision=0, placeholder="0")
         metadata = gr.Checkbox(
             True,
             label="Keep what the picture says of itself",
@@ -213,16 +214,16 @@ def _connect(form: Form, desk: Desk, models: dict[str, Any], sessions: Sessions)
 
 def _wish(form: Form, values: dict[Any, Any]) -> Wish:
     """Raises AppError, UpscaleError."""
-    steps, seed = values[form.steps], values[form.seed]
-    if seed is None:
-        raise AppError("The seed is empty; give a whole number from 0, for example 0.")
-    other = values[form.other] or None
+    number, other = values[form.number], values[form.other] or None
+    if number is None:
+        raise AppError("The value of the size is empty; give a number above 0.")
+    if number == int(number):  # a whole number of pixels
+        number = int(number)
     return Wish(
         model=values[form.model],
         other=None if other == values[form.model] else other,
-        size=values[form.size],
-        number=values[form.number],
-        options=Options(steps=steps, seed=int(seed)),
+        size=Size(**{values[form.size]: number}),
+        options=Options(steps=values[form.steps], seed=values[form.seed]),
         keep_metadata=bool(values[form.metadata]),
     )
 

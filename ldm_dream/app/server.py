@@ -87,6 +87,7 @@ def serving(models: dict[str, Any], place: Place) -> Iterator[str]:
                 app_kwargs={"middleware": _middleware(place)},
                 theme=_theme(),
                 css_paths=HERE / "page.css",
+                js=(HERE / "dropping.js").read_text(encoding="utf-8"),
                 footer_links=[],
                 share=False,
                 ssr_mode=False,
@@ -104,11 +105,11 @@ def serving(models: dict[str, Any], place: Place) -> Iterator[str]:
 
 def _theme() -> Any:
     """With the system's fonts, so that none is fetched."""
-    import gradio as gr
+    from gradio.themes import Default, Font
 
-    fonts = [gr.themes.Font(name) for name in ("system-ui", "sans-serif")]
-    mono = [gr.themes.Font(name) for name in ("ui-monospace", "monospace")]
-    return gr.themes.Default(primary_hue="blue", font=fonts, font_mono=mono)
+    fonts = [Font(name) for name in ("system-ui", "sans-serif")]
+    mono = [Font(name) for name in ("ui-monospace", "monospace")]
+    return Default(primary_hue="blue", font=fonts, font_mono=mono)
 
 
 def _middleware(place: Place) -> list[Any]:

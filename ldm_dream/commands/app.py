@@ -1,7 +1,8 @@
 """Open a web page on this machine that makes pictures larger.
 
-    ldm-dream app
-    ldm-dream app -n dream-latent-x4-tiny -n runs/mine --port 8000
+examples:
+  ldm-dream app
+  ldm-dream app -n dream-latent-x4-tiny -n runs/mine --port 8000
 
 Needs pip install 'ldm_dream[app]'. Ctrl-C ends the page and deletes what its visitors gave and
 got. Exit status: 2 a mistake in the command, 130 or 143 ended by Ctrl-C or
@@ -30,8 +31,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--model",
         action="append",
         metavar="NAME",
-        help="bundled model, model folder or hf:owner/name; several may be compared "
-        "(default: dream-latent-x4-tiny)",
+        help="a model, as for upscale; several may be compared (default: dream-latent-x4-tiny)",
     )
     parser.add_argument(
         "--max-upload",

@@ -1,11 +1,15 @@
 """Score results or a model against HR pictures: PSNR, SSIM, LPIPS, consistency and FID.
 
-ldm-dream evaluate --hr HR_DIR -n dream-latent-x4-tiny --lr LR_DIR
-ldm-dream evaluate --hr HR_DIR --sr RESULTS_DIR --lr LR_DIR --json scores.json
-ldm-dream evaluate --hr HR_DIR --sr RESULTS_DIR --protocol dream-legacy
+examples:
+  ldm-dream evaluate --hr HR_DIR -n dream-latent-x4-tiny --lr LR_DIR
+  ldm-dream evaluate --hr HR_DIR --sr RESULTS_DIR --lr LR_DIR --json scores.json
+  ldm-dream evaluate --hr HR_DIR --sr RESULTS_DIR --protocol dream-legacy
 
 Without the Inception weights of FID and KID, distances of other features stand in for them, under
 their own names.
+
+exit status:
+  0 all scored, 2 a mistake in the command or in what it reads (one line says which)
 """
 
 import argparse

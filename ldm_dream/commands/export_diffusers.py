@@ -1,9 +1,13 @@
 """Write a model folder as parts for diffusers: U-Net, VQGAN and scheduler.
 
-ldm-dream export models/ldm-sr -o models/ldm-sr-diffusers
-ldm-dream export models/resshift-x4 -o models/resshift-x4-diffusers
+examples:
+  ldm-dream export models/ldm-sr -o models/ldm-sr-diffusers
+  ldm-dream export models/resshift-x4 -o models/resshift-x4-diffusers
 
 A part that diffusers has no class for is written as safetensors and config.json.
+
+exit status:
+  0 written, 2 a mistake in the command or in what it reads (one line says which)
 """
 
 import argparse

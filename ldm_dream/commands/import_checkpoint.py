@@ -1,10 +1,14 @@
 """Turn a published checkpoint of SR3, IDM, ResShift, LDM-SR, a VQGAN or TAESD into a model folder.
 
-ldm-dream import autoencoder_vq_f4.pth -o models/vq-f4
-ldm-dream import I640000_E37_gen.pth -o models/sr3-face-8x
-ldm-dream import taef2_encoder.pth -o models/taef2
-ldm-dream import resshift_bicsrx4_s4.pth -o models/resshift-x4 --autoencoder models/vq-f4
-ldm-dream import models/ldm/bsr_sr/model.ckpt -o models/ldm-sr-x4
+examples:
+  ldm-dream import autoencoder_vq_f4.pth -o models/vq-f4
+  ldm-dream import I640000_E37_gen.pth -o models/sr3-face-8x
+  ldm-dream import taef2_encoder.pth -o models/taef2
+  ldm-dream import resshift_bicsrx4_s4.pth -o models/resshift-x4 --autoencoder models/vq-f4
+  ldm-dream import models/ldm/bsr_sr/model.ckpt -o models/ldm-sr-x4
+
+exit status:
+  0 written, 2 a mistake in the command or in what it reads (one line says which)
 """
 
 import argparse

@@ -1,7 +1,11 @@
-"""List the bundled models: name, scale, size, and what their cards say they are for.
+"""List the bundled models: name, scale, and what each is for.
 
-ldm-dream models
-ldm-dream models --json
+examples:
+  ldm-dream models
+  ldm-dream models --json
+
+exit status:
+  0 listed, 2 a mistake in the command or in what it reads (one line says which)
 """
 
 import argparse

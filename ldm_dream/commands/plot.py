@@ -1,7 +1,11 @@
 """Draw the curves of training runs from their metrics.jsonl: one SVG, or TensorBoard's event files.
 
-ldm-dream plot runs/ldm/ldm-4x runs/ldm/ldm-4x-dream -o curves.svg
-ldm-dream plot runs/ldm/ldm-4x runs/ldm/ldm-4x-dream --tensorboard runs/events
+examples:
+  ldm-dream plot runs/ldm/ldm-4x runs/ldm/ldm-4x-dream -o curves.svg
+  ldm-dream plot runs/ldm/ldm-4x runs/ldm/ldm-4x-dream --tensorboard runs/events
+
+exit status:
+  0 drawn, 2 a mistake in the command or in what it reads (one line says which)
 """
 
 import argparse

@@ -1,14 +1,17 @@
 """Make the folders of pictures that the configs name, from archives as their publishers give them.
 
-    ldm-dream prepare --list
-    ldm-dream prepare ffhq --from downloads -o data --sizes 128,512
-    ldm-dream prepare div2k --from DIV2K_train_HR.zip DIV2K_valid_HR.zip --format lmdb
-    ldm-dream prepare celebahq --check
+examples:
+  ldm-dream prepare --list
+  ldm-dream prepare ffhq --from downloads -o data --sizes 128,512
+  ldm-dream prepare div2k --from DIV2K_train_HR.zip DIV2K_valid_HR.zip --format lmdb
+  ldm-dream prepare celebahq --check
 
 Nothing is downloaded: --list names the pages that give the archives, and their terms. Stopped, it
-goes on by the same command. Exit status: 0 all done, 1 some pictures could not be read, or with
---check something is missing, 2 a mistake in the command or an archive that is broken, 130 or 143
-stopped by Ctrl-C or SIGTERM.
+goes on by the same command.
+
+exit status:
+  0 all done, 1 some pictures could not be read, or with --check something is missing, 2 a mistake
+  in the command or an archive that is broken, 130 or 143 stopped by Ctrl-C or SIGTERM
 """
 
 import argparse

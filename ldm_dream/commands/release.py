@@ -1,10 +1,14 @@
 """Write a model folder to give away, with its card, from a run or from one of its checkpoints.
 
-ldm-dream release runs/mine -o models/mine
-ldm-dream release runs/mine/checkpoints/step-00001500 -o models/mine-1500
+examples:
+  ldm-dream release runs/mine -o models/mine
+  ldm-dream release runs/mine/checkpoints/step-00001500 -o models/mine-1500
 
 Of a run its best model is taken, else its last, else its newest checkpoint; of a checkpoint the
 averaged weights.
+
+exit status:
+  0 written, 2 a mistake in the command or in what it reads (one line says which)
 """
 
 import argparse

@@ -1,6 +1,13 @@
 """Train a diffusion model or an autoencoder from a config; the same command again resumes the run.
 
-ldm-dream train CONFIG.yaml --set train.steps=1000
+examples:
+  ldm-dream train configs/quickstart.yaml --set 'data.train=[photos]'
+  ldm-dream train CONFIG.yaml --set train.steps=1000 loss.strength=0 --run-dir runs/plain
+  ldm-dream train CONFIG.yaml --dry-run
+
+exit status:
+  0 done, 2 a mistake in the command or in what it reads (one line says which),
+  130 or 143 stopped by Ctrl-C or SIGTERM, with a checkpoint
 """
 
 import argparse

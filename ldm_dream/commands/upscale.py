@@ -3,17 +3,18 @@
 examples:
   ldm-dream upscale photo.png -o photo-x4.png
   ldm-dream upscale holiday family/*.jpg -o larger --ext png --suffix _x4
-  ldm-dream upscale -i photos -o out --recursive --skip-existing -s 3 --json-report out/report.json
+  ldm-dream upscale photos -o out --recursive --skip-existing -s 3 --json-report out/report.json
 
 exit status:
-  0 all done, 1 some of several pictures failed (listed at the end), 2 a mistake in the command or in
-  the one picture given, 130 or 143 stopped by Ctrl-C or SIGTERM
+  0 all done, 1 some of several pictures failed (listed at the end), 2 a mistake in the command or
+  in the one picture given, 130 or 143 stopped by Ctrl-C or SIGTERM
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
+from contextlib import ExitStack
 from dataclasses import asdict, fields, replace
 from functools import partial
 from pathlib import Path
@@ -30,13 +31,14 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def run(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace, last: ExitStack) -> int:
     sources = args.input = [*vars(args).pop("inputs"), *args.input]
     if not sources:
         raise UserError("no picture is given; name pictures and folders of them before -o.")
     if sys.stderr.isatty() and not args.quiet:
-        names = some([shown(path) for path in sources], 3)
-        sys.stderr.write(f"{names} -> {shown(args.output)}: loading {shown(args.model)}\n")
+        sys.stderr.write(
+            f"{some([*map(shown, sources)], 3)} -> {shown(args.output)}: loading {shown(args.model)}\n"
+        )
     # here, so that --help and the first line come without torch
     from ldm_dream.data.images import check_quality
     from ldm_dream.upscaling.engine import Options
@@ -66,7 +68,7 @@ def run(args: argparse.Namespace) -> int:
         if expected.is_large or progress.is_bar:
             progress.tell(f"{expected}.")
         work = replace(work, upscale=progress.watching(work.upscale))
-        results = upscale_plan(plan, work, settings, progress.write)
+        results = upscale_plan(plan, work, settings, progress.write, last)
     if not is_one:
         progress.write(summary(plan, results))
     failed = [f"failed: {result.error}\n" for result in results if result.status == "failed"]
@@ -77,5 +79,5 @@ def run(args: argparse.Namespace) -> int:
 def main(words: list[str] | None = None) -> None:
     args = build_parser().parse_args(words)
     stays = f"every picture in {shown(args.output)} is whole; --skip-existing goes on from there"
-    with user_errors(), stoppable(stays):
-        raise SystemExit(run(args))
+    with user_errors(), stoppable(stays) as last:
+        raise SystemExit(run(args, last))

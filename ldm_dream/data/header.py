@@ -31,7 +31,7 @@ from ldm_dream.data.formats import (
     Format,
     kind_of,
 )
-from ldm_dream.data.heif import read_cicp
+from ldm_dream.data.heif import read_space
 from ldm_dream.data.image import ImageError
 from ldm_dream.data.jpeg import first_line
 from ldm_dream.data.png import Chunks, read_chunks
@@ -200,7 +200,7 @@ def _by_libvips(path: Path, kind: Format, file: io.BufferedReader | io.BytesIO) 
     associated, exif = (is_associated(file), exif_of(file)) if kind is TIFF else (False, None)
     chunks = read_chunks(file) if kind is PNG else Chunks()
     if kind in (AVIF, HEIC):
-        chunks = Chunks(cicp=read_cicp(file))
+        chunks = Chunks(space=read_space(file))
     lossless = kind is WEBP and is_lossless(file)
     file.seek(0)
     content = file.getvalue() if isinstance(file, io.BytesIO) else None

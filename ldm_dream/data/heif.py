@@ -13,16 +13,16 @@ _UNSPECIFIED = 2
 _RGB, _FULL_RANGE = 0, 1
 
 
-def read_cicp(file: BinaryIO) -> bytes | None:
-    """As in a PNG: 4 bytes of primaries, transfer, matrix and range of RGB; None where the file says
-    nothing.
+def read_space(file: BinaryIO) -> tuple[tuple[bytes, bytes], ...]:
+    """As a chunk of a PNG: "cICP" with primaries, transfer, matrix and range of RGB; nothing where the
+    file says nothing.
     """
     file.seek(0)
     head = file.read(_MOST)
     at = head.find(_NCLX) + len(_NCLX)
     if at < len(_NCLX) or at + 4 > len(head):
-        return None
+        return ()
     primaries, transfer = struct.unpack_from(">HH", head, at)
     if _UNSPECIFIED in (primaries, transfer) or max(primaries, transfer) > 255:
-        return None
-    return bytes([primaries, transfer, _RGB, _FULL_RANGE])
+        return ()
+    return ((b"cICP", bytes([primaries, transfer, _RGB, _FULL_RANGE])),)

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ldm_dream.data.metadata import Metadata
+from ldm_dream.data.metadata import Metadata, Texts
 from ldm_dream.errors import UserError
 
 
@@ -24,16 +24,16 @@ class Image:
 
     pixels: [H, W, 3] uint8 or uint16. alpha: [H, W] of the same dtype, straight, or None. icc:
     colour profile of the pixels. was_gray: the file had one colour channel (write_image then writes
-    one again). cicp: colour space, where it is marked as in a PNG (4 bytes of its cICP chunk).
-    metadata: what else the file said. is_lossless: the file was a lossless WebP. bits: of a channel
-    in the file, where that was an AVIF or HEIC of 10 or 12.
+    one again). space: chunks of a PNG, (name, content), that say what the colours mean. metadata:
+    what else the file said. is_lossless: the file was a lossless WebP. bits: of a channel in the
+    file, where that was an AVIF or HEIC of 10 or 12.
     """
 
     pixels: np.ndarray
     alpha: np.ndarray | None = None
     icc: bytes | None = None
     was_gray: bool = False
-    cicp: bytes | None = None
+    space: Texts = ()
     metadata: Metadata | None = None
     is_lossless: bool = False
     bits: int | None = None

@@ -16,6 +16,10 @@ _START, _HEADER = 8, 25  # bytes of the signature and of IHDR, which comes first
 _MAX_CHUNKS = 10000  # a few are usual
 _MAX_TEXT = 2**24  # bytes of one chunk that is read here; libvips limits the others
 _TEXTS = (b"tEXt", b"zTXt", b"iTXt")
+# what the colours mean: primaries and transfer by number, gamma, primaries, sRGB, light of HDR
+_SPACE = (b"cICP", b"gAMA", b"cHRM", b"sRGB", b"mDCV", b"cLLI")
+_SRGB_PRIMARIES, _SRGB_TRANSFERS = (1, 5, 6), (1, 6, 13)  # of cICP: sRGB, BT.709 and BT.601
+_SRGB_GAMMA, _NEAR = 45455, 1000  # of gAMA, 1 / 2.2 in units of 1 / 100000
 # what libvips keeps by itself, or what describes the old picture
 _NOT_KEPT = (b"XML:com.adobe.xmp\0", b"Raw profile type ")
 # without these the pixels are what they are
@@ -24,13 +28,13 @@ _BESIDE = (*_TEXTS, b"eXIf", b"pHYs", b"tIME")
 
 @dataclass(frozen=True)
 class Chunks:
-    """frames: of an animation, else 1. cicp: content of cICP. texts: (name, content). damaged: names
-    of chunks with a wrong checksum that are not of the pixels; is_doubtful: one of them may say what
-    the pixels mean.
+    """frames: of an animation, else 1. space, texts: (name, content) of what says how colours are
+    meant, and of texts. damaged: names of chunks with a wrong checksum that are not of the pixels;
+    is_doubtful: one of them may say what the pixels mean.
     """
 
     frames: int = 1
-    cicp: bytes | None = None
+    space: tuple[tuple[bytes, bytes], ...] = ()
     texts: tuple[tuple[bytes, bytes], ...] = ()
     damaged: tuple[str, ...] = ()
     is_doubtful: bool = False
@@ -39,7 +43,7 @@ class Chunks:
 def read_chunks(file: BinaryIO) -> Chunks:
     """Of a file of whatever content: what is no chunk ends the reading."""
     file.seek(_START)
-    frames, cicp, texts, damaged, doubtful = 1, None, [], [], False
+    frames, space, texts, damaged, doubtful = 1, [], [], [], False
     for _ in range(_MAX_CHUNKS):
         head = file.read(8)
         if len(head) < 8 or head[4:] == b"IEND":
@@ -56,11 +60,25 @@ def read_chunks(file: BinaryIO) -> Chunks:
             doubtful |= name not in _BESIDE
         elif name == b"acTL" and length == 8:
             frames = struct.unpack(">I", content[:4])[0]
-        elif name == b"cICP" and length == 4:
-            cicp = content
+        elif name in _SPACE:
+            space.append((name, content))
         elif name in _TEXTS and not content.startswith(_NOT_KEPT):
             texts.append((name, content))
-    return Chunks(frames, cicp, tuple(texts), tuple(damaged), doubtful)
+    return Chunks(frames, tuple(space), tuple(texts), tuple(damaged), doubtful)
+
+
+def other_space(space: tuple[tuple[bytes, bytes], ...], has_profile: bool) -> str | None:
+    """As what other than sRGB, as which all pictures without a profile are read, these chunks mark
+    the colours; in words. None where they do not. A profile counts before a gamma.
+    """
+    found = dict(space)
+    if len(cicp := found.get(b"cICP", b"")) == 4:  # counts before all others
+        is_srgb = cicp[0] in _SRGB_PRIMARIES and cicp[1] in _SRGB_TRANSFERS
+        return None if is_srgb else f"cICP primaries {cicp[0]}, transfer {cicp[1]}"
+    if has_profile or b"sRGB" in found or len(content := found.get(b"gAMA", b"")) != 4:
+        return None
+    gamma = struct.unpack(">I", content)[0]
+    return None if abs(gamma - _SRGB_GAMMA) <= _NEAR else f"gAMA {gamma / 1e5:g}"
 
 
 def packed(chunks: list[tuple[bytes, bytes]]) -> bytes:

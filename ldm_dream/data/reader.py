@@ -20,6 +20,7 @@ from ldm_dream.data.formats import JPEG, MAX_PIXELS, PNG
 from ldm_dream.data.header import Header, broken, check_limits, header_of, pillow_mode, reason_of
 from ldm_dream.data.image import Image, ImageError
 from ldm_dream.data.metadata import Metadata, read_metadata
+from ldm_dream.data.png import other_space
 from ldm_dream.data.tiff import libvips_divides
 from ldm_dream.errors import shown
 
@@ -36,8 +37,6 @@ _TURNS = {  # EXIF orientation -> upright, of [H, W, C]
 }
 # what 1.0 of other pictures is, in pictures of floats, and of whole numbers of other kinds
 _FLOAT_LEVELS, _WHOLE_LEVELS = (1, 255, 65535), (255, 65535, 2**31 - 1, 2**32 - 1)
-# cICP: primaries and transfers of sRGB, BT.709 and BT.601, as all other pictures are read
-_SRGB_PRIMARIES, _SRGB_TRANSFERS = (1, 5, 6), (1, 6, 13)
 _GAIN_MAPS = (b"hdrgm:Version", b"HDRGainMapVersion")  # in XMP: of ISO 21496-1 and of Apple
 
 
@@ -106,21 +105,19 @@ def _say_what_changes(header: Header) -> None:
         log.warning("%s: has %d pages or frames; only the first is used.", name, header.frames)
     if header.is_associated and header.has_alpha:
         log.warning("%s: its colours are multiplied by alpha; they become straight.", name)
-    cicp, damaged = header.chunks.cicp, header.chunks.damaged
+    damaged = header.chunks.damaged
     if header.chunks.is_doubtful:
         raise broken(header.path, f"chunk {', '.join(damaged)}: wrong checksum")
     if damaged:
         log.warning("%s: damaged, and left out: %s.", name, shown(", ".join(damaged)))
-    if cicp and _is_another_space(cicp):
+    opened = header.opened
+    has_profile = isinstance(opened, pyvips.Image) and _profile(opened) is not None
+    if other := other_space(header.chunks.space, has_profile):
         log.warning(
-            "%s: its colours are of another kind than sRGB (cICP primaries %d, transfer %d); "
-            "they are enlarged as they stand, and only a PNG keeps the mark.",
-            name, *cicp[:2],
+            "%s: its colours are of another kind than sRGB (%s); they are enlarged as they stand, "
+            "and only a PNG keeps the mark.",
+            name, other,
         )  # fmt: skip
-
-
-def _is_another_space(cicp: bytes) -> bool:
-    return cicp[0] not in _SRGB_PRIMARIES or cicp[1] not in _SRGB_TRANSFERS
 
 
 def _from_libvips(header: Header, image: pyvips.Image) -> Image:
@@ -192,7 +189,7 @@ def _picture(header: Header, bands: np.ndarray, icc: bytes | None, metadata: Met
     pixels = np.repeat(pixels, 3, axis=2) if header.is_gray else pixels
     alpha = np.ascontiguousarray(bands[..., colours]) if header.has_alpha else None
     return Image(
-        pixels, alpha, icc, header.is_gray, header.chunks.cicp, metadata, header.is_lossless, header.bits
+        pixels, alpha, icc, header.is_gray, header.chunks.space, metadata, header.is_lossless, header.bits
     )  # fmt: skip
 
 

@@ -1,7 +1,8 @@
 """Pictures to disk: by suffix, whole or not at all.
 
 Beside the picture itself only a few rows are in memory: they are encoded straight into the draft,
-and what the encoder leaves out is added there.
+and what the encoder leaves out is added there. Of a picture that lies in a file (`scratch.py`) no
+more than these rows is.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from ldm_dream.data.header import reason_of
 from ldm_dream.data.image import Image, ImageError, to_uint8
 from ldm_dream.data.metadata import set_field, with_metadata
 from ldm_dream.data.png import add_chunks, packed
+from ldm_dream.data.scratch import let_go, room
 from ldm_dream.data.tiff import add_exif
 from ldm_dream.errors import shown
 from ldm_dream.writing import whole_file
@@ -95,6 +97,9 @@ def _encode(path: Path, kind: Format, image: Image, file: BinaryIO, quality: int
     if image.icc is not None:
         set_field(picture, "icc-profile-data", image.icc)
     picture, lost = with_metadata(picture, image.metadata, kind)
+    # on this object, which lives until all is written
+    picture.set_progress(True)
+    picture.signal_connect("eval", lambda *_: let_go(pixels))
     if lost:
         log.warning(
             "%s: written without its %s, which %s does not keep here.",
@@ -102,8 +107,7 @@ def _encode(path: Path, kind: Format, image: Image, file: BinaryIO, quality: int
         )  # fmt: skip
     chunks = b""
     if kind is PNG:
-        cicp = [(b"cICP", image.cicp)] if image.cicp else []
-        chunks = packed([*cicp, *(image.metadata.texts if image.metadata else ())])
+        chunks = packed([*image.space, *(image.metadata.texts if image.metadata else ())])
     file.seek(len(chunks))  # a PNG begins behind the room for its chunks
     try:
         target = pyvips.Target.new_to_descriptor(file.fileno())
@@ -142,7 +146,7 @@ def _as_stored(image: Image, kind: Format) -> np.ndarray:
     if alpha is None and not image.was_gray and image.pixels.dtype == dtype:
         return np.ascontiguousarray(image.pixels)
     colours = 1 if image.was_gray else 3
-    stored = np.empty((height, width, colours + (alpha is not None)), dtype)
+    stored = room((height, width, colours + (alpha is not None)), dtype)
     step = max(1, STRIP // width)
     for rows in (slice(top, top + step) for top in range(0, height, step)):
         pixels = image.pixels[rows] if kind.has_16_bits else to_uint8(image.pixels[rows])
@@ -151,4 +155,6 @@ def _as_stored(image: Image, kind: Format) -> np.ndarray:
         stored[rows, :, :colours] = mean
         if alpha is not None:
             stored[rows, :, colours] = alpha[rows] if kind.has_16_bits else to_uint8(alpha[rows])
+        let_go(stored)
+        let_go(image.pixels)
     return stored

@@ -28,7 +28,7 @@ from ldm_dream.upscaling.engine import Engine, Made, Options, on_device
 from ldm_dream.upscaling.in_tiles import Calls, InTiles
 from ldm_dream.upscaling.pictures import Source
 from ldm_dream.upscaling.tiling import Tiles
-from ldm_dream.upscaling.watch import PREVIEW, Watch
+from ldm_dream.upscaling.watch import QUICK, Watch
 
 
 class Diffusion(Engine):
@@ -121,8 +121,8 @@ class Diffusion(Engine):
             return self.denoiser(z_t, t, inputs).float()
 
     def _seen(self, z0: Tensor) -> Tensor:
-        """About what the first latent shows, not larger than a preview: quickly made."""
-        step = -(-max(z0.shape[-2:]) * self.factor // PREVIEW)
+        """About what the first latent shows, smaller: quickly made."""
+        step = -(-max(z0.shape[-2:]) * self.factor // QUICK)
         return self._decode(F.avg_pool2d(z0[:1], step, ceil_mode=True))
 
     def _decode(self, z: Tensor) -> Tensor:

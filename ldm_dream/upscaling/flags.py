@@ -90,7 +90,13 @@ def _how(group: argparse._ArgumentGroup) -> None:
         help="bundled model, model folder, hf:owner/name, or a .pth or .safetensors file that "
         "spandrel knows (default: %(default)s)",
     )
-    group.add_argument("--list-models", action=ListModels, nargs=0, help="the bundled models")
+    group.add_argument(
+        "--list-models",
+        action=ListModels,
+        nargs=0,
+        default=argparse.SUPPRESS,
+        help="print the bundled models",
+    )
     group.add_argument(
         "-s",
         "--scale",
@@ -155,7 +161,11 @@ def _files(group: argparse._ArgumentGroup) -> None:
 
 
 def _machine(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
+    group.add_argument(
+        "--device",
+        default="auto",
+        help="auto, cpu, cuda, xpu, mps, or one with :N, as cuda:1 (default: auto)",
+    )
     group.add_argument(
         "--dtype", choices=("auto", "fp32", "bf16", "fp16"), default="auto", help="(default: auto)"
     )

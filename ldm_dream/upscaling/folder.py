@@ -14,7 +14,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -81,19 +81,17 @@ class Work:
 
 
 def upscale_plan(
-    plan: Plan, work: Work, settings: dict[str, Any], say: Callable[[str], None]
+    plan: Plan, work: Work, settings: dict[str, Any], say: Callable[[str], None], last: ExitStack
 ) -> list[Result]:
     """All jobs of a command; say is told each Result. settings: of the command, whose `json_report`
-    is written however the work ends.
+    is written at the end of `last`, however the work ends.
     """
     results: list[Result] = []
-    try:
-        for result in upscale_all(plan.jobs, work):
-            results.append(result)
-            say(str(result))
-    finally:
-        if settings["json_report"]:
-            write_report(settings["json_report"], settings, plan, results)
+    if settings["json_report"]:
+        last.callback(write_report, settings["json_report"], settings, plan, results)
+    for result in upscale_all(plan.jobs, work):
+        results.append(result)
+        say(str(result))
     return results
 
 

@@ -22,8 +22,8 @@ UNITS = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
 
 @dataclass(frozen=True)
 class Forecast:
-    """pixels, results: of the pictures and of what they become. size: bytes of the results, at
-    most about. free: bytes in the place they go to, None where there is no such place.
+    """pixels, results: of the pictures and of what they become. size: bytes of the results,
+    about. free: bytes in the place they go to, None where there is no such place.
     """
 
     pictures: int
@@ -47,7 +47,7 @@ class Forecast:
         warning = "" if self.fits else ", which may not be enough"
         return (
             f"{pictures} of {self.pixels / 1e6:.1f} megapixels become {self.results / 1e6:.1f} "
-            f"megapixels, about {in_bytes(self.size)} or less{free}{warning}"
+            f"megapixels, about {in_bytes(self.size)}{free}{warning}"
         )
 
 
@@ -68,7 +68,7 @@ def forecast(jobs: list[Job], wanted: Size, skip_existing: bool) -> Forecast:
 
 def _one(job: Job, wanted: Size) -> tuple[float, float, float]:
     """-> pixels of the picture, of its result, and bytes of that: as many a pixel as the picture
-    has where both are of one kind, for an enlarged picture holds less a pixel.
+    has where both are of one kind, else those of raw pixels, which are more.
     """
     try:
         height, width = image_size(job.source)

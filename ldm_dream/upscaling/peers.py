@@ -14,7 +14,7 @@ from torch import nn
 
 from ldm_dream.hub import PREFIX
 from ldm_dream.interchange.checkpoint_file import read_checkpoint
-from ldm_dream.model_config import ModelError
+from ldm_dream.model_config import AUTOENCODER, WEIGHTS, ModelError
 
 if TYPE_CHECKING:
     from spandrel import ImageModelDescriptor
@@ -53,7 +53,7 @@ def read_peer(path: Path) -> PeerModel:
     """A file of another project. Raises CheckpointImportError for one that is broken or unsafe,
     ModelError for one that is not to be used, or without the extra.
     """
-    if (path.parent / "config.yaml").is_file():
+    if path.name in (WEIGHTS, AUTOENCODER) and (path.parent / "config.yaml").is_file():
         raise ModelError(f"{path}: a part of a model folder; name the folder, {path.parent}.")
     state = read_checkpoint(path)
     try:

@@ -26,6 +26,7 @@ from torch import Tensor
 
 from ldm_dream.data.images import Image, ImageError
 from ldm_dream.data.resize import imresize_part
+from ldm_dream.data.scratch import let_go, room
 from ldm_dream.upscaling import pil
 
 Picture = TypeVar("Picture", PIL.Image.Image, np.ndarray, Tensor, Image)
@@ -37,13 +38,15 @@ class Pixels:
 
     bands: [B, H, W, C], uint8 or uint16 in 0 .. levels, or float in [0, 1] (levels = 1); first the
     colours (1 or 3), then alpha where C is one more. pack: bands of any height and width, in the
-    same dtype -> a picture of the type that came in.
+    same dtype -> a picture of the type that came in. may_spill: a large result may lie in a file
+    (`scratch.py`).
     """
 
     bands: np.ndarray
     colours: int
     levels: float
     pack: Callable[[np.ndarray], Any]
+    may_spill: bool = False
 
     @property
     def size(self) -> tuple[int, int]:
@@ -85,7 +88,8 @@ def unpack(picture: object) -> Pixels:
     if isinstance(picture, Tensor):
         return _unpack_tensor(picture)
     raise ImageError(
-        f"a picture of type {type(picture).__name__} is not supported; give PIL, numpy or a torch tensor."
+        f"a picture of type {type(picture).__name__} is not supported; "
+        "give the path of a file, PIL, numpy, a torch tensor, or a list of these."
     )
 
 
@@ -95,7 +99,7 @@ def _unpack_image(image: Image) -> Pixels:
         return replace(image, pixels=bands[..., :3], alpha=alpha)
 
     bands = image.pixels if image.alpha is None else np.dstack([image.pixels, image.alpha])
-    return _unpack_array(bands, pack)
+    return replace(_unpack_array(bands, pack), may_spill=True)
 
 
 def _unpack_array(
@@ -210,7 +214,8 @@ class Canvas:
     def __init__(self, pixels: Pixels, size: tuple[int, int]):
         self.pixels, self.size = pixels, size
         shape = (len(pixels.bands), *size, pixels.bands.shape[-1])
-        self.bands = np.empty(shape, pixels.bands.dtype)
+        new = room if pixels.may_spill else np.empty
+        self.bands = new(shape, pixels.bands.dtype)
         self.drawn = 0  # rows
 
     def write(self, rows: slice, rgb: Tensor) -> None:
@@ -221,6 +226,8 @@ class Canvas:
             bands = torch.cat([bands.cpu(), self.pixels.alpha(self.size, rows)], 1)
         levels = bands.permute(0, 2, 3, 1).cpu().numpy() * self.pixels.levels
         self.bands[:, rows] = levels if self.pixels.levels == 1 else levels.round()
+        if self.pixels.may_spill:
+            let_go(self.bands)
         self.drawn = rows.stop
 
     def look(self, most: int) -> Tensor | None:

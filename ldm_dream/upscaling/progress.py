@@ -4,6 +4,7 @@ and then elsewhere.
 
 from __future__ import annotations
 
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -35,7 +36,7 @@ class Progress:
         self.said = False  # how long it takes
         self.is_bar = sys.stderr.isatty() and not quiet
         self.bar = tqdm(
-            total=1, bar_format=FORMAT, dynamic_ncols=True, disable=not self.is_bar, leave=False
+            total=1, bar_format=FORMAT, ncols=_columns(), disable=not self.is_bar, leave=False
         )
 
     def __enter__(self) -> Progress:
@@ -99,7 +100,7 @@ class Progress:
         self.shown, self.said = now, self.said or is_news
         text = self._text(done, total, left)
         if self.is_bar:
-            self.bar.n = fraction
+            self.bar.n, self.bar.ncols = fraction, _columns()
             self.bar.set_description_str(text)
         else:
             self.tell(f"{fraction:4.0%}  {text}")
@@ -110,6 +111,11 @@ class Progress:
         of_tiles = f" of {tiles} tiles" if tiles > 1 else ""
         time_left = "" if left is None else f", about {in_time(left)} left"
         return f"{picture}step {done} of {total}{of_tiles}{time_left}"
+
+
+def _columns() -> int:
+    """Of the terminal, less one, where the cursor stands."""
+    return shutil.get_terminal_size().columns - 1
 
 
 def in_time(seconds: float) -> str:

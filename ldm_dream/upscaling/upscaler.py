@@ -6,10 +6,10 @@
 The picture is mirrored on all sides first, up to whole attention windows, and cropped afterwards,
 so every size works and networks meet no border where the picture has one. A small picture takes
 this way in one piece. Another goes in bands (`in_tiles.py`): of it only the LR picture and the
-result are held whole, both in the depth they came in, and accelerator memory depends on the size
-of tiles, on how many are made at a time, and on the picture's width. Colours and size are set in
-strips either way, which changes no number. What a model is like is its engine's matter
-(`diffusion.py`).
+result are held whole, both in the depth they came in, a large result that is for a file on the disk
+(`data/scratch.py`). Accelerator memory depends on the size of tiles, on how many are made at a time,
+and on the picture's width. Colours and size are set in strips either way, which changes no number.
+What a model is like is its engine's matter (`diffusion.py`).
 """
 
 from __future__ import annotations
@@ -201,10 +201,10 @@ class Upscaler:
         height or megapixels. The model enlarges by its own scale; another size is made from that
         by bicubic, so a scale above the model's adds no further detail. IDM enlarges by any scale
         from 1 to its `max_scale` itself, where the picture is taken whole. callback(done, total,
-        preview): after each network call of all pictures and a few times a second, preview() being
-        the picture as far as it is, or None; returning False stops. options: see `Options`. Alpha
-        is enlarged by bicubic. Raises UpscaleError or SamplerError for an option, ImageError for a
-        picture that is not possible, Stopped.
+        preview): after each network call of all pictures and up to ten times a second, preview()
+        being the picture as far as it is, or None; returning False stops. options: see `Options`.
+        Alpha is enlarged by bicubic. Raises UpscaleError or SamplerError for an option, ImageError
+        for a picture that is not possible, Stopped.
         """
         how = Options(**options)
         asked = how.size(self.engine.scale, scale)
@@ -230,8 +230,8 @@ class Upscaler:
                 watch.begin(layout.calls, look, layout.frame.crop)
                 try:
                     with memory_errors():
-                        made = self._made(layout, how, watch)
-                        self._draw(made, layout.frame, how, canvas)
+                        # without a name, which would hold it while less is tried
+                        self._draw(self._made(layout, how, watch), layout.frame, how, canvas)
                     return canvas.picture()
                 except torch.OutOfMemoryError:
                     layout = with_less_memory(self.engine, layout, how)

@@ -1,6 +1,6 @@
 """Watch: how far the work is, told to who asked for it, and a way to stop.
 
-A callback hears of every finished network call, and a few times a second while one is on its way,
+A callback hears of every finished network call, and up to ten times a second while one is on its way,
 since a call may take seconds on a CPU. It stops the work by returning False.
 """
 
@@ -21,8 +21,9 @@ from torch.overrides import TorchFunctionMode
 
 from ldm_dream.errors import UserError
 
-BETWEEN = 0.2  # seconds between two calls of the callback while a network is on its way
-PREVIEW = 512  # pixels of the longer side of a preview
+BETWEEN = 0.1  # seconds between two calls of the callback while a network is on its way
+PREVIEW = 512  # pixels of the longer side of a preview, at most
+QUICK = 256  # the same, where a network makes it: it must not take longer than a stop may
 
 # what a preview is made of: [B, 3, h, w] in about [-1, 1], or nothing yet
 Look = Callable[[], Tensor | None]
@@ -81,7 +82,7 @@ class Watch:
         return counted
 
     def listening(self, within: bool) -> AbstractContextManager[object]:
-        """During the body, the callback is also asked a few times a second. within: also inside of
+        """During the body, the callback is also asked up to ten times a second. within: also inside of
         the networks, which must not be compiled or recorded then.
         """
         return _Between(self) if self.callback and within else nullcontext()

@@ -6,6 +6,7 @@ One server and one browser serve all tests of this file, since each takes second
 import io
 import json
 import re
+import sys
 import tempfile
 import time
 import urllib.error
@@ -21,8 +22,12 @@ from app.fakes import Model
 
 pytest.importorskip("gradio", reason="gradio is not installed (the extra app)")
 
+Keys = pytest.importorskip("selenium.webdriver.common.keys", reason="no selenium").Keys
+
+from ldm_dream.app import server
 from ldm_dream.app.server import Place, load_models, serving
 from ldm_dream.app.sessions import AppError
+from ldm_dream.commands.app import main as app_command
 from ldm_dream.data.images import read_image
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -30,8 +35,9 @@ BROWSER = 1  # seconds between the server's answer and what this test reads, on 
 PATIENCE = 30  # seconds, for a machine that is busy
 
 
+PLAIN = "plain-model-of-a-long-name"
 MODELS = {
-    "plain": Model(),
+    PLAIN: Model(),
     "negative": Model(invert=True),
     "slow": Model(seconds=0.2, tiles=50),
 }
@@ -91,21 +97,31 @@ def test_another_site_cannot_have_its_name_lead_to_the_page(url):
     assert answer(url, Host="elsewhere.example")[0] == 400
 
 
-def test_a_port_that_is_taken_is_said_in_one_sentence(url):
+def said_by(capsys, words) -> str:
+    """What the command says as it ends with a mistake of the user."""
+    with pytest.raises(SystemExit) as end:
+        app_command(words)
+    out, err = capsys.readouterr()
+    assert end.value.code == 2 and err.count("\n") == 1
+    assert out.startswith("starting the page ...\n")  # the first line, before anything is loaded
+    return err
+
+
+def test_a_port_that_is_taken_is_said_in_one_sentence(url, capsys, monkeypatch):
+    monkeypatch.setattr(server, "load_models", lambda *_: MODELS)
     port = int(url.rstrip("/").rpartition(":")[2])
-    with (
-        pytest.raises(AppError, match=f"127.0.0.1:{port} cannot be used"),
-        serving({"plain": Model()}, Place(port=port)),
-    ):
-        pass
+    message = said_by(capsys, ["--port", str(port)])
+    assert message.startswith(f"error: 127.0.0.1:{port} cannot be used")
 
 
-def test_places_and_models_that_are_not_possible_are_refused():
-    for wrong in ({"port": -1}, {"port": 65536}, {"upload": 0}):
-        with pytest.raises(AppError):
-            Place(**wrong)
+def test_places_and_models_that_are_not_possible_are_refused(capsys, monkeypatch):
+    assert "--port -1" in said_by(capsys, ["--port", "-1"])
+    assert "--max-upload 0" in said_by(capsys, ["--max-upload", "0"])
+    assert "no-model: neither" in said_by(capsys, ["-n", "no-model"])
     with pytest.raises(AppError, match="two models are named"):
         load_models(["dream-latent-x4-tiny"] * 2, "cpu", "auto")
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    assert "pip install 'ldm_dream[app]'" in said_by(capsys, [])
     assert Place().is_private and Place("::1").is_private and not Place("0.0.0.0").is_private
 
 
@@ -211,8 +227,8 @@ def test_from_upload_to_the_downloaded_picture_without_network(visit, photo, chr
     visit.give(photo)
     visit.start()
     visit.is_done("photo.jpg: 60 x 40 became 120 x 80 pixels.")
-    scale, options = MODELS["plain"].seen[-1]
-    assert (scale, options["steps"], options["seed"]) == (2, None, 0)
+    scale, options = MODELS[PLAIN].seen[-1]
+    assert (scale, options["steps"], options["seed"]) == (2, None, None)
     with PIL.Image.open(visit.download("#download")) as made:
         assert (made.format, made.size, made.info["dpi"]) == ("JPEG", (120, 80), (300, 300))
         assert made.getexif()[0x010F] == "A camera"
@@ -249,6 +265,10 @@ def test_mistakes_are_sentences_and_nothing_more(visit, tmp_path):
     visit.give(tmp_path / "half.png")
     visit.start()
     visit.is_done("half.png: ")
+    number = visit.one("#value input")
+    number.send_keys(Keys.CONTROL + "a", "0")
+    visit.start()
+    visit.is_done("scale=0 is not possible; give a number above 0, for example 4.")
     assert visit.one("#status .error").get_attribute("role") == "alert"
     for word in ("Traceback", "Error", "/tmp", "sessions"):
         assert word not in visit.said()
@@ -258,8 +278,6 @@ def test_the_pictures_are_compared_by_keyboard(visit, photo):
     visit.give(photo)
     visit.start()
     visit.is_done()
-    from selenium.webdriver.common.keys import Keys
-
     split = visit.one(".split")
     visit.wait(lambda: visit.drawn(".frame .over")["width"] > 0, "the pictures")
     before = visit.drawn(".line")["left"]
@@ -285,7 +303,7 @@ def test_two_models_are_compared(visit, photo):
     visit.start()
     visit.is_done()
     names = [option.text for option in visit.all(".compare .left option")]
-    assert names == ["Original", "plain", "negative"]
+    assert names == ["Original", PLAIN, "negative"]
     before = visit.one(".frame .over").get_attribute("src")
     visit.one(".compare .left").send_keys("negative")
     visit.wait(lambda: visit.one(".frame .over").get_attribute("src") != before, "the other model")
@@ -293,13 +311,27 @@ def test_two_models_are_compared(visit, photo):
     assert made[0] + made[1] == pytest.approx(255, abs=3)
 
 
-def test_a_folder_becomes_a_zip(visit, photo, tmp_path):
+def drop(visit, path):
+    """As from a file manager, on the field of pictures."""
+    field = visit.drawn("#pictures")
+    at = {"x": field["left"] + 100, "y": field["top"] + 100}
+    data = {"items": [], "files": [str(path)], "dragOperationsMask": 1}
+    for kind in ("dragEnter", "dragOver", "drop"):
+        event = {"type": kind, "data": data, **at}
+        visit.driver.execute_cdp_cmd("Input.dispatchDragEvent", event)
+
+
+@pytest.mark.parametrize("way", ["chosen", "dropped"])
+def test_a_folder_becomes_a_zip(visit, photo, tmp_path, way):
     folder = tmp_path / "holiday"
     folder.mkdir()
     (folder / "notes.txt").write_text("no picture")
     for name in ("a.jpg", "b.jpg"):
         (folder / name).write_bytes(photo.read_bytes())
-    visit.give(folder, into="input[webkitdirectory]")
+    if way == "chosen":
+        visit.give(folder, into="input[webkitdirectory]")
+    else:
+        drop(visit, folder)
     visit.wait(lambda: "notes" in visit.one("#pictures").text, "the folder")
     visit.start()
     visit.is_done("Left out: 1 txt.")
@@ -327,6 +359,10 @@ def test_what_a_visitor_gave_is_deleted_when_the_tab_is_closed(visit, photo, chr
 
 
 def test_narrow_and_dark_screens_show_the_whole_page(visit, photo, chromium):
+    visit.give(photo)
+    visit.start()
+    visit.is_done()
+    visit.wait(lambda: visit.drawn(".frame .over")["width"] > 0, "the pictures")
     chromium.execute_cdp_cmd(
         "Emulation.setDeviceMetricsOverride",
         {"width": 380, "height": 800, "deviceScaleFactor": 1, "mobile": True},
@@ -334,11 +370,8 @@ def test_narrow_and_dark_screens_show_the_whole_page(visit, photo, chromium):
     dark = [{"name": "prefers-color-scheme", "value": "dark"}]
     chromium.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": dark})
     try:
-        chromium.refresh()
-        visit.give(photo)
-        visit.start()
-        visit.is_done()
         wide = chromium.execute_script("return document.documentElement.scrollWidth")
+        visit.wait(lambda: visit.drawn(".frame .over")["width"] <= 380, "smaller pictures")
         colour = chromium.execute_script("return getComputedStyle(document.body).backgroundColor")
         assert wide <= 380 and max(int(x) for x in re.findall(r"\d+", colour)[:3]) < 64
     finally:

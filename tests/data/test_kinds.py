@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import pyvips
 from PIL import Image as PillowImage
+from PIL import ImageCms
 
 from ldm_dream.data import formats, header, reader, tiff
 from ldm_dream.data.images import (
@@ -200,14 +201,32 @@ def test_the_first_frame_of_an_animated_png_is_read_with_a_warning(tmp_path, cap
 def test_the_colour_space_of_an_hdr_png_is_kept_and_said(tmp_path, caplog):
     pq, srgb = bytes([9, 16, 0, 1]), bytes([1, 13, 0, 1])
     for cicp, is_said in ((pq, True), (srgb, False)):
-        write_image(tmp_path / "x.png", Image(pixels(), cicp=cicp))
+        write_image(tmp_path / "x.png", Image(pixels(), space=((b"cICP", cicp),)))
         found = read_image(tmp_path / "x.png")
-        assert found.cicp == cicp and np.array_equal(found.pixels, pixels())
+        assert dict(found.space) == {b"cICP": cicp} and np.array_equal(found.pixels, pixels())
         assert ("another kind than sRGB" in caplog.text) is is_said
         caplog.clear()
     PillowImage.open(tmp_path / "x.png").verify()
     write_image(tmp_path / "y.png", replace(found, metadata=None))  # stripped, the colours stay
-    assert read_image(tmp_path / "y.png").cicp == srgb
+    assert dict(read_image(tmp_path / "y.png").space) == {b"cICP": srgb}
+
+
+def test_gamma_and_primaries_of_a_png_are_kept_and_another_gamma_is_said(tmp_path, caplog):
+    primaries = (
+        b"cHRM",
+        struct.pack(">8I", *[31270, 32900, 64000, 33000, 30000, 60000, 15000, 6000]),
+    )
+    for gamma, is_said in ((45455, False), (100000, True)):
+        space = ((b"gAMA", struct.pack(">I", gamma)), primaries)
+        write_image(tmp_path / "x.png", Image(pixels(), space=space))
+        found = PillowImage.open(tmp_path / "x.png").info
+        assert found["gamma"] == gamma / 1e5 and found["chromaticity"][0] == 0.3127
+        assert read_image(tmp_path / "x.png").space == space
+        assert ("gAMA 1)" in caplog.text) is is_said
+    caplog.clear()
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    write_image(tmp_path / "x.png", Image(pixels(), icc=profile, space=space))
+    assert read_image(tmp_path / "x.png").icc and not caplog.records
 
 
 def test_damage_beside_the_pixels_of_a_png_is_said_or_refused(tmp_path, caplog):
@@ -298,10 +317,10 @@ def test_the_colour_space_of_an_avif_is_read_as_that_of_a_png(
     marked = data[:at] + struct.pack(">HH", primaries, transfer) + data[at + 4 :]
     (tmp_path / "x.avif").write_bytes(marked)
     found = read_image(tmp_path / "x.avif")
-    assert found.cicp == bytes([primaries, transfer, 0, 1])
+    assert dict(found.space) == {b"cICP": bytes([primaries, transfer, 0, 1])}
     assert ("another kind than sRGB" in caplog.text) is is_said
     write_image(tmp_path / "y.png", found)
-    assert read_image(tmp_path / "y.png").cicp == found.cicp
+    assert read_image(tmp_path / "y.png").space == found.space
 
 
 # ------------------------------------------------------------------------------------- as written

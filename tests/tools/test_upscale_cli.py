@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import runpy
 import signal
 import subprocess
@@ -10,6 +11,8 @@ import numpy as np
 import pytest
 
 from ldm_dream.data.images import Image, read_image, write_image
+from ldm_dream.errors import UserError
+from ldm_dream.upscaling import forecast, progress
 from ldm_dream.upscaling.upscaler import Upscaler
 from runs import pixel_model
 
@@ -39,6 +42,8 @@ def upscale(monkeypatch, capsys):
     """The tool in this process, for speed: words of the command line -> (exit status, stdout,
     stderr).
     """
+    monkeypatch.setattr(progress, "BETWEEN_LINES", 3600.0)  # also on a slow machine
+    monkeypatch.setattr(progress, "LONG", 3600.0)
 
     def run(*args) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", [str(TOOL), *map(str, args)])
@@ -67,6 +72,7 @@ def test_a_folder_with_a_bad_file_is_done_to_the_end_and_exits_1(model, photos, 
     gray = read_image(tmp_path / "out/gray_x3.tif")
     assert gray.was_gray and gray.pixels.dtype == np.uint16 and gray.pixels.shape == (15, 18, 3)
     entries = json.loads(report.read_text())
+    assert entries["settings"]["input"] == [str(photos)]
     assert [p["status"] for p in entries["pictures"]] == ["done", "failed", "done"]
     used = ("scale", "seed", "steps", "sampler", "color_fix")
     assert [entries["settings"][name] for name in used] == [3, 0, 2, "ancestral", "wavelet"]
@@ -185,6 +191,98 @@ def test_no_output_takes_an_inputs_place_and_nothing_is_loaded_first(
         code, _, err = upscale(*options)
         assert code == 2 and "is an input" in err and len(err.splitlines()) == 1
     assert picture.read_bytes() == before
+
+
+def test_files_and_folders_are_given_together_before_and_behind_i(model, photos, tmp_path, upscale):
+    write_image(tmp_path / "one.png", Image(np.zeros((3, 3, 3), np.uint8)))
+    (tmp_path / "two.png").write_text("no picture")
+    options = ("-o", tmp_path / "out", "--model_name", model, "--outscale", 3, "-t", 0)
+    code, out, err = upscale(tmp_path / "two.png", *options, "-i", photos, tmp_path / "one.png")
+    assert code == 1 and out.splitlines()[-1] == "3 done, 1 failed" and "two.png" in err
+    assert read_image(tmp_path / "out/one.png").pixels.shape == (9, 9, 3)
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """The names that a model is asked for by, before it is loaded."""
+    found = {}
+
+    def from_pretrained(*names):
+        found.update(zip(("model", "device", "dtype"), names))
+        raise UserError("asked")
+
+    monkeypatch.setattr(Upscaler, "from_pretrained", from_pretrained)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("words", "changed"),
+    [
+        ("--fp32 -g 1", {"device": "cuda:1", "dtype": "fp32"}),
+        ("--gpu-id -1", {"device": "cpu"}),
+        ("--gpu_id=0 --model_path x", {"device": "cuda:0", "model": "x"}),
+        ("--tile 0 --tile_pad 10 --suffix out --ext png", {}),
+        ("-f png", {}),
+    ],
+)
+def test_the_names_of_real_esrgan_do_what_ours_do(photos, tmp_path, upscale, asked, words, changed):
+    code, _, err = upscale("-i", photos / "rgb.png", "-o", tmp_path / "out", *words.split())
+    assert (code, err) == (2, "error: asked\n")
+    usual = {"model": "dream-latent-x4-tiny", "device": "auto", "dtype": "auto"}
+    assert asked == usual | changed
+
+
+@pytest.mark.parametrize("words", ["--face_enhance", "-dn 0.5", "--pre_pad 10", "-j 1:2:2", "-x"])
+def test_what_means_nothing_here_is_one_sentence(photos, tmp_path, upscale, words):
+    code, _, err = upscale("-i", photos, "-o", tmp_path / "out", *words.split())
+    assert code == 2 and len(err.splitlines()) == 1
+    assert err.startswith(f"error: {words.split()[0]}: ") and "so leave it out" in err
+
+
+def test_models_are_listed_and_a_near_name_is_offered(photos, tmp_path, upscale, monkeypatch):
+    code, out, _ = upscale("--list-models")
+    assert code == 0 and out.startswith("dream-latent-x4-tiny  x4  ")
+    code, _, err = upscale(photos, "-o", tmp_path / "out", "-n", "dream-latent-x4")
+    assert code == 2 and "did you mean dream-latent-x4-tiny?" in err
+    code, _, err = upscale("-o", tmp_path / "out")
+    assert code == 2 and "no picture is given" in err
+
+
+def test_space_and_time_are_said_before_a_long_folder(
+    model, photos, tmp_path, upscale, monkeypatch, capsys
+):
+    options = (photos, "-o", tmp_path / "out", "-n", model)
+    assert upscale(*options)[2] == ""
+    monkeypatch.setattr(forecast, "LARGE", 100)
+    monkeypatch.setattr(progress, "LONG", 0.0)
+    whole, said = Upscaler.__call__, []
+
+    def call(*args, **options):
+        said.extend(capsys.readouterr().err.splitlines())
+        return whole(*args, **options)
+
+    monkeypatch.setattr(Upscaler, "__call__", call)
+    assert upscale(*options)[0] == 0
+    space, left = said  # before the first picture and before the second
+    assert "2 pictures of 0.0 megapixels become 0.0 megapixels, about " in space
+    assert space.endswith("are free there.")
+    assert re.fullmatch(r" *\d+%  picture 1 of 2, step 2 of 4, about \d+ s left", left)
+
+
+def test_quiet_prints_mistakes_only(model, photos, tmp_path, upscale, monkeypatch):
+    monkeypatch.setattr(forecast, "LARGE", 0)
+    (photos / "bad.png").write_text("no picture")
+    code, out, err = upscale(photos, "-o", tmp_path / "out", "-n", model, "--quiet")
+    assert code == 1 and out == "" and len(err.splitlines()) == 1 and "bad.png" in err
+
+
+def test_a_terminal_hears_of_the_work_before_anything_is_loaded(
+    photos, tmp_path, upscale, asked, monkeypatch
+):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    _, _, err = upscale(photos, "-o", tmp_path / "out")
+    first = f"{photos} -> {tmp_path / 'out'}: loading dream-latent-x4-tiny"
+    assert err.splitlines() == [first, "error: asked"]
 
 
 def test_help_does_not_import_torch():

@@ -186,6 +186,43 @@ def test_impossible_plans_are_one_sentence(folder, tmp_path, source, out, option
     assert "\n" not in str(caught.value)
 
 
+def test_files_and_folders_together_are_one_plan(folder, tmp_path):
+    write_image(tmp_path / "more/d.png", picture())
+    sources = [tmp_path / "more/d.png", folder, folder / "a.png"]
+    plan = plan_jobs(sources, tmp_path / "out", recursive=True)
+    found = [(job.source.name, str(job.target.relative_to(tmp_path / "out"))) for job in plan.jobs]
+    names = (("a.png", "a.png"), ("b.png", "b.png"), ("c.png", "sub/c.png"), ("d.png", "d.png"))
+    assert sorted(found) == [*names] and plan.left_out == {"given twice": 1}
+
+
+def test_a_link_in_a_folder_is_a_picture_of_its_own(folder, tmp_path):
+    (folder / "link.png").symlink_to(folder / "a.png")
+    plan = plan_jobs([folder], tmp_path / "out")
+    assert [job.source.name for job in plan.jobs] == ["a.png", "b.png", "link.png"]
+
+
+def test_several_inputs_that_cannot_be_one_plan_are_one_sentence(folder, tmp_path):
+    write_image(tmp_path / "more/a.png", picture())
+    several = [folder / "a.png", folder / "b.png"]
+    for sources, out, says in (
+        ([folder, tmp_path / "more"], "out", r"more/a\.png would both become"),
+        (several, "out.png", "names one file, but several inputs are given"),
+        (several, "in/a.png", "is a file; the output of a folder or of several inputs"),
+        ([*several, tmp_path / "more/a.png"], "more", "is an input and would be overwritten"),
+    ):
+        with pytest.raises(BatchError, match=says):
+            plan_jobs(sources, tmp_path / out)
+
+
+def test_earlier_results_of_several_folders_are_no_inputs(folder, tmp_path):
+    write_image(tmp_path / "more/d.png", picture())
+    for _ in range(2):
+        plan = plan_jobs([folder, tmp_path / "more"], folder, naming=Naming("_x2"))
+        assert [job.target.name for job in plan.jobs] == ["a_x2.png", "b_x2.png", "d_x2.png"]
+        assert {r.status for r in upscale_all(plan.jobs, DOUBLE)} == {"done"}
+    assert plan.left_out == {"subfolder": 1, "earlier result": 3}
+
+
 def test_impossible_names_and_scales_are_one_sentence():
     for naming, says in (({"ext": "bmp"}, "ext='bmp' cannot"), ({"suffix": "/x"}, "no part of")):
         with pytest.raises(BatchError, match=says):
@@ -343,6 +380,8 @@ def test_the_report_is_no_file_of_the_model_in_use(folder, tmp_path):
     with pytest.raises(WriteError, match="is an input"):
         check_places(plan, model / "model.safetensors", model)
     check_places(plan, model / "report.json", model)
+    with pytest.raises(WriteError, match="is an input"):  # where the model is a file
+        check_places(plan, model / "model.safetensors", model / "model.safetensors")
     assert (model / "model.safetensors").read_text() == "weights"
 
 

@@ -1,3 +1,4 @@
+import mmap
 import subprocess
 import sys
 from functools import cache
@@ -18,6 +19,7 @@ from ldm_dream.config.model import (
 )
 from ldm_dream.config.networks import IDMConfig, NetworkConfig, ResShiftNetConfig
 from ldm_dream.config.run import DiffusionRun
+from ldm_dream.data import scratch
 from ldm_dream.data.images import Image, ImageError
 from ldm_dream.data.resize import imresize_to, upsample
 from ldm_dream.denoiser import Denoiser
@@ -375,6 +377,23 @@ def test_a_large_picture_is_never_whole_in_floats(scale, monkeypatch):
     with Largest() as seen:
         upscaler()(image, steps=1, scale=scale, tile=16, tile_pad=2)
     assert seen.numbers < 0.5 * image.size * 16
+
+
+def test_a_large_result_for_a_file_lies_in_a_file_and_is_the_same(monkeypatch, tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (20, 24, 3), np.uint8)
+    wanted = upscaler()(Image(pixels), steps=1).pixels
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr(scratch, "LARGE", 1)
+    found = upscaler()(Image(pixels), steps=1).pixels
+    assert isinstance(owner(found), mmap.mmap) and np.array_equal(found, wanted)
+    assert owner(upscaler()(pixels, steps=1)) is None, "arrays of the caller are in memory"
+
+
+def owner(array):
+    """What the memory of an array belongs to; None: to an array itself."""
+    while isinstance(array, np.ndarray):
+        array = array.base
+    return array.obj if isinstance(array, memoryview) else array
 
 
 def test_a_very_large_picture_takes_smaller_tiles_by_itself(monkeypatch):

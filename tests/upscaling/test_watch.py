@@ -110,7 +110,7 @@ def test_it_stops_at_every_moment_and_works_again(way, often):
     upscaler, image, count = make(), pictures()["noise"][:, :30, :20], Heard(looks=False)
     whole = upscaler(image, **WAYS[way])
     upscaler(image, callback=count, **WAYS[way])
-    for moment in np.linspace(0, len(count.counts) - 1, 4).astype(int):
+    for moment in np.linspace(0, len(count.counts) - 1, 3).astype(int):
         calls = iter([None] * moment + [False])
         with pytest.raises(Stopped, match=r"^stopped after \d+ of \d+ network calls\.$"):
             upscaler(image, callback=lambda *_, calls=calls: next(calls), **WAYS[way])
@@ -145,6 +145,14 @@ def test_another_thread_is_not_stopped(often):
     assert torch.equal(made[0], whole)
 
 
+def test_within_what_is_compiled_nothing_asks(often):
+    """A compiled or recorded network must not see the mode that asks."""
+    upscaler, image, heard = make(), pictures()["noise"][:, :20, :20], Heard(looks=False)
+    upscaler.engine.stoppable = False
+    upscaler(image, callback=heard)
+    assert [count[0] for count in heard.counts] == list(range(heard.counts[-1][1] + 1))
+
+
 def test_an_error_of_the_callback_is_its_own():
     def fails(*_):
         raise ZeroDivisionError
@@ -156,7 +164,7 @@ def test_an_error_of_the_callback_is_its_own():
 def test_no_call_is_long_beside_the_whole(often):
     """Who stops waits for one call of torch: on a tile of 256 x 256 pixels, one of 20 seconds."""
     upscaler, asked = Upscaler.from_pretrained(device="cpu"), [time.process_time()]
-    image = np.random.default_rng(0).integers(0, 256, (48, 48, 3), np.uint8)
+    image = np.random.default_rng(0).integers(0, 256, (20, 20, 3), np.uint8)
     upscaler(image, steps=1, callback=lambda *_: asked.append(time.process_time()))
     asked.append(time.process_time())
     assert max(np.diff(asked)) < 0.12 * (asked[-1] - asked[0])
@@ -176,6 +184,6 @@ def test_a_preview_is_made_once_and_small(monkeypatch):
         seen.extend(preview() for _ in range(2))
 
     monkeypatch.setattr(watch_module, "BETWEEN", 1e9)
-    upscaler(image, steps=2, callback=look)
-    assert len(sides) == 3 and max(sides[:2]) <= 128 < sides[2]  # latent pixels, of 4 pixels each
+    upscaler(image, steps=1, callback=look)
+    assert len(sides) == 2 and sides[0] <= 64 < sides[1]  # latent pixels, of 4 pixels each
     assert all(preview is None or isinstance(preview, PIL.Image.Image) for preview in seen)
