@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parents[1]
 SOURCES = ("ldm_dream", "kernels", "configs", "pyproject.toml", "README.md", "LICENSE")
 SHORT = (
     "train.steps=20 train.batch_size=1 train.workers=0 train.val_every=20 train.val_images=1 "
-    "train.val_crop=64 train.save_every=20 data.patch=64"
+    "train.val_crop=64 train.save_every=20 train.log_every=20 data.patch=64"
 )
 
 
@@ -61,10 +61,15 @@ def home(tmp_path_factory) -> Path:
     return home
 
 
+def outside() -> dict[str, str]:
+    """The environment of a process that knows nothing of the checkout, on one core."""
+    kept = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    return kept | {"OMP_NUM_THREADS": "1"}
+
+
 def run(words: list[str], cwd: Path | None = None) -> str:
     """-> what it prints. Fails with all that it said."""
-    outside = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
-    done = subprocess.run(words, cwd=cwd, env=outside, capture_output=True, text=True)
+    done = subprocess.run(words, cwd=cwd, env=outside(), capture_output=True, text=True)
     assert done.returncode == 0, f"{words}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
     return done.stdout
 
@@ -100,10 +105,9 @@ def test_the_wheel_serves_the_page(home):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    outside = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     command = [str(home / "env/bin/ldm-dream"), "app", "--port", str(port)]
     with (home / "app.log").open("w") as log:
-        page = subprocess.Popen(command, cwd=home, env=outside, stdout=log, stderr=log)
+        page = subprocess.Popen(command, cwd=home, env=outside(), stdout=log, stderr=log)
     try:
         assert "<html" in fetched(f"http://127.0.0.1:{port}/", page), (home / "app.log").read_text()
     finally:

@@ -5,8 +5,10 @@ examples:
   ldm-dream app -n dream-latent-x4-tiny -n runs/mine --port 8000
 
 Needs pip install 'ldm_dream[app]'. Ctrl-C ends the page and deletes what its visitors gave and
-got. Exit status: 2 a mistake in the command, 130 or 143 ended by Ctrl-C or
-SIGTERM.
+got.
+
+exit status:
+  0 never by itself, 2 a mistake in the command, 130 or 143 ended by Ctrl-C or SIGTERM
 """
 
 import argparse
