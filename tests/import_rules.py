@@ -108,7 +108,7 @@ IMPORT_RULES = {
         root("errors", "writing", "data", "upscaling", "app"), ("torch", "numpy", "PIL")
     ),
     "ldm_dream.app.page": May(root("errors", "data", "upscaling", "app"), ("gradio",)),
-    "ldm_dream.app.server": May(root("upscaling", "app"), ("gradio", "starlette")),
+    "ldm_dream.app.server": May(root("writing", "upscaling", "app"), ("gradio", "starlette")),
     "ldm_dream.commands": May(ALL, ("torch", "numpy", "tqdm")),
     "ldm_dream.commands.main": May(root("__init__", "errors", "cli", "commands")),
     "ldm_dream.__main__": May(root("commands.main")),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import socket
 import tempfile
 from collections.abc import Iterator
@@ -16,8 +17,11 @@ from ldm_dream.app.guard import Guard
 from ldm_dream.app.page import HERE, build_page
 from ldm_dream.app.sessions import AppError, Sessions
 from ldm_dream.upscaling.upscaler import Upscaler
+from ldm_dream.writing import is_running
 
 MEGABYTE = 2**20  # as gradio counts them
+# folders of visitors' files: of this machine, then the process that serves
+_OURS = f"ldm-dream-{socket.gethostname()}-"
 LOOPBACK = ("127.0.0.1", "localhost", "[::1]", "::1")
 
 
@@ -73,7 +77,8 @@ def serving(models: dict[str, Any], place: Place) -> Iterator[str]:
     deleted. Raises AppError.
     """
     port = _port(place)
-    with tempfile.TemporaryDirectory(prefix="ldm-dream-") as name:
+    _remove_stale()
+    with tempfile.TemporaryDirectory(prefix=f"{_OURS}{os.getpid()}-") as name:
         # gradio reads these when a page is built: where uploads go, and what else would be served
         folder = str(Path(name).resolve())
         given = {"GRADIO_TEMP_DIR": folder, "GRADIO_ALLOWED_PATHS": "", "GRADIO_RUN_HISTORY": "0"}
@@ -101,6 +106,14 @@ def serving(models: dict[str, Any], place: Place) -> Iterator[str]:
                 yield url
             finally:
                 page.close(verbose=False)
+
+
+def _remove_stale() -> None:
+    """What servers left that were killed."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{_OURS}*"):
+        process = folder.name.removeprefix(_OURS).partition("-")[0]
+        if process.isdecimal() and not is_running(int(process)):
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _theme() -> Any:

@@ -5,7 +5,9 @@ One server and one browser serve all tests of this file, since each takes second
 
 import io
 import json
+import os
 import re
+import subprocess
 import sys
 import tempfile
 import time
@@ -124,6 +126,17 @@ def test_places_and_models_that_are_not_possible_are_refused(capsys, monkeypatch
     monkeypatch.setitem(sys.modules, "gradio", None)
     assert "pip install 'ldm_dream[app]'" in said_by(capsys, [])
     assert Place().is_private and Place("::1").is_private and not Place("0.0.0.0").is_private
+
+
+def test_what_a_killed_server_left_is_removed_and_nothing_else(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    names = [f"{server._OURS}{gone.pid}-a", f"{server._OURS}{os.getpid()}-b", "ldm-dream-other"]
+    for name in names:
+        (tmp_path / name / "sessions").mkdir(parents=True)
+    server._remove_stale()
+    assert {path.name for path in tmp_path.iterdir()} == {*names[1:]}
 
 
 # --------------------------------------------------------------------------------------- the browser
