@@ -112,12 +112,12 @@ def test_the_wheel_serves_the_page(home):
         assert "<html" in fetched(f"http://127.0.0.1:{port}/", page), (home / "app.log").read_text()
     finally:
         page.send_signal(signal.SIGTERM)
-        page.wait(30)
+        page.wait(60)
 
 
 def fetched(address: str, page: subprocess.Popen) -> str:
-    """The page as soon as it is there; "" where its process has ended or a minute has passed."""
-    end = time.monotonic() + 60
+    """The page as soon as it is there; "" where its process has ended or five minutes have passed."""
+    end = time.monotonic() + 300  # on a machine that does much else; alone it takes seconds
     while page.poll() is None and time.monotonic() < end:
         try:
             with urllib.request.urlopen(address, timeout=10) as answer:
