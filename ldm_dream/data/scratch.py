@@ -17,14 +17,14 @@ import numpy as np
 from ldm_dream.data.image import ImageError
 from ldm_dream.errors import shown
 
-LARGE = 2**28  # bytes of an array that lies in a file
+IN_FILE_FROM = 2**28  # bytes of an array
 _FOLDER = "/var/tmp"  # on a disk, where /tmp is often memory
 
 
 def room(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     """An array of any content. Raises ImageError where the disk has no place for it."""
     size = math.prod(shape) * np.dtype(dtype).itemsize
-    if size < LARGE:
+    if size < IN_FILE_FROM:
         return np.empty(shape, dtype)
     folder = _folder()
     try:

@@ -23,7 +23,7 @@ def resident() -> int:
 
 @pytest.fixture
 def in_file(monkeypatch, tmp_path):
-    monkeypatch.setattr(scratch, "LARGE", 2**20)
+    monkeypatch.setattr(scratch, "IN_FILE_FROM", 2**20)
     monkeypatch.setattr(scratch, "_folder", lambda: str(tmp_path))
 
 
@@ -90,7 +90,7 @@ def test_a_picture_in_a_file_is_written_as_from_memory(in_file, tmp_path, name):
 
 def most_while_written(folder: Path) -> float:
     """Resident bytes at the most while a picture in a file is written, per byte of it."""
-    scratch.LARGE, scratch._folder = 2**20, lambda: str(folder)
+    scratch.IN_FILE_FROM, scratch._folder = 2**20, lambda: str(folder)
     writer.LARGE_JPEG = 2**20
     array = room((12000, 1000, 3), np.dtype(np.uint8))
     array[:] = np.random.default_rng(0).integers(0, 256, (1000, 3), np.uint8)
