@@ -56,21 +56,28 @@ def test_the_file_ends_with_the_array(in_file):
     assert files() == before
 
 
-def test_a_disk_without_place_is_one_sentence(in_file, monkeypatch):
+def test_a_disk_without_place_is_one_sentence(in_file, monkeypatch, tmp_path, caplog):
     def full(*_):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "posix_fallocate", full)
-    with pytest.raises(ImageError, match=r"no place for a result of 0\.0 GB .No space.*TMPDIR"):
+    says = r"^the result takes 0\.0 GB, for which this machine has no place; ask for a smaller one\.$"
+    with pytest.raises(ImageError, match=says):
         room(SHAPE, np.dtype(np.uint8))
+    assert str(tmp_path) in caplog.text and "No space" in caplog.text and "TMPDIR" in caplog.text
 
 
 def test_a_temporary_folder_that_was_named_is_taken(monkeypatch, tmp_path):
     monkeypatch.delenv("TMPDIR", raising=False)
-    assert scratch._folder() == "/var/tmp"
-    monkeypatch.setenv("TMPDIR", str(tmp_path))
-    monkeypatch.setattr(scratch.tempfile, "tempdir", None)
+    monkeypatch.setattr(scratch, "_FOLDER", str(tmp_path))
     assert scratch._folder() == str(tmp_path)
+    (named := tmp_path / "named").mkdir()
+    monkeypatch.setenv("TMPDIR", str(named))
+    monkeypatch.setattr(scratch.tempfile, "tempdir", None)
+    assert scratch._folder() == str(named)
+    monkeypatch.delenv("TMPDIR")
+    monkeypatch.setattr(scratch, "_FOLDER", str(tmp_path / "gone"))
+    assert Path(scratch._folder()).is_dir()
 
 
 @pytest.mark.parametrize("name", ["x.jpg", "x.png", "gray.tif", "alpha.png", "deep.webp"])
