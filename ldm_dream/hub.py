@@ -59,7 +59,7 @@ def download(repo_id: str, search: Search = ANYWHERE) -> Path:
     """
     asked = search._asdict()
     del asked["folders"]
-    with _sentences(f"{PREFIX}{repo_id}: not to be had from the hub"):
+    with _sentences(f"{PREFIX}{repo_id}: cannot be fetched from the hub"):
         return Path(_hub().snapshot_download(repo_id, allow_patterns=_FILES, **asked))
 
 

@@ -111,7 +111,7 @@ def test_out_of_reach_is_one_sentence(fake):
 
     fake.snapshot_download = fake.create_repo = fails
     with pytest.raises(
-        HubError, match=r"^hf:me/model: not to be had from the hub: Cannot reach the hub\.$"
+        HubError, match=r"^hf:me/model: cannot be fetched from the hub: Cannot reach the hub\.$"
     ):
         find_model("hf:me/model")
     with pytest.raises(HubError, match=r"could not be sent to the hub: Cannot reach the hub"):

@@ -39,7 +39,7 @@ def test_the_four_lines_of_python_run_as_they_stand(tmp_path, monkeypatch):
         assert larger.size == (96, 80)
 
 
-@pytest.mark.parametrize(("which", "most"), [("training step", 7), ("sampling call", 6)])
+@pytest.mark.parametrize(("which", "most"), [("training step", 7), ("sampling call", 8)])
 def test_the_ways_through_the_code_are_short(which, most):
     way = section("Read the code").partition(f"One {which} ")[2].partition("\n\nOne ")[0]
     files = re.findall(r"^\d+\. `([\w/]+\.py)`", way, re.M)

@@ -31,6 +31,8 @@ _CENTIMETRES = 3  # unit of EXIF
 _PHOTOSHOP = b"Photoshop 3.0\0"
 # of XMP, as attribute or element
 _XMP_GAIN_MAP = rb'\s(?:hdrgm|HDRGainMap):\w+="[^"]*"'  # which no result has
+# the old picture, small: a list of Adobe's, as an element in which others lie
+_XMP_THUMBNAILS = rb"<\w+:Thumbnails\b[^>]*/>|<(\w+):Thumbnails\b.*?</\1:Thumbnails\s*>"
 _XMP_NUMBER = rb'((?:tiff|exif):%s(?:="|>\s*))\d+'
 
 
@@ -134,4 +136,5 @@ def _adapted(xmp: bytes, width: int, height: int) -> bytes:
     }
     for name, value in numbers.items():
         xmp = re.sub(_XMP_NUMBER % name, rb"\g<1>%d" % value, xmp)
+    xmp = re.sub(_XMP_THUMBNAILS, b"", xmp, flags=re.DOTALL)
     return re.sub(_XMP_GAIN_MAP, b"", xmp)

@@ -12,6 +12,4 @@ def check_whole(name: str, value: object, least: int) -> None:
     and False do not.
     """
     if not isinstance(value, Integral) or isinstance(value, bool) or int(value) < least:
-        raise UpscaleError(
-            f"{name}={value!r} is not possible; give a whole number from {least}."
-        )
+        raise UpscaleError(f"{name}={value!r} is not possible; give a whole number from {least}.")

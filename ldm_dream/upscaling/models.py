@@ -31,7 +31,7 @@ def load(name_or_path: str | Path, search: Search = ANYWHERE) -> Model:
 
 
 def engine_of(model: Model, device: torch.device, dtype: Dtype, compile: bool) -> Engine:
-    """dtype: as users name it. Raises UpscaleError for one that the model does not bear."""
+    """dtype: as users name it. Raises UpscaleError for one that the model does not support."""
     if isinstance(model, LoadedModel):
         return Diffusion(model, device, dtype_named(dtype, device), compile)
     chosen = auto_dtype(model, device) if dtype == "auto" else dtype_named(dtype, device)

@@ -39,9 +39,9 @@ class OnePass(Engine):
     def __init__(
         self, model: PeerModel, device: torch.device, dtype: torch.dtype, compile: bool = False
     ):
-        """Raises UpscaleError for a dtype that the network does not bear."""
+        """Raises UpscaleError for a dtype that the network does not support."""
         super().__init__(model.net.scale, device, dtype)
-        if not _bears(model, dtype):
+        if not _supports(model, dtype):
             given = next(name for name, value in DTYPES.items() if value == dtype)
             raise UpscaleError(
                 f"dtype={given!r}: a model of {model.net.architecture.name} does not compute in it; "
@@ -104,11 +104,14 @@ def _window(network: nn.Module) -> int:
 
 
 def auto_dtype(model: PeerModel, device: torch.device) -> torch.dtype:
-    """fp32 on the CPU, else fp16, which rounds less, or bf16, where the network bears it."""
+    """fp32 on the CPU, else fp16, which rounds less, or bf16, where the network supports it."""
     wanted = () if device.type == "cpu" else (torch.float16, torch.bfloat16)
-    return next((dtype for dtype in wanted if _bears(model, dtype)), torch.float32)
+    return next((dtype for dtype in wanted if _supports(model, dtype)), torch.float32)
 
 
-def _bears(model: PeerModel, dtype: torch.dtype) -> bool:
-    bears = {torch.float16: model.net.supports_half, torch.bfloat16: model.net.supports_bfloat16}
-    return bears.get(dtype, True)
+def _supports(model: PeerModel, dtype: torch.dtype) -> bool:
+    supported = {
+        torch.float16: model.net.supports_half,
+        torch.bfloat16: model.net.supports_bfloat16,
+    }
+    return supported.get(dtype, True)

@@ -71,7 +71,7 @@ def read_peer(path: Path) -> PeerModel:
             f"(the first is {next(iter(state))!r}); of a diffusion model make a model folder with "
             "ldm-dream import, of another one use its own tool."
         ) from None
-    except Exception as error:  # what other weights than expected do to others' code
+    except Exception as error:  # spandrel raises any kind where weights do not fit
         reason = " ".join(str(error).split())[:100]
         raise ModelError(
             f"{path}: its weights do not fit the network that spandrel {spandrel.__version__} takes "

@@ -150,6 +150,16 @@ def test_damaged_exif_costs_no_pixel_and_is_said(tmp_path, image, caplog):
     assert np.array_equal(read_image(tmp_path / "a.tif").pixels, image.pixels)
 
 
+def test_a_thumbnail_in_xmp_shows_no_old_picture(tmp_path, image):
+    inner = b'<rdf:li xmpGImg:format="JPEG">\n<xmpGImg:image>/9j/4AAQ</xmpGImg:image></rdf:li>'
+    thumbnails = b"<xmp:Thumbnails><rdf:Alt>" + inner + b"</rdf:Alt></xmp:Thumbnails>"
+    longer = XMP.replace(b"<dc:title>", thumbnails + b"<dc:title>")
+    metadata = replace(image.metadata, fields={**image.metadata.fields, "xmp-data": longer})
+    write_image(tmp_path / "b.jpg", replace(image, metadata=metadata))
+    xmp = PillowImage.open(tmp_path / "b.jpg").info["xmp"]
+    assert b"A title" in xmp and b"Thumbnails" not in xmp and b"xmpGImg" not in xmp
+
+
 def test_a_gain_map_that_is_not_kept_is_said_and_no_longer_claimed(tmp_path, caplog):
     claim = b'<rdf:Description hdrgm:Version="1.0" tiff:Orientation'
     data = photo()

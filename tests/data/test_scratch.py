@@ -61,7 +61,9 @@ def test_a_disk_without_place_is_one_sentence(in_file, monkeypatch, tmp_path, ca
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "posix_fallocate", full)
-    says = r"^the result takes 0\.0 GB, for which this machine has no place; ask for a smaller one\.$"
+    says = (
+        r"^the result takes 0\.0 GB, for which this machine has no place; ask for a smaller one\.$"
+    )
     with pytest.raises(ImageError, match=says):
         room(SHAPE, np.dtype(np.uint8))
     assert str(tmp_path) in caplog.text and "No space" in caplog.text and "TMPDIR" in caplog.text

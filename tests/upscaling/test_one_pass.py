@@ -122,7 +122,7 @@ def test_alpha_depth_and_type_are_kept():
     torch.testing.assert_close(model(batch)[1], model(batch[1]), rtol=0, atol=1e-5)
 
 
-def test_bf16_computes_in_a_copy_where_the_network_bears_it():
+def test_bf16_computes_in_a_copy_where_the_network_supports_it():
     half, lr = upscaler("span-x4", dtype="bf16"), picture(12, 12)
     full = upscaler("span-x4")(lr)
     assert 0 < (half(lr) - full).abs().mean() < 0.05
@@ -130,7 +130,7 @@ def test_bf16_computes_in_a_copy_where_the_network_bears_it():
 
 
 @pytest.mark.parametrize("name, dtype", [("span-x4", torch.float16), ("denoiser", torch.bfloat16)])
-def test_auto_on_a_gpu_is_what_the_network_bears(name, dtype):
+def test_auto_on_a_gpu_is_what_the_network_supports(name, dtype):
     model = PeerModel(net(name), Path("x.pth"))
     assert one_pass.auto_dtype(model, torch.device("cuda")) == dtype
     assert one_pass.auto_dtype(model, torch.device("cpu")) == torch.float32

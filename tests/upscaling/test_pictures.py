@@ -184,7 +184,7 @@ def test_a_large_picture_is_filled_in_strips_as_it_is_at_once(monkeypatch):
     others = bands.copy()
     others[..., :3][bands[..., 3] == 0] = 0
     assert np.array_equal(filled(unpack(others)).bands[0], strips)
-    assert 40 <= strips[..., :3].min() and strips[..., :3].max() <= 200
+    assert strips[..., :3].min() >= 40 and strips[..., :3].max() <= 200
 
 
 def test_hidden_colours_take_floats_of_a_strip_at_a_time(monkeypatch):

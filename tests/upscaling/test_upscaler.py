@@ -33,12 +33,11 @@ from ldm_dream.sampler import SamplerError
 from ldm_dream.upscaling import frame as frame_module
 from ldm_dream.upscaling import layout as layout_module
 from ldm_dream.upscaling import pictures as pictures_module
-from ldm_dream.upscaling.devices import placed
+from ldm_dream.upscaling.devices import TooLittleMemory, placed
 from ldm_dream.upscaling.engine import Options
 from ldm_dream.upscaling.layout import first_layout
 from ldm_dream.upscaling.pictures import unpack
 from ldm_dream.upscaling.sizes import Size
-from ldm_dream.upscaling.devices import TooLittleMemory
 from ldm_dream.upscaling.upscaler import UpscaleError, Upscaler
 
 LATENT = VQGANConfig(
