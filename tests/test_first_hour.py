@@ -131,7 +131,10 @@ def alone(words: list[str]) -> list[str]:
     while re.fullmatch(r"[A-Z_]+=\S*", words[0]):
         words = words[1:]
     if words[0] == "torchrun":
-        words = ["python", *words[words.index("tools/train.py") :]]
+        is_tool = [word.startswith("tools/") for word in words]
+        if True in is_tool:
+            return ["python", *words[is_tool.index(True) :]]
+        return ["ldm-dream", *words[words.index("ldm_dream") + 1 :]]
     return words
 
 
@@ -193,6 +196,7 @@ def test_the_commands_to_import_and_export_run(home, monkeypatch):
 
 
 def test_the_commands_for_one_gpu_and_more_run(home, monkeypatch):
+    photos(home / "photos", 1, 64)
     photos(home / "data/ffhq_128", 2, 128)
     photos(home / "data/celebahq_128", 1, 128)
     Path("data/celebahq_128-eval100.txt").write_text("celebahq_128/00.png\n")
