@@ -6,10 +6,13 @@ Imports no torch, so `--help` and `--dry-run` answer at once.
 
 import argparse
 import io
+import math
 import os
+import select
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import NoReturn
@@ -21,7 +24,8 @@ EXIT_USER_ERROR = 2  # argparse uses the same status for a wrong command line
 EXIT_INTERRUPTED = 128 + signal.SIGINT  # as a shell has it
 EXIT_CLOSED = 128 + signal.SIGPIPE
 EXIT_TERMINATED = 128 + signal.SIGTERM
-PATIENCE = 0.7  # seconds
+PATIENCE = 0.7  # seconds that the work may take to end
+ENDED = 0  # no signal has this number
 
 
 class Terminated(KeyboardInterrupt):
@@ -118,18 +122,17 @@ def _stdout_is_closed() -> bool:
 
 
 @contextmanager
-def stoppable(what_stays: str) -> Iterator[ExitStack]:
+def stoppable(what_stays: str, patience: float = PATIENCE) -> Iterator[ExitStack]:
     """Body of a tool's `main`: Ctrl-C and SIGTERM -> one line of stderr with what stays of the work,
     exit status 130 or 143. -> what is to be done last, stopped or not, such as to write a report.
 
-    Python hears of a signal between two of its own steps. A library may take longer over one, such
-    as a large picture being written: after PATIENCE the process is ended from another thread, as it
-    is by a second signal.
+    Python hears of a signal between two of its own steps. A library may take longer over one, and
+    the body may wait for a thread, such as one that writes a large picture. Where the body has not
+    ended after `patience` seconds, the process is ended from another thread, as it is by a second
+    signal.
     """
-    heard = threading.Event()
 
     def stop(number: int, frame: object) -> None:
-        heard.set()
         raise Terminated if number == signal.SIGTERM else KeyboardInterrupt
 
     before = {
@@ -138,7 +141,7 @@ def stoppable(what_stays: str) -> Iterator[ExitStack]:
         if signal.getsignal(number) != signal.SIG_IGN  # as nohup and a shell's & set it
     }
     try:
-        with ExitStack() as last, _watched(heard, what_stays, last):
+        with ExitStack() as last, _watched(what_stays, patience, last):
             yield last
     except KeyboardInterrupt as stopped:
         sys.stderr.write(f"stopped; {what_stays}.\n")
@@ -150,25 +153,27 @@ def stoppable(what_stays: str) -> Iterator[ExitStack]:
 
 
 @contextmanager
-def _watched(heard: threading.Event, what_stays: str, last: ExitStack) -> Iterator[None]:
+def _watched(what_stays: str, patience: float, last: ExitStack) -> Iterator[None]:
     """During the body, a thread learns of every signal at once, by a pipe."""
     reading, writing = os.pipe()
     os.set_blocking(writing, False)
     _pipes.add(writing)
 
     def watch() -> None:
-        count = 0  # of signals that end the work
-        while number := os.read(reading, 1):  # nothing when the pipe is closed
-            count += number[0] in (signal.SIGINT, signal.SIGTERM)
-            if count > 1 or (count == 1 and not heard.wait(PATIENCE)):
-                sys.stderr.write(f"\nstopped; {what_stays}.\n")
-                try:
-                    last.close()
-                finally:
-                    remove_drafts()
-                    sys.stderr.flush()
-                    os._exit(128 + number[0])
-        os.close(reading)
+        ends: list[int] = []  # signals that end the work
+        until = math.inf
+        while len(ends) < 2:
+            left = None if until == math.inf else max(0.0, until - time.monotonic())
+            if not select.select([reading], [], [], left)[0]:
+                break
+            number = os.read(reading, 1)[0]
+            if number == ENDED:
+                os.close(reading)
+                return
+            if number in (signal.SIGINT, signal.SIGTERM):
+                ends.append(number)
+                until = min(until, time.monotonic() + patience)
+        _end_at_once(f"\nstopped; {what_stays}.\n", last, 128 + ends[-1])
 
     before = signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
     threading.Thread(target=watch, daemon=True).start()
@@ -177,7 +182,18 @@ def _watched(heard: threading.Event, what_stays: str, last: ExitStack) -> Iterat
     finally:
         signal.set_wakeup_fd(before)
         _pipes.remove(writing)
+        os.write(writing, bytes([ENDED]))
         os.close(writing)
+
+
+def _end_at_once(line: str, last: ExitStack, status: int) -> None:
+    """Ends the process, whatever else goes wrong."""
+    with ExitStack() as end:  # done from the last one to the first, each also where another fails
+        end.callback(os._exit, status)
+        end.callback(sys.stderr.flush)
+        end.callback(remove_drafts)
+        end.callback(last.close)
+        end.callback(sys.stderr.write, line)
 
 
 # a forked worker's signals are not those of this process: it leaves the pipe before it hears of any

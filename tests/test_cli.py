@@ -6,9 +6,11 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import ExitStack
 
 import pytest
 
+from ldm_dream import cli
 from ldm_dream.cli import command_line, stoppable, user_errors
 from ldm_dream.commands.main import COMMANDS, main
 from ldm_dream.errors import UserError, shown
@@ -120,7 +122,7 @@ def test_words_stand_anywhere_and_options_are_written_with_either_dash():
 # ------------------------------------------------------------------------- ends within a second
 
 SLEEP = """
-import hashlib, pathlib, sys, time
+import hashlib, pathlib, sys, threading, time
 from ldm_dream.cli import stoppable
 from ldm_dream.writing import whole_file
 with stoppable("all is whole") as last:
@@ -129,6 +131,11 @@ with stoppable("all is whole") as last:
         print(draft.exists(), flush=True)
         if sys.argv[2] == "long call":
             hashlib.pbkdf2_hmac("sha256", b"", b"", 2**31 - 1)  # which no signal interrupts
+        if sys.argv[2] == "waits":
+            try:
+                time.sleep(60)
+            finally:
+                threading.Event().wait()
         while True:
             try:
                 time.sleep(60)
@@ -138,23 +145,44 @@ with stoppable("all is whole") as last:
 
 
 @pytest.mark.parametrize(
-    ("way", "number"), [("long call", signal.SIGTERM), ("twice", signal.SIGINT)]
+    ("way", "number"),
+    [("long call", signal.SIGTERM), ("waits", signal.SIGINT), ("twice", signal.SIGINT)],
 )
 def test_a_signal_ends_what_does_not_listen_and_leaves_no_draft(tmp_path, way, number):
-    """A library in a long call, and one that passes over the first Ctrl-C."""
-    command = [sys.executable, "-c", SLEEP, str(tmp_path / "out.png"), way]
+    """A library in a long call, a body that waits for a thread when it has heard, and one that passes
+    over the first Ctrl-C.
+    """
+    took = []
+    while len(took) < 3 and min(took, default=1) >= 1:  # seconds; others may keep the machine busy
+        took.append(_seconds_to_end(tmp_path, way, number))
+    assert min(took) < 1, took
+
+
+def _seconds_to_end(folder, way, number) -> float:
+    command = [sys.executable, "-c", SLEEP, str(folder / "out.png"), way]
     child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert child.stdout and child.stdout.readline() == "True\n"
-    start = time.monotonic()
+    begin = time.monotonic()
     child.send_signal(number)
     if way == "twice":
         assert child.stdout.readline() == "passed over\n"
         child.send_signal(number)
     out, err = child.communicate(timeout=60)
-    took = time.monotonic() - start
+    took = time.monotonic() - begin
     assert child.returncode == 128 + number and err.strip() == "stopped; all is whole."
-    assert out.endswith("last\n") and not [*tmp_path.iterdir()]
-    assert took < 5, took  # a second, on a machine that does nothing else
+    assert out.endswith("last\n") and not [*folder.iterdir()]
+    return took
+
+
+def test_the_process_ends_whatever_goes_wrong_at_the_end(monkeypatch):
+    done = []
+    monkeypatch.setattr(cli, "remove_drafts", lambda: done.append("drafts") or 1 / 0)
+    monkeypatch.setattr(os, "_exit", done.append)
+    last = ExitStack()
+    last.callback(lambda: done.append("last") or [][0])
+    with pytest.raises(ZeroDivisionError):
+        cli._end_at_once("stopped.", last, 130)
+    assert done == ["last", "drafts", 130]
 
 
 def test_what_is_last_is_done_once(capsys):

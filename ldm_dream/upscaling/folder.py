@@ -12,9 +12,9 @@ import math
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -89,13 +89,14 @@ def upscale_plan(
     results: list[Result] = []
     if settings["json_report"]:
         last.callback(write_report, settings["json_report"], settings, plan, results)
-    for result in upscale_all(plan.jobs, work):
-        results.append(result)
-        say(str(result))
+    with closing(upscale_all(plan.jobs, work)) as made:  # its threads end here
+        for result in made:
+            results.append(result)
+            say(str(result))
     return results
 
 
-def upscale_all(jobs: Iterable[Job], work: Work) -> Iterator[Result]:
+def upscale_all(jobs: Iterable[Job], work: Work) -> Generator[Result, None, None]:
     """Read, upscale and write job by job; -> results in that order. A bad picture, and a place where
     it cannot be written, make it `failed` and the loop goes on; other errors end it, when what is
     computed is written and told. `work.upscale` is called in this thread. From the first one on the
