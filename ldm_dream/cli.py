@@ -25,6 +25,7 @@ EXIT_INTERRUPTED = 128 + signal.SIGINT  # as a shell has it
 EXIT_CLOSED = 128 + signal.SIGPIPE
 EXIT_TERMINATED = 128 + signal.SIGTERM
 PATIENCE = 0.7  # seconds that the work may take to end
+WHOLE = "what was to be written is whole or not there"
 ENDED = 0  # no signal has this number
 
 
@@ -40,7 +41,7 @@ class CommandLine(argparse.ArgumentParser):
     def parse_args(self, args: Sequence[str] | None = None, namespace=None):
         given = list(sys.argv[1:] if args is None else args)
         end = given.index("--") if "--" in given else len(given)
-        words = [self._dashed(word) for word in given[:end]]
+        words = [self._known(word) for word in given[:end]]
         for word in words:
             self._refuse_unknown(word)
         # behind -- are no options, which argparse forgets where words stand between options
@@ -54,23 +55,29 @@ class CommandLine(argparse.ArgumentParser):
         end = "" if message.endswith("?") else f"; see {self.prog} --help."
         self.exit(EXIT_USER_ERROR, f"error: {shown(message)}{end}\n")
 
-    def _dashed(self, word: str) -> str:
-        """--tile_pad -> --tile-pad, where only that is an option."""
+    def _known(self, word: str) -> str:
+        """--tile_pad=3 -> --tile-pad=3, --model-name -> --model_name, where only that is an option."""
         name, sign, value = word.partition("=")
+        if not name.startswith("--") or name in self._options():
+            return word
         dashed = name.replace("_", "-")
-        is_other = name.startswith("--") and name not in self._options()
-        return dashed + sign + value if is_other else word
+        known = {option.replace("_", "-"): option for option in self._options()}
+        return known.get(dashed, dashed) + sign + value
 
     def _refuse_unknown(self, word: str) -> None:
         """Before argparse asks for what is missing: it may be there, and only be misspelt."""
         name = word.partition("=")[0]
         known = [option for option in self._options() if option.startswith("--")]
         if name[:2] == "--" and " " not in name and not any(o.startswith(name) for o in known):
-            hint = did_you_mean(name, known, "")
+            hint = did_you_mean(name, self._shown_options(), "")
             self.error(f"there is no option {name}{hint and f'; {hint}'}")
 
     def _options(self) -> list[str]:
         return [option for action in self._actions for option in action.option_strings]
+
+    def _shown_options(self) -> list[str]:
+        shown = (action for action in self._actions if action.help != argparse.SUPPRESS)
+        return [option for action in shown for option in action.option_strings]
 
 
 def command_line(name: str, doc: str | None, is_tool: bool = False) -> argparse.ArgumentParser:
@@ -84,6 +91,22 @@ def command_line(name: str, doc: str | None, is_tool: bool = False) -> argparse.
         epilog=rest.strip("\n"),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+
+
+def positive(text: str) -> int:
+    """A whole number from 1, of an option."""
+    return _whole(text, 1)
+
+
+def natural(text: str) -> int:
+    """A whole number from 0, of an option."""
+    return _whole(text, 0)
+
+
+def _whole(text: str, least: int) -> int:
+    if text.isascii() and text.isdecimal() and len(text) < 10 and int(text) >= least:
+        return int(text)
+    raise argparse.ArgumentTypeError(f"{text!r} is not possible; give a whole number from {least}")
 
 
 @contextmanager
@@ -122,7 +145,7 @@ def _stdout_is_closed() -> bool:
 
 
 @contextmanager
-def stoppable(what_stays: str, patience: float = PATIENCE) -> Iterator[ExitStack]:
+def stoppable(what_stays: str = WHOLE, patience: float = PATIENCE) -> Iterator[ExitStack]:
     """Body of a tool's `main`: Ctrl-C and SIGTERM -> one line of stderr with what stays of the work,
     exit status 130 or 143. -> what is to be done last, stopped or not, such as to write a report.
 

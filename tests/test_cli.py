@@ -101,6 +101,12 @@ def refused(capsys, call, *args) -> str:
         ("evaluate --hr x --sr y --jason z", "did you mean --json?"),
         ("train", "CONFIG.yaml"),
         ("upscale x -o y --\x1b[31m", "no option --\\x1b[31m"),
+        ("upscale x -o y --tile one", "'one' is not possible; give a whole number from 0"),
+        ("upscale x -o y --tile -1", "give a whole number from 0"),
+        ("prepare ffhq --sizes 16,big", "'big' is not possible; give a whole number from 1"),
+        ("prepare ffhq --workers 0", "'0' is not possible; give a whole number from 1"),
+        ("upscale x -o y --face-enhance", "--face_enhance: there is no model for faces here"),
+        ("upscale x -o y --face_enhanced", "no option --face-enhanced; see ldm-dream upscale"),
     ],
 )
 def test_a_mistake_in_a_command_line_is_one_line_with_the_nearest_name(capsys, words, says):
@@ -114,6 +120,7 @@ def test_words_stand_anywhere_and_options_are_written_with_either_dash():
     parser.add_argument("--odd_name")
     for words in ("a --two_parts 3 b", "--two-parts=3 a b", "a b --two_par 3"):
         found = parser.parse_args(words.split())
+        assert parser.parse_args(["--odd-name=v"]).odd_name == "v"
         assert (found.words, found.two_parts) == (["a", "b"], 3)
     found = parser.parse_args(["--odd_name", "--two_parts=1", "--", "--no_option"][1:])
     assert found.words == ["--no_option"] and parser.parse_args(["--odd_name", "v"]).odd_name == "v"
@@ -195,17 +202,42 @@ def test_what_is_last_is_done_once(capsys):
 
 
 def test_a_signal_of_a_forked_worker_ends_the_worker_alone(capsys):
+    reading, writing = os.pipe()
     with stoppable("all is whole"):
         child = os.fork()
         if child == 0:
             try:
+                os.write(writing, b"x")
                 time.sleep(60)
             finally:
                 os._exit(7)
+        os.read(reading, 1)
         os.kill(child, signal.SIGTERM)
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
         time.sleep(1)
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("words", "calls"),
+    [
+        ("evaluate --hr x --sr y", "ldm_dream.scoring.evaluation.files_read"),
+        ("import x -o y", "ldm_dream.interchange.checkpoint_file.read_checkpoint"),
+        ("export x -o y", "ldm_dream.model_folder.load_model"),
+        ("release x -o y", "ldm_dream.training.release.release"),
+        ("plot x", "ldm_dream.training.curves.read_runs"),
+    ],
+)
+def test_ctrl_c_ends_every_command_with_one_line(monkeypatch, tmp_path, capsys, words, calls):
+    def stop(*args):
+        os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(calls, stop)
+    with pytest.raises(SystemExit) as end:
+        main(words.split())
+    assert end.value.code == 130
+    assert capsys.readouterr().err == "stopped; what was to be written is whole or not there.\n"
 
 
 @pytest.mark.parametrize("name", COMMANDS)

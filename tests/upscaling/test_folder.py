@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image as PillowImage
+from processes import IMPORTED
 
 from ldm_dream.cli import stoppable
 from ldm_dream.data.images import Image, ImageError, read_image, write_image
@@ -18,7 +19,6 @@ from ldm_dream.upscaling.folder import Work, summary, upscale_all, upscale_plan,
 from ldm_dream.upscaling.planning import BatchError, Job, Naming, Plan, check_places, plan_jobs
 from ldm_dream.upscaling.sizes import Size
 from ldm_dream.writing import WriteError, whole_file
-from processes import IMPORTED
 
 
 def picture(height=3, width=5) -> Image:
