@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from typing import NoReturn
 
 from ldm_dream.errors import UserError, did_you_mean, shown
@@ -120,7 +120,11 @@ def user_errors() -> Iterator[None]:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        yield
+        try:
+            yield
+        finally:
+            if sys.stdout:
+                sys.stdout.flush()
     except BrokenPipeError:
         if not _stdout_is_closed():
             raise
@@ -134,14 +138,11 @@ def user_errors() -> Iterator[None]:
 
 
 def _stdout_is_closed() -> bool:
-    """Whether the reader of what is printed has gone, as in `| head -1`: what it has not read is
-    refused again.
-    """
-    try:
-        sys.stdout.flush()
-    except BrokenPipeError:
-        return True
-    return False
+    """Whether the reader of what is printed has gone, as in `| head -1`."""
+    poll = select.poll()
+    with suppress(io.UnsupportedOperation):  # no stream of the system
+        poll.register(sys.stdout, 0)
+    return bool(poll.poll(0))
 
 
 @contextmanager

@@ -12,7 +12,7 @@ import pytest
 
 from ldm_dream import cli
 from ldm_dream.cli import command_line, stoppable, user_errors
-from ldm_dream.commands.main import COMMANDS, main
+from ldm_dream.commands.main import COMMANDS, command, main, usage
 from ldm_dream.errors import UserError, shown
 
 
@@ -238,6 +238,26 @@ def test_ctrl_c_ends_every_command_with_one_line(monkeypatch, tmp_path, capsys, 
         main(words.split())
     assert end.value.code == 130
     assert capsys.readouterr().err == "stopped; what was to be written is whole or not there.\n"
+
+
+@pytest.mark.parametrize("words", ["-V", "upscale --list-models"])
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_what_is_printed_ends_quietly_where_nobody_reads(words, unbuffered):
+    child = subprocess.Popen(
+        [sys.executable, "-m", "ldm_dream", *words.split()],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=os.environ | {"PYTHONUNBUFFERED": unbuffered},
+    )
+    assert child.stdout and child.stderr
+    child.stdout.close()
+    assert child.stderr.read() == b"" and child.wait() == 128 + signal.SIGPIPE
+
+
+def test_usage_says_of_each_command_what_its_file_does():
+    for name, (_, does) in COMMANDS.items():
+        assert f"\n  {name}" in usage() and does in usage()
+        assert (sys.modules[command(name).__module__].__doc__ or "").startswith(f"{does}\n")
 
 
 @pytest.mark.parametrize("name", COMMANDS)

@@ -74,10 +74,11 @@ def run(args: argparse.Namespace, last: ExitStack) -> int:
     settings |= {"device": str(upscaler.device), "dtype": dtype}
     expected = forecast(plan.jobs, size, args.skip_existing)
     is_one = is_one_picture(sources)
-    with Progress(expected.pixels, expected.pictures, calls, args.quiet) as progress:
+    runs = 2 if how.color_fix == "adain" else 1  # of each tile; the first one measures
+    with Progress(expected.pixels, expected.pictures, runs * calls, args.quiet) as progress:
         if expected.is_large or progress.is_bar:
             progress.tell(f"{expected}.")
-        work = replace(work, upscale=progress.watching(work.upscale))
+        work = replace(work, upscale=progress.watching(work.upscale), note=progress.note)
         results = upscale_plan(plan, work, settings, progress.write, last)
     if not is_one:
         progress.write(summary(plan, results))
@@ -87,7 +88,10 @@ def run(args: argparse.Namespace, last: ExitStack) -> int:
 
 
 def main(words: list[str] | None = None) -> None:
-    args = build_parser().parse_args(words)
-    stays = f"every picture in {shown(args.output)} is whole; --skip-existing goes on from there"
-    with user_errors(), stoppable(stays) as last:
-        raise SystemExit(run(args, last))
+    with user_errors():
+        args = build_parser().parse_args(words)  # which prints, too
+        stays = (
+            f"every picture in {shown(args.output)} is whole; --skip-existing goes on from there"
+        )
+        with stoppable(stays) as last:
+            raise SystemExit(run(args, last))
