@@ -351,7 +351,7 @@ def _draft(folder: Path, suffix: str) -> Path:
 def remove_drafts() -> None:
     """Those of this process, which is about to end in the middle of writing."""
     own = f".draft-{_HOST}-{os.getpid()}-"
-    for folder in _swept:
+    for folder in list(_swept):  # other threads still add to it
         for path in folder.glob(f"{own}*"):
             _remove(path)
 

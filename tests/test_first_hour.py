@@ -82,7 +82,7 @@ def run(words: list[str], monkeypatch) -> None:
     is_tool = words[0] == "python"
     assert is_tool or words[0] == "ldm-dream", words
     name, *arguments = words[1:]
-    file = Path(name).stem if is_tool else COMMANDS[name]
+    file = Path(name).stem if is_tool else COMMANDS[name].file
     if file == "train":
         cut = SHORT | SMALL if "sr3" in arguments[0] else SHORT
         arguments += ["--set", *(f"{key}={value}" for key, value in cut.items())]

@@ -72,5 +72,6 @@ def run(args: argparse.Namespace) -> None:
 
 def main(words: list[str] | None = None) -> None:
     args = build_parser().parse_args(words)
-    with user_errors(), stoppable("what visitors gave and got is deleted"):
+    # the server ends its connections first
+    with user_errors(), stoppable("what visitors gave and got is deleted", patience=10.0):
         run(args)

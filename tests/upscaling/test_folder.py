@@ -1,20 +1,24 @@
 import json
 import os
+import signal
 import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image as PillowImage
+from processes import IMPORTED
 
+from ldm_dream.cli import stoppable
 from ldm_dream.data.images import Image, ImageError, read_image, write_image
 from ldm_dream.upscaling import folder as upscaling
 from ldm_dream.upscaling.devices import UpscaleError
-from ldm_dream.upscaling.folder import Work, summary, upscale_all, write_report
+from ldm_dream.upscaling.folder import Work, summary, upscale_all, upscale_plan, write_report
 from ldm_dream.upscaling.planning import BatchError, Job, Naming, Plan, check_places, plan_jobs
 from ldm_dream.upscaling.sizes import Size
-from ldm_dream.writing import WriteError
+from ldm_dream.writing import WriteError, whole_file
 
 
 def picture(height=3, width=5) -> Image:
@@ -497,3 +501,34 @@ def test_a_picture_that_is_written_is_told_before_the_next_is_computed(four):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(upscaling, "PATIENCE", 50)
         assert next(upscale_all(four, work)).status == "done" and len(computed) == 1
+
+
+def _writes_for_a_minute(folder: Path) -> None:
+    def write(path, image, quality):
+        with whole_file(path):
+            (folder / "begun").touch()
+            time.sleep(60)
+
+    upscaling.write_image = write
+    plan = plan_jobs(folder / "in", folder / "out")
+    settings = {"json_report": folder / "report.json"}
+    with stoppable("all is whole") as last:
+        upscale_plan(plan, DOUBLE, settings, lambda line: None, last)
+
+
+def test_ctrl_c_ends_while_a_picture_is_written_and_leaves_no_draft(four, tmp_path):
+    took = []
+    while len(took) < 3 and min(took, default=1) >= 1:  # seconds; others may keep the machine busy
+        (tmp_path / "begun").unlink(missing_ok=True)
+        child = IMPORTED.Process(target=_writes_for_a_minute, args=(tmp_path,))
+        child.start()
+        while not (tmp_path / "begun").exists():
+            assert child.is_alive()
+            time.sleep(0.05)
+        begin = time.monotonic()
+        os.kill(child.pid or 0, signal.SIGINT)
+        child.join(30)
+        took.append(time.monotonic() - begin)
+        assert child.exitcode == 130 and not list((tmp_path / "out").iterdir())
+        assert "4 not reached" in (tmp_path / "report.json").read_text()
+    assert min(took) < 1, took
