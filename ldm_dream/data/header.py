@@ -126,7 +126,7 @@ def check_limits(header: Header, max_pixels: int = MAX_PIXELS) -> None:
     name, pixels = shown(header.path), width * height
     if pixels > max_pixels:
         raise ImageError(
-            f"{name}: {width}x{height} is more than the allowed {max_pixels} pixels; cut it or raise the limit."
+            f"{name}: {width}x{height} is more than the allowed {max_pixels} pixels; cut it first."
         )
     if pixels * header.channels * header.depth > MAX_BYTES:
         raise ImageError(
@@ -199,8 +199,7 @@ def _in_memory(path: Path, content: bytes) -> Iterator[io.BytesIO]:
 def _by_libvips(path: Path, kind: Format, file: io.BufferedReader | io.BytesIO) -> Header:
     associated, exif = (is_associated(file), exif_of(file)) if kind is TIFF else (False, None)
     chunks = read_chunks(file) if kind is PNG else Chunks()
-    if kind in (AVIF, HEIC):
-        chunks = Chunks(space=read_space(file))
+    space = read_space(file) if kind in (AVIF, HEIC) else ()
     lossless = kind is WEBP and is_lossless(file)
     file.seek(0)
     content = file.getvalue() if isinstance(file, io.BytesIO) else None
@@ -217,6 +216,8 @@ def _by_libvips(path: Path, kind: Format, file: io.BufferedReader | io.BytesIO) 
         )
     except pyvips.Error as error:
         raise broken(path, reason_of(error), kind) from None
+    if space and not image.get_typeof("icc-profile-data"):  # which says more, of this very picture
+        chunks = Chunks(space=space)
     if image.interpretation in ("lab", "labs"):
         image = image.colourspace("rgb16")
     gray, cmyk = image.interpretation in _GRAY, image.interpretation == "cmyk"

@@ -7,7 +7,7 @@ from __future__ import annotations
 import struct
 from typing import BinaryIO
 
-_MOST = 2**20  # bytes, in which all boxes but the pixels are
+_MOST = 2**20  # bytes from the start; boxes that lie behind the pixels are not found
 _NCLX = b"colrnclx"
 _UNSPECIFIED = 2
 _RGB, _FULL_RANGE = 0, 1
@@ -15,7 +15,7 @@ _RGB, _FULL_RANGE = 0, 1
 
 def read_space(file: BinaryIO) -> tuple[tuple[bytes, bytes], ...]:
     """As a chunk of a PNG: "cICP" with primaries, transfer, matrix and range of RGB; nothing where the
-    file says nothing.
+    file says nothing. It is the first in the file: that of the picture, where this has no ICC profile.
     """
     file.seek(0)
     head = file.read(_MOST)

@@ -37,6 +37,8 @@ _TURNS = {  # EXIF orientation -> upright, of [H, W, C]
 }
 # what 1.0 of other pictures is, in pictures of floats, and of whole numbers of other kinds
 _FLOAT_LEVELS, _WHOLE_LEVELS = (1, 255, 65535), (255, 65535, 2**31 - 1, 2**32 - 1)
+# floats: how far editors overshoot a range, below it and above, and how much of it is used at least
+_BELOW, _ABOVE, _USED = 0.1, 2, 1 / 16
 _GAIN_MAPS = (b"hdrgm:Version", b"HDRGainMapVersion")  # in XMP: of ISO 21496-1 and of Apple
 
 
@@ -195,20 +197,26 @@ def _picture(header: Header, bands: np.ndarray, icc: bytes | None, metadata: Met
 
 def _sixteen_bits(path: Path, bands: np.ndarray) -> np.ndarray:
     """Numbers in the smallest range from 0 on that holds them -> uint16; the ranges end at 1 (of
-    floats), 255, 65535 and with 31 or 32 bits.
+    floats), 255, 65535 and with 31 or 32 bits. Floats a little outside are clipped. Raises ImageError
+    where no range is likely.
     """
     low, high = float(bands.min()), float(bands.max())
     if not np.isfinite([low, high]).all():
         raise ImageError(f"{shown(path)}: holds NaN or infinity; give it finite values.")
     is_float = np.issubdtype(bands.dtype, np.floating)
     known = _FLOAT_LEVELS if is_float else _WHOLE_LEVELS
-    levels = next((top for top in known if high <= top), None)
-    if low < 0 or levels is None:
+    below, above = (_BELOW, _ABOVE) if is_float else (0, 1)
+    levels = next((top for top in known if high <= top or high < top * above), None)
+    is_dark = is_float and levels != 1 and levels is not None and high < levels * _USED
+    if levels is None or low < -below * levels or is_dark:
         raise ImageError(
             f"{shown(path)}: its values reach from {low:g} to {high:g}; scale them to [0, 1]."
         )
+    is_outside = low < 0 or high > levels
     log.warning(
-        "%s: %s from %g to %g, read as [0, %d] and written in 16 bits.",
-        shown(path), "floats" if is_float else f"{bands.dtype} numbers", low, high, levels,
+        "%s: %s from %g to %g, %sread as [0, %d] and written in 16 bits.",
+        shown(path), "floats" if is_float else f"{bands.dtype} numbers", low, high,
+        "clipped, " if is_outside else "", levels,
     )  # fmt: skip
-    return np.rint(bands * (65535 / levels)).astype(np.uint16)
+    inside = bands.clip(0, levels) if is_outside else bands
+    return np.rint(inside * (65535 / levels)).astype(np.uint16)

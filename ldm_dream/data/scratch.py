@@ -7,6 +7,7 @@ they are the system's to keep or to write to disk, and no longer count as the pr
 from __future__ import annotations
 
 import errno
+import logging
 import math
 import mmap
 import os
@@ -17,14 +18,16 @@ import numpy as np
 from ldm_dream.data.image import ImageError
 from ldm_dream.errors import shown
 
-LARGE = 2**28  # bytes of an array that lies in a file
+log = logging.getLogger(__name__)
+
+IN_FILE_FROM = 2**28  # bytes of an array
 _FOLDER = "/var/tmp"  # on a disk, where /tmp is often memory
 
 
 def room(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     """An array of any content. Raises ImageError where the disk has no place for it."""
     size = math.prod(shape) * np.dtype(dtype).itemsize
-    if size < LARGE:
+    if size < IN_FILE_FROM:
         return np.empty(shape, dtype)
     folder = _folder()
     try:
@@ -39,9 +42,14 @@ def room(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.ENOENT):
             raise
+        # apart from the sentence, which a page shows to people who know nothing of this machine
+        log.warning(
+            "%s: has no place for a result of %.1f GB (%s); set TMPDIR to a folder that has.",
+            shown(folder), size / 1e9, error.strerror,
+        )  # fmt: skip
         raise ImageError(
-            f"{shown(folder)}: has no place for a result of {size / 1e9:.1f} GB "
-            f"({error.strerror}); set TMPDIR to a folder that has."
+            f"the result takes {size / 1e9:.1f} GB, for which this machine has no place; "
+            "ask for a smaller one."
         ) from None
 
 

@@ -34,6 +34,10 @@ class UpscaleError(UserError, ValueError):
     """An option of the upscaler that is not possible; its text is complete for the user."""
 
 
+class TooLittleMemory(UpscaleError):
+    """A picture that the device has no memory for, however small its tiles."""
+
+
 def device_named(wanted: Device | torch.dtype) -> torch.device:
     """auto (the first of KINDS that is there, else cpu), cpu, or a kind with or without :N. Raises
     UpscaleError.

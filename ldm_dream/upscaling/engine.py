@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ldm_dream.denoiser import sent
 from ldm_dream.sampler import LARGEST_SEED
+from ldm_dream.upscaling.checks import check_whole
 from ldm_dream.upscaling.devices import UpscaleError
 from ldm_dream.upscaling.pictures import COLOR_FIXES, Source
 from ldm_dream.upscaling.sizes import Size
@@ -51,16 +52,16 @@ class Options:
     megapixels: float | None = None
 
     def __post_init__(self) -> None:
-        leasts = {"seed": 0, "tile": 1, "tile_pad": 0, "batch_size": 1, "max_pixels": 1}
-        for name, least in leasts.items():
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise UpscaleError(
-                    f"{name}={value} is not possible; give a whole number from {least}."
-                )
+        for name, least in {"tile_pad": 0, "batch_size": 1, "max_pixels": 1}.items():
+            check_whole(name, getattr(self, name), least)
+        for name, least in {"steps": 1, "seed": 0, "tile": 1}.items():
+            if (value := getattr(self, name)) is not None:
+                check_whole(name, value, least)
         if self.seed is not None and self.seed > LARGEST_SEED:
             raise UpscaleError(f"seed={self.seed} is not possible; give one below 2^64.")
-        if self.color_fix is not None and self.color_fix not in COLOR_FIXES:
+        if self.sampler is not None and not isinstance(self.sampler, str):
+            raise UpscaleError(f"sampler={self.sampler!r} is unknown; give the name of one.")
+        if self.color_fix is not None and self.color_fix not in tuple(COLOR_FIXES):
             raise UpscaleError(
                 f"color_fix={self.color_fix!r} is unknown; use one of {', '.join(COLOR_FIXES)}."
             )

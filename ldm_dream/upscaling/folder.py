@@ -30,12 +30,13 @@ from ldm_dream.data.images import (
 )
 from ldm_dream.errors import shown
 from ldm_dream.heap import give_back_freed_memory
+from ldm_dream.upscaling.devices import TooLittleMemory
 from ldm_dream.upscaling.planning import Job, Plan, is_too_long
 from ldm_dream.upscaling.sizes import Size
 from ldm_dream.writing import WriteError, whole_file
 
-# pixels of a picture or of its result, from which on no other picture is held beside it
-LARGE = 2**26
+# pixels of a picture or of its result; above it no other picture is held beside it
+ALONE_ABOVE = 2**26
 # a picture's result is told at once if it is written in this share of its time; else with the next
 PATIENCE = 0.05
 
@@ -143,11 +144,12 @@ def _told(waiting: list[Future[Result]]) -> Iterator[Result]:
 
 def _next_read(jobs: Iterator[Job], work: Work) -> _Picture | None:
     """None: there are no more."""
-    for job in jobs:
-        picture = _Picture(job, work)
-        picture.read()
-        return picture
-    return None
+    job = next(jobs, None)
+    if job is None:
+        return None
+    picture = _Picture(job, work)
+    picture.read()
+    return picture
 
 
 class _Picture:
@@ -167,7 +169,7 @@ class _Picture:
 
     @property
     def is_large(self) -> bool:
-        return max(math.prod(self.size_in), math.prod(self.size_out)) > LARGE
+        return max(math.prod(self.size_in), math.prod(self.size_out)) > ALONE_ABOVE
 
     def read(self) -> None:
         with self._step():
@@ -221,7 +223,7 @@ class _Picture:
         start, reason = time.perf_counter(), None
         try:
             yield
-        except (ImageError, WriteError, MemoryError) as error:
+        except (ImageError, WriteError, MemoryError, TooLittleMemory) as error:
             reason = shown(error) or "too little memory for it"
         self.seconds += time.perf_counter() - start
         if reason is not None:

@@ -9,7 +9,7 @@ import math
 from dataclasses import dataclass, replace
 
 from ldm_dream.data.images import ImageError
-from ldm_dream.upscaling.devices import UpscaleError
+from ldm_dream.upscaling.devices import TooLittleMemory
 from ldm_dream.upscaling.engine import Engine, Options
 from ldm_dream.upscaling.frame import Frame
 from ldm_dream.upscaling.pictures import Pixels, Source
@@ -52,17 +52,19 @@ def first_layout(engine: Engine, pixels: Pixels, asked: Size, how: Options) -> L
 
 
 def with_less_memory(engine: Engine, layout: Layout, how: Options) -> Layout:
-    """The one to try next. Raises UpscaleError where there is none."""
+    """The one to try next, which takes less memory. Raises TooLittleMemory where there is none."""
     if engine.give_memory_back():
         log.warning("out of memory on %s: goes on without recorded CUDA graphs.", engine.device)
         return layout
     if layout.native:
-        log.warning("out of memory on %s: enlarged in tiles instead.", engine.device)
-        return _by_own_scale(engine, layout.frame.source.pixels, layout.size, how)
+        layout = _by_own_scale(engine, layout.frame.source.pixels, layout.size, how)
+        if layout.tiles:  # of a batch, of which each picture was small enough alone
+            log.warning("out of memory on %s: enlarged in tiles instead.", engine.device)
+            return layout
     tiles = layout.tiles or _tiles(engine, layout.frame, how)
     smaller = tiles.halved()
     if smaller is None:
-        raise UpscaleError(
+        raise TooLittleMemory(
             f"{engine.device} has too little memory for the smallest tiles; "
             "lower batch_size or use the CPU."
         )

@@ -93,6 +93,11 @@ def unpack(picture: object) -> Pixels:
     )
 
 
+def outline(size: tuple[int, int]) -> Pixels:
+    """A picture of (height, width) without pixels of its own, for plans."""
+    return Pixels(np.broadcast_to(np.uint8(0), (1, *size, 3)), 3, 255, lambda bands: bands)
+
+
 def _unpack_image(image: Image) -> Pixels:
     def pack(bands: np.ndarray) -> Image:
         alpha = None if image.alpha is None else bands[..., 3]

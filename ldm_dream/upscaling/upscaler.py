@@ -7,7 +7,8 @@ The picture is mirrored on all sides first, up to whole attention windows, and c
 so every size works and networks meet no border where the picture has one. A small picture takes
 this way in one piece. Another goes in bands (`in_tiles.py`): of it only the LR picture and the
 result are held whole, both in the depth they came in, a large result that is for a file on the disk
-(`data/scratch.py`). Accelerator memory depends on the size of tiles, on how many are made at a time,
+(`data/scratch.py`); of a picture with alpha also a copy, and one more where colours are hidden
+(`hidden.py`). Accelerator memory depends on the size of tiles, on how many are made at a time,
 and on the picture's width. Colours and size are set in strips either way, which changes no number.
 What a model is like is its engine's matter (`diffusion.py`).
 """
@@ -22,7 +23,7 @@ from typing import TYPE_CHECKING, Any, overload
 
 import torch
 
-from ldm_dream.data.images import Image, ImageError, read_image
+from ldm_dream.data.images import Image, ImageError, check_header, image_size, read_image
 from ldm_dream.data.resize import rows_needed
 from ldm_dream.hub import Search, upload
 from ldm_dream.model_folder import LoadedModel, save_loaded
@@ -47,6 +48,7 @@ from ldm_dream.upscaling.pictures import (
     Picture,
     Pixels,
     in_columns,
+    outline,
     resized,
     unpack,
 )  # fmt: skip
@@ -106,7 +108,7 @@ class Upscaler:
 
         device: auto (the first of cuda, xpu and mps that is there, else cpu), cpu, cuda, cuda:N, ..,
         or a torch.device. dtype: auto (fp32 on cpu and mps, else bf16 where the device has it, else
-        fp16; of another project, what its network bears), fp32, bf16, fp16, or the type of torch;
+        fp16; of another project, what its network supports), fp32, bf16, fp16, or the type of torch;
         as in torch it may stand alone. auto is decided anew at every move. Raises UpscaleError.
         """
         if isinstance(device, torch.dtype) or (isinstance(device, str) and device in DTYPES):
@@ -211,9 +213,10 @@ class Upscaler:
         self.engine.calls(how)  # options that are not possible end here
         many = isinstance(image, Sequence) and not isinstance(image, str)
         images = image if many else [image]
-        # a picture of the list that is not possible ends here too
-        calls = [first_layout(self.engine, _read(one), asked, how).calls for one in images[1:]]
-        watch, made = Watch(callback), []
+        watch, calls, made = Watch(callback), [], []
+        for one in images[1:]:  # a picture of the list that is not possible ends here too
+            calls.append(first_layout(self.engine, _outline(one), asked, how).calls)
+            watch.look_ahead(sum(calls))
         for i, one in enumerate(images):
             watch.next_picture(ahead=sum(calls[i:]))
             made.append(self._enlarged(_read(one), asked, how, watch))
@@ -221,8 +224,12 @@ class Upscaler:
 
     def _enlarged(self, pixels: Pixels, asked: Size, how: Options, watch: Watch) -> Any:
         """-> a picture of the type that came in. Where memory runs out, once more with less."""
-        pixels = filled(pixels) if pixels.has_alpha else pixels
         layout = first_layout(self.engine, pixels, asked, how)
+        if pixels.has_alpha:
+            watch.begin(layout.calls, lambda: None, layout.frame.crop)
+            with watch.listening(within=True):
+                pixels = filled(pixels)
+            layout = first_layout(self.engine, pixels, asked, how)
         canvas = Canvas(pixels, layout.size)
         with watch.listening(within=self.engine.stoppable):
             while True:
@@ -258,6 +265,14 @@ class Upscaler:
                 )
             sr = (sr.clamp(-1, 1) + 1) / 2
             canvas.write(strip, resized(sr, need.start, frame.inner, canvas.size, strip))
+
+
+def _outline(image: Any) -> Pixels:
+    """A picture that is looked at only for its size: of a file no more than the header is read."""
+    if not isinstance(image, str | Path):
+        return unpack(image)
+    check_header(Path(image))
+    return outline(image_size(image))
 
 
 def _read(image: Any) -> Pixels:

@@ -55,6 +55,11 @@ class Watch:
         """ahead: calls of those after it."""
         self.before, self.ahead = self.done, ahead
 
+    def look_ahead(self, total: int) -> None:
+        """total: calls of the pictures that were looked at so far, before any is begun."""
+        self.total = total
+        self.ask()
+
     def begin(self, total: int, look: Look, crop: Crop) -> None:
         """A picture, or the same one anew in smaller tiles. look: what is finished of it. crop: to
         be done to all better views.

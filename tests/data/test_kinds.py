@@ -162,9 +162,21 @@ def test_floats_become_sixteen_bits_and_their_range_is_said(tmp_path, bands, lev
     assert f"floats from 0 to {levels}" in caplog.text
 
 
+@pytest.mark.parametrize("levels", [1, 255, 65535])
+def test_floats_a_little_outside_of_their_range_are_clipped(tmp_path, levels, caplog):
+    values = np.linspace(-0.01, 1.004, 35 * 3).reshape(5, 7, 3)
+    found = floats(tmp_path, values * levels)
+    assert np.abs(found.pixels - values.clip(0, 1) * 65535).max() <= 0.6
+    assert f"clipped, read as [0, {levels}]" in caplog.text
+
+
 @pytest.mark.parametrize(
-    ("bad", "says"), [(np.nan, "NaN"), (np.inf, "NaN or inf"), (-1, "from -1"), (1e6, "to 1e")]
-)
+    ("bad", "says"),
+    [
+        (np.nan, "NaN"), (np.inf, "NaN or inf"), (-1, "from -1"), (1e6, "to 1e"),
+        (3.5, "to 3.5; scale them"), (600, "to 600"),
+    ],
+)  # fmt: skip
 def test_floats_that_are_no_levels_are_one_sentence(tmp_path, bad, says):
     values = np.zeros((5, 7, 3))
     values[2, 2, 1] = bad
@@ -332,6 +344,19 @@ def test_the_colour_space_of_an_avif_is_read_as_that_of_a_png(
     assert ("another kind than sRGB" in caplog.text) is is_said
     write_image(tmp_path / "y.png", found)
     assert read_image(tmp_path / "y.png").space == found.space
+
+
+def test_an_avif_with_a_profile_takes_no_space_of_another_item(tmp_path):
+    """As an HDR photo has: a base picture by its profile, and a gain map or tone map by numbers."""
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    write_image(tmp_path / "x.avif", Image(pixels(), icc=profile))
+    other = b"colrnclx" + struct.pack(">HHHB", 9, 16, 0, 128)
+    box = struct.pack(">I", len(other) + 8) + b"free" + other
+    data = (tmp_path / "x.avif").read_bytes()
+    assert b"colrnclx" not in data
+    (tmp_path / "x.avif").write_bytes(data + box)
+    found = read_image(tmp_path / "x.avif")
+    assert found.icc == profile and found.space == ()
 
 
 # ------------------------------------------------------------------------------------- as written

@@ -23,7 +23,7 @@ def resident() -> int:
 
 @pytest.fixture
 def in_file(monkeypatch, tmp_path):
-    monkeypatch.setattr(scratch, "LARGE", 2**20)
+    monkeypatch.setattr(scratch, "IN_FILE_FROM", 2**20)
     monkeypatch.setattr(scratch, "_folder", lambda: str(tmp_path))
 
 
@@ -56,21 +56,28 @@ def test_the_file_ends_with_the_array(in_file):
     assert files() == before
 
 
-def test_a_disk_without_place_is_one_sentence(in_file, monkeypatch):
+def test_a_disk_without_place_is_one_sentence(in_file, monkeypatch, tmp_path, caplog):
     def full(*_):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "posix_fallocate", full)
-    with pytest.raises(ImageError, match=r"no place for a result of 0\.0 GB .No space.*TMPDIR"):
+    says = r"^the result takes 0\.0 GB, for which this machine has no place; ask for a smaller one\.$"
+    with pytest.raises(ImageError, match=says):
         room(SHAPE, np.dtype(np.uint8))
+    assert str(tmp_path) in caplog.text and "No space" in caplog.text and "TMPDIR" in caplog.text
 
 
 def test_a_temporary_folder_that_was_named_is_taken(monkeypatch, tmp_path):
     monkeypatch.delenv("TMPDIR", raising=False)
-    assert scratch._folder() == "/var/tmp"
-    monkeypatch.setenv("TMPDIR", str(tmp_path))
-    monkeypatch.setattr(scratch.tempfile, "tempdir", None)
+    monkeypatch.setattr(scratch, "_FOLDER", str(tmp_path))
     assert scratch._folder() == str(tmp_path)
+    (named := tmp_path / "named").mkdir()
+    monkeypatch.setenv("TMPDIR", str(named))
+    monkeypatch.setattr(scratch.tempfile, "tempdir", None)
+    assert scratch._folder() == str(named)
+    monkeypatch.delenv("TMPDIR")
+    monkeypatch.setattr(scratch, "_FOLDER", str(tmp_path / "gone"))
+    assert Path(scratch._folder()).is_dir()
 
 
 @pytest.mark.parametrize("name", ["x.jpg", "x.png", "gray.tif", "alpha.png", "deep.webp"])
@@ -90,7 +97,7 @@ def test_a_picture_in_a_file_is_written_as_from_memory(in_file, tmp_path, name):
 
 def most_while_written(folder: Path) -> float:
     """Resident bytes at the most while a picture in a file is written, per byte of it."""
-    scratch.LARGE, scratch._folder = 2**20, lambda: str(folder)
+    scratch.IN_FILE_FROM, scratch._folder = 2**20, lambda: str(folder)
     writer.LARGE_JPEG = 2**20
     array = room((12000, 1000, 3), np.dtype(np.uint8))
     array[:] = np.random.default_rng(0).integers(0, 256, (1000, 3), np.uint8)

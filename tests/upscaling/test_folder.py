@@ -14,7 +14,7 @@ from processes import IMPORTED
 from ldm_dream.cli import stoppable
 from ldm_dream.data.images import Image, ImageError, read_image, write_image
 from ldm_dream.upscaling import folder as upscaling
-from ldm_dream.upscaling.devices import UpscaleError
+from ldm_dream.upscaling.devices import TooLittleMemory, UpscaleError
 from ldm_dream.upscaling.folder import Work, summary, upscale_all, upscale_plan, write_report
 from ldm_dream.upscaling.planning import BatchError, Job, Naming, Plan, check_places, plan_jobs
 from ldm_dream.upscaling.sizes import Size
@@ -57,6 +57,18 @@ def test_a_folder_run_goes_on_past_bad_files_and_names_them(folder, tmp_path):
     assert all(Path(r.source).name in r.error for r in results if r.status == "failed")
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["a.png", "b.png"]
     assert (results[0].size_in, results[0].size_out) == ((5, 3), (10, 6))
+
+
+def test_a_picture_that_the_device_has_no_memory_for_does_not_end_the_folder(folder, tmp_path):
+    def upscale(image):
+        if image.pixels.shape[1] > 5:
+            raise TooLittleMemory("cuda:0 has too little memory for the smallest tiles.")
+        return double(image)
+
+    write_image(folder / "aa.png", picture(width=9))
+    results = list(upscale_all(plan_jobs(folder, tmp_path / "out").jobs, Work(upscale, Size(2))))
+    assert [r.status for r in results] == ["done", "failed", "done"]
+    assert "aa.png: cuda:0 has too little memory" in results[1].error
 
 
 def test_errors_of_the_program_are_not_taken_for_bad_pictures(folder, tmp_path):
@@ -452,7 +464,7 @@ def test_reading_computing_and_writing_overlap(four, steps):
 
 
 def test_a_large_picture_is_alone(four, steps, monkeypatch):
-    monkeypatch.setattr(upscaling, "LARGE", 4 * 5 * 4 - 1)  # the second, third and fourth
+    monkeypatch.setattr(upscaling, "ALONE_ABOVE", 4 * 5 * 4 - 1)  # the second, third and fourth
 
     def compute(image):
         if image.pixels.shape[0] in (4, 5):

@@ -304,7 +304,7 @@ def test_running_out_of_memory_ends_in_smaller_tiles(monkeypatch):
 
     monkeypatch.setattr(model.engine, "_enlarged", small_only)
     made = model(lr, tile_pad=2)
-    assert sizes[:2] == [(40, 36), (40, 36)] and max(sizes[-1]) <= 24
+    assert sizes.count((40, 36)) == 1 and max(sizes[-1]) <= 24
     assert psnr(made, wanted) > 40
 
 

@@ -7,8 +7,9 @@ import torch
 from PIL import ExifTags
 
 from ldm_dream.data.images import Image, ImageError, read_image
+from ldm_dream.upscaling import hidden as hidden_module
 from ldm_dream.upscaling.hidden import filled
-from ldm_dream.upscaling.pictures import Canvas, Source, unpack
+from ldm_dream.upscaling.pictures import Canvas, Pixels, Source, unpack
 
 RNG = np.random.default_rng(0)
 U8, U16 = (
@@ -166,6 +167,38 @@ def test_hardly_visible_in_16_bits_is_hidden():
     bands[..., 3] = 100  # 0 in 8 bits
     bands[2:4, 2:4] = [9, 9, 9, 65535]
     assert (filled(unpack(bands)).bands[..., :3] == 9).all()
+
+
+def test_a_large_picture_is_filled_in_strips_as_it_is_at_once(monkeypatch):
+    """Up to what a coarse picture of another start differs by; and what is far away is filled too."""
+    random = np.random.default_rng(0)
+    bands = random.integers(0, 256, (1000, 70, 4), np.uint8)
+    bands[..., 3] = 0
+    bands[:40, :, 3] = bands[700:720, 30:50, 3] = 255
+    smooth = np.linspace(40, 200, 1000)[:, None, None].astype(np.uint8)
+    bands[..., :3] = np.where(bands[..., 3:] > 0, smooth, bands[..., :3])
+    whole = filled(unpack(bands)).bands[0]
+    monkeypatch.setattr(hidden_module, "STRIP", 0)
+    strips = filled(unpack(bands)).bands[0]
+    assert np.abs(strips.astype(int) - whole)[..., :3].max() <= 8
+    others = bands.copy()
+    others[..., :3][bands[..., 3] == 0] = 0
+    assert np.array_equal(filled(unpack(others)).bands[0], strips)
+    assert 40 <= strips[..., :3].min() and strips[..., :3].max() <= 200
+
+
+def test_hidden_colours_take_floats_of_a_strip_at_a_time(monkeypatch):
+    bands, cut, rows_at_once = np.zeros((3000, 1000, 4), np.uint8), Pixels.cut, []
+    bands[::100, ::50] = 255
+    monkeypatch.setattr(hidden_module, "STRIP", 2**17)
+
+    def noted(pixels, channels, rows, columns):
+        rows_at_once.append(rows.stop - rows.start)
+        return cut(pixels, channels, rows, columns)
+
+    monkeypatch.setattr(Pixels, "cut", noted)
+    filled(unpack(bands))
+    assert 0 < max(rows_at_once) <= 2**17 / 1000 + 2 * hidden_module.MARGIN
 
 
 @pytest.mark.parametrize("alpha", [0, 255])

@@ -15,6 +15,7 @@ from ldm_dream.hub import HubError
 from ldm_dream.model_folder import load_model, save_loaded
 from ldm_dream.upscaling import models
 from ldm_dream.upscaling import upscaler as upscaler_module
+from ldm_dream.upscaling import watch as watch_module
 from ldm_dream.upscaling.devices import (
     KINDS,
     UpscaleError,
@@ -26,6 +27,7 @@ from ldm_dream.upscaling.devices import (
 from ldm_dream.upscaling.engine import Choices, Options
 from ldm_dream.upscaling.pictures import Moments
 from ldm_dream.upscaling.upscaler import Upscaler
+from ldm_dream.upscaling.watch import Stopped
 from ldm_dream.writing import WriteError
 
 CPU = torch.device("cpu")
@@ -207,6 +209,24 @@ def test_a_list_gives_a_list_of_what_each_alone_gives(tmp_path):
             PIL.Image.Image, np.ndarray, Image]  # fmt: skip
         assert np.array_equal(made[1], model(images[1], steps=1))
     assert model([]) == [] and [one.size for one in model([images[0]], steps=1)] == [(16, 24)]
+
+
+def test_files_of_a_list_are_decoded_once_and_the_look_ahead_can_be_stopped(tmp_path, monkeypatch):
+    paths = [tmp_path / name for name in ("a.png", "b.png", "c.png")]
+    for path in paths:
+        PIL.Image.new("RGB", (5, 4), "red").save(path)
+    model, decoded, heard = make(), [], []
+    read = upscaler_module.read_image
+    monkeypatch.setattr(
+        upscaler_module, "read_image", lambda path: decoded.append(path) or read(path)
+    )
+    model(paths, steps=1)
+    assert decoded == paths
+    decoded.clear()
+    monkeypatch.setattr(watch_module, "BETWEEN", -1)
+    with pytest.raises(Stopped, match="stopped after 0"):
+        model(paths, steps=1, callback=lambda done, total, _: heard.append(total) or len(heard) < 2)
+    assert decoded == [] and 0 < heard[0] < heard[1]
 
 
 @pytest.mark.parametrize(

@@ -38,6 +38,7 @@ from ldm_dream.upscaling.engine import Options
 from ldm_dream.upscaling.layout import first_layout
 from ldm_dream.upscaling.pictures import unpack
 from ldm_dream.upscaling.sizes import Size
+from ldm_dream.upscaling.devices import TooLittleMemory
 from ldm_dream.upscaling.upscaler import UpscaleError, Upscaler
 
 LATENT = VQGANConfig(
@@ -305,7 +306,7 @@ def test_memory_that_no_tile_fits_is_one_sentence(monkeypatch):
         "decode",
         lambda z: (_ for _ in ()).throw(torch.OutOfMemoryError()),
     )
-    with pytest.raises(UpscaleError, match="too little memory for the smallest tiles"):
+    with pytest.raises(TooLittleMemory, match="too little memory for the smallest tiles"):
         upscaler(pictures()["flat"], steps=1)
 
 
@@ -388,7 +389,7 @@ def test_a_large_result_for_a_file_lies_in_a_file_and_is_the_same(monkeypatch, t
     pixels = np.random.default_rng(0).integers(0, 256, (20, 24, 3), np.uint8)
     wanted = upscaler()(Image(pixels), steps=1).pixels
     monkeypatch.setenv("TMPDIR", str(tmp_path))
-    monkeypatch.setattr(scratch, "LARGE", 1)
+    monkeypatch.setattr(scratch, "IN_FILE_FROM", 1)
     found = upscaler()(Image(pixels), steps=1).pixels
     assert isinstance(owner(found), mmap.mmap) and np.array_equal(found, wanted)
     assert owner(upscaler()(pixels, steps=1)) is None, "arrays of the caller are in memory"
@@ -519,7 +520,15 @@ def test_an_autoencoder_cast_once_gives_the_bits_of_autocast():
         ({"batch_size": 0}, "batch_size=0"),
         ({"max_pixels": 0}, "max_pixels=0"),
         ({"color_fix": "ycbcr"}, "color_fix='ycbcr'.*none, wavelet, adain"),
+        ({"color_fix": ["none"]}, "color_fix=.'none'. is unknown"),
         ({"sampler": "euler"}, "sampler 'euler'"),
+        ({"sampler": 3}, "sampler=3 is unknown"),
+        ({"steps": "3"}, "steps='3' is not possible; give a whole number from 1"),
+        ({"batch_size": 1.5}, "batch_size=1.5"),
+        ({"tile": True}, "tile=True"),
+        ({"tile": "64"}, "tile='64'"),
+        ({"tile_pad": None}, "tile_pad=None"),
+        ({"max_pixels": None}, "max_pixels=None"),
         ({"sampler": "dpm-solver++"}, "dpm-solver"),
     ],
 )
