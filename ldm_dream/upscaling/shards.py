@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import random
 import re
@@ -36,6 +37,8 @@ from ldm_dream.errors import UserError, shown
 from ldm_dream.upscaling.folder import Result, Work, summary, upscale_all, write_report
 from ldm_dream.upscaling.planning import Job, Plan
 from ldm_dream.writing import claim_file, is_known_gone, make_folder, this_process, whole_file
+
+log = logging.getLogger(__name__)
 
 FOLDER, SETTINGS, RESULTS = ".upscaling", "settings.json", "results.jsonl"
 END = "end"  # the key of writing the report and results.jsonl
@@ -125,14 +128,26 @@ class SharedRun:
         self._alive.unlink(missing_ok=True)  # what it took and has not done is free
 
     def _beat(self) -> None:
+        is_told = False
         while not self._leaving.wait(BEAT):
-            self._alive.touch()
+            try:
+                self._alive.touch()
+            except OSError as error:  # a file server that is away for a moment
+                if not is_told:
+                    log.warning("%s: cannot be touched: %s.", shown(self._alive), error.strerror)
+                is_told = True
 
     def _agree(self, mine: dict[str, str]) -> None:
         path = self.place / SETTINGS
         if claim_file(path, json.dumps(mine, indent=1) + "\n"):
             return
-        theirs = json.loads(path.read_text(encoding="utf-8"))
+        try:
+            theirs = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError:
+            raise SharingError(
+                f"{shown(path)} is empty or broken, as after a crash of its machine; remove it and "
+                "give the options of this shared run again."
+            ) from None
         for name in sorted({*mine, *theirs}):
             if mine.get(name) != theirs.get(name):
                 raise SharingError(

@@ -1,5 +1,6 @@
 """A folder of pictures shared among processes, one of which is killed."""
 
+import errno
 import json
 import os
 import signal
@@ -239,6 +240,36 @@ def test_what_a_silent_machine_had_taken_is_done_when_it_counts_as_lost(
     assert [r.status for r in results] == ["done"] * COUNT
     assert time.monotonic() - begun > 1.1  # 0.6 s of signs, then of silence
     assert {path.name for path in place.iterdir()} == {shards.SETTINGS, shards.RESULTS}
+
+
+def test_signs_of_life_go_on_when_the_disk_is_away_for_a_moment(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(shards, "BEAT", 0.01)
+    real, touches, again = Path.touch, [], threading.Event()
+
+    def touch(path, *mode):
+        touches.append(path)
+        if 1 < len(touches) < 4:
+            raise OSError(errno.ESTALE, "stale file handle")
+        real(path, *mode)
+        if len(touches) > 4:
+            again.set()
+
+    monkeypatch.setattr(Path, "touch", touch)
+    with SharedRun(tmp_path, {}):
+        assert again.wait(20)
+    assert [record.message.count("stale file handle") for record in caplog.records] == [1]
+
+
+@pytest.mark.parametrize("content", [b"", bytes(20), b"\xff"])
+def test_settings_that_a_crash_left_empty_are_one_sentence(tmp_path, content):
+    with SharedRun(tmp_path, {"scale": 2}):
+        pass
+    settings = tmp_path / shards.FOLDER / shards.SETTINGS
+    settings.write_bytes(content)
+    with pytest.raises(SharingError, match="settings.json is empty or broken.*; remove it and"):
+        SharedRun(tmp_path, {"scale": 2})
+    settings.unlink()
+    SharedRun(tmp_path, {"scale": 2})
 
 
 def test_each_process_of_torchrun_takes_its_own_gpu(monkeypatch):
