@@ -80,7 +80,12 @@ def before_each_picture(tmp: Path, victim: bool) -> Callable[[], None]:
     """To be called before a picture is computed. A victim is killed at its second one, when its first
     is noted; the other one waits for that.
     """
-    calls, noted, note, dying = itertools.count(1), threading.Event(), SharedRun._note, tmp / "dying"
+    calls, noted, note, dying = (
+        itertools.count(1),
+        threading.Event(),
+        SharedRun._note,
+        tmp / "dying",
+    )
 
     def tell(run, *what):
         note(run, *what)
