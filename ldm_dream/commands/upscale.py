@@ -7,7 +7,8 @@ examples:
 
 exit status:
   0 all done, 1 some of several pictures failed (listed at the end), 2 a mistake in the command or
-  in the one picture given, 130 or 143 stopped by Ctrl-C or SIGTERM
+  in the one picture given, 3 all of a shared folder done, but some pictures failed, 130 or 143
+  stopped by Ctrl-C or SIGTERM
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ def run(args: argparse.Namespace, last: ExitStack) -> int:
     from ldm_dream.data.images import check_quality
     from ldm_dream.upscaling.devices import DTYPES
     from ldm_dream.upscaling.engine import Options
-    from ldm_dream.upscaling.folder import Work, summary, upscale_plan
+    from ldm_dream.upscaling.folder import Work, failures, summary, upscale_plan
     from ldm_dream.upscaling.forecast import forecast
     from ldm_dream.upscaling.planning import Naming, check_places, is_one_picture, plan_jobs
     from ldm_dream.upscaling.progress import Progress
@@ -82,7 +83,7 @@ def run(args: argparse.Namespace, last: ExitStack) -> int:
         results = upscale_plan(plan, work, settings, progress.write, last)
     if not is_one:
         progress.write(summary(plan, results))
-    failed = [f"failed: {result.error}\n" for result in results if result.status == "failed"]
+    failed = failures(results)
     sys.stderr.writelines(failed)
     return 0 if not failed else EXIT_USER_ERROR if is_one else 1
 

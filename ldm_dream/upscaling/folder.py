@@ -262,6 +262,11 @@ def summary(plan: Plan, results: list[Result]) -> str:
     return f"{in_words(counts) or 'no picture'}{left_out}"
 
 
+def failures(results: list[Result]) -> list[str]:
+    """A line for each picture that failed."""
+    return [f"failed: {result.error}\n" for result in results if result.status == "failed"]
+
+
 def write_report(path: Path, settings: dict, plan: Plan, results: list[Result]) -> None:
     """JSON {"settings": .., "summary": .., "left_out": {kind: count}, "pictures": [Result, ..]},
     written beside and renamed. Raises WriteError.

@@ -217,6 +217,30 @@ def test_a_link_in_a_folder_is_a_picture_of_its_own(folder, tmp_path):
     assert [job.source.name for job in plan.jobs] == ["a.png", "b.png", "link.png"]
 
 
+def test_an_earlier_result_that_is_also_given_itself_is_an_input(folder):
+    write_image(folder / "c_x2.png", picture())
+    naming = Naming("_x2")
+    assert folder / "c_x2.png" not in [
+        job.source for job in plan_jobs([folder], folder, naming=naming).jobs
+    ]
+    plan = plan_jobs([folder, folder / "c_x2.png"], folder, naming=naming)
+    assert folder / "c_x2_x2.png" in [job.target for job in plan.jobs]
+
+
+def test_a_plan_of_many_files_looks_at_each_a_few_times(tmp_path, monkeypatch):
+    for number in range(60):
+        (tmp_path / f"{number}.bmp").touch()
+    sources, real, looks = sorted(tmp_path.iterdir()), Path.resolve, []
+
+    def resolve(path, *strict):
+        looks.append(path)
+        return real(path, *strict)
+
+    monkeypatch.setattr(Path, "resolve", resolve)
+    assert len(plan_jobs([*sources, sources[0]], tmp_path / "out").jobs) == len(sources)
+    assert len(looks) < 10 * len(sources)
+
+
 def test_several_inputs_that_cannot_be_one_plan_are_one_sentence(folder, tmp_path):
     write_image(tmp_path / "more/a.png", picture())
     several = [folder / "a.png", folder / "b.png"]
