@@ -22,12 +22,14 @@ log = logging.getLogger(__name__)
 TITLE = "Make pictures larger"
 TICK = 0.2  # seconds between two looks at the work
 GRACE = 0.5  # seconds that a work that was stopped has to end, before the page goes on without it
-FORGET = 600, 24 * 3600  # seconds: how often uploads that no session took are looked for, and how old they are
+# seconds: how often uploads that no session took are looked for, and how old they are then
+FORGET = 600, 24 * 3600
 LISTED = 6  # pictures that the last sentences name one by one
 HERE = Path(__file__).parent
 USUAL = {"width": 3840, "height": 2160, "megapixels": 24}  # first values of these sizes
 # a file of gradio -> the browser's folder of downloads
 SAVE = """(file) => {
+  if (!file) return;
   const link = document.createElement("a");
   Object.assign(link, { href: file.url, download: file.orig_name });
   link.click();
@@ -163,13 +165,14 @@ def _connect(form: Form, desk: Desk, models: dict[str, Any], sessions: Sessions)
             raise gr.Error("Only the page itself may ask for this.", print_exception=False)
         return sessions.of(request.session_hash)
 
-    def take(uploads: list[str] | None, request: gr.Request) -> list[str]:
+    def take(uploads: list[str] | None, request: gr.Request) -> dict[Any, Any]:
+        session = session_of(request)
         try:
-            return [str(path) for path in session_of(request).take(uploads or [])]
-        except AppError as error:
-            raise gr.Error(str(error), print_exception=False) from None
+            return {form.files: [str(path) for path in session.take(uploads or [])]}
+        except Exception as error:
+            return {desk.status: sentences([_told(session, error)], True)}
 
-    def add(uploads: list[str], there: list[str] | None, request: gr.Request) -> list[str]:
+    def add(uploads: list[str], there: list[str] | None, request: gr.Request) -> dict[Any, Any]:
         return take([*(there or []), *sorted(uploads, key=lambda path: Path(path).name)], request)
 
     async def work(values: dict[Any, Any], request: gr.Request) -> AsyncIterator[dict[Any, Any]]:
@@ -212,26 +215,25 @@ def _connect(form: Form, desk: Desk, models: dict[str, Any], sessions: Sessions)
         session.has_chosen = True
         return _result(desk, results[number])
 
-    def pack(request: gr.Request) -> str:
+    def pack(request: gr.Request) -> dict[Any, Any]:
         session = session_of(request)
         try:
-            return str(session.pack())
+            return {desk.packed: str(session.pack())}
         except Exception as error:
-            raise gr.Error(_told(session, error), print_exception=False) from error
+            return {desk.packed: None, desk.status: sentences([_told(session, error)], True)}
 
     quick = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
     shown = [desk.comparing, desk.download, desk.download_other]
     outputs = [desk.status, desk.chooser, *shown, desk.everything, form.start, form.stop]
-    form.files.upload(take, form.files, form.files, **quick)
-    form.folder.upload(add, [form.folder, form.files], form.files, **quick)
+    form.files.upload(take, form.files, [form.files, desk.status], **quick)
+    form.folder.upload(add, [form.folder, form.files], [form.files, desk.status], **quick)
     form.stop.click(stop, None, form.stop, **quick)
     desk.chooser.input(choose, desk.chooser, shown, **quick)
     fields = {form.files, form.size, form.number, form.model, form.other}
     fields |= {form.steps, form.seed, form.metadata}
     form.start.click(work, fields, outputs, show_progress="hidden", api_visibility="private")
-    desk.everything.click(pack, None, desk.packed, **quick).success(
-        None, desk.packed, None, js=SAVE, **quick
-    )
+    packing = desk.everything.click(pack, None, [desk.packed, desk.status], **quick)
+    packing.then(None, desk.packed, None, js=SAVE, **quick)
 
 
 def _told(session: Session, error: Exception) -> str:
