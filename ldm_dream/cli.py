@@ -6,12 +6,15 @@ Imports no torch, so `--help` and `--dry-run` answer at once.
 
 import argparse
 import io
+import math
 import os
+import select
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from typing import NoReturn
 
 from ldm_dream.errors import UserError, did_you_mean, shown
@@ -21,7 +24,9 @@ EXIT_USER_ERROR = 2  # argparse uses the same status for a wrong command line
 EXIT_INTERRUPTED = 128 + signal.SIGINT  # as a shell has it
 EXIT_CLOSED = 128 + signal.SIGPIPE
 EXIT_TERMINATED = 128 + signal.SIGTERM
-PATIENCE = 0.7  # seconds
+PATIENCE = 0.7  # seconds that the work may take to end
+WHOLE = "what was to be written is whole or not there"
+ENDED = 0  # no signal has this number
 
 
 class Terminated(KeyboardInterrupt):
@@ -36,7 +41,7 @@ class CommandLine(argparse.ArgumentParser):
     def parse_args(self, args: Sequence[str] | None = None, namespace=None):
         given = list(sys.argv[1:] if args is None else args)
         end = given.index("--") if "--" in given else len(given)
-        words = [self._dashed(word) for word in given[:end]]
+        words = [self._known(word) for word in given[:end]]
         for word in words:
             self._refuse_unknown(word)
         # behind -- are no options, which argparse forgets where words stand between options
@@ -50,23 +55,29 @@ class CommandLine(argparse.ArgumentParser):
         end = "" if message.endswith("?") else f"; see {self.prog} --help."
         self.exit(EXIT_USER_ERROR, f"error: {shown(message)}{end}\n")
 
-    def _dashed(self, word: str) -> str:
-        """--tile_pad -> --tile-pad, where only that is an option."""
+    def _known(self, word: str) -> str:
+        """--tile_pad=3 -> --tile-pad=3, --model-name -> --model_name, where only that is an option."""
         name, sign, value = word.partition("=")
+        if not name.startswith("--") or name in self._options():
+            return word
         dashed = name.replace("_", "-")
-        is_other = name.startswith("--") and name not in self._options()
-        return dashed + sign + value if is_other else word
+        known = {option.replace("_", "-"): option for option in self._options()}
+        return known.get(dashed, dashed) + sign + value
 
     def _refuse_unknown(self, word: str) -> None:
         """Before argparse asks for what is missing: it may be there, and only be misspelt."""
         name = word.partition("=")[0]
         known = [option for option in self._options() if option.startswith("--")]
         if name[:2] == "--" and " " not in name and not any(o.startswith(name) for o in known):
-            hint = did_you_mean(name, known, "")
+            hint = did_you_mean(name, self._shown_options(), "")
             self.error(f"there is no option {name}{hint and f'; {hint}'}")
 
     def _options(self) -> list[str]:
         return [option for action in self._actions for option in action.option_strings]
+
+    def _shown_options(self) -> list[str]:
+        shown = (action for action in self._actions if action.help != argparse.SUPPRESS)
+        return [option for action in shown for option in action.option_strings]
 
 
 def command_line(name: str, doc: str | None, is_tool: bool = False) -> argparse.ArgumentParser:
@@ -82,6 +93,22 @@ def command_line(name: str, doc: str | None, is_tool: bool = False) -> argparse.
     )
 
 
+def positive(text: str) -> int:
+    """A whole number from 1, of an option."""
+    return _whole(text, 1)
+
+
+def natural(text: str) -> int:
+    """A whole number from 0, of an option."""
+    return _whole(text, 0)
+
+
+def _whole(text: str, least: int) -> int:
+    if text.isascii() and text.isdecimal() and len(text) < 10 and int(text) >= least:
+        return int(text)
+    raise argparse.ArgumentTypeError(f"{text!r} is not possible; give a whole number from {least}")
+
+
 @contextmanager
 def user_errors() -> Iterator[None]:
     """Body of a tool's `main`: `UserError` -> its text on one line of stderr, exit 2. Everything
@@ -93,7 +120,11 @@ def user_errors() -> Iterator[None]:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        yield
+        try:
+            yield
+        finally:
+            if sys.stdout:
+                sys.stdout.flush()
     except BrokenPipeError:
         if not _stdout_is_closed():
             raise
@@ -107,29 +138,25 @@ def user_errors() -> Iterator[None]:
 
 
 def _stdout_is_closed() -> bool:
-    """Whether the reader of what is printed has gone, as in `| head -1`: what it has not read is
-    refused again.
-    """
-    try:
-        sys.stdout.flush()
-    except BrokenPipeError:
-        return True
-    return False
+    """Whether the reader of what is printed has gone, as in `| head -1`."""
+    poll = select.poll()
+    with suppress(io.UnsupportedOperation):  # no stream of the system
+        poll.register(sys.stdout, 0)
+    return bool(poll.poll(0))
 
 
 @contextmanager
-def stoppable(what_stays: str) -> Iterator[ExitStack]:
+def stoppable(what_stays: str = WHOLE, patience: float = PATIENCE) -> Iterator[ExitStack]:
     """Body of a tool's `main`: Ctrl-C and SIGTERM -> one line of stderr with what stays of the work,
     exit status 130 or 143. -> what is to be done last, stopped or not, such as to write a report.
 
-    Python hears of a signal between two of its own steps. A library may take longer over one, such
-    as a large picture being written: after PATIENCE the process is ended from another thread, as it
-    is by a second signal.
+    Python hears of a signal between two of its own steps. A library may take longer over one, and
+    the body may wait for a thread, such as one that writes a large picture. Where the body has not
+    ended after `patience` seconds, the process is ended from another thread, as it is by a second
+    signal.
     """
-    heard = threading.Event()
 
     def stop(number: int, frame: object) -> None:
-        heard.set()
         raise Terminated if number == signal.SIGTERM else KeyboardInterrupt
 
     before = {
@@ -138,7 +165,7 @@ def stoppable(what_stays: str) -> Iterator[ExitStack]:
         if signal.getsignal(number) != signal.SIG_IGN  # as nohup and a shell's & set it
     }
     try:
-        with ExitStack() as last, _watched(heard, what_stays, last):
+        with ExitStack() as last, _watched(what_stays, patience, last):
             yield last
     except KeyboardInterrupt as stopped:
         sys.stderr.write(f"stopped; {what_stays}.\n")
@@ -150,25 +177,27 @@ def stoppable(what_stays: str) -> Iterator[ExitStack]:
 
 
 @contextmanager
-def _watched(heard: threading.Event, what_stays: str, last: ExitStack) -> Iterator[None]:
+def _watched(what_stays: str, patience: float, last: ExitStack) -> Iterator[None]:
     """During the body, a thread learns of every signal at once, by a pipe."""
     reading, writing = os.pipe()
     os.set_blocking(writing, False)
     _pipes.add(writing)
 
     def watch() -> None:
-        count = 0  # of signals that end the work
-        while number := os.read(reading, 1):  # nothing when the pipe is closed
-            count += number[0] in (signal.SIGINT, signal.SIGTERM)
-            if count > 1 or (count == 1 and not heard.wait(PATIENCE)):
-                sys.stderr.write(f"\nstopped; {what_stays}.\n")
-                try:
-                    last.close()
-                finally:
-                    remove_drafts()
-                    sys.stderr.flush()
-                    os._exit(128 + number[0])
-        os.close(reading)
+        ends: list[int] = []  # signals that end the work
+        until = math.inf
+        while len(ends) < 2:
+            left = None if until == math.inf else max(0.0, until - time.monotonic())
+            if not select.select([reading], [], [], left)[0]:
+                break
+            number = os.read(reading, 1)[0]
+            if number == ENDED:
+                os.close(reading)
+                return
+            if number in (signal.SIGINT, signal.SIGTERM):
+                ends.append(number)
+                until = min(until, time.monotonic() + patience)
+        _end_at_once(f"\nstopped; {what_stays}.\n", last, 128 + ends[-1])
 
     before = signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
     threading.Thread(target=watch, daemon=True).start()
@@ -177,7 +206,18 @@ def _watched(heard: threading.Event, what_stays: str, last: ExitStack) -> Iterat
     finally:
         signal.set_wakeup_fd(before)
         _pipes.remove(writing)
+        os.write(writing, bytes([ENDED]))
         os.close(writing)
+
+
+def _end_at_once(line: str, last: ExitStack, status: int) -> None:
+    """Ends the process, whatever else goes wrong."""
+    with ExitStack() as end:  # done from the last one to the first, each also where another fails
+        end.callback(os._exit, status)
+        end.callback(sys.stderr.flush)
+        end.callback(remove_drafts)
+        end.callback(last.close)
+        end.callback(sys.stderr.write, line)
 
 
 # a forked worker's signals are not those of this process: it leaves the pipe before it hears of any

@@ -215,10 +215,8 @@ def claim_file(path: Path, text: str) -> bool:
     try:
         draft.write_text(text, encoding="utf-8")
         os.link(draft, path)
-    except FileExistsError:
-        return (
-            draft.stat().st_nlink == 2
-        )  # made here: a file server may lose its answer and ask again
+    except FileExistsError:  # made here: a file server may lose its answer and ask again
+        return draft.stat().st_nlink == 2
     except OSError as error:
         raise WriteError(f"{path}: cannot be written: {error.strerror or error}.") from error
     finally:
@@ -324,8 +322,16 @@ def _sync(path: Path) -> None:
 
 # ----------------------------------------------------------------------------------------- drafts
 
-_SPACE = Path("/proc/self/ns/pid")  # containers count their processes each for itself
-_HOST = f"{zlib.crc32(f'{socket.gethostname()} {_SPACE.exists() and _SPACE.stat().st_ino}'.encode()):08x}"
+_SPACE, _BOOT = Path("/proc/self/ns/pid"), Path("/proc/sys/kernel/random/boot_id")
+
+
+def _host() -> str:
+    """Machines of one name differ by their boot, containers by the space of their processes."""
+    space, boot = _SPACE.exists() and _SPACE.stat().st_ino, _BOOT.exists() and _BOOT.read_text()
+    return f"{zlib.crc32(f'{socket.gethostname()} {space} {boot}'.encode()):08x}"
+
+
+_HOST = _host()
 _DRAFT = re.compile(
     r"\.draft-(?P<host>[0-9a-f]{8})-(?P<process>\d+)-\d+(\.\w{1,8})?"
     r"|\.step-\d+\.(?P<earlier>\d+)\.tmp"  # of earlier versions
@@ -351,7 +357,7 @@ def _draft(folder: Path, suffix: str) -> Path:
 def remove_drafts() -> None:
     """Those of this process, which is about to end in the middle of writing."""
     own = f".draft-{_HOST}-{os.getpid()}-"
-    for folder in _swept:
+    for folder in list(_swept):  # other threads still add to it
         for path in folder.glob(f"{own}*"):
             _remove(path)
 

@@ -6,11 +6,13 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import ExitStack
 
 import pytest
 
+from ldm_dream import cli
 from ldm_dream.cli import command_line, stoppable, user_errors
-from ldm_dream.commands.main import COMMANDS, main
+from ldm_dream.commands.main import COMMANDS, command, main, usage
 from ldm_dream.errors import UserError, shown
 
 
@@ -99,6 +101,12 @@ def refused(capsys, call, *args) -> str:
         ("evaluate --hr x --sr y --jason z", "did you mean --json?"),
         ("train", "CONFIG.yaml"),
         ("upscale x -o y --\x1b[31m", "no option --\\x1b[31m"),
+        ("upscale x -o y --tile one", "'one' is not possible; give a whole number from 0"),
+        ("upscale x -o y --tile -1", "give a whole number from 0"),
+        ("prepare ffhq --sizes 16,big", "'big' is not possible; give a whole number from 1"),
+        ("prepare ffhq --workers 0", "'0' is not possible; give a whole number from 1"),
+        ("upscale x -o y --face-enhance", "--face_enhance: there is no model for faces here"),
+        ("upscale x -o y --face_enhanced", "no option --face-enhanced; see ldm-dream upscale"),
     ],
 )
 def test_a_mistake_in_a_command_line_is_one_line_with_the_nearest_name(capsys, words, says):
@@ -112,6 +120,7 @@ def test_words_stand_anywhere_and_options_are_written_with_either_dash():
     parser.add_argument("--odd_name")
     for words in ("a --two_parts 3 b", "--two-parts=3 a b", "a b --two_par 3"):
         found = parser.parse_args(words.split())
+        assert parser.parse_args(["--odd-name=v"]).odd_name == "v"
         assert (found.words, found.two_parts) == (["a", "b"], 3)
     found = parser.parse_args(["--odd_name", "--two_parts=1", "--", "--no_option"][1:])
     assert found.words == ["--no_option"] and parser.parse_args(["--odd_name", "v"]).odd_name == "v"
@@ -120,7 +129,7 @@ def test_words_stand_anywhere_and_options_are_written_with_either_dash():
 # ------------------------------------------------------------------------- ends within a second
 
 SLEEP = """
-import hashlib, pathlib, sys, time
+import hashlib, pathlib, sys, threading, time
 from ldm_dream.cli import stoppable
 from ldm_dream.writing import whole_file
 with stoppable("all is whole") as last:
@@ -129,6 +138,11 @@ with stoppable("all is whole") as last:
         print(draft.exists(), flush=True)
         if sys.argv[2] == "long call":
             hashlib.pbkdf2_hmac("sha256", b"", b"", 2**31 - 1)  # which no signal interrupts
+        if sys.argv[2] == "waits":
+            try:
+                time.sleep(60)
+            finally:
+                threading.Event().wait()
         while True:
             try:
                 time.sleep(60)
@@ -138,23 +152,44 @@ with stoppable("all is whole") as last:
 
 
 @pytest.mark.parametrize(
-    ("way", "number"), [("long call", signal.SIGTERM), ("twice", signal.SIGINT)]
+    ("way", "number"),
+    [("long call", signal.SIGTERM), ("waits", signal.SIGINT), ("twice", signal.SIGINT)],
 )
 def test_a_signal_ends_what_does_not_listen_and_leaves_no_draft(tmp_path, way, number):
-    """A library in a long call, and one that passes over the first Ctrl-C."""
-    command = [sys.executable, "-c", SLEEP, str(tmp_path / "out.png"), way]
+    """A library in a long call, a body that waits for a thread when it has heard, and one that passes
+    over the first Ctrl-C.
+    """
+    took = []
+    while len(took) < 3 and min(took, default=1) >= 1:  # seconds; others may keep the machine busy
+        took.append(_seconds_to_end(tmp_path, way, number))
+    assert min(took) < 1, took
+
+
+def _seconds_to_end(folder, way, number) -> float:
+    command = [sys.executable, "-c", SLEEP, str(folder / "out.png"), way]
     child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert child.stdout and child.stdout.readline() == "True\n"
-    start = time.monotonic()
+    begin = time.monotonic()
     child.send_signal(number)
     if way == "twice":
         assert child.stdout.readline() == "passed over\n"
         child.send_signal(number)
     out, err = child.communicate(timeout=60)
-    took = time.monotonic() - start
+    took = time.monotonic() - begin
     assert child.returncode == 128 + number and err.strip() == "stopped; all is whole."
-    assert out.endswith("last\n") and not [*tmp_path.iterdir()]
-    assert took < 5, took  # a second, on a machine that does nothing else
+    assert out.endswith("last\n") and not [*folder.iterdir()]
+    return took
+
+
+def test_the_process_ends_whatever_goes_wrong_at_the_end(monkeypatch):
+    done = []
+    monkeypatch.setattr(cli, "remove_drafts", lambda: done.append("drafts") or 1 / 0)
+    monkeypatch.setattr(os, "_exit", done.append)
+    last = ExitStack()
+    last.callback(lambda: done.append("last") or [][0])
+    with pytest.raises(ZeroDivisionError):
+        cli._end_at_once("stopped.", last, 130)
+    assert done == ["last", "drafts", 130]
 
 
 def test_what_is_last_is_done_once(capsys):
@@ -167,17 +202,62 @@ def test_what_is_last_is_done_once(capsys):
 
 
 def test_a_signal_of_a_forked_worker_ends_the_worker_alone(capsys):
+    reading, writing = os.pipe()
     with stoppable("all is whole"):
         child = os.fork()
         if child == 0:
             try:
+                os.write(writing, b"x")
                 time.sleep(60)
             finally:
                 os._exit(7)
+        os.read(reading, 1)
         os.kill(child, signal.SIGTERM)
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
         time.sleep(1)
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("words", "calls"),
+    [
+        ("evaluate --hr x --sr y", "ldm_dream.scoring.evaluation.files_read"),
+        ("import x -o y", "ldm_dream.interchange.checkpoint_file.read_checkpoint"),
+        ("export x -o y", "ldm_dream.model_folder.load_model"),
+        ("release x -o y", "ldm_dream.training.release.release"),
+        ("plot x", "ldm_dream.training.curves.read_runs"),
+    ],
+)
+def test_ctrl_c_ends_every_command_with_one_line(monkeypatch, tmp_path, capsys, words, calls):
+    def stop(*args):
+        os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(calls, stop)
+    with pytest.raises(SystemExit) as end:
+        main(words.split())
+    assert end.value.code == 130
+    assert capsys.readouterr().err == "stopped; what was to be written is whole or not there.\n"
+
+
+@pytest.mark.parametrize("words", ["-V", "upscale --list-models"])
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_what_is_printed_ends_quietly_where_nobody_reads(words, unbuffered):
+    child = subprocess.Popen(
+        [sys.executable, "-m", "ldm_dream", *words.split()],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=os.environ | {"PYTHONUNBUFFERED": unbuffered},
+    )
+    assert child.stdout and child.stderr
+    child.stdout.close()
+    assert child.stderr.read() == b"" and child.wait() == 128 + signal.SIGPIPE
+
+
+def test_usage_says_of_each_command_what_its_file_does():
+    for name, (_, does) in COMMANDS.items():
+        assert f"\n  {name}" in usage() and does in usage()
+        assert (sys.modules[command(name).__module__].__doc__ or "").startswith(f"{does}\n")
 
 
 @pytest.mark.parametrize("name", COMMANDS)

@@ -82,7 +82,7 @@ def run(words: list[str], monkeypatch) -> None:
     is_tool = words[0] == "python"
     assert is_tool or words[0] == "ldm-dream", words
     name, *arguments = words[1:]
-    file = Path(name).stem if is_tool else COMMANDS[name]
+    file = Path(name).stem if is_tool else COMMANDS[name].file
     if file == "train":
         cut = SHORT | SMALL if "sr3" in arguments[0] else SHORT
         arguments += ["--set", *(f"{key}={value}" for key, value in cut.items())]
@@ -131,7 +131,10 @@ def alone(words: list[str]) -> list[str]:
     while re.fullmatch(r"[A-Z_]+=\S*", words[0]):
         words = words[1:]
     if words[0] == "torchrun":
-        words = ["python", *words[words.index("tools/train.py") :]]
+        is_tool = [word.startswith("tools/") for word in words]
+        if True in is_tool:
+            return ["python", *words[is_tool.index(True) :]]
+        return ["ldm-dream", *words[words.index("ldm_dream") + 1 :]]
     return words
 
 
@@ -193,6 +196,7 @@ def test_the_commands_to_import_and_export_run(home, monkeypatch):
 
 
 def test_the_commands_for_one_gpu_and_more_run(home, monkeypatch):
+    photos(home / "photos", 1, 64)
     photos(home / "data/ffhq_128", 2, 128)
     photos(home / "data/celebahq_128", 1, 128)
     Path("data/celebahq_128-eval100.txt").write_text("celebahq_128/00.png\n")

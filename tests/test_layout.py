@@ -26,7 +26,8 @@ from ldm_dream.commands.main import COMMANDS as commands_of_ldm_dream
 
 KERNELS = ROOT / "kernels/dream_kernels"
 COMMANDS = {
-    name: ROOT / f"ldm_dream/commands/{file}.py" for name, file in commands_of_ldm_dream.items()
+    name: ROOT / f"ldm_dream/commands/{command.file}.py"
+    for name, command in commands_of_ldm_dream.items()
 }
 ALIAS = '"""The command `ldm-dream {}`, as a script of the checkout."""'
 ALIASES = {ROOT / "tools" / path.name: name for name, path in COMMANDS.items()}

@@ -19,8 +19,6 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from ldm_dream.commands.main import COMMANDS
-
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = ("ldm_dream", "kernels", "configs", "pyproject.toml", "README.md", "LICENSE")
 SHORT = (
@@ -99,20 +97,24 @@ def test_the_wheel_trains_the_quickstart(home):
     assert (home / "runs/quickstart/model/model.safetensors").is_file()
 
 
-@pytest.mark.skipif("app" not in COMMANDS, reason="there is no page yet")
 @pytest.mark.skipif(not importlib.util.find_spec("gradio"), reason="the extra app is not installed")
 def test_the_wheel_serves_the_page(home):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     command = [str(home / "env/bin/ldm-dream"), "app", "--port", str(port)]
+    (home / "temporary").mkdir()
+    env = outside() | {"TMPDIR": str(home / "temporary")}
     with (home / "app.log").open("w") as log:
-        page = subprocess.Popen(command, cwd=home, env=outside(), stdout=log, stderr=log)
+        page = subprocess.Popen(command, cwd=home, env=env, stdout=log, stderr=log)
     try:
         assert "<html" in fetched(f"http://127.0.0.1:{port}/", page), (home / "app.log").read_text()
+        assert list((home / "temporary").glob("ldm-dream-*"))
     finally:
         page.send_signal(signal.SIGTERM)
-        page.wait(60)
+        status = page.wait(60)
+    assert status == 128 + signal.SIGTERM, (home / "app.log").read_text()
+    assert not list((home / "temporary").glob("ldm-dream-*"))
 
 
 def fetched(address: str, page: subprocess.Popen) -> str:

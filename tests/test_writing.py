@@ -242,6 +242,18 @@ def test_only_one_of_many_claims_a_file_and_it_has_its_text_at_once(tmp_path):
         claim_file(tmp_path / ("x" * 300), "")
 
 
+def test_machines_of_one_name_are_told_apart(tmp_path, monkeypatch):
+    monkeypatch.setattr(writing.socket, "gethostname", lambda: "localhost")
+    hosts = []
+    for boot in ("one", "one", "other"):
+        (tmp_path / "boot").write_text(boot)
+        monkeypatch.setattr(writing, "_BOOT", tmp_path / "boot")
+        hosts.append(writing._host())
+    monkeypatch.setattr(writing, "_BOOT", tmp_path / "not there")
+    hosts.append(writing._host())
+    assert hosts[0] == hosts[1] and len(set(hosts)) == 3
+
+
 def test_a_process_of_this_machine_is_known_to_be_gone_others_never_are():
     child = subprocess.Popen([sys.executable, "-c", ""])
     host = writing.this_process().rpartition("-")[0]

@@ -2,13 +2,12 @@
 
 The thread notes how far it is in `Running.now`, which the page reads when it likes. The upscaler is
 stopped within a second of `stop` by its callback; reading and writing a file are not, so the page
-does not wait for the thread then.
+does not wait for the thread then. Visitors take turns, a picture each.
 """
 
 from __future__ import annotations
 
 import logging
-import re
 import shutil
 import threading
 import time
@@ -22,6 +21,7 @@ from torch.overrides import TorchFunctionMode
 
 from ldm_dream.app.sessions import AppError, Session
 from ldm_dream.app.told import Now, Result, View
+from ldm_dream.app.turns import Turns
 from ldm_dream.app.views import write_view
 from ldm_dream.data.images import Image, check_writable, read_image, write_image
 from ldm_dream.errors import UserError, shown
@@ -36,14 +36,14 @@ OFTEN = 0.7  # seconds between two previews, at least
 SHARE = 4  # a preview may take this part of the time: one in four
 STOPPED = "Stopped."
 BROKEN = "Something went wrong in the program; the terminal that it was started in says more."
-_TURN = threading.Lock()  # pictures are made one after the other, also after a stop
+_TURNS = Turns()  # of pictures, also of those of a run that was stopped
 
 
 class Model(Protocol):
     """What the page needs of an `Upscaler`."""
 
     scale: int
-    engine: Any  # an Engine, of which calls(options) is asked
+    engine: Any  # an Engine, of which calls(options) and settled(options) are asked
 
     def __call__(
         self, image: Image, scale: float | None, callback: Callback | None, **options: Any
@@ -62,10 +62,23 @@ class Wish:
     options: Options = Options()
     keep_metadata: bool = True
 
+    @property
+    def names(self) -> list[str]:
+        """Of the models."""
+        return [self.model] if self.other is None else [self.model, self.other]
+
+    def check(self, models: Mapping[str, Model]) -> None:
+        """Raises UserError where `models` cannot do it."""
+        for name in self.names:
+            if name not in models:
+                raise AppError(f"There is no model {shown(name)}; choose one of the list.")
+            models[name].engine.calls(self.options)
+
 
 class Running:
     """now: how far it is. ended: None while it runs, then the last sentence ("" where all went well).
-    results, failed: those of the session as it was when this run began.
+    results, failed: those of the session as it was when this run began. wish: one that the models
+    can do.
     """
 
     def __init__(
@@ -80,17 +93,17 @@ class Running:
     def start(self) -> threading.Thread:
         thread = threading.Thread(target=self._run, daemon=True)
         thread.start()
+        self.session.threads.append(thread)
         return thread
 
     def _run(self) -> None:
         try:
-            with _TURN:
-                self._enlarge_all()
+            self._enlarge_all()
             self.ended = ""
         except Stopped:
             self.ended = STOPPED
         except UserError as error:
-            self.ended = self._sentence(error)
+            self.ended = self.session.sentence(error)
         except Exception:
             log.exception("the page could not enlarge a picture")
             self.ended = BROKEN
@@ -99,21 +112,21 @@ class Running:
                 shutil.rmtree(self.session.folder, ignore_errors=True)
 
     def _enlarge_all(self) -> None:
-        for name in filter(None, (self.wish.model, self.wish.other)):
-            self._model(name).engine.calls(self.wish.options)  # what is not possible ends here
         for number, source in enumerate(self.pictures, 1):
-            self.now = Now(shown(source.name), number, len(self.pictures))
+            self.now = Now(shown(source.name), number, len(self.pictures), is_waiting=True)
             folder = self.folder / str(number)
             try:
-                self._check()
-                result = self._enlarge(source, folder)
-                self._check()
+                with _TURNS.turn(self._check):
+                    self._check()
+                    self.now = replace(self.now, is_waiting=False)
+                    result = self._enlarge(source, folder)
+                    self._check()
                 self.results.append(result)
             except Stopped:
                 shutil.rmtree(folder, ignore_errors=True)
                 raise
             except (UserError, MemoryError) as error:
-                reason = self._sentence(error) or "too little memory for it."
+                reason = self.session.sentence(error) or "too little memory for it."
                 name = "" if self.now.name in reason else f"{self.now.name}: "
                 self.failed.append(name + reason)
 
@@ -121,20 +134,20 @@ class Running:
         if self.stop.is_set():
             raise Stopped(STOPPED)
 
-    def _model(self, name: str) -> Any:
-        if name not in self.models:
-            raise AppError(f"There is no model {shown(name)}; choose one of the list.")
-        return self.models[name]
-
     def _enlarge(self, source: Path, folder: Path) -> Result:
         picture = read_image(source)
         if not self.wish.keep_metadata:
             picture = replace(picture, metadata=None)
         height, width = picture.pixels.shape[:2]
         high, wide = self.wish.size.of((height, width))
+        if high * wide > (most := self.wish.options.max_pixels):
+            raise AppError(
+                f"the result would be {wide} x {high} pixels, of which {most} are allowed; "
+                "choose a smaller size."
+            )
         view = write_view(folder / "views" / "0.png", picture)
         views, files, note = [View("Original", view, (width, height))], [], ""
-        for name in filter(None, (self.wish.model, self.wish.other)):
+        for name in self.wish.names:
             ending = "_large" + (f"_{_in_a_name(name)}" if self.wish.other else "")
             job = plan_jobs(source, folder, naming=Naming(ending)).jobs[0]
             check_writable(job.target, wide, high, picture.alpha)
@@ -147,18 +160,14 @@ class Running:
         return Result(shown(source.name), files, views, (width, height), (wide, high), note)
 
     def _call(self, name: str, picture: Image) -> Image:
-        model, how = self._model(name), self.wish.options
+        model, how = self.models[name], self.wish.options
         height, width = picture.pixels.shape[:2]
         scale = self.wish.size.times((height, width))
-        self.now = replace(
-            self.now, model=name, done=0, total=0, calls=model.engine.calls(how), since=None
-        )
+        calls = model.engine.calls(how)
+        if model.engine.settled(how).color_fix == "adain":  # which makes tiles twice
+            calls *= 2
+        self.now = replace(self.now, model=name, done=0, total=0, calls=calls, since=None)
         return model(picture, scale, Telling(self).tell, **vars(how))
-
-    def _sentence(self, error: BaseException) -> str:
-        """Its text, which names files without the folders that they lie in here."""
-        folders = re.escape(shown(self.session.folder))
-        return shown(re.sub(rf"{folders}/(in-\d+|run-\d+/\d+)/", "", str(error)))
 
 
 class Telling:

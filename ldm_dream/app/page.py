@@ -1,26 +1,39 @@
 """The page itself: what a visitor sees, and what happens when it is touched."""
 
 # annotations are read by gradio, so they are no strings here
-from collections.abc import Iterator, Mapping
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ldm_dream.app.enlarging import STOPPED, Running, Wish
+from ldm_dream.app.enlarging import BROKEN, STOPPED, Running, Wish
 from ldm_dream.app.sessions import AppError, Session, Sessions, pictures_of
-from ldm_dream.app.views import comparison, progress, sentences, summary
+from ldm_dream.app.told import Result
+from ldm_dream.app.views import WAITING, comparison, progress, sentences, summary
 from ldm_dream.errors import UserError
 from ldm_dream.upscaling.engine import Options
 from ldm_dream.upscaling.sizes import Size
 
+log = logging.getLogger(__name__)
+
 TITLE = "Make pictures larger"
 TICK = 0.2  # seconds between two looks at the work
 GRACE = 0.5  # seconds that a work that was stopped has to end, before the page goes on without it
-QUEUE = 32  # visitors who wait, at most
-FORGET = 600, 24 * 3600  # seconds: how often what no session took is looked for, and how old it is
+# seconds: how often uploads that no session took are looked for, and how old they are then
+FORGET = 600, 24 * 3600
 LISTED = 6  # pictures that the last sentences name one by one
 HERE = Path(__file__).parent
 USUAL = {"width": 3840, "height": 2160, "megapixels": 24}  # first values of these sizes
+# a file of gradio -> the browser's folder of downloads
+SAVE = """(file) => {
+  if (!file) return;
+  const link = document.createElement("a");
+  Object.assign(link, { href: file.url, download: file.orig_name });
+  link.click();
+}"""
 SIZE_NAMES = [
     ("Times larger", "scale"),
     ("Width in pixels", "width"),
@@ -56,6 +69,7 @@ class Desk:
     download: Any
     download_other: Any
     everything: Any
+    packed: Any  # not seen: the ZIP on its way to the browser
 
 
 def build_page(models: dict[str, Any], sessions: Sessions) -> Any:
@@ -79,7 +93,9 @@ def build_page(models: dict[str, Any], sessions: Sessions) -> Any:
         form.size.input(
             lambda size: usual[size], form.size, form.number, queue=False, show_progress="hidden"
         )
-    page.queue(max_size=QUEUE, default_concurrency_limit=1, api_open=False)
+    # what a session holds goes with it, however old it is
+    page.temp_file_sets = [page.upload_file_set]
+    page.queue(default_concurrency_limit=None, api_open=False)  # `Turns` is the queue
     return page
 
 
@@ -124,7 +140,8 @@ def _desk() -> Desk:
     with gr.Row():
         download = gr.DownloadButton("Download", visible=False, elem_id="download")
         download_other = gr.DownloadButton("Download", visible=False, elem_id="download-other")
-        everything = gr.DownloadButton("Download all as ZIP", visible=False, elem_id="everything")
+        everything = gr.Button("Download all as ZIP", visible=False, elem_id="everything")
+        packed = gr.DownloadButton(visible="hidden")
     chooser = gr.Dropdown([], label="Picture", visible=False, elem_id="chooser")
     comparing = gr.HTML(
         {},
@@ -133,7 +150,7 @@ def _desk() -> Desk:
         js_on_load=_text("comparing.js"),
         elem_id="comparing",
     )
-    return Desk(status, chooser, comparing, download, download_other, everything)
+    return Desk(status, chooser, comparing, download, download_other, everything, packed)
 
 
 def _text(name: str) -> str:
@@ -148,42 +165,40 @@ def _connect(form: Form, desk: Desk, models: dict[str, Any], sessions: Sessions)
             raise gr.Error("Only the page itself may ask for this.", print_exception=False)
         return sessions.of(request.session_hash)
 
-    def take(uploads: list[str] | None, request: gr.Request) -> list[str]:
+    def take(uploads: list[str] | None, request: gr.Request) -> dict[Any, Any]:
+        session = session_of(request)
         try:
-            return [str(path) for path in session_of(request).take(uploads or [])]
-        except AppError as error:
-            raise gr.Error(str(error), print_exception=False) from None
+            return {form.files: [str(path) for path in session.take(uploads or [])]}
+        except Exception as error:
+            return {desk.status: sentences([_told(session, error)], True)}
 
-    def add(uploads: list[str], there: list[str] | None, request: gr.Request) -> list[str]:
+    def add(uploads: list[str], there: list[str] | None, request: gr.Request) -> dict[Any, Any]:
         return take([*(there or []), *sorted(uploads, key=lambda path: Path(path).name)], request)
 
-    def begin(request: gr.Request) -> dict[Any, Any]:
-        session_of(request).begin()
-        hidden = gr.update(visible=False)
-        return {
-            desk.status: sentences(["Waiting for its turn."]),
-            desk.comparing: gr.update(value={}),
-            **dict.fromkeys((desk.chooser, desk.download, desk.download_other), hidden),
-            desk.everything: hidden,
-            form.start: hidden,
-            form.stop: gr.update(visible=True, value="Stop", interactive=True),
-        }
-
-    def work(values: dict[Any, Any], request: gr.Request) -> Iterator[dict[Any, Any]]:
+    async def work(values: dict[Any, Any], request: gr.Request) -> AsyncIterator[dict[Any, Any]]:
         session = session_of(request)
         try:
             wish = _wish(form, values)
+            wish.check(models)
             pictures, left_out = pictures_of(session.take(values[form.files] or []))
+        except UserError as error:  # results of the run before stay
+            yield {desk.status: sentences([session.sentence(error)], True)}
+            return
+        status = ""
+        try:
+            session.begin()
+            yield _begun(form, desk)
             running = Running(session, models, wish, pictures)
-            yield from _watch(running, desk)
+            async for change in _watch(running, desk):
+                yield change
             ended = STOPPED if running.ended is None else running.ended
-            last = [ended, *session.failed]
-            status = sentences([*_done(session, running), left_out]) + sentences(last, True)
-        except UserError as error:
-            status = sentences([str(error)], True)
+            last = sentences([ended, *running.failed], True)
+            status = sentences([*_done(running), left_out]) + last
+        except Exception as error:
+            status = sentences([_told(session, error)], True)
         yield {
             desk.status: status,
-            desk.everything: _zip_button(session),
+            desk.everything: gr.update(visible=len(session.files) > 1),
             form.start: gr.update(visible=True),
             form.stop: gr.update(visible=False),
         }
@@ -194,22 +209,38 @@ def _connect(form: Form, desk: Desk, models: dict[str, Any], sessions: Sessions)
 
     def choose(number: int | None, request: gr.Request) -> dict[Any, Any]:
         session = session_of(request)
-        if number is None or not 0 <= number < len(session.results):
+        results = session.results
+        if number is None or not 0 <= number < len(results):
             return {}
-        return _result(desk, session, number)
+        session.has_chosen = True
+        return _result(desk, results[number])
+
+    def pack(request: gr.Request) -> dict[Any, Any]:
+        session = session_of(request)
+        try:
+            return {desk.packed: str(session.pack())}
+        except Exception as error:
+            return {desk.packed: None, desk.status: sentences([_told(session, error)], True)}
 
     quick = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
     shown = [desk.comparing, desk.download, desk.download_other]
     outputs = [desk.status, desk.chooser, *shown, desk.everything, form.start, form.stop]
-    form.files.upload(take, form.files, form.files, **quick)
-    form.folder.upload(add, [form.folder, form.files], form.files, **quick)
+    form.files.upload(take, form.files, [form.files, desk.status], **quick)
+    form.folder.upload(add, [form.folder, form.files], [form.files, desk.status], **quick)
     form.stop.click(stop, None, form.stop, **quick)
     desk.chooser.input(choose, desk.chooser, shown, **quick)
     fields = {form.files, form.size, form.number, form.model, form.other}
     fields |= {form.steps, form.seed, form.metadata}
-    form.start.click(begin, None, outputs, **quick).then(
-        work, fields, outputs, show_progress="hidden", api_visibility="private"
-    )
+    form.start.click(work, fields, outputs, show_progress="hidden", api_visibility="private")
+    packing = desk.everything.click(pack, None, [desk.packed, desk.status], **quick)
+    packing.then(None, desk.packed, None, js=SAVE, **quick)
+
+
+def _told(session: Session, error: Exception) -> str:
+    if isinstance(error, UserError):
+        return session.sentence(error)
+    log.error("the page could not do what it was asked for", exc_info=error)
+    return BROKEN
 
 
 def _wish(form: Form, values: dict[Any, Any]) -> Wish:
@@ -228,55 +259,68 @@ def _wish(form: Form, values: dict[Any, Any]) -> Wish:
     )
 
 
-def _watch(running: Running, desk: Desk) -> Iterator[dict[Any, Any]]:
-    """What changes on the page while the work is on its way."""
-    session, seen, results = running.session, None, 0
+def _begun(form: Form, desk: Desk) -> dict[Any, Any]:
+    import gradio as gr
+
+    hidden = (desk.chooser, desk.download, desk.download_other, desk.everything, form.start)
+    return {
+        desk.status: sentences([WAITING]),
+        desk.comparing: gr.update(value={}),
+        **dict.fromkeys(hidden, gr.update(visible=False)),
+        form.stop: gr.update(visible=True, value="Stop", interactive=True),
+    }
+
+
+async def _watch(running: Running, desk: Desk) -> AsyncIterator[dict[Any, Any]]:
+    """What changes on the page while the work is on its way, or waits. No thread waits here, so that
+    any number of visitors may.
+    """
+    seen, results, until = None, 0, float("inf")
     thread = running.start()
     try:
-        while thread.is_alive() and not running.stop.is_set():
-            thread.join(TICK)
+        while thread.is_alive() and time.monotonic() < until:
+            await asyncio.sleep(TICK)
             change: dict[Any, Any] = {}
             if running.now is not seen and running.ended is None:
                 seen = running.now
                 change[desk.status] = progress(seen)
             if len(running.results) > results:
                 results = len(running.results)
-                change |= _result(desk, session, results - 1) | _chooser(desk, session)
+                change |= _results(running, desk)
             if change:
                 yield change
-        thread.join(GRACE)
+            if running.stop.is_set():
+                until = min(until, time.monotonic() + GRACE)
         if len(running.results) > results:
-            yield _result(desk, session, len(running.results) - 1) | _chooser(desk, session)
+            yield _results(running, desk)
     finally:  # also where the visitor has gone
         running.stop.set()
 
 
-def _result(desk: Desk, session: Session, number: int) -> dict[Any, Any]:
+def _results(running: Running, desk: Desk) -> dict[Any, Any]:
+    """What there is to look at; the newest one is shown unless the visitor has chosen another."""
+    import gradio as gr
+
+    results = [*running.results]
+    names = [(result.name, number) for number, result in enumerate(results)]
+    chooser: dict[str, Any] = {"choices": names, "visible": len(names) > 1}
+    if running.session.has_chosen:
+        return {desk.chooser: gr.update(**chooser)}
+    chooser["value"] = len(names) - 1
+    return {desk.chooser: gr.update(**chooser), **_result(desk, results[-1])}
+
+
+def _result(desk: Desk, result: Result) -> dict[Any, Any]:
     """The pictures over each other, and a button for each file."""
     import gradio as gr
 
-    result = session.results[number]
     buttons = dict.fromkeys((desk.download, desk.download_other), gr.update(visible=False))
     for button, path in zip(buttons, result.files):
         buttons[button] = gr.update(value=str(path), label=f"Download {path.name}", visible=True)
     return {desk.comparing: gr.update(value=comparison(result)), **buttons}
 
 
-def _chooser(desk: Desk, session: Session) -> dict[Any, Any]:
-    import gradio as gr
-
-    names = [(result.name, number) for number, result in enumerate(session.results)]
-    return {desk.chooser: gr.update(choices=names, value=len(names) - 1, visible=len(names) > 1)}
-
-
-def _done(session: Session, running: Running) -> list[str]:
-    if len(session.results) <= LISTED:
-        return [summary(result) for result in session.results]
-    return [f"{len(session.results)} of {len(running.pictures)} pictures are made larger."]
-
-
-def _zip_button(session: Session) -> Any:
-    import gradio as gr
-
-    place = session.pack()
-    return gr.update(visible=place is not None, value=place and str(place))
+def _done(running: Running) -> list[str]:
+    if len(running.results) <= LISTED:
+        return [summary(result) for result in running.results]
+    return [f"{len(running.results)} of {len(running.pictures)} pictures are made larger."]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import socket
 import tempfile
@@ -17,11 +18,10 @@ from ldm_dream.app.guard import Guard
 from ldm_dream.app.page import HERE, build_page
 from ldm_dream.app.sessions import AppError, Sessions
 from ldm_dream.upscaling.upscaler import Upscaler
-from ldm_dream.writing import is_running
+from ldm_dream.writing import is_known_gone, this_process
 
 MEGABYTE = 2**20  # as gradio counts them
-# folders of visitors' files: of this machine, then the process that serves
-_OURS = f"ldm-dream-{socket.gethostname()}-"
+_OURS = re.compile(r"ldm-dream-(?P<process>[0-9a-f]+-\d+)-\w+")  # folders of visitors' files
 LOOPBACK = ("127.0.0.1", "localhost", "[::1]", "::1")
 
 
@@ -76,14 +76,15 @@ def serving(models: dict[str, Any], place: Place) -> Iterator[str]:
     """The page is there during the body; -> its address. Afterwards every file of every visitor is
     deleted. Raises AppError.
     """
-    port = _port(place)
+    port = free_port(place)
     _remove_stale()
-    with tempfile.TemporaryDirectory(prefix=f"{_OURS}{os.getpid()}-") as name:
+    with tempfile.TemporaryDirectory(prefix=f"ldm-dream-{this_process()}-") as name:
         # gradio reads these when a page is built: where uploads go, and what else would be served
         folder = str(Path(name).resolve())
         given = {"GRADIO_TEMP_DIR": folder, "GRADIO_ALLOWED_PATHS": "", "GRADIO_RUN_HISTORY": "0"}
         with _environment(given):
-            page = build_page(models, Sessions(Path(folder) / "sessions"))
+            sessions = Sessions(Path(folder) / "sessions")
+            page = build_page(models, sessions)
             _, url, _ = page.launch(
                 server_name=place.host,
                 server_port=port,
@@ -105,14 +106,15 @@ def serving(models: dict[str, Any], place: Place) -> Iterator[str]:
             try:
                 yield url
             finally:
+                sessions.close()
                 page.close(verbose=False)
 
 
 def _remove_stale() -> None:
     """What servers left that were killed."""
-    for folder in Path(tempfile.gettempdir()).glob(f"{_OURS}*"):
-        process = folder.name.removeprefix(_OURS).partition("-")[0]
-        if process.isdecimal() and not is_running(int(process)):
+    for folder in Path(tempfile.gettempdir()).iterdir():
+        found = _OURS.fullmatch(folder.name)
+        if found and is_known_gone(found["process"]):
             shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -136,8 +138,8 @@ def _middleware(place: Place) -> list[Any]:
     return [Middleware(TrustedHostMiddleware, allowed_hosts=hosts), Middleware(Guard)]
 
 
-def _port(place: Place) -> int:
-    """The port, or a free one; raises AppError where it cannot be used."""
+def free_port(place: Place) -> int:
+    """The port, or any that is free; raises AppError where it cannot be used."""
     family = socket.AF_INET6 if ":" in place.host else socket.AF_INET
     with socket.socket(family) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

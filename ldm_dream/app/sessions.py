@@ -6,9 +6,11 @@ All files of a session lie in one folder with a name that nobody can guess, and 
 from __future__ import annotations
 
 import itertools
+import re
 import secrets
 import shutil
 import threading
+import time
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,8 +18,10 @@ from zipfile import ZipFile
 
 from ldm_dream.app.told import Result
 from ldm_dream.data.images import in_words, kind_left_out
-from ldm_dream.errors import UserError
+from ldm_dream.errors import UserError, shown
 from ldm_dream.writing import whole_file
+
+MOMENT = 0.4  # seconds; the command is to end within one
 
 
 class AppError(UserError, ValueError):
@@ -27,30 +31,35 @@ class AppError(UserError, ValueError):
 @dataclass
 class Session:
     """folder: of all its files; each run has a folder in it. results, failed: of the last run; failed
-    holds sentences. stop: ends the last run. moved: where a file was uploaded to -> where it is.
-    count: of the files and runs. is_over: the tab is closed.
+    holds sentences. has_chosen: the visitor, one of these results to look at. stop: ends the last
+    run. moved: where a file was uploaded to -> where it is. count: of the files and runs. threads:
+    of all runs. is_over: the tab is closed.
     """
 
     folder: Path
     results: list[Result] = field(default_factory=list)
     failed: list[str] = field(default_factory=list)
+    has_chosen: bool = False
     stop: threading.Event = field(default_factory=threading.Event)
     moved: dict[Path, Path] = field(default_factory=dict)
     count: int = 0
+    threads: list[threading.Thread] = field(default_factory=list)
     is_over: bool = False
+    lock: threading.Lock = field(default_factory=threading.Lock)  # a browser asks twice at a time
 
     def take(self, uploads: list[str]) -> list[Path]:
         """Moves uploaded files into this session's folder, where they are not there yet; -> where
         they are now. Each has a folder of its own, so that names need not differ. Raises AppError.
         """
-        return [self._taken(Path(upload)) for upload in uploads]
+        with self.lock:
+            return [self._taken(Path(upload)) for upload in uploads]
 
     def _taken(self, upload: Path) -> Path:
         if self.folder in upload.parents:
             return upload
         if not upload.exists() and upload in self.moved:  # the browser has not heard of it yet
             return self.moved[upload]
-        place = self.new_folder("in") / upload.name
+        place = self._new_folder("in") / upload.name
         try:
             shutil.move(upload, place)
         except FileNotFoundError:
@@ -64,20 +73,33 @@ class Session:
         """
         self.stop.set()
         self.results, self.failed, self.stop = [], [], threading.Event()
+        self.has_chosen = False
+        self.threads = [thread for thread in self.threads if thread.is_alive()]
         for folder in self.folder.glob("run-*"):
             shutil.rmtree(folder, ignore_errors=True)
 
     def new_folder(self, kind: str) -> Path:
+        with self.lock:
+            return self._new_folder(kind)
+
+    def _new_folder(self, kind: str) -> Path:
         self.count += 1
         folder = self.folder / f"{kind}-{self.count}"
         folder.mkdir(parents=True)
         return folder
 
-    def pack(self) -> Path | None:
-        """A ZIP of all results, where there are several files. Equal names get a number."""
-        files = [path for result in self.results for path in result.files]
-        if len(files) < 2:
-            return None
+    @property
+    def files(self) -> list[Path]:
+        """Of all results."""
+        return [path for result in self.results for path in result.files]
+
+    def pack(self) -> Path:
+        """A ZIP of all results, of which there is one. Equal names get a number, also those that
+        differ in case alone. Raises AppError, WriteError.
+        """
+        files = self.files
+        if not files:
+            raise AppError("There is no result; press Make larger first.")
         place = files[0].parents[1] / "larger.zip"
         taken: set[str] = set()
         with (
@@ -86,10 +108,16 @@ class Session:
         ):  # pictures are packed already
             for path in files:
                 numbered = (f"{path.stem}-{count}{path.suffix}" for count in itertools.count(2))
-                name = next(n for n in itertools.chain([path.name], numbered) if n not in taken)
-                taken.add(name)
+                names = itertools.chain([path.name], numbered)
+                name = next(name for name in names if name.casefold() not in taken)
+                taken.add(name.casefold())
                 archive.write(path, name)
         return place
+
+    def sentence(self, error: BaseException) -> str:
+        """Its text, which names files without the folders that they lie in here."""
+        folders = re.escape(shown(self.folder))
+        return shown(re.sub(rf"{folders}/(in-\d+|run-\d+(/\d+)?)/", "", str(error)))
 
 
 class Sessions:
@@ -114,8 +142,23 @@ class Sessions:
         with self._lock:
             session = self._open.pop(key, None)
         if session:
+            self._end([session])
+
+    def close(self) -> None:
+        """Ends all, and waits a moment for their work, which may be writing."""
+        with self._lock:
+            sessions = [*self._open.values()]
+            self._open.clear()
+        self._end(sessions, MOMENT)
+
+    def _end(self, sessions: list[Session], seconds: float = 0) -> None:
+        until = time.monotonic() + seconds
+        for session in sessions:
             session.is_over = True
             session.stop.set()
+        for thread in (thread for session in sessions for thread in session.threads):
+            thread.join(max(0, until - time.monotonic()))
+        for session in sessions:
             shutil.rmtree(session.folder, ignore_errors=True)
 
 

@@ -12,7 +12,7 @@ import PIL.Image
 @dataclass(frozen=True)
 class Now:
     """How far the work is. picture of pictures, from 1 on; done of total network calls, of which a
-    tile takes `calls`; since: time of its first call, or None.
+    tile takes `calls`; since: time of its first call, or None. is_waiting: for its turn.
     """
 
     name: str = ""
@@ -24,6 +24,7 @@ class Now:
     calls: int = 1
     since: float | None = None
     preview: PIL.Image.Image | None = None
+    is_waiting: bool = False
 
     def left(self) -> float | None:
         """Seconds that this picture still takes, if it goes on as it did."""

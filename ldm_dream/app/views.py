@@ -21,6 +21,7 @@ from ldm_dream.data.images import Image, to_uint8, write_image
 
 MOST = 2**24  # pixels of a picture in the browser; a larger one is shown smaller
 STRIP = 256  # rows of it that are made at a time
+WAITING = "Waiting for its turn."
 
 
 def write_view(path: Path, image: Image) -> Path:
@@ -63,11 +64,12 @@ def comparison(result: Result) -> dict[str, Any]:
 
 
 def progress(now: Now) -> str:
-    """Which picture, a bar, tiles and steps, the time left, and the picture as far as it is."""
+    """Which picture, a bar, steps and tiles, the time left, and the picture as far as it is."""
     which = f"{now.picture} of {now.pictures}: " if now.pictures > 1 else ""
     first = f"<p><b>{escape(which + now.name)}</b> {escape(now.model)}</p>"
     if not now.total:
-        return f"{first}<progress></progress><p>Reading the picture.</p>"
+        doing = WAITING if now.is_waiting else "Reading the picture."
+        return f"{first}<progress></progress><p>{doing}</p>"
     share = now.done / now.total
     bar = f'<progress max="1" value="{share:.4f}" aria-label="How far this picture is"></progress>'
     parts = [f"{share:.0%}", _steps(now)]
@@ -77,12 +79,10 @@ def progress(now: Now) -> str:
 
 
 def _steps(now: Now) -> str:
-    """Of one tile, its steps; of several, the tile too."""
-    tiles = max(1, now.total // now.calls)
-    if tiles == 1:
-        return f"step {min(now.done + 1, now.total)} of {now.total}"
-    tile, step = divmod(min(now.done, now.total - 1), now.calls)
-    return f"tile {tile + 1} of {tiles}, step {step + 1} of {now.calls}"
+    """Of all tiles: which of them is on its way is not known, since several are."""
+    tiles = now.total // now.calls
+    step = f"step {min(now.done + 1, now.total)} of {now.total}"
+    return f"{step}, {tiles} tiles" if tiles > 1 else step
 
 
 def _time(seconds: float) -> str:

@@ -55,10 +55,11 @@ def build_parser() -> argparse.ArgumentParser:
 def run(args: argparse.Namespace) -> None:
     print("starting the page ...", flush=True)
     # here, so that --help answers without torch
-    from ldm_dream.app.server import Place, load_models, need_gradio, serving
+    from ldm_dream.app.server import Place, free_port, load_models, need_gradio, serving
 
     need_gradio()
     place = Place(args.host, args.port, args.max_upload, args.open)
+    free_port(place)  # a mistake is said before models are loaded, which takes longer
     models = load_models(args.model or ["dream-latent-x4-tiny"], args.device, args.dtype)
     with serving(models, place) as url:
         print(f"the page is at {url} (Ctrl-C ends it)", flush=True)
@@ -72,5 +73,6 @@ def run(args: argparse.Namespace) -> None:
 
 def main(words: list[str] | None = None) -> None:
     args = build_parser().parse_args(words)
-    with user_errors(), stoppable("what visitors gave and got is deleted"):
+    # the server ends its connections first
+    with user_errors(), stoppable("what visitors gave and got is deleted", patience=10.0):
         run(args)

@@ -9,7 +9,8 @@ Without the Inception weights of FID and KID, distances of other features stand 
 their own names.
 
 exit status:
-  0 all scored, 2 a mistake in the command or in what it reads (one line says which)
+  0 all scored, 2 a mistake in the command or in what it reads (one line says which),
+  130 or 143 stopped by Ctrl-C or SIGTERM
 """
 
 import argparse
@@ -17,7 +18,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from ldm_dream.cli import command_line, user_errors
+from ldm_dream.cli import command_line, stoppable, user_errors
 from ldm_dream.errors import UserError, shown
 from ldm_dream.writing import check_outputs
 
@@ -89,7 +90,7 @@ def refuse_ignored(args: argparse.Namespace) -> None:
 
 def main(words: list[str] | None = None) -> None:
     args = build_parser().parse_args(words)
-    with user_errors():
+    with user_errors(), stoppable():
         from ldm_dream.scoring import evaluation, report
 
         refuse_ignored(args)

@@ -7,13 +7,16 @@ examples:
 A part that diffusers has no class for is written as safetensors and config.json.
 
 exit status:
-  0 written, 2 a mistake in the command or in what it reads (one line says which)
+  0 written, 2 a mistake in the command or in what it reads (one line says which),
+  130 or 143 stopped by Ctrl-C or SIGTERM
 """
 
 import argparse
+from os.path import expanduser
 from pathlib import Path
 
-from ldm_dream.cli import command_line, user_errors
+from ldm_dream.cli import command_line, stoppable, user_errors
+from ldm_dream.errors import shown
 from ldm_dream.writing import check_folder
 
 
@@ -28,21 +31,18 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(words: list[str] | None = None) -> None:
     args = build_parser().parse_args(words)
-    with user_errors():
+    with user_errors(), stoppable():
         from ldm_dream.interchange.diffusers import export_diffusers, is_pipeline
         from ldm_dream.model_folder import load_model  # here, so that --help answers without torch
 
-        check_folder(args.output, holds="run.yaml", inputs=[Path(args.model)])
+        check_folder(args.output, holds="run.yaml", inputs=[Path(expanduser(args.model))])
         model = load_model(args.model)
         parts = export_diffusers(model, args.output)
     for part in parts:
         load = f"ldm_dream's {part.kind}: {part.why}" if part.why else f"diffusers.{part.kind}"
-        print(f"{args.output / part.folder}: {load}")
+        print(shown(f"{args.output / part.folder}: {load}"))
     if is_pipeline(parts, model.run):
-        print(
-            f"{args.output}: load it with diffusers.LDMSuperResolutionPipeline.from_pretrained({str(args.output)!r})"
-        )
+        how = f"load it with diffusers.LDMSuperResolutionPipeline.from_pretrained({str(args.output)!r})"
     else:
-        print(
-            f"{args.output}: parts to put together, as run.yaml there says; diffusers has no pipeline of them"
-        )
+        how = "parts to put together, as run.yaml there says; diffusers has no pipeline of them"
+    print(f"{shown(args.output)}: {how}")

@@ -8,14 +8,17 @@ examples:
   ldm-dream import models/ldm/bsr_sr/model.ckpt -o models/ldm-sr-x4
 
 exit status:
-  0 written, 2 a mistake in the command or in what it reads (one line says which)
+  0 written, 2 a mistake in the command or in what it reads (one line says which),
+  130 or 143 stopped by Ctrl-C or SIGTERM
 """
 
 import argparse
+from os.path import expanduser
 from pathlib import Path
 
-from ldm_dream.cli import command_line, user_errors
+from ldm_dream.cli import command_line, stoppable, user_errors
 from ldm_dream.config.run import DiffusionRun
+from ldm_dream.errors import shown
 from ldm_dream.writing import check_folder
 
 
@@ -53,7 +56,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(words: list[str] | None = None) -> None:
     args = build_parser().parse_args(words)
-    with user_errors():
+    with user_errors(), stoppable():
         # here, so that --help answers without torch
         from ldm_dream.interchange.checkpoint_file import read_checkpoint
         from ldm_dream.interchange.published import (
@@ -67,7 +70,7 @@ def main(words: list[str] | None = None) -> None:
         from ldm_dream.interchange.schedule import read_schedule
         from ldm_dream.model_folder import own_autoencoder, save_model
 
-        read = [args.published] + ([Path(args.autoencoder)] if args.autoencoder else [])
+        read = [args.published] + ([Path(expanduser(args.autoencoder))] if args.autoencoder else [])
         check_folder(args.output, holds="model.safetensors", inputs=read)
         path, autoencoder = str(args.published), args.autoencoder
         published = read_checkpoint(args.published)
@@ -86,15 +89,16 @@ def main(words: list[str] | None = None) -> None:
             run = run.model_copy(update={"autoencoder": known})
         save_model(args.output, run, state, card, own)
     size = sum(tensor.numel() for tensor in state.values())
-    print(
-        f"{args.published} -> {args.output}: {type(config).__name__.removesuffix('Config')}, {size:,} parameters, task {run.task}"
-    )
+    kind = type(config).__name__.removesuffix("Config")
+    places = shown(f"{args.published} -> {args.output}")
+    print(f"{places}: {kind}, {size:,} parameters, task {run.task}")
     if assumed:
         told = ", ".join(f"{key}={value}" for key, value in assumed.items())
-        print(f"assumed, as of the published model (change it by --set): {told}")
+        print(shown(f"assumed, as of the published model (change it by --set): {told}"))
     if run.task == "diffusion":
         print(f"process: {run.process.kind}, {run.process.steps} steps; x{run.scale}")
         if run.autoencoder.kind != "pixel" and not autoencoder and not first_stage:
+            config_file = shown(args.output / "config.yaml")
             print(
-                f"next: import its autoencoder too and name it in {args.output / 'config.yaml'} (autoencoder.pretrained)"
+                f"next: import its autoencoder too and name it in {config_file} (autoencoder.pretrained)"
             )

@@ -2,55 +2,82 @@
 
 from __future__ import annotations
 
-import ast
 import sys
 from collections.abc import Callable
 from importlib import import_module
-from pathlib import Path
+from typing import NamedTuple
 
 from ldm_dream import __version__
-from ldm_dream.cli import EXIT_USER_ERROR
-from ldm_dream.errors import did_you_mean, shown
+from ldm_dream.cli import user_errors
+from ldm_dream.errors import UserError, did_you_mean
 
-# command -> file in this folder
+
+class Command(NamedTuple):
+    """file: in this folder. does: what it does, the first line of that file."""
+
+    file: str
+    does: str
+
+
 COMMANDS = {
-    "upscale": "upscale",
-    "train": "train",
-    "evaluate": "evaluate",
-    "plot": "plot",
-    "prepare": "prepare_data",
-    "import": "import_checkpoint",
-    "export": "export_diffusers",
-    "release": "release",
-    "app": "app",
-    "models": "models",
+    "upscale": Command("upscale", "Upscale pictures and folders of pictures."),
+    "train": Command(
+        "train",
+        "Train a diffusion model or an autoencoder from a config; the same command again resumes the run.",
+    ),
+    "evaluate": Command(
+        "evaluate",
+        "Score results or a model against HR pictures: PSNR, SSIM, LPIPS, consistency and FID.",
+    ),
+    "plot": Command(
+        "plot",
+        "Draw the curves of training runs from their metrics.jsonl: one SVG, or TensorBoard's event files.",
+    ),
+    "prepare": Command(
+        "prepare_data",
+        "Make the folders of pictures that the configs name, from archives as their publishers give them.",
+    ),
+    "import": Command(
+        "import_checkpoint",
+        "Turn a published checkpoint of SR3, IDM, ResShift, LDM-SR, a VQGAN or TAESD into a model folder.",
+    ),
+    "export": Command(
+        "export_diffusers",
+        "Write a model folder as parts for diffusers: U-Net, VQGAN and scheduler.",
+    ),
+    "release": Command(
+        "release",
+        "Write a model folder to give away, with its card, from a run or from one of its checkpoints.",
+    ),
+    "app": Command("app", "Open a web page on this machine that makes pictures larger."),
+    "models": Command("models", "List the bundled models: name, scale, and what each is for."),
 }
 
 
 def main(words: list[str] | None = None) -> None:
     """words: of the command line, without the program's name; None: those of this process."""
     name, *rest = (sys.argv[1:] if words is None else words) or ["--help"]
-    if name in ("-h", "--help"):
-        print(usage())
-    elif name in ("-V", "--version"):
-        print(f"ldm-dream {__version__}")
-    elif name in COMMANDS:
-        command(name)(rest)
-    else:
-        hint = did_you_mean(name, COMMANDS, f"use one of {', '.join(COMMANDS)}.")
-        sys.stderr.write(f"error: there is no command {shown(name)}; {hint}\n")
-        raise SystemExit(EXIT_USER_ERROR)
+    with user_errors():
+        if name in ("-h", "--help"):
+            print(usage())
+        elif name in ("-V", "--version"):
+            print(f"ldm-dream {__version__}")
+        elif name in COMMANDS:
+            command(name)(rest)
+        else:
+            hint = did_you_mean(name, COMMANDS, f"use one of {', '.join(COMMANDS)}.")
+            raise UserError(f"there is no command {name}; {hint}")
 
 
 def command(name: str) -> Callable[[list[str] | None], None]:
     """`main` of the file of a command."""
-    return import_module(f"ldm_dream.commands.{COMMANDS[name]}").main
+    return import_module(f"ldm_dream.commands.{COMMANDS[name].file}").main
 
 
 def usage() -> str:
-    """What each command does, by the first line of its file, which is not imported for it."""
+    """What each command does, without an import of its file."""
     width = max(map(len, COMMANDS))
-    lines = [f"  {name:{width}}  {_first_line(file)}" for name, file in COMMANDS.items()]
+    lines = [f"  {name:{width}}  {command.does}" for name, command in COMMANDS.items()]
     return "\n".join(
         [
             "usage: ldm-dream COMMAND ...",
@@ -62,8 +89,3 @@ def usage() -> str:
             "ldm-dream COMMAND --help says more. ldm-dream --version prints the version.",
         ]
     )
-
-
-def _first_line(file: str) -> str:
-    text = Path(__file__).with_name(f"{file}.py").read_text(encoding="utf-8")
-    return (ast.get_docstring(ast.parse(text)) or "").partition("\n")[0]

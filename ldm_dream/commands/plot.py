@@ -5,13 +5,15 @@ examples:
   ldm-dream plot runs/ldm/ldm-4x runs/ldm/ldm-4x-dream --tensorboard runs/events
 
 exit status:
-  0 drawn, 2 a mistake in the command or in what it reads (one line says which)
+  0 drawn, 2 a mistake in the command or in what it reads (one line says which),
+  130 or 143 stopped by Ctrl-C or SIGTERM
 """
 
 import argparse
 from pathlib import Path
 
-from ldm_dream.cli import command_line, user_errors
+from ldm_dream.cli import command_line, stoppable, user_errors
+from ldm_dream.errors import shown
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -37,7 +39,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(words: list[str] | None = None) -> None:
     args = build_parser().parse_args(words)
-    with user_errors():
+    with user_errors(), stoppable():
         from ldm_dream.training.curves import check_svg, read_runs, write_svg, write_tensorboard
 
         runs = read_runs(args.runs)
@@ -45,4 +47,4 @@ def main(words: list[str] | None = None) -> None:
         if not args.tensorboard:
             check_svg(output, args.runs)
         (write_tensorboard if args.tensorboard else write_svg)(runs, output)
-    print(f"{', '.join(runs)} -> {output}")
+    print(shown(f"{', '.join(runs)} -> {output}"))

@@ -18,7 +18,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from ldm_dream.cli import command_line, stoppable, user_errors
+from ldm_dream.cli import command_line, positive, stoppable, user_errors
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -39,21 +39,21 @@ def build_parser() -> argparse.ArgumentParser:
     add("--format", choices=("folder", "lmdb"), default="folder", help="of sets to train on")
     add("--sizes", type=_numbers, metavar="N,N", help="sides of squares (faces: 128, 512, 16)")
     add("--scale", type=int, metavar="N", help="of given LR pictures: 2, 3 or 4 (default: 4)")
-    add("--limit", type=_count, metavar="N", help="at most so many pictures a set, evenly spaced")
-    add("--eval-count", type=_count, default=100, metavar="N", help="to evaluate on (default: 100)")
-    add("--workers", type=_count, metavar="N", help="processes (default: one a core)")
+    add("--limit", type=positive, metavar="N", help="at most so many pictures a set, evenly spaced")
+    add(
+        "--eval-count",
+        type=positive,
+        default=100,
+        metavar="N",
+        help="to evaluate on (default: 100)",
+    )
+    add("--workers", type=positive, metavar="N", help="processes (default: one a core)")
     add("--check", action="store_true", help="say what is there and what is missing; write nothing")
     return parser
 
 
 def _numbers(text: str) -> tuple[int, ...]:
-    return tuple(int(number) for number in text.split(","))
-
-
-def _count(text: str) -> int:
-    if int(text) < 1:
-        raise ValueError
-    return int(text)
+    return tuple(positive(number) for number in text.split(","))
 
 
 def run(args: argparse.Namespace) -> int:

@@ -8,13 +8,15 @@ Of a run its best model is taken, else its last, else its newest checkpoint; of 
 averaged weights.
 
 exit status:
-  0 written, 2 a mistake in the command or in what it reads (one line says which)
+  0 written, 2 a mistake in the command or in what it reads (one line says which),
+  130 or 143 stopped by Ctrl-C or SIGTERM
 """
 
 import argparse
 from pathlib import Path
 
-from ldm_dream.cli import command_line, user_errors
+from ldm_dream.cli import command_line, stoppable, user_errors
+from ldm_dream.errors import shown
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -35,8 +37,8 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(words: list[str] | None = None) -> None:
     args = build_parser().parse_args(words)
-    with user_errors():
+    with user_errors(), stoppable():
         from ldm_dream.training.release import release  # here, so that --help answers without torch
 
         made_from = release(args.run, args.output, tuple(args.latent_scale))
-        print(f"{args.output}: {made_from}; complete its README.md")
+        print(shown(f"{args.output}: {made_from}; complete its README.md"))

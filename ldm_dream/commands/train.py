@@ -13,7 +13,7 @@ exit status:
 import argparse
 from pathlib import Path
 
-from ldm_dream.cli import command_line, user_errors
+from ldm_dream.cli import command_line, positive, user_errors
 from ldm_dream.config.files import default_run_dir, dump_config, load_config
 from ldm_dream.training.check import check_run, not_there
 
@@ -48,13 +48,6 @@ def build_parser() -> argparse.ArgumentParser:
         help="write a trace of N steps, after the first three, to RUN_DIR/trace.json",
     )
     return parser
-
-
-def positive(text: str) -> int:
-    """A whole number from 1."""
-    if text.isdecimal() and len(text) < 10 and int(text):
-        return int(text)
-    raise argparse.ArgumentTypeError(f"{text!r} is not possible; give a whole number from 1")
 
 
 def main(words: list[str] | None = None) -> None:

@@ -7,16 +7,19 @@ examples:
 
 exit status:
   0 all done, 1 some of several pictures failed (listed at the end), 2 a mistake in the command or
-  in the one picture given, 130 or 143 stopped by Ctrl-C or SIGTERM
+  in the one picture given, 3 all of a shared folder done, but some pictures failed, 130 or 143
+  stopped by Ctrl-C or SIGTERM
 """
 
 from __future__ import annotations
 
 import argparse
+import logging
 import sys
 from contextlib import ExitStack
 from dataclasses import asdict, fields, replace
 from functools import partial
+from os.path import expanduser
 from pathlib import Path
 
 from ldm_dream.cli import EXIT_USER_ERROR, command_line, stoppable, user_errors
@@ -35,14 +38,19 @@ def run(args: argparse.Namespace, last: ExitStack) -> int:
     sources = args.input = [*vars(args).pop("inputs"), *args.input]
     if not sources:
         raise UserError("no picture is given; name pictures and folders of them before -o.")
-    if sys.stderr.isatty() and not args.quiet:
+    if args.quiet:
+        log = logging.getLogger("ldm_dream")
+        last.callback(log.setLevel, log.level)
+        log.setLevel(logging.ERROR)
+    elif sys.stderr.isatty():
         sys.stderr.write(
             f"{some([*map(shown, sources)], 3)} -> {shown(args.output)}: loading {shown(args.model)}\n"
         )
     # here, so that --help and the first line come without torch
     from ldm_dream.data.images import check_quality
+    from ldm_dream.upscaling.devices import DTYPES
     from ldm_dream.upscaling.engine import Options
-    from ldm_dream.upscaling.folder import Work, summary, upscale_plan
+    from ldm_dream.upscaling.folder import Work, failures, summary, upscale_plan
     from ldm_dream.upscaling.forecast import forecast
     from ldm_dream.upscaling.planning import Naming, check_places, is_one_picture, plan_jobs
     from ldm_dream.upscaling.progress import Progress
@@ -50,7 +58,7 @@ def run(args: argparse.Namespace, last: ExitStack) -> int:
     from ldm_dream.upscaling.upscaler import Upscaler
 
     plan = plan_jobs(sources, args.output, args.recursive, Naming(args.suffix, args.ext))
-    check_places(plan, args.json_report, Path(args.model))
+    check_places(plan, args.json_report, Path(expanduser(args.model)))
     check_quality(args.quality, [job.target for job in plan.jobs])
     how = Options(**{field.name: getattr(args, field.name) for field in fields(Options)})
     how.size(1, args.scale)  # what is not possible ends here
@@ -59,25 +67,32 @@ def run(args: argparse.Namespace, last: ExitStack) -> int:
     calls, size = upscaler.engine.calls(how), how.size(upscaler.scale, args.scale)
     upscale = partial(upscaler, scale=args.scale, **asdict(how))
     work = Work(upscale, size, args.skip_existing, args.metadata == "keep", args.quality)
-    settings = vars(args) | asdict(upscaler.engine.settled(how))
+    settings = vars(args) | asdict(upscaler.engine.settled(how)) | {"scale": size.scale}
     if args.share or is_under_torchrun():
         return share(settings, plan, work, lambda line: args.quiet or print(line, flush=True))
+    # of a shared run, each process has its own
+    dtype = next(name for name, known in DTYPES.items() if known == upscaler.dtype)
+    settings |= {"device": str(upscaler.device), "dtype": dtype}
     expected = forecast(plan.jobs, size, args.skip_existing)
     is_one = is_one_picture(sources)
-    with Progress(expected.pixels, expected.pictures, calls, args.quiet) as progress:
+    runs = 2 if how.color_fix == "adain" else 1  # of each tile; the first one measures
+    with Progress(expected.pixels, expected.pictures, runs * calls, args.quiet) as progress:
         if expected.is_large or progress.is_bar:
             progress.tell(f"{expected}.")
-        work = replace(work, upscale=progress.watching(work.upscale))
+        work = replace(work, upscale=progress.watching(work.upscale), note=progress.note)
         results = upscale_plan(plan, work, settings, progress.write, last)
     if not is_one:
         progress.write(summary(plan, results))
-    failed = [f"failed: {result.error}\n" for result in results if result.status == "failed"]
+    failed = failures(results)
     sys.stderr.writelines(failed)
     return 0 if not failed else EXIT_USER_ERROR if is_one else 1
 
 
 def main(words: list[str] | None = None) -> None:
-    args = build_parser().parse_args(words)
-    stays = f"every picture in {shown(args.output)} is whole; --skip-existing goes on from there"
-    with user_errors(), stoppable(stays) as last:
-        raise SystemExit(run(args, last))
+    with user_errors():
+        args = build_parser().parse_args(words)  # which prints, too
+        stays = (
+            f"every picture in {shown(args.output)} is whole; --skip-existing goes on from there"
+        )
+        with stoppable(stays) as last:
+            raise SystemExit(run(args, last))

@@ -24,7 +24,7 @@ INTRO = """# Every knob of a config
 
 <!-- Written by tools/config_reference.py out of ldm_dream/config/; change the text there. -->
 
-A config is a YAML file that `tools/train.py` reads. Every knob has a default, so a file holds only what differs from it. `--set a.b=value` changes a knob for one call, such as `--set train.steps=1000`; `--dry-run` prints all knobs with their values. A section with a `kind` has the knobs of that kind alone. `base: other.yaml` names a config that this one changes: sections are merged knob by knob, lists are replaced, and a section that gets another `kind` starts from the defaults of that kind; `description` and `expected` are of one run and not taken over. What is unknown, out of range or does not fit together is refused with one sentence before anything is built.
+A config is a YAML file that `ldm-dream train` reads. Every knob has a default, so a file holds only what differs from it. `--set a.b=value` changes a knob for one call, such as `--set train.steps=1000`; `--dry-run` prints all knobs with their values. A section with a `kind` has the knobs of that kind alone. `base: other.yaml` names a config that this one changes: sections are merged knob by knob, lists are replaced, and a section that gets another `kind` starts from the defaults of that kind; `description` and `expected` are of one run and not taken over. What is unknown, out of range or does not fit together is refused with one sentence before anything is built.
 
 An editor can complete and check a config by `docs/config.schema.json`. With the YAML language server (in VS Code: the extension "YAML" by Red Hat) one comment in the first line does it, with the path from the config to the schema:
 

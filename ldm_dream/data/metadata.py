@@ -30,9 +30,11 @@ _CENTIMETRES = 3  # unit of EXIF
 # a JPEG's block of IPTC; the resources behind it are what TIFF keeps as "photoshop-data"
 _PHOTOSHOP = b"Photoshop 3.0\0"
 # of XMP, as attribute or element
-_XMP_GAIN_MAP = rb'\s(?:hdrgm|HDRGainMap):\w+="[^"]*"'  # which no result has
-# the old picture, small: a list of Adobe's, as an element in which others lie
-_XMP_THUMBNAILS = rb"<\w+:Thumbnails\b[^>]*/>|<(\w+):Thumbnails\b.*?</\1:Thumbnails\s*>"
+_XMP_OF_OLD = re.compile(  # what no result has: a gain map, thumbnails and their pictures
+    rb'\s(?:hdrgm|HDRGainMap):\w+="[^"]*"|\s(?:xmpGImg|xapGImg):image="[^"]*"'
+    rb"|<((?:xmp|xap):Thumbnails|(?:xmpGImg|xapGImg):image)\b[^>]*(?:/>|(?<!/)>.*?</\1\s*>)",
+    re.DOTALL,
+)
 _XMP_NUMBER = rb'((?:tiff|exif):%s(?:="|>\s*))\d+'
 
 
@@ -136,5 +138,4 @@ def _adapted(xmp: bytes, width: int, height: int) -> bytes:
     }
     for name, value in numbers.items():
         xmp = re.sub(_XMP_NUMBER % name, rb"\g<1>%d" % value, xmp)
-    xmp = re.sub(_XMP_THUMBNAILS, b"", xmp, flags=re.DOTALL)
-    return re.sub(_XMP_GAIN_MAP, b"", xmp)
+    return _XMP_OF_OLD.sub(b"", xmp)

@@ -130,7 +130,7 @@ def published_card(path: Path, run: Run, assumed: Mapping[str, Any] | None = Non
             digest.update(block)
     return (
         f"# {shown(path.stem)}\n\n"
-        f"Imported from `{shown(path.name)}` (SHA-256 {digest.hexdigest()}) by `tools/import_checkpoint.py`.\n\n"
+        f"Imported from `{shown(path.name)}` (SHA-256 {digest.hexdigest()}) by `ldm-dream import`.\n\n"
         f"- Licence: that of the published file. As published: {_system_of(config).licence}.\n"
         f"- Assumed, as of the published model, since nothing in the file tells: {words or 'nothing'}.\n"
         "- Training data: see the publisher.\n- Measured figures: none by this project.\n"

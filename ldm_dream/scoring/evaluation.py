@@ -13,6 +13,7 @@ All scores are of 8-bit colours: what else a picture holds, such as alpha, is co
 from __future__ import annotations
 
 import math
+import os
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -244,10 +245,11 @@ def files_read(
 ) -> list[Path]:
     """All that an evaluation reads: pictures, the files of a model, weights of metrics."""
     pictures = [path for folder in folders if folder for path in find_images(folder)]
+    of_model = [Path(os.path.expanduser(model))] if model else []
     return [
         *pictures,
-        *([Path(model)] if model else ()),
-        *(Path(model).rglob("*") if model and Path(model).is_dir() else ()),
+        *of_model,
+        *(path for place in of_model if place.is_dir() for path in place.rglob("*")),
         *(path for path in weights if path),
     ]
 

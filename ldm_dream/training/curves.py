@@ -115,7 +115,7 @@ def write_tensorboard(runs: Mapping[str, dict[str, Curve]], folder: Path) -> Non
     for run, curves in runs.items():
         with whole_folder(folder / run) as draft, SummaryWriter(draft) as writer:
             (draft / mark).write_text(
-                f"Event files of {run}, by tools/plot.py.\n", encoding="utf-8"
+                f"Event files of {run}, by ldm-dream plot.\n", encoding="utf-8"
             )
             for name, points in curves.items():
                 for step, value in points:

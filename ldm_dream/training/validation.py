@@ -34,7 +34,7 @@ class Judged(NamedTuple):
 
 @torch.no_grad()
 def validate(trainer: Trainer, pairs: list[Pair], grid: Path) -> dict[str, float]:
-    """Means over `pairs` in the protocol of tools/evaluate.py: `val/psnr_y` (dB), `val/ssim_y`,
+    """Means over `pairs` in the protocol of `ldm-dream evaluate`: `val/psnr_y` (dB), `val/ssim_y`,
     `val/lpips`; the same in every process. Each judges its share, in batches of equal size.
 
     A grid LR | result | HR goes to `grid`.

@@ -6,6 +6,8 @@ import argparse
 import sys
 from pathlib import Path
 
+from ldm_dream.cli import natural
+
 NOT_HERE = {  # options of Real-ESRGAN -> why there is none here
     "--face_enhance": "there is no model for faces here",
     "--pre_pad": "pictures are mirrored at their borders by themselves",
@@ -229,7 +231,7 @@ def _peer(group: argparse._ArgumentGroup) -> None:
 
 
 def _tile(side: str) -> int | None:
-    return int(side) or None
+    return natural(side) or None
 
 
 def _gpu(number: str) -> str:

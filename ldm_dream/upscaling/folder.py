@@ -12,9 +12,9 @@ import math
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -57,7 +57,7 @@ class Result:
     note: str = ""
 
     def __str__(self) -> str:
-        if self.size_in is None or self.size_out is None:
+        if self.status != "done" or self.size_in is None or self.size_out is None:
             return f"{self.source}  {self.status}: {self.error or 'its output is already there.'}"
         sizes = " -> ".join(f"{width}x{height}" for width, height in (self.size_in, self.size_out))
         note = f"  ({self.note})" if self.note else ""
@@ -90,13 +90,14 @@ def upscale_plan(
     results: list[Result] = []
     if settings["json_report"]:
         last.callback(write_report, settings["json_report"], settings, plan, results)
-    for result in upscale_all(plan.jobs, work):
-        results.append(result)
-        say(str(result))
+    with closing(upscale_all(plan.jobs, work)) as made:  # its threads end here
+        for result in made:
+            results.append(result)
+            say(str(result))
     return results
 
 
-def upscale_all(jobs: Iterable[Job], work: Work) -> Iterator[Result]:
+def upscale_all(jobs: Iterable[Job], work: Work) -> Generator[Result, None, None]:
     """Read, upscale and write job by job; -> results in that order. A bad picture, and a place where
     it cannot be written, make it `failed` and the loop goes on; other errors end it, when what is
     computed is written and told. `work.upscale` is called in this thread. From the first one on the
@@ -163,6 +164,7 @@ class _Picture:
         self.image: Image | None = None
         self.size_in: tuple[int, int] = (0, 0)  # (width, height)
         self.size_out: tuple[int, int] = (0, 0)
+        self.is_made = False
         self.result: Result | None = None
 
     @property
@@ -192,7 +194,7 @@ class _Picture:
                 assert self.image is not None
                 self.image = self.work.upscale(self.image)
                 height, width = self.image.pixels.shape[:2]
-                self.size_out = width, height
+                self.size_out, self.is_made = (width, height), True
 
     def write(self) -> Result:
         if self.result is None:
@@ -228,7 +230,11 @@ class _Picture:
             source, target = shown(self.job.source), shown(self.job.target)
             reason = reason if source in reason else f"{source}: {reason}"
             self.image = None
-            self.result = Result(source, target, "failed", seconds=self.seconds, error=reason)
+            size_in = self.size_in if any(self.size_in) else None
+            size_out = self.size_out if self.is_made else None
+            self.result = Result(
+                source, target, "failed", size_in, size_out, self.seconds, error=reason
+            )
 
 
 def _refuse_own(target: Path, size: tuple[int, int]) -> None:
@@ -254,6 +260,11 @@ def summary(plan: Plan, results: list[Result]) -> str:
         counts["not reached"] = waiting
     left_out = f"; left out: {in_words(plan.left_out)}" if plan.left_out else ""
     return f"{in_words(counts) or 'no picture'}{left_out}"
+
+
+def failures(results: list[Result]) -> list[str]:
+    """A line for each picture that failed."""
+    return [f"failed: {result.error}\n" for result in results if result.status == "failed"]
 
 
 def write_report(path: Path, settings: dict, plan: Plan, results: list[Result]) -> None:

@@ -98,14 +98,16 @@ def plan_jobs(
     for source, listing in listings:
         is_result = _earlier_results(source, out, naming.suffix)
         left_out.update(listing.left_out)
-        for path in listing.pictures:
-            if is_result(path):
-                results.add(path.resolve())
-            elif path.resolve() in seen:
+        root = source if source.is_dir() else source.parent
+        places = {path: path.resolve() for path in listing.pictures}
+        for path, place in places.items():
+            if is_result(path, place):
+                results.add(place)
+            elif place in seen:
                 left_out["given twice"] += 1
             else:
-                found.append(_Found(path, source if source.is_dir() else source.parent))
-        seen.update(one.path.resolve() for one in found)
+                found.append(_Found(path, root))
+        seen.update(place for place in places.values() if place not in results)
     if results:
         left_out["earlier result"] = len(results)
     jobs = _named(found, out, naming)
@@ -152,18 +154,18 @@ class _Found(NamedTuple):
     root: Path
 
 
-def _earlier_results(root: Path, out: Path, suffix: str) -> Callable[[Path], bool]:
-    """What of the pictures under `root` this output folder and suffix made before; a file that is
-    given itself is meant.
+def _earlier_results(root: Path, out: Path, suffix: str) -> Callable[[Path, Path], bool]:
+    """What of the pictures under `root`, by name and resolved, this output folder and suffix made
+    before; a file that is given itself is meant.
     """
     root, out = root.resolve(), out.resolve()
     if not root.is_dir():
-        return lambda path: False
+        return lambda path, place: False
     if root == out:
-        return lambda path: bool(suffix) and path.stem.endswith(suffix)
+        return lambda path, place: bool(suffix) and path.stem.endswith(suffix)
     if out.is_relative_to(root):
-        return lambda path: path.resolve().is_relative_to(out)
-    return lambda path: False
+        return lambda path, place: place.is_relative_to(out)
+    return lambda path, place: False
 
 
 def _named(found: list[_Found], out: Path, naming: Naming) -> list[Job]:

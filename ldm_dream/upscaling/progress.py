@@ -4,6 +4,7 @@ and then elsewhere.
 
 from __future__ import annotations
 
+import math
 import shutil
 import sys
 import time
@@ -15,6 +16,8 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from ldm_dream.data.image import Image
+from ldm_dream.upscaling.folder import Result
+from ldm_dream.upscaling.planning import Job
 
 BETWEEN_LINES = 10.0  # seconds
 BETWEEN_BARS = 0.1
@@ -25,13 +28,13 @@ FORMAT = "{percentage:3.0f}%|{bar}| {desc}"
 class Progress:
     """Of pictures, each of which is so many steps of so many tiles.
 
-    work: pixels of all pictures. pictures: how many. calls: steps a tile. quiet: shows nothing.
-    Results go to stdout, all else to stderr.
+    work: pixels of all pictures, about. pictures: how many. calls: steps a tile, in all. quiet: shows
+    nothing. Results go to stdout, all else to stderr.
     """
 
     def __init__(self, work: float, pictures: int, calls: int, quiet: bool = False):
         self.work, self.pictures, self.calls = work, pictures, calls
-        self.quiet, self.done, self.count = quiet, 0.0, 0
+        self.quiet, self.done, self.ended = quiet, 0.0, 0
         self.began = self.shown = time.monotonic()
         self.said = False  # how long it takes
         self.is_bar = sys.stderr.isatty() and not quiet
@@ -64,17 +67,21 @@ class Progress:
         """-> during a picture of so many pixels, what is to be told of every step: how many are done
         and how many there are.
         """
-        if not self.count:
+        if not self.done:
             self.began = time.monotonic()
-        self.count += 1
 
         def tell(done: int, total: int, *_: object) -> None:
-            self._show(work * done / total, done, total)
+            self._show(work, done, total)
 
-        try:
-            yield tell
-        finally:
-            self.done += work
+        yield tell
+        self.done += work
+        self.ended += 1
+
+    def note(self, job: Job, result: Result) -> None:
+        """What became of a picture, as `Work.note` tells it; one that failed was not made."""
+        if result.status == "failed" and result.size_out is None:
+            self.ended += 1
+            self.work -= math.prod(result.size_in or (0, 0))
 
     def write(self, line: str) -> None:
         """A result, above the bar."""
@@ -88,8 +95,10 @@ class Progress:
             tqdm.write(line, file=sys.stderr)
             sys.stderr.flush()
 
-    def _show(self, part: float, done: int, total: int) -> None:
-        now, fraction = time.monotonic(), min(1.0, (self.done + part) / max(self.work, 1.0))
+    def _show(self, work: float, done: int, total: int) -> None:
+        # this picture may be more than what was expected
+        expected = max(self.work, self.done + work, 1.0)
+        now, fraction = time.monotonic(), (self.done + work * done / total) / expected
         passed = now - self.began
         # one step tells little: the first is of another kind than the next
         left = passed / fraction - passed if fraction and (self.done or done > 1) else None
@@ -107,10 +116,10 @@ class Progress:
 
     def _text(self, done: int, total: int, left: float | None) -> str:
         tiles = total // self.calls
-        picture = f"picture {self.count} of {self.pictures}, " if self.pictures > 1 else ""
-        of_tiles = f" of {tiles} tiles" if tiles > 1 else ""
+        picture = f"picture {self.ended + 1} of {self.pictures}, " if self.pictures > 1 else ""
+        in_tiles = f" ({tiles} tiles)" if tiles > 1 else ""
         time_left = "" if left is None else f", about {in_time(left)} left"
-        return f"{picture}step {done} of {total}{of_tiles}{time_left}"
+        return f"{picture}step {done} of {total}{in_tiles}{time_left}"
 
 
 def _columns() -> int:

@@ -17,7 +17,7 @@ import os
 import posixpath
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,11 +25,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from ldm_dream.data.images import WRITES, kind_left_out
+from ldm_dream.data.images import WRITES, check_quality, kind_left_out
 from ldm_dream.errors import UserError, shown
+from ldm_dream.upscaling.engine import Options
 from ldm_dream.upscaling.folder import Result, Work, upscale_all
 from ldm_dream.upscaling.planning import BatchError, Job, Naming
-from ldm_dream.upscaling.sizes import Size
 from ldm_dream.upscaling.upscaler import Upscaler
 from ldm_dream.writing import this_process, whole_file
 
@@ -39,9 +39,16 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-AS_IT_IS = Naming()
 NAMES = 16  # that a worker takes at a time
 WHOLE_ON_CLOSE = ("s3", "gcs", "abfs")  # stores where a file is there only when it is whole
+
+
+@dataclass(frozen=True)
+class Files(Naming):
+    """How results are named and written. quality: as for `write_image`."""
+
+    quality: int | None = None
+    keep_metadata: bool = True
 
 
 class MissingRay(UserError, ImportError):
@@ -63,18 +70,23 @@ def upscale_store(
     pool: Pool = Pool(),
     load: Callable[[], Upscaler] = Upscaler.from_pretrained,
     scale: float | None = None,
-    naming: Naming = AS_IT_IS,
+    files: Files = Files(),
     **options: Any,
 ) -> ray.data.Dataset:
     """All pictures below `source` that have no result below `target` -> rows `source`, `target`,
     `status`, `error`, `width`, `height` (of the result, 0 where there is none), `seconds`.
 
     source, target: a folder that all machines see, or an address that pyarrow knows (s3://, gs://,
-    hdfs://; fsspec+NAME:// for the others). load: makes the upscaler, in each worker. options: as
-    for the Upscaler. Raises BatchError, MissingRay.
+    hdfs://; fsspec+NAME:// for the others); neither lies in the other. load: makes the upscaler, in
+    each worker. options: as for the Upscaler. Raises BatchError, MissingRay, ImageError (quality),
+    UpscaleError or TypeError (options).
     """
     data = _ray_data()
-    names = _named(_pictures(source), naming)
+    how = Options(**options)
+    how.size(1, scale)  # what is not possible ends here
+    _check_apart(source, target)
+    names = _named(_pictures(source), files)
+    check_quality(files.quality, [Path(result) for _, result in names])
     stored = set(_files(target))
     left = [pair for pair in names if pair[1] not in stored]
     if not names:
@@ -86,7 +98,7 @@ def upscale_store(
     )
     return rows.map_batches(
         Worker,
-        fn_constructor_args=(source, target, load, scale, options, pool),
+        fn_constructor_args=(source, target, load, pool, scale, files, how),
         batch_size=NAMES,
         compute=data.ActorPoolStrategy(size=pool.workers),
         num_cpus=pool.cpus,
@@ -102,15 +114,17 @@ class Worker:
         source: str,
         target: str,
         load: Callable[[], Upscaler],
-        scale: float | None,
-        options: dict[str, Any],
-        pool: Pool,
+        pool: Pool = Pool(),
+        scale: float | None = None,
+        files: Files = Files(),
+        how: Options = Options(),
     ):
         torch.set_num_threads(max(1, pool.cpus))
         self.source, self.target = _place(source), _place(target)
         upscaler = load()
-        size = Size(upscaler.scale if scale is None else scale)
-        self.work = Work(partial(upscaler, scale=size.scale, **options), size)
+        size, upscale = how.size(upscaler.scale, scale), partial(upscaler, scale=scale)
+        upscale = partial(upscale, **asdict(how))
+        self.work = Work(upscale, size, True, files.keep_metadata, files.quality)
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, Any]:
         pairs = list(zip(batch["source"].tolist(), batch["target"].tolist()))
@@ -150,7 +164,7 @@ class Worker:
             job.source.unlink(missing_ok=True)
             job.target.unlink(missing_ok=True)
 
-        work = replace(self.work, skip_existing=True, note=store)
+        work = replace(self.work, note=store)
         for job, result in zip(jobs, upscale_all(fetched(), work)):
             if job in failed:
                 result = replace(result, status="failed", error=failed[job], size_out=None)
@@ -188,7 +202,21 @@ def _place(address: str) -> tuple[FileSystem, str]:
 
     if "://" not in address:
         address = os.path.abspath(address)
-    return FileSystem.from_uri(address)
+    system, root = FileSystem.from_uri(address)
+    return system, os.path.realpath(root) if system.type_name == "local" else root
+
+
+def _check_apart(source: str, target: str) -> None:
+    """Raises BatchError where results would be inputs of the next call, or lie among the inputs."""
+    (system, one), (other_system, other) = _place(source), _place(target)
+    if not system.equals(other_system):
+        return
+    one, other = (f"/{posixpath.normpath(path).strip('/.')}/" for path in (one, other))
+    if one.startswith(other) or other.startswith(one):
+        raise BatchError(
+            f"{shown(target)} must be a place apart from {shown(source)}, neither within the other, "
+            "since results would be inputs of the next call; name another target."
+        )
 
 
 def _files(address: str) -> list[str]:

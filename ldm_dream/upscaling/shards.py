@@ -11,18 +11,20 @@ Beside the outputs, in `.upscaling`:
     KEY.done        its Result
     results.jsonl   all Results, when the run is finished; then the files of a KEY are removed
 
-The same command again goes on where the last one stopped. Whoever comes when all is done does
-nothing.
+The same command again goes on where the last one stopped. Whoever comes when all is done tells what
+was done.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import random
 import re
 import secrets
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -33,12 +35,23 @@ from typing import Any
 import torch
 
 from ldm_dream.errors import UserError, shown
-from ldm_dream.upscaling.folder import Result, Work, summary, upscale_all, write_report
+from ldm_dream.upscaling.folder import (
+    Result,
+    Work,
+    failures,
+    summary,
+    upscale_all,
+    write_report,
+)
+from ldm_dream.upscaling.forecast import forecast
 from ldm_dream.upscaling.planning import Job, Plan
 from ldm_dream.writing import claim_file, is_known_gone, make_folder, this_process, whole_file
 
+log = logging.getLogger(__name__)
+
 FOLDER, SETTINGS, RESULTS = ".upscaling", "settings.json", "results.jsonl"
-END = "end"  # the key of writing the report and results.jsonl
+SOME_FAILED = 3  # exit status; that of any crash is 1, and may be tried again
+END = "end"  # the key of writing results.jsonl
 BEAT = 5.0  # seconds between two signs of life
 SILENCE = 60.0  # seconds without one, after which a process of another machine counts as gone
 PAUSE = 1.0  # seconds between two looks at what the others have left
@@ -55,6 +68,11 @@ def is_under_torchrun() -> bool:
     return "TORCHELASTIC_RUN_ID" in os.environ
 
 
+def is_first() -> bool:
+    """Of the processes of torchrun; without it each is."""
+    return not is_under_torchrun() or os.environ["RANK"] == "0"
+
+
 def device_of_rank(name: str) -> str:
     """auto -> the GPU of this process of torchrun, where there are any; another name stays."""
     if name == "auto" and is_under_torchrun() and torch.cuda.is_available():
@@ -63,21 +81,24 @@ def device_of_rank(name: str) -> str:
 
 
 def share(settings: dict[str, Any], plan: Plan, work: Work, say: Callable[[str], object]) -> int:
-    """This process's part of a command; -> its exit status, when all are done: 1 where pictures
-    failed. settings: of the command. say: is told what this process does. Raises SharingError.
+    """This process's part of a command; -> its exit status, when all are done: SOME_FAILED where
+    pictures failed, which stderr is told once. settings: of the command; its `json_report` is written
+    by each process that has one, with all pictures. say: is told what this process does. Raises
+    SharingError.
     """
     out, report = settings["output"], settings["json_report"]
     if [job.target for job in plan.jobs] == [out]:
         raise SharingError("one picture cannot be shared; leave out torchrun and --share.")
 
     def end(results: list[Result]) -> None:
-        if report:
-            write_report(report, settings, plan, results)
         say(summary(plan, results))
+        sys.stderr.writelines(failures(results))
 
     alike = {name: settings[name] for name in settings.keys() - OF_A_PROCESS}
     results = take_part(SharedRun(out, alike), plan, work, end, say)
-    return int(any(result.status == "failed" for result in results))
+    if report:
+        write_report(report, settings, plan, results)
+    return SOME_FAILED if failures(results) else 0
 
 
 def take_part(
@@ -87,13 +108,22 @@ def take_part(
     end: Callable[[list[Result]], None],
     say: Callable[[str], object],
 ) -> list[Result]:
-    """-> Results of all. end: is called with them in one of the processes."""
+    """-> Results of all. end: is called with them in one of the processes, and in one that comes when
+    all is done.
+    """
     with run:
-        if run.is_done(plan.jobs):
+        if left := run.left(plan.jobs):
+            expected = forecast(left, work.size, work.skip_existing)
+            if expected.is_large and is_first():
+                say(f"{expected}.")
+            for result in run.upscale(plan.jobs, work):
+                say(str(result))
+            return run.finish(plan.jobs, end)
+        results = run.finish(plan.jobs)
+        if is_first():
             say(f"all was done before; remove {shown(run.place)} to do it anew.")
-        for result in run.upscale(plan.jobs, work):
-            say(str(result))
-        return run.finish(plan.jobs, end)
+            end(results)
+        return results
 
 
 class SharedRun:
@@ -125,14 +155,26 @@ class SharedRun:
         self._alive.unlink(missing_ok=True)  # what it took and has not done is free
 
     def _beat(self) -> None:
+        is_told = False
         while not self._leaving.wait(BEAT):
-            self._alive.touch()
+            try:
+                self._alive.touch()
+            except OSError as error:  # a file server that is away for a moment
+                if not is_told:
+                    log.warning("%s: cannot be touched: %s.", shown(self._alive), error.strerror)
+                is_told = True
 
     def _agree(self, mine: dict[str, str]) -> None:
         path = self.place / SETTINGS
         if claim_file(path, json.dumps(mine, indent=1) + "\n"):
             return
-        theirs = json.loads(path.read_text(encoding="utf-8"))
+        try:
+            theirs = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError:
+            raise SharingError(
+                f"{shown(path)} is empty or broken, as after a crash of its machine; remove it and "
+                "give the options of this shared run again."
+            ) from None
         for name in sorted({*mine, *theirs}):
             if mine.get(name) != theirs.get(name):
                 raise SharingError(
@@ -147,7 +189,7 @@ class SharedRun:
         work = replace(work, note=self._note)
         first = _first(len(jobs))
         left = jobs[first:] + jobs[:first]
-        while left := self._left(left):
+        while left := self.left(left):
             before, taken = time.monotonic(), 0
             for result in upscale_all(self._taken(left), work):
                 taken += 1
@@ -155,11 +197,14 @@ class SharedRun:
             if not taken:  # a look at a million names takes longer than PAUSE
                 time.sleep(max(PAUSE, time.monotonic() - before))
 
-    def is_done(self, jobs: list[Job]) -> bool:
-        """By whomever."""
-        return not self._left(jobs)
+    def left(self, jobs: list[Job]) -> list[Job]:
+        """Those that nobody has done."""
+        done = self._look().done
+        return [job for job in jobs if self._key(job) not in done]
 
-    def finish(self, jobs: list[Job], report: Callable[[list[Result]], None]) -> list[Result]:
+    def finish(
+        self, jobs: list[Job], report: Callable[[list[Result]], None] = lambda results: None
+    ) -> list[Result]:
         """Waits until the Results of all jobs, which must be done, are kept; -> them. report: is
         called with them in one of the processes.
         """
@@ -198,10 +243,6 @@ class SharedRun:
             key = self._key(job)
             if key not in seen.done and self._take(key, seen):
                 yield job
-
-    def _left(self, jobs: list[Job]) -> list[Job]:
-        done = self._look().done
-        return [job for job in jobs if self._key(job) not in done]
 
     # ----------------------------------------------------------------------- what is on the disk
 

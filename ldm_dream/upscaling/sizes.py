@@ -10,6 +10,8 @@ from dataclasses import asdict, dataclass
 
 from ldm_dream.upscaling.devices import UpscaleError
 
+MOST = 10**9  # of each number; what is too large for a machine is said when the picture is known
+
 
 @dataclass(frozen=True)
 class Size:
@@ -29,7 +31,7 @@ class Size:
             is_whole = name in ("width", "height")
             if not isinstance(value, int if is_whole else int | float) or isinstance(value, bool):
                 raise self._impossible(name, value)
-            if not (math.isfinite(value) and value > 0):
+            if not 0 < value <= MOST:
                 raise self._impossible(name, value)
         if not given or (len(given) > 1 and set(given) != {"width", "height"}):
             said = " and ".join(f"{name}={value}" for name, value in given.items()) or "no size"
@@ -57,7 +59,7 @@ class Size:
     def _impossible(name: str, value: object) -> UpscaleError:
         kind = "whole number from 1" if name in ("width", "height") else "number above 0"
         return UpscaleError(
-            f"{name}={value} is not possible; give a {kind}, for example {_LIKE[name]}."
+            f"{name}={value} is not possible; give a {kind} up to {MOST}, for example {_LIKE[name]}."
         )
 
 

@@ -1,5 +1,6 @@
 """Models that cost nothing, for tests of the page."""
 
+import threading
 import time
 from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
@@ -15,17 +16,20 @@ CALLS = 4  # a tile
 
 @dataclass
 class Model:
-    """Repeats pixels; `invert` makes negatives. seconds: of a call. tiles: it says it makes."""
+    """Repeats pixels; `invert` makes negatives. seconds: of a call. tiles: it says it makes. gate: has
+    to be opened for each picture.
+    """
 
     scale: int = 2
     seconds: float = 0.0
     tiles: int = 1
     invert: bool = False
+    gate: threading.Semaphore | None = None
     seen: list = field(default_factory=list)
 
     @property
     def engine(self):
-        return SimpleNamespace(calls=self._calls)
+        return SimpleNamespace(calls=self._calls, settled=lambda how: how)
 
     def _calls(self, how):
         if how.steps is not None and how.steps > 9:
@@ -34,6 +38,8 @@ class Model:
 
     def __call__(self, image, scale=None, callback=None, **options):
         self.seen.append((scale, options))
+        if self.gate:
+            self.gate.acquire()
         total = CALLS * self.tiles
         for done in range(total + 1):
             if callback(done, total, self._preview) is False:

@@ -1,9 +1,12 @@
 """What the page does, without a browser and without gradio."""
 
 import io
+import shutil
 import threading
 import time
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 
 import numpy as np
 import PIL.Image
@@ -11,12 +14,13 @@ import pytest
 import torch
 
 from app.fakes import CALLS, Model
-from ldm_dream.app import enlarging, views
+from ldm_dream.app import enlarging, sessions, views
 from ldm_dream.app.enlarging import BROKEN, Running, Telling, Wish
 from ldm_dream.app.sessions import AppError, Sessions, pictures_of
 from ldm_dream.app.told import Now
 from ldm_dream.app.views import comparison, progress, sentences, summary, write_view
 from ldm_dream.data.images import Image, read_image
+from ldm_dream.errors import UserError
 from ldm_dream.upscaling.engine import Options
 from ldm_dream.upscaling.sizes import Size
 
@@ -71,10 +75,16 @@ def test_every_way_to_say_a_size_gives_that_size(tmp_path, session, size, wanted
 
 
 @pytest.mark.parametrize("wish", [Wish("another"), Wish("one", options=Options(steps=10))])
-def test_a_wish_that_is_not_possible_ends_with_one_sentence(tmp_path, session, wish):
-    pictures = session.take([upload(tmp_path), upload(tmp_path)])
-    ended = run(session, pictures, wish).ended
-    assert ended.endswith(".") and not session.results and not session.failed
+def test_a_wish_that_is_not_possible_is_refused_in_one_sentence(wish):
+    with pytest.raises(UserError, match=r"\.$"):
+        wish.check({"one": Model()})
+
+
+def test_a_result_of_too_many_pixels_is_refused_in_words_of_the_page(tmp_path, session):
+    wish = Wish("one", options=Options(max_pixels=100))
+    run(session, session.take([upload(tmp_path)]), wish)
+    wanted = "the result would be 48 x 32 pixels, of which 100 are allowed; choose a smaller size."
+    assert session.failed == [f"photo.jpg: {wanted}"]
 
 
 def test_bad_pictures_are_named_without_their_folders(tmp_path, session):
@@ -111,6 +121,50 @@ def test_a_stop_ends_the_work_within_a_second(tmp_path, session):
     thread.join()
     assert time.monotonic() - start < 1 and running.ended == "Stopped." and not session.results
     assert not list(running.folder.iterdir())
+
+
+def test_any_number_of_visitors_take_turns_a_picture_each(tmp_path):
+    tabs, order = Sessions(tmp_path / "sessions"), []
+
+    class Noting(Model):
+        def __call__(self, image, *args, **options):
+            order.append(image.pixels.shape[1])
+            return super().__call__(image, *args, **options)
+
+    def running(number):
+        session = tabs.of(str(number))
+        given = [upload(tmp_path, size=(number + 1, 2)) for _ in range(2)]
+        return Running(session, {"one": Noting()}, Wish("one"), session.take(given))
+
+    runs = [running(number) for number in range(40)]
+    with enlarging._TURNS.turn(lambda: None):
+        threads = []
+        for one in runs:
+            threads.append(one.start())
+            while len(enlarging._TURNS._waiting) < len(threads) + 1:
+                time.sleep(0.001)
+        assert "Waiting for its turn." in progress(runs[0].now)
+        assert "photo.jpg" in progress(runs[0].now) and not order
+        runs[7].stop.set()
+        threads[7].join()  # which the others do not hold up
+        assert runs[7].ended == "Stopped."
+    for thread in threads:
+        thread.join()
+    assert len(order) == 2 * 39 and len({*order[:39]}) == 39 == len({*order[39:]})
+
+
+def test_the_end_of_the_page_waits_for_what_is_being_written(tmp_path):
+    tabs = Sessions(tmp_path / "sessions")
+    session, given = tabs.of("a tab"), upload(tmp_path)
+    model = Model(seconds=0.05, tiles=100)
+    running = Running(session, {"one": model}, Wish("one"), session.take([given]))
+    thread = running.start()
+    while not running.now.done:
+        time.sleep(0.01)
+    tabs.close()
+    assert running.stop.is_set() and not list((tmp_path / "sessions").iterdir())
+    thread.join()
+    assert running.ended == "Stopped."
 
 
 def test_a_run_that_was_stopped_while_it_writes_leaves_nothing(tmp_path, session, monkeypatch):
@@ -177,19 +231,19 @@ def test_what_is_no_picture_is_left_out_and_said(tmp_path):
 
 
 def test_files_of_a_session_go_with_it(tmp_path):
-    sessions = Sessions(tmp_path / "sessions")
-    session = sessions.of("a tab")
+    tabs = Sessions(tmp_path / "sessions")
+    session = tabs.of("a tab")
     first, second = upload(tmp_path), upload(tmp_path)
     taken = session.take([first, second])
     assert session.take([str(path) for path in taken]) == taken  # once is enough
     assert session.take([first, second]) == taken  # as a browser asks that has not heard of it
     assert len({*taken}) == 2 and {path.name for path in taken} == {"photo.jpg"}
     run(session, taken)
-    sessions.end("a tab")
+    tabs.end("a tab")
     assert session.stop.is_set() and not list((tmp_path / "sessions").iterdir())
     assert not list(tmp_path.rglob("*.jpg"))
     with pytest.raises(AppError, match="add it once more"):
-        sessions.of("another tab").take([first])
+        tabs.of("another tab").take([first])
 
 
 def test_a_large_result_is_shown_smaller(tmp_path, monkeypatch):
@@ -200,12 +254,27 @@ def test_a_large_result_is_shown_smaller(tmp_path, monkeypatch):
     assert view.pixels.shape == (65, 48, 3) and (view.pixels == 100).all()
 
 
-def test_progress_says_tile_step_and_time_and_shows_the_preview():
+def test_a_file_that_is_asked_for_twice_at_once_is_taken_once(tmp_path, session, monkeypatch):
+    wait, move = threading.Barrier(2), shutil.move
+
+    def slowly(*places):
+        with suppress(threading.BrokenBarrierError):
+            wait.wait(0.1)  # until the other one is as far, unless that has to wait
+        move(*places)
+
+    monkeypatch.setattr(sessions.shutil, "move", slowly)
+    given = upload(tmp_path)
+    with ThreadPoolExecutor() as pool:
+        taken = [pool.submit(session.take, [given]) for _ in range(2)]
+    assert taken[0].result() == taken[1].result()
+
+
+def test_progress_says_step_tiles_and_time_and_shows_the_preview():
     now = Now(
         "<b>.jpg", 2, 3, "one", 5, 12, CALLS, time.monotonic() - 10, PIL.Image.new("RGB", (4, 4))
     )
     text = progress(now)
-    for part in ("2 of 3: &lt;b&gt;.jpg", "42%", "tile 2 of 3, step 2 of 4", "about 14 s left"):
+    for part in ("2 of 3: &lt;b&gt;.jpg", "42%", "step 6 of 12, 3 tiles", "about 14 s left"):
         assert part in text
     assert "data:image/jpeg;base64," in text and "<progress" in progress(Now("a"))
     assert sentences(["<x>"], True) == '<p class="error" role="alert">&lt;x&gt;</p>'
@@ -218,8 +287,12 @@ def test_a_result_is_told_in_one_line(tmp_path, session):
 
 
 def test_all_results_become_one_zip(tmp_path, session):
-    assert session.pack() is None
-    run(session, session.take([upload(tmp_path), upload(tmp_path)]))
+    with pytest.raises(AppError, match="no result"):
+        session.pack()
+    names = ["photo.jpg", "photo.jpg", "PHOTO.jpg"]
+    run(session, session.take([upload(tmp_path, name) for name in names]))
+    assert not list(session.folder.glob("run-*/*.zip"))  # made when it is asked for
     with zipfile.ZipFile(session.pack()) as archive:
-        assert archive.namelist() == ["photo_large.jpg", "photo_large-2.jpg"]
+        wanted = ["photo_large.jpg", "photo_large-2.jpg", "PHOTO_large-3.jpg"]
+        assert archive.namelist() == wanted
         assert PIL.Image.open(io.BytesIO(archive.read("photo_large-2.jpg"))).size == (48, 32)

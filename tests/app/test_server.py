@@ -5,11 +5,11 @@ One server and one browser serve all tests of this file, since each takes second
 
 import io
 import json
-import os
 import re
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -21,17 +21,16 @@ import pytest
 
 from app import browser
 from app.fakes import Model
+from ldm_dream.app import enlarging, page, server
+from ldm_dream.app.server import Place, load_models, serving
+from ldm_dream.app.sessions import AppError, Session, Sessions
+from ldm_dream.commands.app import main as app_command
+from ldm_dream.data.images import read_image
+from ldm_dream.writing import WriteError, this_process
 
 pytest.importorskip("gradio", reason="gradio is not installed (the extra app)")
 
-from ldm_dream.app import server
-from ldm_dream.app.server import Place, load_models, serving
-from ldm_dream.app.sessions import AppError
-from ldm_dream.commands.app import main as app_command
-from ldm_dream.data.images import read_image
-
 ROOT = Path(__file__).resolve().parents[2]
-BROWSER = 1  # seconds between the server's answer and what this test reads, on a busy machine
 PATIENCE = 30  # seconds, for a machine that is busy
 
 
@@ -39,7 +38,8 @@ PLAIN = "plain-model-of-a-long-name"
 MODELS = {
     PLAIN: Model(),
     "negative": Model(invert=True),
-    "slow": Model(seconds=0.2, tiles=50),
+    "slow": Model(seconds=0.1, tiles=100),
+    "gated": Model(gate=threading.Semaphore(0)),
 }
 
 
@@ -111,7 +111,7 @@ def said_by(capsys, words) -> str:
 
 
 def test_a_port_that_is_taken_is_said_in_one_sentence(url, capsys, monkeypatch):
-    monkeypatch.setattr(server, "load_models", lambda *_: MODELS)
+    monkeypatch.setattr(server, "load_models", lambda *_: pytest.fail("models are loaded"))
     port = int(url.rstrip("/").rpartition(":")[2])
     message = said_by(capsys, ["--port", str(port)])
     assert message.startswith(f"error: 127.0.0.1:{port} cannot be used")
@@ -132,11 +132,27 @@ def test_what_a_killed_server_left_is_removed_and_nothing_else(tmp_path, monkeyp
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     gone = subprocess.Popen(["true"])
     gone.wait()
-    names = [f"{server._OURS}{gone.pid}-a", f"{server._OURS}{os.getpid()}-b", "ldm-dream-other"]
+    here, _, own = this_process().partition("-")
+    names = [f"ldm-dream-{here}-{gone.pid}-a", f"ldm-dream-{here}-{own}-b"]
+    names += ["ldm-dream-other", f"ldm-dream-00000000-{gone.pid}-c"]  # of another machine
     for name in names:
         (tmp_path / name / "sessions").mkdir(parents=True)
     server._remove_stale()
     assert {path.name for path in tmp_path.iterdir()} == {*names[1:]}
+
+
+def test_old_files_are_deleted_only_where_no_session_has_them(tmp_path):
+    from gradio.route_utils import delete_files_created_by_app
+
+    blocks = page.build_page(MODELS, Sessions(tmp_path / "sessions"))
+    upload, result = tmp_path / "upload.png", tmp_path / "result.png"
+    for path in (upload, result):
+        path.touch()
+    blocks.upload_file_set.add(str(upload))
+    for block in blocks.blocks.values():  # as gradio does for what it shows
+        block.temp_files.add(str(result))
+    delete_files_created_by_app(blocks, age=0)
+    assert result.exists() and not upload.exists()
 
 
 # --------------------------------------------------------------------------------------- the browser
@@ -190,7 +206,7 @@ class Visit:
 
     def give(self, *paths, into="#pictures input[type=file]"):
         self.one(into).send_keys("\n".join(map(str, paths)))
-        names = {Path(path).name for path in paths if Path(path).is_file()}
+        names = {Path(path).stem for path in paths if Path(path).is_file()}
         self.wait(lambda: all(name[:4] in self.one("#pictures").text for name in names), names)
 
     def choose(self, field, name):
@@ -213,6 +229,18 @@ class Visit:
 
     def start(self):
         self.one("#start").click()
+
+    def stop(self):
+        """-> seconds until the page says that it did, by the browser's clock."""
+        return self.driver.execute_async_script(
+            "const done = arguments[0], start = performance.now();"
+            "const status = document.querySelector('#status');"
+            "const look = () => { if (!status.textContent.includes('Stopped.')) return;"
+            "  watcher.disconnect(); done((performance.now() - start) / 1000); };"
+            "const watcher = new MutationObserver(look);"
+            "watcher.observe(status, {subtree: true, childList: true, characterData: true});"
+            "document.querySelector('#stop').click();"
+        )
 
     def is_done(self, text="became"):
         self.wait(lambda: text in self.said(), text)
@@ -270,25 +298,47 @@ def test_a_stop_ends_the_work_within_a_second_and_leaves_the_page_ready(visit, p
     visit.give(photo)
     visit.choose("#model", "slow")
     visit.start()
-    says = re.compile(r"tile \d+ of 50, step \d of 4, about \d+ s left")
+    says = re.compile(r"step \d+ of 400, 100 tiles, about \d+ s left")
     visit.wait(lambda: says.search(visit.said()) and visit.all("#status img"), "a preview")
-    start = time.monotonic()
-    visit.one("#stop").click()
-    visit.wait(lambda: "Stopped." in visit.said(), "stopped")
-    seconds = time.monotonic() - start
+    took = visit.stop()
+    for _ in range(3):  # a machine that does much else is slow at times
+        if took < 1:
+            break
+        visit.start()
+        visit.wait(lambda: says.search(visit.said()), "progress")
+        took = visit.stop()
     visit.choose("#model", "plain")
     visit.start()
     visit.is_done()
-    assert seconds < 1 + BROWSER
+    assert took < 1
 
 
-def test_mistakes_are_sentences_and_nothing_more(visit, tmp_path):
+def test_a_visitor_who_waits_can_stop_and_start_again(visit, photo, monkeypatch):
+    visit.give(photo)
+    with enlarging._TURNS.turn(lambda: None):  # of somebody else
+        visit.start()
+        visit.wait(lambda: "photo.jpg" in visit.said(), "the picture's name")
+        assert "Waiting for its turn." in visit.said()
+        visit.stop()
+        visit.is_done("Stopped.")
+    with monkeypatch.context() as broken:
+        broken.setattr(page, "_done", lambda *_: 1 / 0)
+        visit.start()
+        visit.is_done(enlarging.BROKEN)
+    visit.start()
+    visit.is_done()
+
+
+def test_mistakes_are_sentences_and_results_stay(visit, photo, tmp_path):
     visit.start()
     visit.is_done("There is no picture yet; drop one on the field, or click it.")
     (tmp_path / "half.png").write_bytes(b"\x89PNG\r\n\x1a\n and no more")
     visit.give(tmp_path / "half.png")
     visit.start()
     visit.is_done("half.png: ")
+    visit.give(photo)
+    visit.start()
+    visit.is_done()
     from selenium.webdriver.common.keys import Keys
 
     number = visit.one("#value input")
@@ -296,6 +346,8 @@ def test_mistakes_are_sentences_and_nothing_more(visit, tmp_path):
     visit.start()
     visit.is_done("scale=0 is not possible; give a number above 0, for example 4.")
     assert visit.one("#status .error").get_attribute("role") == "alert"
+    assert visit.one("#download").is_displayed()  # of the run before
+    assert visit.download("#download").stat().st_size
     for word in ("Traceback", "Error", "/tmp", "sessions"):
         assert word not in visit.said()
 
@@ -349,8 +401,29 @@ def drop(visit, path):
         visit.driver.execute_cdp_cmd("Input.dispatchDragEvent", event)
 
 
+def no_space(session):
+    raise WriteError(f"{session.folder}/run-9/larger.zip: no space is left.")
+
+
+def test_a_picture_that_was_chosen_stays_when_another_is_finished(visit, photo, tmp_path):
+    for name in ("a.jpg", "b.jpg", "c.jpg"):
+        (tmp_path / name).write_bytes(photo.read_bytes())
+    gate = MODELS["gated"].gate
+    visit.give(*(tmp_path / name for name in ("a.jpg", "b.jpg", "c.jpg")))
+    visit.choose("#model", "gated")
+    visit.start()
+    gate.release(2)
+    visit.wait(lambda: "Download b" in visit.one("body").text, "the newest picture")
+    visit.choose("#chooser", "a.jpg")
+    visit.wait(lambda: "a_large.jpg" in visit.one("#download").text, "the chosen picture")
+    gate.release()
+    visit.is_done("c.jpg: ")
+    assert "a_large.jpg" in visit.one("#download").text
+    assert visit.one("#chooser input").get_attribute("value") == "a.jpg"
+
+
 @pytest.mark.parametrize("way", ["chosen", "dropped"])
-def test_a_folder_becomes_a_zip(visit, photo, tmp_path, way):
+def test_a_folder_becomes_a_zip(visit, photo, tmp_path, way, monkeypatch, served):
     folder = tmp_path / "holiday"
     folder.mkdir()
     (folder / "notes.txt").write_text("no picture")
@@ -363,6 +436,12 @@ def test_a_folder_becomes_a_zip(visit, photo, tmp_path, way):
     visit.wait(lambda: "notes" in visit.one("#pictures").text, "the folder")
     visit.start()
     visit.is_done("Left out: 1 txt.")
+    assert not list(served.rglob("*.zip"))  # made at the click
+    with monkeypatch.context() as full:
+        full.setattr(Session, "pack", no_space)
+        visit.one("#everything").click()
+        visit.wait(lambda: "larger.zip: no space is left." in visit.said(), "a word")
+        assert str(served) not in visit.one("body").text
     with zipfile.ZipFile(visit.download("#everything")) as archive:
         assert archive.namelist() == ["a_large.jpg", "b_large.jpg"]
         assert PIL.Image.open(io.BytesIO(archive.read("a_large.jpg"))).size == (120, 80)

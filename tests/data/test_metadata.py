@@ -150,14 +150,26 @@ def test_damaged_exif_costs_no_pixel_and_is_said(tmp_path, image, caplog):
     assert np.array_equal(read_image(tmp_path / "a.tif").pixels, image.pixels)
 
 
-def test_a_thumbnail_in_xmp_shows_no_old_picture(tmp_path, image):
-    inner = b'<rdf:li xmpGImg:format="JPEG">\n<xmpGImg:image>/9j/4AAQ</xmpGImg:image></rdf:li>'
-    thumbnails = b"<xmp:Thumbnails><rdf:Alt>" + inner + b"</rdf:Alt></xmp:Thumbnails>"
-    longer = XMP.replace(b"<dc:title>", thumbnails + b"<dc:title>")
-    metadata = replace(image.metadata, fields={**image.metadata.fields, "xmp-data": longer})
-    write_image(tmp_path / "b.jpg", replace(image, metadata=metadata))
-    xmp = PillowImage.open(tmp_path / "b.jpg").info["xmp"]
-    assert b"A title" in xmp and b"Thumbnails" not in xmp and b"xmpGImg" not in xmp
+THUMBNAILS = (
+    b'<xmp:Thumbnails xmlns:xmp="x"><rdf:Alt><rdf:li rdf:parseType="Resource"><xmpGImg:width>256'
+    b"</xmpGImg:width>\n<xmpGImg:image>OLDPICTURE</xmpGImg:image></rdf:li></rdf:Alt></xmp:Thumbnails>",
+    b'<xap:Thumbnails><rdf:Alt><rdf:li xapGImg:width="9" xapGImg:image="OLDPICTURE"/></rdf:Alt>'
+    b"</xap:Thumbnails>",
+    b'<a:other xmpGImg:image="OLDPICTURE"/>',
+    b"<xmp:Thumbnails/>",
+)
+
+
+@pytest.mark.parametrize("old", THUMBNAILS)
+def test_a_thumbnail_within_xmp_is_left_out_and_the_rest_stays(tmp_path, image, old):
+    xmp = XMP.replace(b"<dc:title>", old + b"<dc:title>").replace(
+        b"</dc:title>", b"</dc:title>" + old
+    )
+    fields = {**image.metadata.fields, "xmp-data": xmp}
+    write_image(tmp_path / "a.png", replace(image, metadata=replace(image.metadata, fields=fields)))
+    found = PillowImage.open(tmp_path / "a.png").info["XML:com.adobe.xmp"]
+    assert "<dc:title>A title</dc:title>" in found
+    assert "OLDPICTURE" not in found and "Thumbnails" not in found
 
 
 def test_a_gain_map_that_is_not_kept_is_said_and_no_longer_claimed(tmp_path, caplog):

@@ -1,4 +1,6 @@
+import io
 import json
+import logging
 import os
 import re
 import runpy
@@ -76,9 +78,30 @@ def test_a_folder_with_a_bad_file_is_done_to_the_end_and_exits_1(model, photos, 
     assert [p["status"] for p in entries["pictures"]] == ["done", "failed", "done"]
     used = ("scale", "seed", "steps", "sampler", "color_fix")
     assert [entries["settings"][name] for name in used] == [3, 0, 2, "ancestral", "wavelet"]
+    assert entries["settings"]["device"] != "auto" and entries["settings"]["dtype"] != "auto"
 
     _, out, _ = upscale(*options, "--skip-existing")
     assert out.splitlines()[-1] == "2 skipped, 1 failed"
+
+
+def test_the_report_tells_the_models_own_scale_unless_a_size_is_asked_for(
+    model, photos, tmp_path, upscale
+):
+    report = tmp_path / "report.json"
+    for words, scale in (((), 2), (("--width", 9), None)):
+        options = (photos / "rgb.png", "-o", tmp_path / "out", "-n", model, *words)
+        assert upscale(*options, "--json-report", report)[0] == 0
+        assert json.loads(report.read_text())["settings"]["scale"] == scale
+
+
+def test_no_file_of_a_model_below_the_home_folder_is_written_over(
+    model, photos, tmp_path, upscale, monkeypatch
+):
+    monkeypatch.setenv("HOME", str(model.parent))
+    report = model / "config.yaml"
+    options = ("-n", f"~/{model.name}", "--json-report", report)
+    code, _, err = upscale(photos, "-o", tmp_path / "out", *options)
+    assert code == 2 and "is an input" in err and "scale" in report.read_text()
 
 
 def test_one_picture_to_a_file_name_exits_0(model, photos, tmp_path, upscale):
@@ -272,8 +295,19 @@ def test_space_and_time_are_said_before_a_long_folder(
 def test_quiet_prints_mistakes_only(model, photos, tmp_path, upscale, monkeypatch):
     monkeypatch.setattr(forecast, "LARGE", 0)
     (photos / "bad.png").write_text("no picture")
-    code, out, err = upscale(photos, "-o", tmp_path / "out", "-n", model, "--quiet")
+    log, whole = logging.getLogger("ldm_dream.data.writer"), Upscaler.__call__
+
+    def call(*args, **options):
+        log.warning("a profile is lost")
+        return whole(*args, **options)
+
+    monkeypatch.setattr(Upscaler, "__call__", call)
+    told = logging.StreamHandler(io.StringIO())
+    monkeypatch.setattr(logging.getLogger(), "handlers", [told])
+    options = (photos, "-o", tmp_path / "out", "-n", model)
+    code, out, err = upscale(*options, "--quiet")
     assert code == 1 and out == "" and len(err.splitlines()) == 1 and "bad.png" in err
+    assert told.stream.getvalue() == "" and log.isEnabledFor(logging.WARNING)
 
 
 def test_a_terminal_hears_of_the_work_before_anything_is_loaded(

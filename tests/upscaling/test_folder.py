@@ -1,20 +1,24 @@
 import json
 import os
+import signal
 import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image as PillowImage
+from processes import IMPORTED
 
+from ldm_dream.cli import stoppable
 from ldm_dream.data.images import Image, ImageError, read_image, write_image
 from ldm_dream.upscaling import folder as upscaling
 from ldm_dream.upscaling.devices import TooLittleMemory, UpscaleError
-from ldm_dream.upscaling.folder import Work, summary, upscale_all, write_report
+from ldm_dream.upscaling.folder import Work, summary, upscale_all, upscale_plan, write_report
 from ldm_dream.upscaling.planning import BatchError, Job, Naming, Plan, check_places, plan_jobs
 from ldm_dream.upscaling.sizes import Size
-from ldm_dream.writing import WriteError
+from ldm_dream.writing import WriteError, whole_file
 
 
 def picture(height=3, width=5) -> Image:
@@ -211,6 +215,30 @@ def test_a_link_in_a_folder_is_a_picture_of_its_own(folder, tmp_path):
     (folder / "link.png").symlink_to(folder / "a.png")
     plan = plan_jobs([folder], tmp_path / "out")
     assert [job.source.name for job in plan.jobs] == ["a.png", "b.png", "link.png"]
+
+
+def test_an_earlier_result_that_is_also_given_itself_is_an_input(folder):
+    write_image(folder / "c_x2.png", picture())
+    naming = Naming("_x2")
+    assert folder / "c_x2.png" not in [
+        job.source for job in plan_jobs([folder], folder, naming=naming).jobs
+    ]
+    plan = plan_jobs([folder, folder / "c_x2.png"], folder, naming=naming)
+    assert folder / "c_x2_x2.png" in [job.target for job in plan.jobs]
+
+
+def test_a_plan_of_many_files_looks_at_each_a_few_times(tmp_path, monkeypatch):
+    for number in range(60):
+        (tmp_path / f"{number}.bmp").touch()
+    sources, real, looks = sorted(tmp_path.iterdir()), Path.resolve, []
+
+    def resolve(path, *strict):
+        looks.append(path)
+        return real(path, *strict)
+
+    monkeypatch.setattr(Path, "resolve", resolve)
+    assert len(plan_jobs([*sources, sources[0]], tmp_path / "out").jobs) == len(sources)
+    assert len(looks) < 10 * len(sources)
 
 
 def test_several_inputs_that_cannot_be_one_plan_are_one_sentence(folder, tmp_path):
@@ -509,3 +537,34 @@ def test_a_picture_that_is_written_is_told_before_the_next_is_computed(four):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(upscaling, "PATIENCE", 50)
         assert next(upscale_all(four, work)).status == "done" and len(computed) == 1
+
+
+def _writes_for_a_minute(folder: Path) -> None:
+    def write(path, image, quality):
+        with whole_file(path):
+            (folder / "begun").touch()
+            time.sleep(60)
+
+    upscaling.write_image = write
+    plan = plan_jobs(folder / "in", folder / "out")
+    settings = {"json_report": folder / "report.json"}
+    with stoppable("all is whole") as last:
+        upscale_plan(plan, DOUBLE, settings, lambda line: None, last)
+
+
+def test_ctrl_c_ends_while_a_picture_is_written_and_leaves_no_draft(four, tmp_path):
+    took = []
+    while len(took) < 3 and min(took, default=1) >= 1:  # seconds; others may keep the machine busy
+        (tmp_path / "begun").unlink(missing_ok=True)
+        child = IMPORTED.Process(target=_writes_for_a_minute, args=(tmp_path,))
+        child.start()
+        while not (tmp_path / "begun").exists():
+            assert child.is_alive()
+            time.sleep(0.05)
+        begin = time.monotonic()
+        os.kill(child.pid or 0, signal.SIGINT)
+        child.join(30)
+        took.append(time.monotonic() - begin)
+        assert child.exitcode == 130 and not list((tmp_path / "out").iterdir())
+        assert "4 not reached" in (tmp_path / "report.json").read_text()
+    assert min(took) < 1, took

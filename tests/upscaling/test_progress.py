@@ -3,12 +3,16 @@
 import io
 import logging
 import sys
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from ldm_dream.data.image import Image
 from ldm_dream.upscaling import progress as module
+from ldm_dream.upscaling.folder import Result
+from ldm_dream.upscaling.planning import Job
 from ldm_dream.upscaling.progress import Progress, in_time
 
 CALLS = 5  # steps a tile
@@ -51,9 +55,28 @@ def test_lines_come_early_and_then_every_ten_seconds(clock, capsys):
     with Progress(300, 3, CALLS) as progress:
         run(progress, clock, 3, 4.0)
     lines = capsys.readouterr().err.splitlines()
-    assert lines[0] == "  7%  picture 1 of 3, step 2 of 10 of 2 tiles, about 2 min left"
+    assert lines[0] == "  7%  picture 1 of 3, step 2 of 10 (2 tiles), about 2 min left"
     assert len(lines) == 1 + (120 - 8) // 12  # steps of four seconds
     assert lines[-1].startswith(" 97%  picture 3 of 3") and "about 4 s left" in lines[-1]
+
+
+def test_a_picture_that_is_more_than_expected_has_time_left(clock, capsys):
+    with Progress(0, 1, CALLS) as progress:
+        run(progress, clock, 1, 20.0)
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.split("about ")[1] for line in lines[1:3]] == ["3 min left", "2 min left"]
+
+
+def test_pictures_that_failed_count_and_take_no_time(clock, capsys):
+    failed = Result("a", "b", "failed", (10, 20))
+    with Progress(400, 4, CALLS) as progress:
+        progress.note(Job(Path("a"), Path("b")), failed)
+        run(progress, clock, 2, 20.0)
+        progress.note(Job(Path("a"), Path("b")), replace(failed, size_in=None))
+        progress.note(Job(Path("a"), Path("b")), replace(failed, size_out=(20, 40)))
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[-2] == " 95%  picture 3 of 4, step 9 of 10 (2 tiles), about 20 s left"
+    assert progress.ended == 4
 
 
 def test_short_work_says_nothing_but_on_a_terminal(clock, capsys, monkeypatch):
@@ -67,7 +90,7 @@ def test_short_work_says_nothing_but_on_a_terminal(clock, capsys, monkeypatch):
         progress.write("a result")
         logging.getLogger("ldm_dream.x").warning("a warning")
     shown = terminal.getvalue()
-    assert " 50%|" in shown and "step 5 of 10 of 2 tiles, about 2 s left" in shown
+    assert " 50%|" in shown and "step 5 of 10 (2 tiles), about 2 s left" in shown
     assert "a warning" in shown and capsys.readouterr().out == "a result\n"
 
 

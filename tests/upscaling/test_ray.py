@@ -10,10 +10,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image as PillowImage
 
-from ldm_dream.data.images import Image, read_image, write_image
-from ldm_dream.upscaling.planning import BatchError, Naming
-from ldm_dream.upscaling.ray import MissingRay, Pool, Worker, upscale_store
+from ldm_dream.data.images import Image, ImageError, read_image, write_image
+from ldm_dream.data.metadata import Metadata
+from ldm_dream.upscaling.devices import UpscaleError
+from ldm_dream.upscaling.engine import Options
+from ldm_dream.upscaling.planning import BatchError
+from ldm_dream.upscaling.ray import Files, MissingRay, Pool, Worker, upscale_store
 
 ROOT = Path(__file__).resolve().parents[2]
 COUNT = 8
@@ -32,14 +36,26 @@ class Double:
     def __init__(self, marks: Path, height: int = 0):
         self.marks, self.height = marks, height
 
-    def __call__(self, image: Image, scale: float) -> Image:
+    def __call__(self, image: Image, scale: float | None, **options) -> Image:
         height = len(image.pixels)
         if height == self.height and not (self.marks / "killed").exists():
             (self.marks / "killed").touch()
-            time.sleep(0.5)  # the one before is stored meanwhile
+            self._wait_until_stored()
             os.kill(os.getpid(), signal.SIGKILL)
         (self.marks / f"{height}-{os.getpid()}").touch()
         return replace(image, pixels=image.pixels.repeat(2, 0).repeat(2, 1))
+
+    def _wait_until_stored(self) -> None:
+        """What this process has upscaled."""
+        heights = [int(path.name.partition("-")[0]) for path in self.marks.glob(f"*-{os.getpid()}")]
+        results = [self.marks.parent / "out" / name_of(height - 8) for height in heights]
+        end = time.monotonic() + 60
+        while not all(result.exists() for result in results) and time.monotonic() < end:
+            time.sleep(0.01)
+
+
+def name_of(number: int) -> str:
+    return f"{number % 2}/{number}.png"
 
 
 @pytest.fixture
@@ -48,7 +64,7 @@ def pictures(tmp_path) -> Path:
     rng = np.random.default_rng(0)
     for number in range(COUNT):
         pixels = rng.integers(0, 256, (8 + number, 8, 3), dtype=np.uint8)
-        write_image(tmp_path / "in" / f"{number % 2}/{number}.png", Image(pixels))
+        write_image(tmp_path / "in" / name_of(number), Image(pixels))
     (tmp_path / "in/bad.png").write_text("no picture")
     (tmp_path / "in/note.txt").touch()
     (tmp_path / "marks").mkdir()
@@ -77,7 +93,7 @@ def test_of_two_workers_of_ray_one_is_killed_and_all_is_done(ray, pictures, tmp_
     upscaled = [path.name.partition("-")[0] for path in marks.glob("*-*")]
     assert sorted(map(int, upscaled)) == [8 + number for number in range(COUNT)]
     for number in range(COUNT):
-        name = f"{number % 2}/{number}.png"
+        name = name_of(number)
         wanted = read_image(pictures / name).pixels.repeat(2, 0).repeat(2, 1)
         assert np.array_equal(read_image(out / name).pixels, wanted)
     assert sum(path.is_file() for path in out.rglob("*")) == COUNT
@@ -88,7 +104,7 @@ def test_of_two_workers_of_ray_one_is_killed_and_all_is_done(ray, pictures, tmp_
 
 def worker(pictures, tmp_path, load=None) -> Worker:
     load = load or partial(Double, tmp_path / "marks")
-    return Worker(str(pictures), f"file://{tmp_path}/out", load, None, {}, Pool())
+    return Worker(str(pictures), f"file://{tmp_path}/out", load)
 
 
 def test_a_worker_tells_each_picture_and_leaves_out_what_is_stored(pictures, tmp_path):
@@ -118,7 +134,7 @@ def test_a_store_that_is_no_folder_holds_whole_files_only(pictures, tmp_path):
     for name in ("0/0.png", "bad.png"):
         store.pipe_file(f"/raw/{name}", (pictures / name).read_bytes())
     load = partial(Double, tmp_path / "marks")
-    stored = Worker("fsspec+memory:///raw", "fsspec+memory:///x2", load, None, {}, Pool())
+    stored = Worker("fsspec+memory:///raw", "fsspec+memory:///x2", load)
     names = np.array(["0/0.png", "bad.png"])
     for status in ("done", "skipped"):
         assert stored({"source": names, "target": names})["status"].tolist() == [status, "failed"]
@@ -133,7 +149,62 @@ def test_impossible_stores_are_one_sentence(pictures, tmp_path, monkeypatch):
         upscale_store(str(tmp_path / "marks"), str(tmp_path / "out"))
     write_image(pictures / "0/0.jpg", Image(np.zeros((1, 1, 3), np.uint8)))
     with pytest.raises(BatchError, match=r"0\.jpg and .*0\.png would both become 0/0\.webp"):
-        upscale_store(str(pictures), str(tmp_path / "out"), naming=Naming(ext="webp"))
+        upscale_store(str(pictures), str(tmp_path / "out"), files=Files(ext="webp"))
+
+
+@needs
+@pytest.mark.parametrize("target", ["in", "in/x4", ".", "link", "in/../in/x4/", "file"])
+def test_results_never_lie_among_the_pictures_of_a_store(pictures, tmp_path, target):
+    (tmp_path / "link").symlink_to(pictures)
+    place = f"file://{pictures}/x4" if target == "file" else str(tmp_path / target)
+    with pytest.raises(BatchError, match="must be a place apart from .*; name another target"):
+        upscale_store(str(pictures), place)
+    for apart in ("in-x4", "x4"):
+        upscale_store(str(pictures), str(tmp_path / apart))
+    upscale_store(str(pictures), "fsspec+memory:///")
+
+
+@needs
+def test_impossible_options_of_a_store_end_before_ray_begins(pictures, tmp_path):
+    places = str(pictures), str(tmp_path / "out")
+    for error, options in (
+        (TypeError, {"stepps": 3}),
+        (UpscaleError, {"width": 0}),
+        (UpscaleError, {"width": 100, "scale": 2}),
+        (UpscaleError, {"color_fix": "none at all"}),
+        (ImageError, {"files": Files(quality=101)}),
+        (ImageError, {"files": Files(quality=80)}),  # of PNG
+    ):
+        with pytest.raises(error):
+            upscale_store(*places, **options)
+
+
+def test_a_worker_takes_all_that_a_command_takes(pictures, tmp_path):
+    pytest.importorskip("pyarrow", reason="needs pip install 'ldm_dream[bulk]'")
+    asked = []
+
+    def load():
+        def upscale(image, scale, **options):
+            asked.append((scale, options["width"], options["seed"]))
+            return replace(image, pixels=image.pixels.repeat(5, 0).repeat(5, 1))
+
+        upscale.scale = 4
+        return upscale
+
+    image = Image(np.random.default_rng(0).integers(0, 256, (8, 8, 3), np.uint8))
+    write_image(pictures / "a.jpg", replace(image, metadata=Metadata({}, dpi=(300, 300))))
+    sizes = []
+    for quality in (20, 95):
+        files = Files(quality=quality, keep_metadata=quality == 20)
+        out = tmp_path / str(quality)
+        worker = Worker(str(pictures), str(out), load, files=files, how=Options(width=40, seed=3))
+        names = np.array(["a.jpg"])
+        assert worker({"source": names, "target": names})["width"].tolist() == [40]
+        with PillowImage.open(out / "a.jpg") as result:
+            assert (result.info.get("dpi") == (300, 300)) == files.keep_metadata
+        sizes.append((out / "a.jpg").stat().st_size)
+    assert sizes[0] < sizes[1]
+    assert asked == [(None, 40, 3)] * 2
 
 
 def test_without_ray_one_sentence_says_what_to_install(monkeypatch):

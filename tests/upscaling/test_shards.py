@@ -1,10 +1,13 @@
 """A folder of pictures shared among processes, one of which is killed."""
 
+import errno
+import itertools
 import json
 import os
 import signal
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -73,17 +76,40 @@ def is_whole(tmp: Path) -> None:
 # ----------------------------------------------------------------------------------- two processes
 
 
+def before_each_picture(tmp: Path, victim: bool) -> Callable[[], None]:
+    """To be called before a picture is computed. A victim is killed at its second one, when its first
+    is noted; the other one waits for that.
+    """
+    calls, noted, note, dying = (
+        itertools.count(1),
+        threading.Event(),
+        SharedRun._note,
+        tmp / "dying",
+    )
+
+    def tell(run, *what):
+        note(run, *what)
+        noted.set()
+
+    def call() -> None:
+        if victim and next(calls) == 2:
+            assert noted.wait(60)
+            dying.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        while not (victim or dying.exists()):
+            time.sleep(0.01)
+
+    SharedRun._note = tell
+    return call
+
+
 def work(tmp: Path, victim: bool) -> None:
-    """A worker; a victim is killed while it computes its second picture."""
-    shards.PAUSE, computed = 0.1, []
+    shards.PAUSE = 0.1
     note_what_is_written(tmp)
+    before = before_each_picture(tmp, victim)
 
     def upscale(image: Image) -> Image:
-        computed.append(image)
-        if victim and len(computed) == 2:
-            time.sleep(0.5)  # the first is written meanwhile
-            os.kill(os.getpid(), signal.SIGKILL)
-        time.sleep(0.1)
+        before()
         return double(image)
 
     _, reports = part(tmp, upscale)
@@ -116,14 +142,10 @@ def rank(words: list[str], tmp: Path) -> None:
     note_what_is_written(tmp)
     shards.PAUSE, real = 0.1, folder._Picture.upscale
     is_victim = (os.environ["RANK"], os.environ["TORCHELASTIC_RESTART_COUNT"]) == ("1", "0")
-    computed = []
+    before = before_each_picture(tmp, is_victim)
 
     def upscale(picture):
-        computed.append(picture)
-        if is_victim and len(computed) == 2:
-            time.sleep(0.5)
-            os.kill(os.getpid(), signal.SIGKILL)
-        time.sleep(0.1)
+        before()
         real(picture)
 
     folder._Picture.upscale = upscale
@@ -159,7 +181,7 @@ def test_the_same_command_again_does_only_what_is_new(pictures, tmp_path):
     results, reports = part(tmp_path, upscale, say=said.append)
     assert [r.status for r in results] == ["done"] * 7 + ["failed"] and reports == 1
     assert len(said) == COUNT and results[0].size_out == (16, 16)
-    assert part(tmp_path, upscale, say=said.append) == (results, 0)
+    assert part(tmp_path, upscale, say=said.append) == (results, 1)
     assert len(computed) == 7 and said[COUNT:] == [
         f"all was done before; remove {tmp_path / 'out' / shards.FOLDER} to do it anew."
     ]
@@ -169,24 +191,62 @@ def test_the_same_command_again_does_only_what_is_new(pictures, tmp_path):
     assert len(computed) == 8 and reports == 1
 
 
-def test_the_last_process_writes_the_report_and_a_failure_is_status_1(pictures, tmp_path):
+def test_a_report_is_always_written_and_a_failure_is_status_3(pictures, tmp_path, capsys):
+    """By a process that comes when all is done, too."""
     (pictures / "7.png").write_text("no picture")
     plan, said = plan_jobs(pictures, tmp_path / "out"), []
     settings = {"output": tmp_path / "out", "json_report": tmp_path / "r.json", "seed": 0}
-    assert shards.share(settings, plan, Work(double, Size(2)), said.append) == 1
+    assert shards.share(settings, plan, Work(double, Size(2)), said.append) == 3
+    failed = capsys.readouterr().err
+    assert failed.startswith("failed: ") and "7.png" in failed and failed.count("\n") == 1
     report = json.loads((tmp_path / "r.json").read_text())
     assert said[-1] == report["summary"] == "7 done, 1 failed" and len(said) == COUNT + 1
     assert [p["status"] for p in report["pictures"]] == ["done"] * 7 + ["failed"]
 
-    (tmp_path / "r.json").unlink()
-    again = settings | {"device": "cpu"}
-    assert shards.share(again, plan, Work(double, Size(2)), said.append) == 1
-    assert not (tmp_path / "r.json").exists() and said[-1].startswith("all was done before")
+    again = settings | {"device": "cpu", "json_report": tmp_path / "other.json"}
+    assert shards.share(again, plan, Work(double, Size(2)), said.append) == 3
+    assert json.loads((tmp_path / "other.json").read_text())["pictures"] == report["pictures"]
+    assert said[-2].startswith("all was done before") and said[-1] == "7 done, 1 failed"
+    assert capsys.readouterr().err == failed
 
     one = plan_jobs(pictures / "0.png", tmp_path / "one.png")
     with pytest.raises(SharingError, match="one picture cannot be shared"):
         shards.share(settings | {"output": tmp_path / "one.png"}, one, Work(double, Size(2)), print)
     assert not (tmp_path / "one.png").exists()
+
+
+def test_each_process_writes_its_own_report_whoever_is_the_last(pictures, tmp_path, monkeypatch):
+    """Here the last one has none to write, and one of an earlier run is there."""
+    plan, other = plan_jobs(pictures, tmp_path / "out"), []
+    settings = {"output": tmp_path / "out", "json_report": tmp_path / "r.json", "seed": 0}
+    (tmp_path / "r.json").write_text("{}")
+    real = SharedRun.finish
+
+    def finish(run, *what):  # of this process, when another one has finished the run
+        monkeypatch.setattr(SharedRun, "finish", real)
+        other.append(shards.share(settings | {"json_report": None}, plan, None, print))
+        return real(run, *what)
+
+    monkeypatch.setattr(SharedRun, "finish", finish)
+    assert shards.share(settings, plan, Work(double, Size(2)), print) == 0 == other[0]
+    assert json.loads((tmp_path / "r.json").read_text())["summary"] == f"{COUNT} done"
+
+
+def test_a_forecast_of_a_large_share_is_told_once(pictures, tmp_path, monkeypatch):
+    for rank, count in (("1", 0), ("0", 1), (None, 1)):
+        if rank is not None:
+            monkeypatch.setenv("RANK", rank)
+            monkeypatch.setenv("WORLD_SIZE", "2")
+            monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+        else:
+            monkeypatch.delenv("TORCHELASTIC_RUN_ID")
+        plan, said = plan_jobs(pictures, tmp_path / f"out{rank}"), []
+        run = SharedRun(tmp_path / f"out{rank}", {})
+        with monkeypatch.context() as patch:
+            patch.setattr("ldm_dream.upscaling.forecast.LARGE", 100)
+            take_part(run, plan, Work(double, Size(2)), lambda results: None, said.append)
+        told = [line for line in said if line.startswith(f"{COUNT} pictures of")]
+        assert told == said[:count]
 
 
 def test_after_a_stop_the_rest_is_done(pictures, tmp_path):
@@ -217,6 +277,24 @@ def test_other_settings_are_refused(pictures, tmp_path):
         part(tmp_path, settings={"scale": 4})
 
 
+LAST_SIGN = 100.0  # seconds
+
+
+class Clock:
+    """Of the process under test: it stands but for sleep, while which another process gives signs."""
+
+    def __init__(self, alive: Path):
+        self.now, self.alive = 0.0, alive
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+        if self.now <= LAST_SIGN:
+            os.utime(self.alive, (self.now, self.now))
+
+
 def test_what_a_silent_machine_had_taken_is_done_when_it_counts_as_lost(
     pictures, tmp_path, monkeypatch
 ):
@@ -229,16 +307,42 @@ def test_what_a_silent_machine_had_taken_is_done_when_it_counts_as_lost(
         plan_jobs(pictures, tmp_path / "out").jobs[0]
     )
     assert writing.claim_file(place / f"{key}.0", other)
-    monkeypatch.setattr(shards, "PAUSE", 0.05)
-    monkeypatch.setattr(shards, "SILENCE", 0.6)
-    beats = [threading.Timer(0.2 * n, (place / f"{other}.alive").touch) for n in (1, 2, 3)]
-    for beat in beats:
-        beat.start()
-    begun = time.monotonic()
+    clock = Clock(place / f"{other}.alive")
+    monkeypatch.setattr(shards, "time", clock)
     results, _ = part(tmp_path)
     assert [r.status for r in results] == ["done"] * COUNT
-    assert time.monotonic() - begun > 1.1  # 0.6 s of signs, then of silence
+    assert LAST_SIGN + shards.SILENCE <= clock.now < LAST_SIGN + shards.SILENCE + 3 * shards.PAUSE
     assert {path.name for path in place.iterdir()} == {shards.SETTINGS, shards.RESULTS}
+
+
+def test_signs_of_life_go_on_when_the_disk_is_away_for_a_moment(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(shards, "BEAT", 0.01)
+    real, touches, again = Path.touch, [], threading.Event()
+
+    def touch(path, *mode):
+        touches.append(path)
+        if 1 < len(touches) < 4:
+            raise OSError(errno.ESTALE, "stale file handle")
+        real(path, *mode)
+        if len(touches) > 4:
+            again.set()
+
+    monkeypatch.setattr(Path, "touch", touch)
+    with SharedRun(tmp_path, {}):
+        assert again.wait(20)
+    assert [record.message.count("stale file handle") for record in caplog.records] == [1]
+
+
+@pytest.mark.parametrize("content", [b"", bytes(20), b"\xff"])
+def test_settings_that_a_crash_left_empty_are_one_sentence(tmp_path, content):
+    with SharedRun(tmp_path, {"scale": 2}):
+        pass
+    settings = tmp_path / shards.FOLDER / shards.SETTINGS
+    settings.write_bytes(content)
+    with pytest.raises(SharingError, match="settings.json is empty or broken.*; remove it and"):
+        SharedRun(tmp_path, {"scale": 2})
+    settings.unlink()
+    SharedRun(tmp_path, {"scale": 2})
 
 
 def test_each_process_of_torchrun_takes_its_own_gpu(monkeypatch):

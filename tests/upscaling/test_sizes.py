@@ -2,7 +2,7 @@ import pytest
 
 from ldm_dream.upscaling.devices import UpscaleError
 from ldm_dream.upscaling.engine import Options
-from ldm_dream.upscaling.sizes import Size
+from ldm_dream.upscaling.sizes import MOST, Size
 
 PHOTO = (400, 600)  # height, width
 
@@ -42,10 +42,13 @@ def test_no_size_is_below_a_pixel_and_every_asked_side_is_met():
     [
         ({"scale": 2, "width": 100}, "scale=2 and width=100 cannot"),
         ({"width": 100, "height": 100, "megapixels": 1}, "cannot be asked for; give one of"),
-        ({"width": 0}, "width=0 is not possible; give a whole number from 1"),
+        ({"width": 0}, "width=0 is not possible; give a whole number from 1 up to 1000000000"),
         ({"height": 10.5}, "height=10.5"),
         ({"width": True}, "width=True"),
         ({"megapixels": float("nan")}, "megapixels=nan"),
+        ({"megapixels": 1e308}, "megapixels=1e.308"),
+        ({"scale": 1e308}, "scale=1e.308"),
+        ({"width": 10**400}, "width=1000"),
         ({"scale": "4"}, "scale=4"),
     ],
 )
@@ -55,3 +58,8 @@ def test_an_impossible_size_is_one_sentence(asked, says):
     assert "\n" not in str(error.value)
     with pytest.raises(UpscaleError):
         Size()
+
+
+@pytest.mark.parametrize("asked", ["scale", "width", "height", "megapixels"])
+def test_the_largest_number_that_is_allowed_is_a_size(asked):
+    assert max(size_of(**{asked: MOST}).of((100, 100))) > 10**7
