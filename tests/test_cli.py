@@ -135,16 +135,18 @@ from ldm_dream.writing import whole_file
 with stoppable("all is whole") as last:
     last.callback(lambda: print("last", flush=True))
     with whole_file(pathlib.Path(sys.argv[1])) as draft:
-        print(draft.exists(), flush=True)
         if sys.argv[2] == "long call":
+            print(draft.exists(), flush=True)
             hashlib.pbkdf2_hmac("sha256", b"", b"", 2**31 - 1)  # which no signal interrupts
         if sys.argv[2] == "waits":
             try:
+                print(draft.exists(), flush=True)
                 time.sleep(60)
             finally:
                 threading.Event().wait()
         while True:
             try:
+                print(draft.exists(), flush=True)
                 time.sleep(60)
             except KeyboardInterrupt:
                 print("passed over", flush=True)
