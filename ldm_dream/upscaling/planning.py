@@ -10,7 +10,7 @@ import os
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import NamedTuple
 
 from ldm_dream.data.images import WRITES, check_header, list_images, needs_alpha
@@ -169,19 +169,34 @@ def _earlier_results(root: Path, out: Path, suffix: str) -> Callable[[Path, Path
 
 
 def _named(found: list[_Found], out: Path, naming: Naming) -> list[Job]:
-    """A job for each. Where a.gif and a.png would both become a.png, the first is a_gif.png."""
-    reasons = {path: _why_png(path) for path, _ in found} if naming.ext == "auto" else {}
-    jobs: list[Job] = []
-    taken: set[Path] = set()
-    for path, root in sorted(found, key=lambda one: bool(reasons.get(one.path))):  # these give way
-        reason = reasons.get(path, "")
-        ext = f".{naming.ext}" if naming.ext != "auto" else ".png" if reason else path.suffix
-        target = out / path.relative_to(root).with_name(path.stem + naming.suffix + ext)
-        if reason and target in taken:
-            target = target.with_name(f"{path.stem}_{path.suffix[1:]}{naming.suffix}.png")
-        taken.add(target)
-        jobs.append(Job(path, target, reason))
+    """A job for each."""
+    reasons = [_why_png(path, naming) for path, _ in found]
+    places = [path.relative_to(root) for path, root in found]
+    names = result_names(list(zip(places, reasons)), naming)
+    jobs = [
+        Job(*job) for job in zip((path for path, _ in found), map(out.joinpath, names), reasons)
+    ]
     return sorted(jobs, key=lambda job: job.source)
+
+
+def result_names(
+    places: Sequence[tuple[PurePath, str]], naming: Naming, stable: bool = False
+) -> list[PurePath]:
+    """Of pictures, each with the reason why it becomes PNG, "" where it does not. Where a.gif and
+    a.png would both become a.png, the first is a_gif.png. stable: it always is, so that no picture
+    that comes later changes a name.
+    """
+    names: dict[int, PurePath] = {}
+    taken: set[PurePath] = set()
+    for number in sorted(range(len(places)), key=lambda number: bool(places[number][1])):
+        place, reason = places[number]  # those with a reason give way
+        ext = f".{naming.ext}" if naming.ext != "auto" else ".png" if reason else place.suffix
+        name = place.with_name(place.stem + naming.suffix + ext)
+        if reason and (stable or name in taken):
+            name = place.with_name(f"{place.stem}_{place.suffix[1:]}{naming.suffix}.png")
+        taken.add(name)
+        names[number] = name
+    return [names[number] for number in range(len(places))]
 
 
 def _marked(jobs: list[Job], results: set[Path]) -> list[Job]:
@@ -189,11 +204,18 @@ def _marked(jobs: list[Job], results: set[Path]) -> list[Job]:
     return [replace(job, may_be_own=job.target.resolve() in results) for job in jobs]
 
 
-def _why_png(path: Path) -> str:
-    """Why the result is not of the kind that its name says; "" where it is."""
-    if path.suffix.lower() not in WRITES:
-        return f"as PNG: {path.suffix.lower()[1:]} is not written"
-    return f"as PNG: {path.suffix.lower()[1:]} holds no transparency" if needs_alpha(path) else ""
+def why_png_by_name(path: PurePath, naming: Naming) -> str:
+    """Why the result is not of the kind that the name says; "" where it is."""
+    is_kept = naming.ext != "auto" or path.suffix.lower() in WRITES
+    return "" if is_kept else f"as PNG: {path.suffix.lower()[1:]} is not written"
+
+
+def _why_png(path: Path, naming: Naming) -> str:
+    """The same, from a look into the file."""
+    reason = why_png_by_name(path, naming)
+    if not reason and naming.ext == "auto" and needs_alpha(path):
+        return f"as PNG: {path.suffix.lower()[1:]} holds no transparency"
+    return reason
 
 
 def _checked(plan: Plan) -> Plan:

@@ -19,17 +19,23 @@ import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from ldm_dream.data.images import WRITES, check_quality, kind_left_out
+from ldm_dream.data.images import check_quality, kind_left_out
 from ldm_dream.errors import UserError, shown
 from ldm_dream.upscaling.engine import Options
 from ldm_dream.upscaling.folder import Result, Work, upscale_all
-from ldm_dream.upscaling.planning import BatchError, Job, Naming
+from ldm_dream.upscaling.planning import (
+    BatchError,
+    Job,
+    Naming,
+    result_names,
+    why_png_by_name,
+)
 from ldm_dream.upscaling.upscaler import Upscaler
 from ldm_dream.writing import this_process, whole_file
 
@@ -114,10 +120,10 @@ class Worker:
         source: str,
         target: str,
         load: Callable[[], Upscaler],
-        pool: Pool = Pool(),
-        scale: float | None = None,
-        files: Files = Files(),
-        how: Options = Options(),
+        pool: Pool,
+        scale: float | None,
+        files: Files,
+        how: Options,
     ):
         torch.set_num_threads(max(1, pool.cpus))
         self.source, self.target = _place(source), _place(target)
@@ -237,15 +243,11 @@ def _pictures(address: str) -> list[str]:
 
 
 def _named(names: list[str], naming: Naming) -> list[tuple[str, str]]:
-    """With the name of each result: a.gif, whose kind is not written, becomes a_gif.png."""
-    pairs = []
-    for name in names:
-        stem, suffix = posixpath.splitext(name)
-        if naming.ext != "auto":
-            suffix = f".{naming.ext}"
-        elif suffix.lower() not in WRITES:
-            stem, suffix = f"{stem}_{suffix[1:]}", ".png"
-        pairs.append((name, f"{stem}{naming.suffix}{suffix}"))
+    """With the name of each result. No file is opened for it."""
+    places = [PurePosixPath(name) for name in names]
+    reasons = [why_png_by_name(place, naming) for place in places]
+    results = result_names(list(zip(places, reasons)), naming, stable=True)
+    pairs = list(zip(names, map(str, results)))
     taken: dict[str, str] = {}
     for name, result in pairs:
         if result in taken:

@@ -16,11 +16,12 @@ from ldm_dream.data.images import Image, ImageError, read_image, write_image
 from ldm_dream.data.metadata import Metadata
 from ldm_dream.upscaling.devices import UpscaleError
 from ldm_dream.upscaling.engine import Options
-from ldm_dream.upscaling.planning import BatchError
-from ldm_dream.upscaling.ray import Files, MissingRay, Pool, Worker, upscale_store
+from ldm_dream.upscaling.planning import BatchError, Naming
+from ldm_dream.upscaling.ray import Files, MissingRay, Pool, Worker, _named, upscale_store
 
 ROOT = Path(__file__).resolve().parents[2]
 COUNT = 8
+AS_IT_IS = Pool(), None, Files(), Options()  # of a Worker
 needs = pytest.mark.skipif(
     not importlib.util.find_spec("ray"), reason="needs Ray: pip install 'ldm_dream[bulk]'"
 )
@@ -104,7 +105,7 @@ def test_of_two_workers_of_ray_one_is_killed_and_all_is_done(ray, pictures, tmp_
 
 def worker(pictures, tmp_path, load=None) -> Worker:
     load = load or partial(Double, tmp_path / "marks")
-    return Worker(str(pictures), f"file://{tmp_path}/out", load)
+    return Worker(str(pictures), f"file://{tmp_path}/out", load, *AS_IT_IS)
 
 
 def test_a_worker_tells_each_picture_and_leaves_out_what_is_stored(pictures, tmp_path):
@@ -134,7 +135,7 @@ def test_a_store_that_is_no_folder_holds_whole_files_only(pictures, tmp_path):
     for name in ("0/0.png", "bad.png"):
         store.pipe_file(f"/raw/{name}", (pictures / name).read_bytes())
     load = partial(Double, tmp_path / "marks")
-    stored = Worker("fsspec+memory:///raw", "fsspec+memory:///x2", load)
+    stored = Worker("fsspec+memory:///raw", "fsspec+memory:///x2", load, *AS_IT_IS)
     names = np.array(["0/0.png", "bad.png"])
     for status in ("done", "skipped"):
         assert stored({"source": names, "target": names})["status"].tolist() == [status, "failed"]
@@ -179,6 +180,15 @@ def test_impossible_options_of_a_store_end_before_ray_begins(pictures, tmp_path)
             upscale_store(*places, **options)
 
 
+def test_names_in_a_store_do_not_depend_on_what_else_is_there():
+    """So that a picture that comes later is not taken for done."""
+    names = ["a.gif", "b/a.JPG"]
+    wanted = [("a.gif", "a_gif_x2.png"), ("b/a.JPG", "b/a_x2.JPG")]
+    assert _named(names, Naming("_x2")) == wanted
+    assert _named([*names, "a.png"], Naming("_x2")) == [*wanted, ("a.png", "a_x2.png")]
+    assert _named(names, Naming("", "webp"))[0] == ("a.gif", "a.webp")
+
+
 def test_a_worker_takes_all_that_a_command_takes(pictures, tmp_path):
     pytest.importorskip("pyarrow", reason="needs pip install 'ldm_dream[bulk]'")
     asked = []
@@ -197,7 +207,8 @@ def test_a_worker_takes_all_that_a_command_takes(pictures, tmp_path):
     for quality in (20, 95):
         files = Files(quality=quality, keep_metadata=quality == 20)
         out = tmp_path / str(quality)
-        worker = Worker(str(pictures), str(out), load, files=files, how=Options(width=40, seed=3))
+        how = Options(width=40, seed=3)
+        worker = Worker(str(pictures), str(out), load, Pool(), None, files, how)
         names = np.array(["a.jpg"])
         assert worker({"source": names, "target": names})["width"].tolist() == [40]
         with PillowImage.open(out / "a.jpg") as result:
