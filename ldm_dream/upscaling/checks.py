@@ -23,8 +23,12 @@ def check_whole(
 
 def check_positive(name: str, value: Any, most: float = math.inf, hint: str = "") -> None:
     """Raises UpscaleError, which ends with `hint`, unless `value` is above 0 and at most `most`."""
-    if isinstance(value, bool) or not isinstance(value, Real) or not 0 < value <= most:
+    if not (_is_number(value) and 0 < value <= most):
         raise _impossible(name, value, f"number above 0{hint}")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)
 
 
 def _impossible(name: str, value: object, wanted: str) -> UpscaleError:
