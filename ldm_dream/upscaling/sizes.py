@@ -8,9 +8,11 @@ from __future__ import annotations
 import math
 from dataclasses import asdict, dataclass
 
+from ldm_dream.upscaling.checks import check_positive, check_whole
 from ldm_dream.upscaling.devices import UpscaleError
 
 MOST = 10**9  # of each number; what is too large for a machine is said when the picture is known
+_LIKE = {"scale": 4, "width": 3840, "height": 2160, "megapixels": 24}
 
 
 @dataclass(frozen=True)
@@ -28,11 +30,11 @@ class Size:
     def __post_init__(self) -> None:
         given = {name: value for name, value in asdict(self).items() if value is not None}
         for name, value in given.items():
-            is_whole = name in ("width", "height")
-            if not isinstance(value, int if is_whole else int | float) or isinstance(value, bool):
-                raise self._impossible(name, value)
-            if not 0 < value <= MOST:
-                raise self._impossible(name, value)
+            hint = f" up to {MOST}, for example {_LIKE[name]}"
+            if name in ("width", "height"):
+                check_whole(name, value, 1, MOST, hint)
+            else:
+                check_positive(name, value, MOST, hint)
         if not given or (len(given) > 1 and set(given) != {"width", "height"}):
             said = " and ".join(f"{name}={value}" for name, value in given.items()) or "no size"
             raise UpscaleError(
@@ -54,13 +56,3 @@ class Size:
             return math.sqrt(self.megapixels * 1e6 / (size[0] * size[1]))
         sides = ((self.height, size[0]), (self.width, size[1]))
         return min(wanted / side for wanted, side in sides if wanted is not None)
-
-    @staticmethod
-    def _impossible(name: str, value: object) -> UpscaleError:
-        kind = "whole number from 1" if name in ("width", "height") else "number above 0"
-        return UpscaleError(
-            f"{name}={value} is not possible; give a {kind} up to {MOST}, for example {_LIKE[name]}."
-        )
-
-
-_LIKE = {"scale": 4, "width": 3840, "height": 2160, "megapixels": 24}

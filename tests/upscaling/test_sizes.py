@@ -49,7 +49,8 @@ def test_no_size_is_below_a_pixel_and_every_asked_side_is_met():
         ({"megapixels": 1e308}, "megapixels=1e.308"),
         ({"scale": 1e308}, "scale=1e.308"),
         ({"width": 10**400}, "width=1000"),
-        ({"scale": "4"}, "scale=4"),
+        ({"scale": 10**400}, "up to 1000000000"),
+        ({"scale": "4"}, "scale='4'"),
     ],
 )
 def test_an_impossible_size_is_one_sentence(asked, says):
