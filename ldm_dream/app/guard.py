@@ -1,5 +1,5 @@
-"""What stands between the network and gradio: the page loads nothing from elsewhere, and the server
-fetches nothing for a visitor.
+"""What stands between the network and gradio: the page loads nothing from elsewhere, the server
+fetches nothing for a visitor, and pages of other sites can have it do nothing.
 
 gradio's page names pictures of other sites for search engines, and its server can fetch an address
 that it is asked for. Both are taken out here, and a policy lets the browser speak with nobody else.
@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
+from urllib.parse import urlsplit
 
 Message = MutableMapping[str, Any]
 App = Callable[..., Awaitable[None]]
@@ -37,6 +38,9 @@ HEADERS = [
 CLOSED = re.compile(
     r"(/gradio_api)?/(file=\s*https?:|proxy=|stream/|monitoring|run-history|workflow)", re.I
 )
+# what gradio tells programs, which this page is not for
+ABSENT = re.compile(r"(/gradio_api)?/openapi\.json", re.I)
+READING = ("GET", "HEAD", "OPTIONS")
 # names of other sites in a page: for search engines, and of an example for programs
 _OTHERS = re.compile(
     rb"<meta\b[^>]*(?:og|twitter):[^>]*>|https://github\.com/gradio-app/[\w./-]*", re.S
@@ -52,11 +56,30 @@ class Guard:
     async def __call__(self, scope: Message, receive: App, send: App) -> None:
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
-        if CLOSED.match(scope["path"]):
-            await send({"type": "http.response.start", "status": 403, "headers": [*HEADERS]})
-            return await send({"type": "http.response.body", "body": b""})
+        if ABSENT.match(scope["path"]):
+            return await _refuse(send, 404)
+        if CLOSED.match(scope["path"]) or not _is_of_the_page(scope):
+            return await _refuse(send, 403)
         answer = _Answer(send)
         await self.app(scope, receive, answer.send)
+
+
+async def _refuse(send: App, status: int) -> None:
+    await send({"type": "http.response.start", "status": status, "headers": [*HEADERS]})
+    await send({"type": "http.response.body", "body": b""})
+
+
+def _is_of_the_page(scope: Message) -> bool:
+    """False where a browser says that the page of another site asks for more than to read. A program
+    that is no browser says nothing of it.
+    """
+    if scope["method"] in READING:
+        return True
+    headers = {name.lower(): value.decode("latin-1") for name, value in scope["headers"]}
+    if headers.get(b"sec-fetch-site", "none") not in ("same-origin", "none"):
+        return False
+    origin = headers.get(b"origin")
+    return origin is None or urlsplit(origin).netloc == headers.get(b"host")
 
 
 class _Answer:

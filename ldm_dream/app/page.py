@@ -23,9 +23,10 @@ TITLE = "Make pictures larger"
 TICK = 0.2  # seconds between two looks at the work
 GRACE = 0.5  # seconds that a work that was stopped has to end, before the page goes on without it
 # seconds: how often uploads that no session took are looked for, and how old they are then
-FORGET = 600, 24 * 3600
+FORGET = 300, 3600
 LISTED = 6  # pictures that the last sentences name one by one
 HERE = Path(__file__).parent
+QUICK: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
 USUAL = {"width": 3840, "height": 2160, "megapixels": 24}  # first values of these sizes
 # a file of gradio -> the browser's folder of downloads
 SAVE = """(file) => {
@@ -91,12 +92,29 @@ def build_page(models: dict[str, Any], sessions: Sessions) -> Any:
 
         page.unload(leave)
         form.size.input(
-            lambda size: usual[size], form.size, form.number, queue=False, show_progress="hidden"
+            lambda size: usual.get(size), form.size, form.number, **QUICK
         )
+    _refuse_quietly(page)
     # what a session holds goes with it, however old it is
     page.temp_file_sets = [page.upload_file_set]
     page.queue(default_concurrency_limit=None, api_open=False)  # `Turns` is the queue
     return page
+
+
+def _refuse_quietly(page: Any) -> None:
+    """What only a program sends, such as too few values, is no fault of ours to print."""
+    import gradio as gr
+
+    own = page.preprocess_data
+
+    async def preprocess(*args: Any, **options: Any) -> Any:
+        try:
+            return await own(*args, **options)
+        except Exception as error:
+            log.debug("refused", exc_info=error)
+            raise gr.Error("The page never asks for this.", print_exception=False) from None
+
+    page.preprocess_data = preprocess
 
 
 def _form(names: list[str], usual: Mapping[str, float]) -> Form:
@@ -222,18 +240,17 @@ def _connect(form: Form, desk: Desk, models: dict[str, Any], sessions: Sessions)
         except Exception as error:
             return {desk.packed: None, desk.status: sentences([_told(session, error)], True)}
 
-    quick = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
     shown = [desk.comparing, desk.download, desk.download_other]
     outputs = [desk.status, desk.chooser, *shown, desk.everything, form.start, form.stop]
-    form.files.upload(take, form.files, [form.files, desk.status], **quick)
-    form.folder.upload(add, [form.folder, form.files], [form.files, desk.status], **quick)
-    form.stop.click(stop, None, form.stop, **quick)
-    desk.chooser.input(choose, desk.chooser, shown, **quick)
+    form.files.upload(take, form.files, [form.files, desk.status], **QUICK)
+    form.folder.upload(add, [form.folder, form.files], [form.files, desk.status], **QUICK)
+    form.stop.click(stop, None, form.stop, **QUICK)
+    desk.chooser.input(choose, desk.chooser, shown, **QUICK)
     fields = {form.files, form.size, form.number, form.model, form.other}
     fields |= {form.steps, form.seed, form.metadata}
     form.start.click(work, fields, outputs, show_progress="hidden", api_visibility="private")
-    packing = desk.everything.click(pack, None, [desk.packed, desk.status], **quick)
-    packing.then(None, desk.packed, None, js=SAVE, **quick)
+    packing = desk.everything.click(pack, None, [desk.packed, desk.status], **QUICK)
+    packing.then(None, desk.packed, None, js=SAVE, **QUICK)
 
 
 def _told(session: Session, error: Exception) -> str:

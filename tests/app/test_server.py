@@ -100,6 +100,50 @@ def test_another_site_cannot_have_its_name_lead_to_the_page(url):
     assert answer(url, Host="elsewhere.example")[0] == 400
 
 
+def posted(address, body, **headers) -> int:
+    """-> the status."""
+    asked = urllib.request.Request(address, data=body, headers=headers, method="POST")
+    try:
+        with urllib.request.urlopen(asked) as found:
+            return found.status
+    except urllib.error.HTTPError as error:
+        return error.code
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Origin": "http://evil.example"},
+        {"Origin": "null"},
+        {"Sec-Fetch-Site": "cross-site"},
+        {"Sec-Fetch-Site": "same-site"},
+    ],
+)
+def test_pages_of_other_sites_can_send_nothing(url, headers):
+    assert posted(url + "gradio_api/upload", b"", **headers) == 403
+
+
+def test_the_page_itself_may_send(url):
+    own = {"Origin": url.rstrip("/"), "Sec-Fetch-Site": "same-origin"}
+    assert posted(url + "gradio_api/upload", b"", **own) != 403
+    assert posted(url + "gradio_api/upload", b"") != 403  # no browser
+
+
+def test_nothing_is_offered_to_programs(url):
+    assert json.loads(answer(url + "gradio_api/info")[1])["named_endpoints"] == {}
+    assert [answer(url + way)[0] for way in ("openapi.json", "gradio_api/openapi.json")] == [404] * 2
+
+
+@pytest.mark.parametrize("number", (0, 1, 3))  # functions that take values
+def test_a_request_that_makes_no_sense_prints_no_traceback(url, capfd, number):
+    body = json.dumps({"data": [], "fn_index": number, "session_hash": "x"}).encode()
+    posted(url + "gradio_api/queue/join", body, **{"Content-Type": "application/json"})
+    body = json.dumps({"data": [], "fn_index": number, "session_hash": "x"}).encode()
+    posted(url + "gradio_api/run/predict", body, **{"Content-Type": "application/json"})
+    time.sleep(0.3)
+    assert "Traceback" not in capfd.readouterr().err
+
+
 def said_by(capsys, words) -> str:
     """What the command says as it ends with a mistake of the user."""
     with pytest.raises(SystemExit) as end:
