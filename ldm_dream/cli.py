@@ -6,6 +6,7 @@ Imports no torch, so `--help` and `--dry-run` answer at once.
 
 import argparse
 import io
+import logging
 import math
 import os
 import select
@@ -135,6 +136,18 @@ def user_errors() -> Iterator[None]:
             raise
         sys.stderr.write(f"error: {shown(' '.join(str(error).split()))}\n")
         raise SystemExit(EXIT_USER_ERROR) from None
+
+
+@contextmanager
+def warnings_shown(are_shown: bool) -> Iterator[None]:
+    """During the body, warnings are said or only mistakes."""
+    log = logging.getLogger("ldm_dream")
+    before = log.level
+    log.setLevel(before if are_shown else logging.ERROR)
+    try:
+        yield
+    finally:
+        log.setLevel(before)
 
 
 def _stdout_is_closed() -> bool:

@@ -89,7 +89,7 @@ IMPORT_RULES = {
         ("torch", "numpy", "safetensors", "taming", "tqdm", "huggingface_hub"),
     ),
     "ldm_dream.upscaling": May((*MODEL, *root("upscaling")), ("torch", "numpy", "PIL", "tqdm")),
-    "ldm_dream.upscaling.flags": May(root("cli", "model_config")),
+    "ldm_dream.upscaling.flags": May(root("cli", "model_config", "upscaling.defaults")),
     "ldm_dream.upscaling.ray": May(
         (*MODEL, *root("upscaling")), ("torch", "numpy", "ray", "pyarrow")
     ),

@@ -16,6 +16,8 @@ import sys
 import time
 
 from ldm_dream.cli import command_line, stoppable, user_errors
+from ldm_dream.upscaling.defaults import DEFAULT_MODEL
+from ldm_dream.upscaling.flags import add_device_flags
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -33,7 +35,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--model",
         action="append",
         metavar="NAME",
-        help="a model, as for upscale; several may be compared (default: dream-latent-x4-tiny)",
+        help=f"a model, as for upscale; several may be compared (default: {DEFAULT_MODEL})",
     )
     parser.add_argument(
         "--max-upload",
@@ -43,12 +45,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="a larger file is refused (default: %(default)s)",
     )
     parser.add_argument("--open", action="store_true", help="open the page in the browser")
-    parser.add_argument(
-        "--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)"
-    )
-    parser.add_argument(
-        "--dtype", choices=("auto", "fp32", "bf16", "fp16"), default="auto", help="(default: auto)"
-    )
+    add_device_flags(parser)
     return parser
 
 
@@ -59,7 +56,7 @@ def run(args: argparse.Namespace) -> None:
 
     need_gradio()
     place = Place(args.host, args.port, args.max_upload, args.open)
-    models = load_models(args.model or ["dream-latent-x4-tiny"], args.device, args.dtype)
+    models = load_models(args.model or [DEFAULT_MODEL], args.device, args.dtype)
     with serving(models, place) as url:
         print(f"the page is at {url} (Ctrl-C ends it)", flush=True)
         if not place.is_private:

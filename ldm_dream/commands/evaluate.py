@@ -20,6 +20,7 @@ from pathlib import Path
 
 from ldm_dream.cli import command_line, stoppable, user_errors
 from ldm_dream.errors import UserError, shown
+from ldm_dream.upscaling.flags import add_dtype_flag
 from ldm_dream.writing import check_outputs
 
 
@@ -56,7 +57,7 @@ def build_parser() -> argparse.ArgumentParser:
         choices=("none", "wavelet", "adain"),
         help="(default: wavelet; dream-legacy, and files of other projects: none)",
     )
-    add("--dtype", choices=("auto", "fp32", "bf16", "fp16"), help="(default: auto)")
+    add_dtype_flag(parser, default=None)  # so that it is known whether it was given
     add(
         "--protocol",
         choices=("standard", "dream-legacy"),

@@ -13,15 +13,12 @@ exit status:
 from __future__ import annotations
 
 import argparse
-import logging
 import sys
 from contextlib import ExitStack
 from dataclasses import asdict, fields, replace
 from functools import partial
-from os.path import expanduser
-from pathlib import Path
 
-from ldm_dream.cli import EXIT_USER_ERROR, command_line, stoppable, user_errors
+from ldm_dream.cli import EXIT_USER_ERROR, command_line, stoppable, user_errors, warnings_shown
 from ldm_dream.errors import UserError, shown, some
 from ldm_dream.upscaling.flags import add_flags
 
@@ -37,19 +34,14 @@ def run(args: argparse.Namespace, last: ExitStack) -> int:
     sources = args.input = [*vars(args).pop("inputs"), *args.input]
     if not sources:
         raise UserError("no picture is given; name pictures and folders of them before -o.")
-    if args.quiet:
-        log = logging.getLogger("ldm_dream")
-        last.callback(log.setLevel, log.level)
-        log.setLevel(logging.ERROR)
-    elif sys.stderr.isatty():
+    if sys.stderr.isatty() and not args.quiet:
         sys.stderr.write(
             f"{some([*map(shown, sources)], 3)} -> {shown(args.output)}: loading {shown(args.model)}\n"
         )
     # here, so that --help and the first line come without torch
     from ldm_dream.data.images import check_quality
-    from ldm_dream.upscaling.devices import DTYPES
     from ldm_dream.upscaling.engine import Options
-    from ldm_dream.upscaling.folder import Work, summary, upscale_plan
+    from ldm_dream.upscaling.folder import Work, summary, upscale_plan, used
     from ldm_dream.upscaling.forecast import forecast
     from ldm_dream.upscaling.planning import Naming, check_places, is_one_picture, plan_jobs
     from ldm_dream.upscaling.progress import Progress
@@ -57,7 +49,7 @@ def run(args: argparse.Namespace, last: ExitStack) -> int:
     from ldm_dream.upscaling.upscaler import Upscaler
 
     plan = plan_jobs(sources, args.output, args.recursive, Naming(args.suffix, args.ext))
-    check_places(plan, args.json_report, Path(expanduser(args.model)))
+    check_places(plan, args.json_report, args.model)
     check_quality(args.quality, [job.target for job in plan.jobs])
     how = Options(**{field.name: getattr(args, field.name) for field in fields(Options)})
     how.size(1, args.scale)  # what is not possible ends here
@@ -66,18 +58,20 @@ def run(args: argparse.Namespace, last: ExitStack) -> int:
     calls, size = upscaler.engine.calls(how), how.size(upscaler.scale, args.scale)
     upscale = partial(upscaler, scale=args.scale, **asdict(how))
     work = Work(upscale, size, args.skip_existing, args.metadata == "keep", args.quality)
-    settings = vars(args) | asdict(upscaler.engine.settled(how)) | {"scale": size.scale}
+    settings = vars(args) | used(upscaler.engine, how, size)
     if args.share or is_under_torchrun():
-        return share(settings, plan, work, lambda line: args.quiet or print(line, flush=True))
-    # of a shared run, each process has its own
-    dtype = next(name for name, known in DTYPES.items() if known == upscaler.dtype)
-    settings |= {"device": str(upscaler.device), "dtype": dtype}
+        return share(
+            settings | {"device": args.device, "dtype": args.dtype},  # each process has its own
+            plan,
+            work,
+            lambda line: args.quiet or print(line, flush=True),
+        )
     expected = forecast(plan.jobs, size, args.skip_existing)
-    is_one = is_one_picture(sources)
-    runs = 2 if how.color_fix == "adain" else 1  # of each tile; the first one measures
-    with Progress(expected.pixels, expected.pictures, runs * calls, args.quiet) as progress:
+    # adain takes each tile twice, and measures first
+    is_one, a_tile = is_one_picture(sources), calls * (2 if how.color_fix == "adain" else 1)
+    with Progress(expected.pixels, expected.pictures, a_tile, args.quiet) as progress:
         if expected.is_large or progress.is_bar:
-            progress.tell(f"{expected}.")
+            progress.tell(f"{expected}; the time is told after the first steps.")
         work = replace(work, upscale=progress.watching(work.upscale), note=progress.note)
         results = upscale_plan(plan, work, settings, progress.write, last)
     if not is_one:
@@ -93,5 +87,5 @@ def main(words: list[str] | None = None) -> None:
         stays = (
             f"every picture in {shown(args.output)} is whole; --skip-existing goes on from there"
         )
-        with stoppable(stays) as last:
+        with warnings_shown(not args.quiet), stoppable(stays) as last:
             raise SystemExit(run(args, last))

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from ldm_dream.cli import natural
+from ldm_dream.upscaling.defaults import BATCH_SIZE, DEFAULT_MODEL, MAX_PIXELS, TILE_PAD
 
 NOT_HERE = {  # options of Real-ESRGAN -> why there is none here
     "--face_enhance": "there is no model for faces here",
@@ -44,6 +45,24 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
             "Its -i, -o, -n, -s, -t, --suffix, --ext and --tile_pad are as above, but nothing is put\n"
             "before a suffix. Of its others there are these:",
         )
+    )
+
+
+def add_device_flags(group: argparse._ActionsContainer) -> None:
+    group.add_argument(
+        "--device",
+        default="auto",
+        help="auto, cpu, cuda, xpu, mps, or one with :N, as cuda:1 (default: auto)",
+    )
+    add_dtype_flag(group, default="auto")
+
+
+def add_dtype_flag(group: argparse._ActionsContainer, default: str | None) -> None:
+    group.add_argument(
+        "--dtype",
+        choices=("auto", "fp32", "bf16", "fp16"),
+        default=default,
+        help="(default: auto)",
     )
 
 
@@ -88,7 +107,7 @@ def _how(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "-n",
         "--model",
-        default="dream-latent-x4-tiny",
+        default=DEFAULT_MODEL,
         help="bundled model, model folder, hf:owner/name, or a .pth or .safetensors file that "
         "spandrel knows (default: %(default)s)",
     )
@@ -156,21 +175,14 @@ def _files(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--max-pixels",
         type=int,
-        default=2**29,
+        default=MAX_PIXELS,
         metavar="N",
         help="of a result; a larger one is refused (default: %(default)s)",
     )
 
 
 def _machine(group: argparse._ArgumentGroup) -> None:
-    group.add_argument(
-        "--device",
-        default="auto",
-        help="auto, cpu, cuda, xpu, mps, or one with :N, as cuda:1 (default: auto)",
-    )
-    group.add_argument(
-        "--dtype", choices=("auto", "fp32", "bf16", "fp16"), default="auto", help="(default: auto)"
-    )
+    add_device_flags(group)
     group.add_argument(
         "-t",
         "--tile",
@@ -181,16 +193,16 @@ def _machine(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--tile-pad",
         type=int,
-        default=16,
+        default=TILE_PAD,
         metavar="PX",
-        help="overlap a side in input pixels (default: 16)",
+        help="overlap a side in input pixels (default: %(default)s)",
     )
     group.add_argument(
         "--batch-size",
         type=int,
-        default=1,
+        default=BATCH_SIZE,
         metavar="N",
-        help="tiles computed at a time (default: 1)",
+        help="tiles computed at a time (default: %(default)s)",
     )
     group.add_argument(
         "--compile",

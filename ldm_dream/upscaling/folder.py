@@ -30,6 +30,8 @@ from ldm_dream.data.images import (
 )
 from ldm_dream.errors import shown
 from ldm_dream.heap import give_back_freed_memory
+from ldm_dream.upscaling.devices import DTYPES
+from ldm_dream.upscaling.engine import Engine, Options
 from ldm_dream.upscaling.planning import Job, Plan, is_too_long
 from ldm_dream.upscaling.sizes import Size
 from ldm_dream.writing import WriteError, whole_file
@@ -249,6 +251,13 @@ def _refuse_own(target: Path, size: tuple[int, int]) -> None:
 
 
 # ------------------------------------------------------------------------------------- the report
+
+
+def used(engine: Engine, how: Options, size: Size) -> dict[str, Any]:
+    """Settings as they were used, where the command left them to the model and the machine."""
+    dtype = next(name for name, known in DTYPES.items() if known == engine.dtype)
+    settled = asdict(engine.settled(how))
+    return settled | {"scale": size.scale, "device": str(engine.device), "dtype": dtype}
 
 
 def summary(plan: Plan, results: list[Result]) -> str:

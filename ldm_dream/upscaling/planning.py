@@ -128,9 +128,9 @@ def _to_a_file(source: Path, out: Path, naming: Naming) -> Job:
     return Job(source, out)
 
 
-def check_places(plan: Plan, report: Path | None = None, model: Path | None = None) -> None:
-    """Every output can be written and is no input, nor a file of the model; missing folders
-    are made. Raises BatchError or WriteError.
+def check_places(plan: Plan, report: Path | None = None, model: str | Path = "") -> None:
+    """Every output can be written and is no input, nor a file of the model, which may be a name;
+    missing folders are made. Raises BatchError or WriteError.
     """
     outputs = [job.target for job in plan.jobs if not is_too_long(job.target)]
     if report is not None:
@@ -141,7 +141,8 @@ def check_places(plan: Plan, report: Path | None = None, model: Path | None = No
         if report.resolve() in {path.resolve() for path in outputs}:
             raise BatchError(f"{shown(report)} is an output; give the report another name.")
         outputs.append(report)
-    of_model = [] if model is None else list(model.iterdir()) if model.is_dir() else [model]
+    place = Path(os.path.expanduser(model))
+    of_model = [] if not model else list(place.iterdir()) if place.is_dir() else [place]
     check_outputs(outputs, [*(job.source for job in plan.jobs), *of_model])
 
 

@@ -2,20 +2,25 @@ import io
 import json
 import logging
 import os
+import pty
 import re
+import resource
 import runpy
 import signal
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from ldm_dream.commands.upscale import build_parser
 from ldm_dream.data.images import Image, read_image, write_image
 from ldm_dream.errors import UserError
 from ldm_dream.upscaling import forecast, progress
-from ldm_dream.upscaling.upscaler import Upscaler
+from ldm_dream.upscaling.engine import Options
+from ldm_dream.upscaling.upscaler import DEFAULT_MODEL, Upscaler
 from runs import pixel_model
 
 TOOL = Path(__file__).resolve().parents[2] / "tools/upscale.py"
@@ -271,7 +276,7 @@ def test_models_are_listed_and_a_near_name_is_offered(photos, tmp_path, upscale,
     assert code == 2 and "no picture is given" in err
 
 
-def test_space_and_time_are_said_before_a_long_folder(
+def test_space_is_said_before_a_long_folder_and_time_after_its_first_steps(
     model, photos, tmp_path, upscale, monkeypatch, capsys
 ):
     options = (photos, "-o", tmp_path / "out", "-n", model)
@@ -288,7 +293,7 @@ def test_space_and_time_are_said_before_a_long_folder(
     assert upscale(*options)[0] == 0
     space, left = said  # before the first picture and before the second
     assert "2 pictures of 0.0 megapixels become 0.0 megapixels, about " in space
-    assert space.endswith("are free there.")
+    assert space.endswith("are free there; the time is told after the first steps.")
     assert re.fullmatch(r" *\d+%  picture 1 of 2, step 2 of 4, about \d+ s left", left)
 
 
@@ -317,6 +322,28 @@ def test_a_terminal_hears_of_the_work_before_anything_is_loaded(
     _, _, err = upscale(photos, "-o", tmp_path / "out")
     first = f"{photos} -> {tmp_path / 'out'}: loading dream-latent-x4-tiny"
     assert err.splitlines() == [first, "error: asked"]
+
+
+def test_the_first_line_comes_within_three_seconds(photos, tmp_path):
+    """Of CPU, which a busy machine does not stretch."""
+    reading, writing = pty.openpty()
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    command = [sys.executable, str(TOOL), str(photos), "-o", str(tmp_path / "out")]
+    child = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=writing)
+    first = os.read(reading, 10_000)
+    child.kill()
+    child.wait()
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    took = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    assert b"loading dream-latent-x4-tiny" in first and took < 3, took
+    os.close(reading), os.close(writing)
+
+
+def test_what_is_not_asked_for_is_what_the_library_takes():
+    args = build_parser().parse_args(["x", "-o", "y"])
+    for field in fields(Options):
+        assert getattr(args, field.name) == field.default, field.name
+    assert args.model == DEFAULT_MODEL
 
 
 def test_help_does_not_import_torch():
