@@ -8,7 +8,7 @@ from importlib import import_module
 from typing import NamedTuple
 
 from ldm_dream import __version__
-from ldm_dream.cli import user_errors
+from ldm_dream.cli import ends_when_stopped, user_errors
 from ldm_dream.errors import UserError, did_you_mean
 
 
@@ -56,12 +56,17 @@ COMMANDS = {
 
 def main(words: list[str] | None = None) -> None:
     """words: of the command line, without the program's name; None: those of this process."""
-    name, *rest = (sys.argv[1:] if words is None else words) or ["--help"]
+    if words is None:
+        with ends_when_stopped():
+            return main(sys.argv[1:])
+    name, *rest = words or ["--help"]
     with user_errors():
         if name in ("-h", "--help"):
             print(usage())
         elif name in ("-V", "--version"):
             print(f"ldm-dream {__version__}")
+        elif name == "--list-models":
+            command("models")(rest)
         elif name in COMMANDS:
             command(name)(rest)
         else:

@@ -19,7 +19,7 @@ from contextlib import ExitStack
 from dataclasses import asdict, fields, replace
 from functools import partial
 
-from ldm_dream.cli import EXIT_USER_ERROR, command_line, stoppable, user_errors, warnings_shown
+from ldm_dream.cli import command_line, stoppable, user_errors, warnings_shown
 from ldm_dream.errors import UserError, shown, some
 from ldm_dream.upscaling.flags import add_flags
 
@@ -74,12 +74,18 @@ def run(args: argparse.Namespace, last: ExitStack) -> int:
         if expected.is_large or progress.is_bar:
             progress.tell(f"{expected}; the time is told after the first steps.")
         work = replace(work, upscale=progress.watching(work.upscale), note=progress.note)
-        results = upscale_plan(plan, work, settings, progress.write, last)
-    if not is_one:
-        progress.write(summary(plan, results))
+        say = progress.write
+        if is_one:  # its failure is the error of the command
+            results = upscale_plan(plan, work, settings, lambda line: None, last)
+            if (result := results[0]).error:
+                raise UserError(result.error)
+            say(str(result))
+            return 0
+        results = upscale_plan(plan, work, settings, say, last)
+    progress.write(summary(plan, results))
     failed = failures(results)
     sys.stderr.writelines(failed)
-    return 0 if not failed else EXIT_USER_ERROR if is_one else 1
+    return 1 if failed else 0
 
 
 def main(words: list[str] | None = None) -> None:

@@ -85,8 +85,12 @@ def list_images(path: str | Path, recursive: bool = False) -> Listing:
 
 
 def in_words(counts: dict[str, int]) -> str:
-    """{"txt": 2, "hidden": 1} -> "2 txt, 1 hidden"."""
-    return ", ".join(f"{count} {kind}" for kind, count in counts.items())
+    """{"txt": 2, "earlier result": 2} -> "2 txt, 2 earlier results"."""
+    plural = ("result", "folder")
+    return ", ".join(
+        f"{count} {kind}{'s' * (count != 1 and kind.endswith(plural))}"
+        for kind, count in counts.items()
+    )
 
 
 def _walked(path: Path, recursive: bool) -> tuple[list[Path], Counter[str]]:

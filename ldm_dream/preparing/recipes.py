@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import partial
 
+from ldm_dream.errors import did_you_mean
 from ldm_dream.preparing.pictures import AsItIs, Crop, Square, SubImages
 from ldm_dream.preparing.recipe import Part, PrepareError, Recipe
 
@@ -242,5 +243,6 @@ def recipe_of(name: str | None) -> Recipe:
     if name is None:
         raise PrepareError(f"name a data set; there are {', '.join(RECIPES)}.")
     if name not in RECIPES:
-        raise PrepareError(f"there is no recipe {name!r}; there are {', '.join(RECIPES)}.")
+        hint = did_you_mean(name, RECIPES, f"there are {', '.join(RECIPES)}.")
+        raise PrepareError(f"there is no recipe {name!r}; {hint}")
     return RECIPES[name]

@@ -17,7 +17,9 @@ from ldm_dream.upscaling.sizes import Size
 LOOKED_AT = 256  # pictures
 LARGE = 2**24  # pixels of results; what makes more takes minutes on a CPU
 RAW = 3  # bytes of an RGB pixel of 8 bits
-UNITS = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
+# pixels a byte of a file; more are what a header claims and the file cannot hold
+MOST_IN_A_BYTE = 1000
+UNITS = ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
 
 
 @dataclass(frozen=True)
@@ -71,14 +73,20 @@ def _one(job: Job, wanted: Size) -> tuple[float, float, float]:
     has where both are of one kind, else those of raw pixels, which are more.
     """
     try:
-        height, width = image_size(job.source)
+        size = image_size(job.source)
         bytes_there = os.path.getsize(job.source)
     except (ImageError, OSError):
         return 0.0, 0.0, 0.0
-    pixels = height * width
-    result = math.prod(wanted.of((height, width)))
+    claimed = math.prod(size)
+    pixels = believed(claimed, bytes_there)
+    result = math.prod(wanted.of(size)) * pixels / claimed
     same_kind = job.source.suffix.lower() == job.target.suffix.lower()
     return pixels, result, result * (bytes_there / pixels if same_kind else RAW)
+
+
+def believed(pixels: float, size: int) -> float:
+    """As many of the pixels that a header says as a file of `size` bytes can hold."""
+    return min(pixels, MOST_IN_A_BYTE * size)
 
 
 def _free(jobs: list[Job]) -> int | None:

@@ -83,6 +83,11 @@ def plan_jobs(
         raise BatchError(f"{shown(out)}: this name is too long; give -o a shorter one.")
     if is_one_picture(sources) and out.suffix and not out.is_dir():
         return _checked(Plan([_to_a_file(sources[0], out, naming)]))
+    if is_one_picture(sources) and out.exists() and not out.is_dir():
+        raise BatchError(
+            f"{shown(out)} is no folder and no name of a picture; name a folder, or a file that ends "
+            f"in one of {', '.join(WRITES)}."
+        )
     if out.exists() and not out.is_dir():
         raise BatchError(
             f"{shown(out)} is a file; the output of a folder or of several inputs is a folder."

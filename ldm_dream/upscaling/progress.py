@@ -5,6 +5,7 @@ and then elsewhere.
 from __future__ import annotations
 
 import math
+import os
 import shutil
 import sys
 import time
@@ -17,6 +18,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from ldm_dream.data.image import Image
 from ldm_dream.upscaling.folder import Result
+from ldm_dream.upscaling.forecast import believed
 from ldm_dream.upscaling.planning import Job
 
 BETWEEN_LINES = 10.0  # seconds
@@ -81,7 +83,7 @@ class Progress:
         """What became of a picture, as `Work.note` tells it; one that failed was not made."""
         if result.status == "failed" and result.size_out is None:
             self.ended += 1
-            self.work -= math.prod(result.size_in or (0, 0))
+            self.work -= _counted(job, result)
 
     def write(self, line: str) -> None:
         """A result, above the bar."""
@@ -122,9 +124,17 @@ class Progress:
         return f"{picture}step {done} of {total}{in_tiles}{time_left}"
 
 
+def _counted(job: Job, result: Result) -> float:
+    """Pixels of the picture, as the forecast counted them."""
+    try:
+        return believed(math.prod(result.size_in or (0, 0)), os.path.getsize(job.source))
+    except OSError:
+        return 0.0
+
+
 def _columns() -> int:
-    """Of the terminal, less one, where the cursor stands."""
-    return shutil.get_terminal_size().columns - 1
+    """Of the terminal, less one, where the cursor stands; 80 where it says that it has none."""
+    return (shutil.get_terminal_size().columns or 80) - 1
 
 
 def in_time(seconds: float) -> str:
