@@ -42,7 +42,7 @@ def run(args: argparse.Namespace, last: ExitStack) -> int:
     # here, so that --help and the first line come without torch
     from ldm_dream.data.images import check_quality
     from ldm_dream.upscaling.engine import Options
-    from ldm_dream.upscaling.folder import Work, failures, summary, upscale_plan, used
+    from ldm_dream.upscaling.folder import Work, failures, summary, upscale_one, upscale_plan, used
     from ldm_dream.upscaling.forecast import forecast
     from ldm_dream.upscaling.planning import Naming, check_places, is_one_picture, plan_jobs
     from ldm_dream.upscaling.progress import Progress
@@ -54,8 +54,9 @@ def run(args: argparse.Namespace, last: ExitStack) -> int:
     check_quality(args.quality, [job.target for job in plan.jobs])
     how = Options(**{field.name: getattr(args, field.name) for field in fields(Options)})
     how.size(1, args.scale)  # what is not possible ends here
-    device = device_of_rank(args.device)
-    upscaler = Upscaler.from_pretrained(args.model, device, args.dtype, args.compile)
+    upscaler = Upscaler.from_pretrained(
+        args.model, device_of_rank(args.device), args.dtype, args.compile
+    )
     calls, size = upscaler.engine.calls(how), how.size(upscaler.scale, args.scale)
     upscale = partial(upscaler, scale=args.scale, **asdict(how))
     work = Work(upscale, size, args.skip_existing, args.metadata == "keep", args.quality)
@@ -74,17 +75,12 @@ def run(args: argparse.Namespace, last: ExitStack) -> int:
         if expected.is_large or progress.is_bar:
             progress.tell(f"{expected}; the time is told after the first steps.")
         work = replace(work, upscale=progress.watching(work.upscale), note=progress.note)
-        say = progress.write
-        if is_one:  # its failure is the error of the command
-            results = upscale_plan(plan, work, settings, lambda line: None, last)
-            if (result := results[0]).error:
-                raise UserError(result.error)
-            say(str(result))
+        if is_one:
+            upscale_one(plan, work, settings, progress.write, last)
             return 0
-        results = upscale_plan(plan, work, settings, say, last)
+        results = upscale_plan(plan, work, settings, progress.write, last)
     progress.write(summary(plan, results))
-    failed = failures(results)
-    sys.stderr.writelines(failed)
+    sys.stderr.writelines(failed := failures(results))
     return 1 if failed else 0
 
 

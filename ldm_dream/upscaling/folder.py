@@ -32,7 +32,7 @@ from ldm_dream.errors import shown
 from ldm_dream.heap import give_back_freed_memory
 from ldm_dream.upscaling.devices import DTYPES, TooLittleMemory
 from ldm_dream.upscaling.engine import Engine, Options
-from ldm_dream.upscaling.planning import Job, Plan, is_too_long
+from ldm_dream.upscaling.planning import BatchError, Job, Plan, is_too_long
 from ldm_dream.upscaling.sizes import Size
 from ldm_dream.writing import WriteError, whole_file
 
@@ -96,6 +96,18 @@ def upscale_plan(
             results.append(result)
             say(str(result))
     return results
+
+
+def upscale_one(
+    plan: Plan, work: Work, settings: dict[str, Any], say: Callable[[str], None], last: ExitStack
+) -> None:
+    """As `upscale_plan`, of a plan of one picture; its failure is the error of the command. Raises
+    BatchError.
+    """
+    result = upscale_plan(plan, work, settings, lambda line: None, last)[0]
+    if result.error:
+        raise BatchError(result.error)
+    say(str(result))
 
 
 def upscale_all(jobs: Iterable[Job], work: Work) -> Generator[Result, None, None]:
