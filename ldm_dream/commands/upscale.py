@@ -50,7 +50,7 @@ def run(args: argparse.Namespace, last: ExitStack) -> int:
     from ldm_dream.data.images import check_quality
     from ldm_dream.upscaling.devices import DTYPES
     from ldm_dream.upscaling.engine import Options
-    from ldm_dream.upscaling.folder import Work, failures, summary, upscale_plan
+    from ldm_dream.upscaling.folder import Work, upscale_and_sum_up
     from ldm_dream.upscaling.forecast import forecast
     from ldm_dream.upscaling.planning import Naming, check_places, is_one_picture, plan_jobs
     from ldm_dream.upscaling.progress import Progress
@@ -74,22 +74,13 @@ def run(args: argparse.Namespace, last: ExitStack) -> int:
     dtype = next(name for name, known in DTYPES.items() if known == upscaler.dtype)
     settings |= {"device": str(upscaler.device), "dtype": dtype}
     expected = forecast(plan.jobs, size, args.skip_existing)
-    is_one = is_one_picture(sources)
     runs = 2 if how.color_fix == "adain" else 1  # of each tile; the first one measures
     with Progress(expected.pixels, expected.pictures, runs * calls, args.quiet) as progress:
         if expected.is_large or progress.is_bar:
             progress.tell(f"{expected}.")
         work = replace(work, upscale=progress.watching(work.upscale), note=progress.note)
-        say = progress.write
-        if is_one:  # its failure is the error of the command
-            results = upscale_plan(plan, work, settings, lambda line: None, last)
-            if (result := results[0]).error:
-                raise UserError(result.error)
-            say(str(result))
-            return 0
-        results = upscale_plan(plan, work, settings, say, last)
-    progress.write(summary(plan, results))
-    failed = failures(results)
+        is_one = is_one_picture(sources)
+        failed = upscale_and_sum_up(plan, work, settings, progress.write, last, is_one)
     sys.stderr.writelines(failed)
     return 1 if failed else 0
 

@@ -28,7 +28,7 @@ from ldm_dream.data.images import (
     read_image,
     write_image,
 )
-from ldm_dream.errors import shown
+from ldm_dream.errors import UserError, shown
 from ldm_dream.heap import give_back_freed_memory
 from ldm_dream.upscaling.devices import TooLittleMemory
 from ldm_dream.upscaling.planning import Job, Plan, is_too_long
@@ -95,6 +95,28 @@ def upscale_plan(
             results.append(result)
             say(str(result))
     return results
+
+
+def upscale_and_sum_up(
+    plan: Plan,
+    work: Work,
+    settings: dict[str, Any],
+    say: Callable[[str], None],
+    last: ExitStack,
+    is_one: bool,
+) -> list[str]:
+    """As `upscale_plan`, and the summary; -> a line for each picture that failed. Of one picture
+    that was given alone there is no summary, and its failure raises UserError.
+    """
+    if not is_one:
+        results = upscale_plan(plan, work, settings, say, last)
+        say(summary(plan, results))
+        return failures(results)
+    (result,) = upscale_plan(plan, work, settings, lambda line: None, last)
+    if result.error:
+        raise UserError(result.error)
+    say(str(result))
+    return []
 
 
 def upscale_all(jobs: Iterable[Job], work: Work) -> Generator[Result, None, None]:
