@@ -45,7 +45,6 @@ def check_outputs(outputs: Iterable[Path], inputs: Iterable[Path]) -> None:
     """
     with _sentences():
         read = {_identity(path): path for path in inputs if path.exists()}
-        folders: set[Path] = set()
         for path in outputs:
             if path.is_dir():
                 raise WriteError(f"{path}: is a folder; name a file to write.")
@@ -56,24 +55,7 @@ def check_outputs(outputs: Iterable[Path], inputs: Iterable[Path]) -> None:
                 raise WriteError(
                     f"{path}: is an input{also} and would be lost; name another output."
                 )
-            folders.add(path.parent)
-        for folder in folders:
-            make_folder(folder)
-            _try_to_write(folder)
-
-
-def _try_to_write(folder: Path) -> None:
-    """Raises WriteError where no file can be made, as in /proc, which allows it by its modes."""
-    draft = _draft(folder, "")
-    try:
-        draft.touch()
-    except OSError as error:
-        raise WriteError(
-            f"{folder}: cannot be written to: {error.strerror}; name another."
-        ) from None
-    finally:
-        with suppress(OSError):
-            draft.unlink()
+            make_folder(path.parent)
 
 
 def check_place(folder: Path) -> None:

@@ -91,6 +91,7 @@ def refused(capsys, call, *args) -> str:
     ("words", "says"),
     [
         ("upscal -i x", "there is no command upscal; did you mean upscale?"),
+        ("prepare div2", "there is no recipe 'div2'; did you mean div2k?"),
         ("enlarge", "use one of upscale, train"),
         ("upscale x -o y --tile_padd 3", "no option --tile-padd; did you mean --tile-pad?"),
         ("upscale x --outptu y", "did you mean --output?"),
@@ -242,7 +243,18 @@ def test_ctrl_c_ends_every_command_with_one_line(monkeypatch, tmp_path, capsys, 
     assert capsys.readouterr().err == "stopped; what was to be written is whole or not there.\n"
 
 
-@pytest.mark.parametrize("words", ["-V", "upscale --list-models"])
+def test_a_stopped_process_ends_without_a_teardown(monkeypatch):
+    ended = []
+    monkeypatch.setattr(os, "_exit", ended.append)
+    for status in (130, 143):
+        with cli.ends_when_stopped():
+            raise SystemExit(status)
+    with pytest.raises(SystemExit), cli.ends_when_stopped():
+        raise SystemExit(2)
+    assert ended == [130, 143]
+
+
+@pytest.mark.parametrize("words", ["-V", "upscale --list-models", "--list-models"])
 @pytest.mark.parametrize("unbuffered", ["", "1"])
 def test_what_is_printed_ends_quietly_where_nobody_reads(words, unbuffered):
     child = subprocess.Popen(

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePath
+from tempfile import TemporaryFile
 from typing import NamedTuple
 
 from ldm_dream.data.images import WRITES, check_header, list_images, needs_alpha
@@ -151,6 +152,18 @@ def check_places(plan: Plan, report: Path | None = None, model: str | Path = "")
     place = Path(os.path.expanduser(model))
     of_model = [] if not model else list(place.iterdir()) if place.is_dir() else [place]
     check_outputs(outputs, [*(job.source for job in plan.jobs), *of_model])
+    for folder in {path.parent for path in outputs}:
+        _try_to_write(folder)
+
+
+def _try_to_write(folder: Path) -> None:
+    """Raises BatchError where no file can be made, as in /proc, which allows it by its modes."""
+    try:
+        TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise BatchError(
+            f"{shown(folder)}: cannot be written to ({error.strerror}); name another folder."
+        ) from None
 
 
 class _Found(NamedTuple):

@@ -221,6 +221,21 @@ def test_no_output_takes_an_inputs_place_and_nothing_is_loaded_first(
     assert picture.read_bytes() == before
 
 
+def test_one_picture_that_fails_is_one_line_of_error(model, photos, tmp_path, upscale):
+    options = ("-o", tmp_path / "x.png", "-n", model, "--max-pixels", 50)
+    code, out, err = upscale(photos / "rgb.png", *options)
+    assert (code, out) == (2, "") and err.startswith("error: ") and len(err.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("place", "says"),
+    [("/proc/x.png", "/proc: cannot be written to"), ("/dev/null", "no name of a picture")],
+)
+def test_a_place_that_takes_no_result_is_said_first(photos, upscale, asked, place, says):
+    code, _, err = upscale(photos / "rgb.png", "-o", place)
+    assert code == 2 and says in err and not asked
+
+
 def test_files_and_folders_are_given_together_before_and_behind_i(model, photos, tmp_path, upscale):
     write_image(tmp_path / "one.png", Image(np.zeros((3, 3, 3), np.uint8)))
     (tmp_path / "two.png").write_text("no picture")

@@ -8,7 +8,7 @@ import pytest
 from ldm_dream.data.images import Image, write_image
 from ldm_dream.upscaling import forecast as module
 from ldm_dream.upscaling.forecast import LARGE, Forecast, forecast, in_bytes
-from ldm_dream.upscaling.planning import Naming, plan_jobs
+from ldm_dream.upscaling.planning import Job, Naming, plan_jobs
 from ldm_dream.upscaling.sizes import Size
 
 
@@ -62,3 +62,11 @@ def test_it_is_one_line_that_says_when_the_room_is_too_small():
         "500.0 kB are free there, which may not be enough"
     )
     assert not Forecast(1, 4e4, LARGE, 2e6, None).is_large and in_bytes(12) == "12 bytes"
+
+
+def test_a_header_is_believed_as_far_as_the_file_can_hold_it(tmp_path, monkeypatch):
+    (tmp_path / "a.jpg").write_bytes(bytes(335))
+    monkeypatch.setattr(module, "image_size", lambda path: (16000, 16000))
+    found = forecast([Job(tmp_path / "a.jpg", tmp_path / "b.jpg")], Size(4), skip_existing=False)
+    assert (found.pixels, found.results) == (335_000, 335_000 * 16)
+    assert found.size == pytest.approx(335 * 16)

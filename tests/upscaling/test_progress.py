@@ -2,9 +2,9 @@
 
 import io
 import logging
+import os
 import sys
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -67,13 +67,15 @@ def test_a_picture_that_is_more_than_expected_has_time_left(clock, capsys):
     assert [line.split("about ")[1] for line in lines[1:3]] == ["3 min left", "2 min left"]
 
 
-def test_pictures_that_failed_count_and_take_no_time(clock, capsys):
+def test_pictures_that_failed_count_and_take_no_time(clock, capsys, tmp_path):
+    job = Job(tmp_path / "a", tmp_path / "b")
+    job.source.write_bytes(bytes(1000))
     failed = Result("a", "b", "failed", (10, 20))
     with Progress(400, 4, CALLS) as progress:
-        progress.note(Job(Path("a"), Path("b")), failed)
+        progress.note(job, failed)
         run(progress, clock, 2, 20.0)
-        progress.note(Job(Path("a"), Path("b")), replace(failed, size_in=None))
-        progress.note(Job(Path("a"), Path("b")), replace(failed, size_out=(20, 40)))
+        progress.note(job, replace(failed, size_in=None))
+        progress.note(job, replace(failed, size_out=(20, 40)))
     lines = capsys.readouterr().err.splitlines()
     assert lines[-2] == " 95%  picture 3 of 4, step 9 of 10 (2 tiles), about 20 s left"
     assert progress.ended == 4
@@ -111,3 +113,8 @@ def test_times_are_in_words():
         "12 min",
         "3 h 20 min",
     ]
+
+
+def test_a_terminal_without_a_size_has_80_columns(monkeypatch):
+    monkeypatch.setattr(module.shutil, "get_terminal_size", lambda: os.terminal_size((0, 0)))
+    assert module._columns() == 79
