@@ -199,8 +199,8 @@ def _connect(form: Form, desk: Desk, models: dict[str, Any], sessions: Sessions)
             wish = _wish(form, values)
             wish.check(models)
             pictures, left_out = pictures_of(session.take(values[form.files] or []))
-        except UserError as error:  # results of the run before stay
-            yield {desk.status: sentences([session.sentence(error)], True)}
+        except Exception as error:  # results of the run before stay
+            yield {desk.status: sentences([_told(session, error)], True)}
             return
         status = ""
         try:

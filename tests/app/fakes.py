@@ -38,7 +38,7 @@ class Model:
 
     def __call__(self, image, scale=None, callback=None, **options):
         self.seen.append((scale, options))
-        if self.gate:
+        if self.gate is not None:
             self.gate.acquire()
         total = CALLS * self.tiles
         for done in range(total + 1):

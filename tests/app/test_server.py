@@ -54,8 +54,18 @@ def served(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def url(served):
-    with serving(MODELS, Place(port=0, upload=1)) as url:
-        yield url
+    closed = []
+
+    class Noting(Sessions):
+        def close(self):
+            closed.append(len(list(served.iterdir())))
+            super().close()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(server, "Sessions", Noting)
+        with serving(MODELS, Place(port=0, upload=1)) as url:
+            yield url
+    assert closed == [1]  # before the folder is deleted
     assert not list(served.iterdir())  # all is deleted
 
 
