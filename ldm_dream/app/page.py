@@ -91,9 +91,7 @@ def build_page(models: dict[str, Any], sessions: Sessions) -> Any:
             sessions.end(request.session_hash or "")
 
         page.unload(leave)
-        form.size.input(
-            lambda size: usual.get(size), form.size, form.number, **QUICK
-        )
+        form.size.input(lambda size: usual.get(size), form.size, form.number, **QUICK)
     _refuse_quietly(page)
     # what a session holds goes with it, however old it is
     page.temp_file_sets = [page.upload_file_set]

@@ -141,7 +141,9 @@ def test_the_page_itself_may_send(url):
 
 def test_nothing_is_offered_to_programs(url):
     assert json.loads(answer(url + "gradio_api/info")[1])["named_endpoints"] == {}
-    assert [answer(url + way)[0] for way in ("openapi.json", "gradio_api/openapi.json")] == [404] * 2
+    assert [answer(url + way)[0] for way in ("openapi.json", "gradio_api/openapi.json")] == [
+        404
+    ] * 2
 
 
 @pytest.mark.parametrize("number", (0, 1, 3))  # functions that take values
