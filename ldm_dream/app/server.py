@@ -107,6 +107,7 @@ def serving(models: dict[str, Any], place: Place) -> Iterator[str]:
                 yield url
             finally:
                 sessions.close()
+                page.server.force_exit = True  # else it waits for browsers that listen
                 page.close(verbose=False)
 
 

@@ -38,6 +38,13 @@ class Image:
     is_lossless: bool = False
     bits: int | None = None
 
+    def __repr__(self) -> str:
+        """Size, depth and kind, without the pixels."""
+        height, width = self.pixels.shape[:2]
+        kind = "gray" if self.was_gray else "RGB"
+        alpha = " with alpha" if self.alpha is not None else ""
+        return f"<ldm_dream.Image {width}x{height} {kind}{alpha}, {self.pixels.dtype}>"
+
 
 def to_tensor(image: Image) -> Tensor:
     """Image -> float32 [1, 3, H, W] in [-1, 1] (alpha is not part of it)."""

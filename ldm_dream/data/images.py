@@ -7,6 +7,7 @@ The parts: `image` (one picture in memory), `formats` (the kinds), `header` and 
 from __future__ import annotations
 
 import os
+import re
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,10 +38,14 @@ __all__ = [
     "needs_alpha",
     "read_image",
     "read_window",
+    "refuse_address",
     "to_tensor",
     "to_uint8",
     "write_image",
 ]
+
+
+_ADDRESS = re.compile(r"(https?|ftp|s3|gs):/", re.I)  # Path makes one slash of two
 
 
 @dataclass(frozen=True)
@@ -64,6 +69,7 @@ def list_images(path: str | Path, recursive: bool = False) -> Listing:
     if os.path.isfile(path):  # not Path.is_file, which raises for a name that is too long
         return Listing([path], {})
     if not os.path.isdir(path):
+        refuse_address(path)
         raise ImageError(f"{shown(path)}: no such file or folder.")
     pictures, (files, left_out) = [], _walked(path, recursive)
     for found in files:
@@ -82,6 +88,12 @@ def list_images(path: str | Path, recursive: bool = False) -> Listing:
         others = f" (it holds {in_words(listing.left_out)})" if left_out else ""
         raise ImageError(f"{shown(path)}: {where} no picture in {READABLE}{others}.")
     return listing
+
+
+def refuse_address(path: Path) -> None:
+    """Raises ImageError for what is meant as an address of the web: it is not fetched."""
+    if _ADDRESS.match(str(path)) and not os.path.exists(path):
+        raise ImageError(f"{shown(path)}: addresses are not fetched; give the path of a file.")
 
 
 def in_words(counts: dict[str, int]) -> str:

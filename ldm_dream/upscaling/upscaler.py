@@ -15,7 +15,8 @@ What a model is like is its engine's matter (`diffusion.py`).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import fields
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -23,8 +24,16 @@ from typing import TYPE_CHECKING, Any, overload
 
 import torch
 
-from ldm_dream.data.images import Image, ImageError, check_header, image_size, read_image
+from ldm_dream.data.images import (
+    Image,
+    ImageError,
+    check_header,
+    image_size,
+    read_image,
+    refuse_address,
+)
 from ldm_dream.data.resize import rows_needed
+from ldm_dream.errors import did_you_mean
 from ldm_dream.hub import Search, upload
 from ldm_dream.model_folder import LoadedModel, save_loaded
 from ldm_dream.upscaling.devices import (
@@ -208,10 +217,11 @@ class Upscaler:
         Alpha is enlarged by bicubic. Raises UpscaleError or SamplerError for an option, ImageError
         for a picture that is not possible, Stopped.
         """
+        _refuse_unknown(options)
         how = Options(**options)
         asked = how.size(self.engine.scale, scale)
         self.engine.calls(how)  # options that are not possible end here
-        many = isinstance(image, Sequence) and not isinstance(image, str)
+        many = isinstance(image, Sequence) and not isinstance(image, str | bytes | bytearray)
         images = image if many else [image]
         watch, calls, made = Watch(callback), [], []
         for one in images[1:]:  # a picture of the list that is not possible ends here too
@@ -267,13 +277,25 @@ class Upscaler:
             canvas.write(strip, resized(sr, need.start, frame.inner, canvas.size, strip))
 
 
+def _refuse_unknown(options: Iterable[str]) -> None:
+    known = [field.name for field in fields(Options)]
+    for name in options:
+        if name not in known:
+            hint = did_you_mean(name, known, f"use one of {', '.join(known)}.")
+            raise UpscaleError(f"there is no option {name}; {hint}")
+
+
 def _outline(image: Any) -> Pixels:
     """A picture that is looked at only for its size: of a file no more than the header is read."""
     if not isinstance(image, str | Path):
         return unpack(image)
+    refuse_address(Path(image))
     check_header(Path(image))
     return outline(image_size(image))
 
 
 def _read(image: Any) -> Pixels:
-    return unpack(read_image(Path(image)) if isinstance(image, str | Path) else image)
+    if not isinstance(image, str | Path):
+        return unpack(image)
+    refuse_address(Path(image))
+    return unpack(read_image(Path(image)))

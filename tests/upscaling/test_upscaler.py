@@ -1,4 +1,5 @@
 import mmap
+import re
 import subprocess
 import sys
 from functools import cache
@@ -24,6 +25,7 @@ from ldm_dream.data import scratch
 from ldm_dream.data.images import Image, ImageError
 from ldm_dream.data.resize import imresize_to, upsample
 from ldm_dream.denoiser import Denoiser
+from ldm_dream.errors import UserError
 from ldm_dream.model_folder import LoadedModel
 from ldm_dream.networks import build_network
 from ldm_dream.networks.autoencoders import build_autoencoder
@@ -609,3 +611,22 @@ def test_a_process_with_noise_alone_works_too():
     model = model.model._replace(run=run, process=build_process(run.process))
     out = Upscaler(model, device="cpu")(pictures()["noise"], tile=48)
     assert out.shape == (3, 384, 256) and out.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("given", "options", "message"),
+    [
+        (b"abc", {}, "a picture of type bytes"),
+        ("a.png", {"stepps": 1}, "there is no option stepps; did you mean steps?"),
+        ("https://example.com/a.png", {}, "addresses are not fetched"),
+        (["https://example.com/a.png"], {}, "addresses are not fetched"),
+    ],
+)
+def test_mistakes_of_a_call_are_sentences(given, options, message):
+    with pytest.raises(UserError, match=re.escape(message)):
+        upscaler()(given, **options)
+
+
+def test_a_picture_shows_itself_in_a_line():
+    shown = repr(Image(np.zeros((30, 40, 3), np.uint8)))
+    assert shown == "<ldm_dream.Image 40x30 RGB, uint8>"
