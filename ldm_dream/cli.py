@@ -214,13 +214,15 @@ def _watched(what_stays: str, patience: float, last: ExitStack) -> Iterator[None
         _end_at_once(f"\nstopped; {what_stays}.\n", last, 128 + ends[-1])
 
     before = signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
-    threading.Thread(target=watch, daemon=True).start()
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
     try:
         yield
     finally:
         signal.set_wakeup_fd(before)
         _pipes.remove(writing)
         os.write(writing, bytes([ENDED]))
+        watcher.join()  # one that has begun to end the process says so alone
         os.close(writing)
 
 
