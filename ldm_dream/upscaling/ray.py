@@ -40,8 +40,8 @@ from ldm_dream.upscaling.upscaler import Upscaler
 from ldm_dream.writing import this_process, whole_file
 
 if TYPE_CHECKING:
-    import ray.data
-    from pyarrow.fs import FileSystem
+    import ray.data  # pyright: ignore[reportMissingImports]
+    from pyarrow.fs import FileSystem  # pyright: ignore[reportMissingImports]
 
 log = logging.getLogger(__name__)
 
@@ -197,14 +197,14 @@ def _row(name: str, target: str, result: Result) -> dict[str, Any]:
 
 def _ray_data() -> Any:
     try:
-        import ray.data
+        import ray.data  # pyright: ignore[reportMissingImports]
     except ImportError:
         raise MissingRay("Ray is not installed; pip install 'ldm_dream[bulk]'.") from None
     return ray.data
 
 
 def _place(address: str) -> tuple[FileSystem, str]:
-    from pyarrow.fs import FileSystem
+    from pyarrow.fs import FileSystem  # pyright: ignore[reportMissingImports]
 
     if "://" not in address:
         address = os.path.abspath(address)
@@ -227,7 +227,7 @@ def _check_apart(source: str, target: str) -> None:
 
 def _files(address: str) -> list[str]:
     """Names below a place, with `/`; none where it is not there."""
-    from pyarrow.fs import FileSelector, FileType
+    from pyarrow.fs import FileSelector, FileType  # pyright: ignore[reportMissingImports]
 
     system, root = _place(address)
     found = system.get_file_info(FileSelector(root, allow_not_found=True, recursive=True))
@@ -260,7 +260,7 @@ def _named(names: list[str], naming: Naming) -> list[tuple[str, str]]:
 
 
 def _is_there(place: tuple[FileSystem, str], name: str) -> bool:
-    from pyarrow.fs import FileType
+    from pyarrow.fs import FileType  # pyright: ignore[reportMissingImports]
 
     system, root = place
     return system.get_file_info(posixpath.join(root, name)).type == FileType.File
