@@ -17,10 +17,9 @@ from torch import Tensor
 
 from ldm_dream.denoiser import sent
 from ldm_dream.sampler import LARGEST_SEED
-from ldm_dream.upscaling.checks import check_whole
 from ldm_dream.upscaling.devices import UpscaleError
 from ldm_dream.upscaling.pictures import COLOR_FIXES, Source
-from ldm_dream.upscaling.sizes import Size
+from ldm_dream.upscaling.sizes import Size, check_whole
 from ldm_dream.upscaling.tiling import Tiles
 from ldm_dream.upscaling.watch import Watch
 

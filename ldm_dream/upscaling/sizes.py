@@ -1,14 +1,16 @@
 """How large a result is to be: so many times the picture, or a width, a height or megapixels.
 
-Proportions are kept in every case, up to the rounding to whole pixels.
+Proportions are kept in every case, up to the rounding to whole pixels. Numbers that a caller gives are
+checked here, too: those of numpy are taken, True and False are not.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass
+from numbers import Integral, Real
+from typing import Any
 
-from ldm_dream.upscaling.checks import check_positive, check_whole
 from ldm_dream.upscaling.devices import UpscaleError
 
 MOST = 10**9  # of each number; what is too large for a machine is said when the picture is known
@@ -56,3 +58,30 @@ class Size:
             return math.sqrt(self.megapixels * 1e6 / (size[0] * size[1]))
         sides = ((self.height, size[0]), (self.width, size[1]))
         return min(wanted / side for wanted, side in sides if wanted is not None)
+
+
+def check_whole(
+    name: str, value: object, least: int, most: float = math.inf, hint: str = ""
+) -> None:
+    """Raises UpscaleError, which ends with `hint`, unless `value` is a whole number in that range."""
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, Integral)
+        or not least <= int(value) <= most
+    ):
+        raise _impossible(name, value, f"whole number from {least}{hint}")
+
+
+def check_positive(name: str, value: Any, most: float = math.inf, hint: str = "") -> None:
+    """Raises UpscaleError, which ends with `hint`, unless `value` is above 0 and at most `most`."""
+    if not (_is_number(value) and 0 < value <= most):
+        raise _impossible(name, value, f"number above 0{hint}")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
+def _impossible(name: str, value: object, wanted: str) -> UpscaleError:
+    given = value if isinstance(value, Real) else repr(value)
+    return UpscaleError(f"{name}={given} is not possible; give a {wanted}.")
