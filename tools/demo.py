@@ -7,6 +7,7 @@ import argparse
 from pathlib import Path
 
 from ldm_dream.cli import command_line, user_errors
+from ldm_dream.upscaling.defaults import DEFAULT_MODEL
 from ldm_dream.writing import check_outputs
 
 PHOTO = Path(__file__).parent / "assets/coffee.png"  # CC0; see assets/README.md
@@ -25,7 +26,7 @@ def build_parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("-o", "--output", type=Path, default=Path("demo"), metavar="DIR", help="(default: demo)")
     model = "bundled model, model folder or hf:owner/name (default: %(default)s)"
-    add("-n", "--model", default="dream-latent-x4-tiny", help=model)
+    add("-n", "--model", default=DEFAULT_MODEL, help=model)
     weights = "AlexNet + LPIPS state dict (default: torchvision's cache)"
     add("--lpips-weights", type=Path, metavar="FILE", help=weights)
     return parser

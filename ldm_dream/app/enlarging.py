@@ -43,7 +43,7 @@ class Model(Protocol):
     """What the page needs of an `Upscaler`."""
 
     scale: int
-    engine: Any  # an Engine, of which calls(options) and settled(options) are asked
+    engine: Any  # an Engine, of which calls(options) is asked
 
     def __call__(
         self, image: Image, scale: float | None, callback: Callback | None, **options: Any
@@ -163,9 +163,7 @@ class Running:
         model, how = self.models[name], self.wish.options
         height, width = picture.pixels.shape[:2]
         scale = self.wish.size.times((height, width))
-        calls = model.engine.calls(how)
-        if model.engine.settled(how).color_fix == "adain":  # which makes tiles twice
-            calls *= 2
+        calls = model.engine.calls(how) * how.runs
         self.now = replace(self.now, model=name, done=0, total=0, calls=calls, since=None)
         return model(picture, scale, Telling(self).tell, **vars(how))
 

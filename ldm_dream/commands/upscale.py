@@ -69,9 +69,8 @@ def run(args: argparse.Namespace, last: ExitStack) -> int:
             lambda line: args.quiet or print(line, flush=True),
         )
     expected = forecast(plan.jobs, size, args.skip_existing)
-    # adain takes each tile twice, and measures first
-    is_one, a_tile = is_one_picture(sources), calls * (2 if how.color_fix == "adain" else 1)
-    with Progress(expected.pixels, expected.pictures, a_tile, args.quiet) as progress:
+    is_one = is_one_picture(sources)
+    with Progress(expected.pixels, expected.pictures, calls * how.runs, args.quiet) as progress:
         if expected.is_large or progress.is_bar:
             progress.tell(f"{expected}; the time is told after the first steps.")
         work = replace(work, upscale=progress.watching(work.upscale), note=progress.note)

@@ -38,6 +38,11 @@ class TooLittleMemory(UpscaleError):
     """A picture that the device has no memory for, however small its tiles."""
 
 
+def name_of(dtype: torch.dtype) -> str:
+    """One of DTYPES, as users name it."""
+    return next(name for name, known in DTYPES.items() if known == dtype)
+
+
 def device_named(wanted: Device | torch.dtype) -> torch.device:
     """auto (the first of KINDS that is there, else cpu), cpu, or a kind with or without :N. Raises
     UpscaleError.

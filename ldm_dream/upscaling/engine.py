@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ldm_dream.denoiser import sent
 from ldm_dream.sampler import LARGEST_SEED
+from ldm_dream.upscaling.defaults import BATCH_SIZE, MAX_PIXELS, TILE_PAD
 from ldm_dream.upscaling.devices import UpscaleError
 from ldm_dream.upscaling.pictures import COLOR_FIXES, Source
 from ldm_dream.upscaling.sizes import Size, check_whole
@@ -42,10 +43,10 @@ class Options:
     sampler: str | None = None
     seed: int | None = None
     tile: int | None = None
-    tile_pad: int = 16
-    batch_size: int = 1
+    tile_pad: int = TILE_PAD
+    batch_size: int = BATCH_SIZE
     color_fix: str | None = None
-    max_pixels: int = 2**29
+    max_pixels: int = MAX_PIXELS
     width: int | None = None
     height: int | None = None
     megapixels: float | None = None
@@ -64,6 +65,11 @@ class Options:
             raise UpscaleError(
                 f"color_fix={self.color_fix!r} is unknown; use one of {', '.join(COLOR_FIXES)}."
             )
+
+    @property
+    def runs(self) -> int:
+        """How often each tile is made: adain measures first."""
+        return 2 if self.color_fix == "adain" else 1
 
     def size(self, own: float, scale: float | None = None) -> Size:
         """How large a result is to be; own: the scale where nothing is asked for. Raises

@@ -30,7 +30,7 @@ from ldm_dream.data.images import (
 )
 from ldm_dream.errors import shown
 from ldm_dream.heap import give_back_freed_memory
-from ldm_dream.upscaling.devices import DTYPES, TooLittleMemory
+from ldm_dream.upscaling.devices import TooLittleMemory, name_of
 from ldm_dream.upscaling.engine import Engine, Options
 from ldm_dream.upscaling.planning import BatchError, Job, Plan, is_too_long
 from ldm_dream.upscaling.sizes import Size
@@ -268,8 +268,7 @@ def _refuse_own(target: Path, size: tuple[int, int]) -> None:
 
 def used(engine: Engine, how: Options, size: Size) -> dict[str, Any]:
     """Settings as they were used, where the command left them to the model and the machine."""
-    dtype = next(name for name, known in DTYPES.items() if known == engine.dtype)
-    settled = asdict(engine.settled(how))
+    settled, dtype = asdict(engine.settled(how)), name_of(engine.dtype)
     return settled | {"scale": size.scale, "device": str(engine.device), "dtype": dtype}
 
 

@@ -101,8 +101,7 @@ def _tiles(engine: Engine, frame: Frame, how: Options) -> Tiles:
 def _in_tiles(engine: Engine, layout: Layout, tiles: Tiles, how: Options) -> Layout:
     pictures = layout.frame.source.count
     count = sum(len(tiles.row(i, pictures)) for i in range(len(tiles.bands)))
-    runs = 2 if how.color_fix == "adain" else 1  # which measures first
-    return replace(layout, tiles=tiles, calls=runs * count * engine.calls(how))
+    return replace(layout, tiles=tiles, calls=how.runs * count * engine.calls(how))
 
 
 def _auto_tile(pixels: Pixels) -> int:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ldm_dream.denoiser import sent
-from ldm_dream.upscaling.devices import DTYPES, UpscaleError
+from ldm_dream.upscaling.devices import UpscaleError, name_of
 from ldm_dream.upscaling.engine import Engine, Made, Options
 from ldm_dream.upscaling.peers import PeerModel
 from ldm_dream.upscaling.pictures import Source
@@ -42,9 +42,8 @@ class OnePass(Engine):
         """Raises UpscaleError for a dtype that the network does not support."""
         super().__init__(model.net.scale, device, dtype)
         if not _supports(model, dtype):
-            given = next(name for name, value in DTYPES.items() if value == dtype)
             raise UpscaleError(
-                f"dtype={given!r}: a model of {model.net.architecture.name} does not compute in it; "
+                f"dtype={name_of(dtype)!r}: a model of {model.net.architecture.name} does not compute in it; "
                 "use auto or fp32."
             )
         self.name = model.path.name

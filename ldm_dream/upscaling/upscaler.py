@@ -36,6 +36,7 @@ from ldm_dream.data.resize import rows_needed
 from ldm_dream.errors import did_you_mean
 from ldm_dream.hub import Search, upload
 from ldm_dream.model_folder import LoadedModel, save_loaded
+from ldm_dream.upscaling.defaults import DEFAULT_MODEL
 from ldm_dream.upscaling.devices import (
     DTYPES,
     Device,
@@ -44,6 +45,7 @@ from ldm_dream.upscaling.devices import (
     device_named,
     dtype_named,
     memory_errors,
+    name_of,
 )
 from ldm_dream.upscaling.engine import Choices, Made, Options
 from ldm_dream.upscaling.frame import Frame
@@ -66,8 +68,6 @@ from ldm_dream.upscaling.watch import PREVIEW, Callback, Watch
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
-
-DEFAULT_MODEL = "dream-latent-x4-tiny"
 
 
 class Upscaler:
@@ -149,10 +149,9 @@ class Upscaler:
     def __repr__(self) -> str:
         modules = self.model.modules
         count = sum(weights.numel() for module in modules for weights in module.parameters())
-        dtype = next(name for name, known in DTYPES.items() if known == self.dtype)
         return (
             f"Upscaler({self.model.name!r}, scale={self.scale}, device={str(self.device)!r}, "
-            f"dtype={dtype!r}, parameters={count})"
+            f"dtype={name_of(self.dtype)!r}, parameters={count})"
         )
 
     def save_pretrained(self, folder: str | Path) -> None:
