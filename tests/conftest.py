@@ -32,6 +32,13 @@ TABLES = {
 }
 
 
+@pytest.fixture(autouse=True)
+def same_numbers_on_every_cpu(monkeypatch):
+    """`auto` is fp32, as on a CPU without bf16."""
+    for name in ("_is_amx_tile_supported", "_is_avx512_bf16_supported"):
+        monkeypatch.setattr(torch.cpu, name, lambda: False)
+
+
 def pytest_addoption(parser):
     parser.addoption(
         "--golden",

@@ -36,7 +36,8 @@ METHOD = root("schedules", "process", "denoiser", "loss", "sampler")
 MODEL = (
     *CONFIG,
     *METHOD,
-    *root("writing", "heap", "model_config", "model_folder", "hub", "data", "networks", "__init__"),
+    *root("writing", "heap", "dtypes", "model_config", "model_folder", "hub", "data"),
+    *root("networks", "__init__"),
 )
 ALL = ("ldm_dream", *KERNELS)
 
@@ -47,6 +48,7 @@ IMPORT_RULES = {
     "ldm_dream.errors": May(()),
     "ldm_dream.writing": May(root("errors")),
     "ldm_dream.heap": May(()),
+    "ldm_dream.dtypes": May((), ("torch",)),
     "ldm_dream.cli": May((*CONFIG, *root("writing"))),
     "ldm_dream.hub": May(CONFIG, ("huggingface_hub",)),
     "ldm_dream.config": May(CONFIG, ("pydantic", "yaml")),

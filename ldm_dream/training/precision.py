@@ -9,6 +9,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from ldm_dream.dtypes import DTYPES, fastest
+
 
 @dataclass(frozen=True)
 class Precision:
@@ -39,20 +41,8 @@ def precision_of(name: str, device: torch.device) -> Precision:
     """fp32, bf16, fp16, or auto: the fastest that this device has in hardware."""
     if name == "auto":
         name = fastest(device)
-    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[name]
+    dtype = DTYPES[name]
     lower = dtype != torch.float32
     cast = partial(torch.autocast, device.type, dtype if lower else torch.bfloat16, enabled=lower)
     scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
     return Precision(name, dtype, cast, scaler)
-
-
-def fastest(device: torch.device) -> str:
-    """bf16 on CUDA from Ampere on and on CPUs with AVX512-BF16 or AMX, fp16 on older CUDA devices,
-    else fp32.
-    """
-    if device.type == "cuda":
-        newer = torch.cuda.get_device_capability(device) >= (8, 0)
-        return "bf16" if newer else "fp16"
-    # what oneDNN itself asks; without these instructions bf16 is emulated
-    has_bf16 = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    return "bf16" if device.type == "cpu" and has_bf16 else "fp32"

@@ -25,6 +25,7 @@ from ldm_dream.config.train import TrainConfig
 from ldm_dream.data.loader import Data, Loader, workers_for
 from ldm_dream.data.pairs import PairDataset
 from ldm_dream.data.windows import degrades_on_device
+from ldm_dream.dtypes import fastest
 from ldm_dream.errors import UserError
 from ldm_dream.heap import keep_freed_memory
 from ldm_dream.model_config import find_model, read_run
@@ -38,7 +39,7 @@ from ldm_dream.training.diffusion import DiffusionObjective
 from ldm_dream.training.latents import LatentDataset
 from ldm_dream.training.objective import Objective
 from ldm_dream.training.optimizer import freeze, make_optimizer
-from ldm_dream.training.precision import fastest, precision_of
+from ldm_dream.training.precision import precision_of
 from ldm_dream.training.start import Start
 
 log = logging.getLogger(__name__)

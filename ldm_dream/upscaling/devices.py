@@ -12,6 +12,7 @@ from typing import TypeVar
 import torch
 from torch import nn
 
+from ldm_dream.dtypes import DTYPES, fastest
 from ldm_dream.errors import UserError
 
 Module = TypeVar("Module", bound=nn.Module)
@@ -19,7 +20,6 @@ Module = TypeVar("Module", bound=nn.Module)
 Device = str | torch.device
 Dtype = str | torch.dtype
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 # kinds of accelerators, the preferred one first, and how many are there
 KINDS: dict[str, Callable[[], int]] = {
     "cuda": lambda: torch.cuda.device_count(),
@@ -36,11 +36,6 @@ class UpscaleError(UserError, ValueError):
 
 class TooLittleMemory(UpscaleError):
     """A picture that the device has no memory for, however small its tiles."""
-
-
-def name_of(dtype: torch.dtype) -> str:
-    """One of DTYPES, as users name it."""
-    return next(name for name, known in DTYPES.items() if known == dtype)
 
 
 def device_named(wanted: Device | torch.dtype) -> torch.device:
@@ -62,15 +57,9 @@ def device_named(wanted: Device | torch.dtype) -> torch.device:
 
 
 def dtype_named(wanted: Dtype, device: torch.device) -> torch.dtype:
-    """auto (fp32 on cpu and mps, else bf16 where the device has it, else fp16), one of DTYPES, or
-    the type of torch. Raises UpscaleError.
-    """
+    """auto (the fastest of the device), one of DTYPES, or the type of torch. Raises UpscaleError."""
     if wanted == "auto":
-        if device.type in ("cpu", "mps"):
-            return torch.float32
-        # Ampere and later; every xpu
-        has_bf16 = device.type != "cuda" or torch.cuda.get_device_capability(device) >= (8, 0)
-        return torch.bfloat16 if has_bf16 else torch.float16
+        return DTYPES[fastest(device)]
     if isinstance(wanted, torch.dtype) and wanted in DTYPES.values():
         return wanted
     if wanted not in DTYPES:

@@ -28,9 +28,10 @@ from ldm_dream.data.images import (
     read_image,
     write_image,
 )
+from ldm_dream.dtypes import name_of
 from ldm_dream.errors import shown
 from ldm_dream.heap import give_back_freed_memory
-from ldm_dream.upscaling.devices import TooLittleMemory, name_of
+from ldm_dream.upscaling.devices import TooLittleMemory
 from ldm_dream.upscaling.engine import Engine, Options
 from ldm_dream.upscaling.planning import BatchError, Job, Plan, is_too_long
 from ldm_dream.upscaling.sizes import Size

@@ -33,19 +33,18 @@ from ldm_dream.data.images import (
     refuse_address,
 )
 from ldm_dream.data.resize import rows_needed
+from ldm_dream.dtypes import DTYPES, name_of
 from ldm_dream.errors import did_you_mean
 from ldm_dream.hub import Search, upload
 from ldm_dream.model_folder import LoadedModel, save_loaded
 from ldm_dream.upscaling.defaults import DEFAULT_MODEL
 from ldm_dream.upscaling.devices import (
-    DTYPES,
     Device,
     Dtype,
     UpscaleError,
     device_named,
     dtype_named,
     memory_errors,
-    name_of,
 )
 from ldm_dream.upscaling.engine import Choices, Made, Options
 from ldm_dream.upscaling.frame import Frame
@@ -116,9 +115,10 @@ class Upscaler:
         """Move it there, or to that precision, or both; None = as before. -> itself.
 
         device: auto (the first of cuda, xpu and mps that is there, else cpu), cpu, cuda, cuda:N, ..,
-        or a torch.device. dtype: auto (fp32 on cpu and mps, else bf16 where the device has it, else
-        fp16; of another project, what its network supports), fp32, bf16, fp16, or the type of torch;
-        as in torch it may stand alone. auto is decided anew at every move. Raises UpscaleError.
+        or a torch.device. dtype: auto (the fastest of the device, as `ldm_dream.dtypes.fastest`
+        says; of another project, what its network supports), fp32, bf16, fp16, or the type of
+        torch; as in torch it may stand alone. auto is decided anew at every move. Raises
+        UpscaleError.
         """
         if isinstance(device, torch.dtype) or (isinstance(device, str) and device in DTYPES):
             if dtype is not None:

@@ -22,7 +22,7 @@ from ldm_dream.model_config import read_run
 from ldm_dream.model_folder import read_tensors, save_model
 from ldm_dream.training import state
 from ldm_dream.training.diffusion import DiffusionObjective
-from ldm_dream.training.precision import fastest, precision_of
+from ldm_dream.training.precision import precision_of
 from ldm_dream.training.train import train
 from ldm_dream.training.trainer import Finite, Means, TrainingError
 from runs import diffusion_run
@@ -57,19 +57,6 @@ def test_an_overflow_under_fp16_leaves_a_step_out():
     scaler.step(optimizer)
     scaler.update()
     assert torch.equal(weight.detach(), torch.ones(2)) and scaler.get_scale() == 2.0**15
-
-
-def test_auto_is_bf16_only_where_the_processor_has_it(monkeypatch):
-    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
-    for has, wanted in ((False, "fp32"), (True, "bf16")):
-        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda has=has: has)
-        assert fastest(CPU) == wanted == precision_of("auto", CPU).name
-
-
-@pytest.mark.parametrize(("capability", "wanted"), [((7, 5), "fp16"), ((8, 0), "bf16")])
-def test_auto_is_fp16_on_a_gpu_without_bf16(capability, wanted, monkeypatch):
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
-    assert fastest(torch.device("cuda")) == wanted
 
 
 def test_the_first_step_that_was_not_finite_is_remembered():

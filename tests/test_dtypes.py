@@ -1,0 +1,45 @@
+"""Number formats: what `auto` is on each device, in training and in upscaling alike."""
+
+import pytest
+import torch
+
+from ldm_dream.dtypes import DTYPES, fastest
+from ldm_dream.training.precision import precision_of
+from ldm_dream.upscaling.devices import dtype_named
+from ldm_dream.upscaling.upscaler import Upscaler
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(params=["_is_amx_tile_supported", "_is_avx512_bf16_supported"])
+def a_cpu_with_bf16(request, monkeypatch):
+    monkeypatch.setattr(torch.cpu, request.param, lambda: True)
+
+
+def test_auto_is_fp32_on_a_cpu_that_would_emulate_bf16():
+    assert fastest(CPU) == precision_of("auto", CPU).name == "fp32"
+    assert dtype_named("auto", CPU) == torch.float32
+
+
+def test_auto_is_bf16_on_a_cpu_that_has_it(a_cpu_with_bf16):
+    assert fastest(CPU) == precision_of("auto", CPU).name == "bf16"
+    assert dtype_named("auto", CPU) == torch.bfloat16
+
+
+def test_network_and_autoencoder_compute_in_what_auto_is(a_cpu_with_bf16):
+    engine = Upscaler.from_pretrained().engine
+    for module in (engine.denoiser.network, engine.autoencoder):
+        found = {layer.weight.dtype for layer in module.modules() if type(layer) is torch.nn.Conv2d}
+        assert found == {torch.bfloat16}
+
+
+@pytest.mark.parametrize(("capability", "wanted"), [((7, 5), "fp16"), ((8, 0), "bf16")])
+def test_auto_is_fp16_on_a_gpu_without_bf16(capability, wanted, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    assert fastest(torch.device("cuda")) == wanted
+    assert dtype_named("auto", torch.device("cuda")) == DTYPES[wanted]
+
+
+@pytest.mark.parametrize(("kind", "wanted"), [("xpu", "bf16"), ("mps", "fp32")])
+def test_auto_of_other_accelerators(kind, wanted):
+    assert fastest(torch.device(kind)) == wanted
