@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 
 Message = MutableMapping[str, Any]
 App = Callable[..., Awaitable[None]]
+Receive = Callable[[], Awaitable[Message]]
 
 # gradio builds its templates in the browser, by inline scripts and new Function
 POLICY = "; ".join(
@@ -53,7 +54,7 @@ class Guard:
     def __init__(self, app: App):
         self.app = app
 
-    async def __call__(self, scope: Message, receive: App, send: App) -> None:
+    async def __call__(self, scope: Message, receive: Receive, send: App) -> None:
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
         if ABSENT.match(scope["path"]):

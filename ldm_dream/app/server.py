@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import shutil
@@ -74,6 +75,7 @@ def serving(models: dict[str, Any], place: Place) -> Iterator[str]:
                 yield url
             finally:
                 sessions.close()
+                logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)  # of what is cut off
                 page.server.force_exit = True  # else it waits for browsers that listen
                 page.close(verbose=False)
 

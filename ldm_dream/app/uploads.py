@@ -16,10 +16,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from ldm_dream.app.guard import App, Message, refuse
+from ldm_dream.app.guard import App, Message, Receive, refuse
 from ldm_dream.app.sessions import Sessions
 
-EVERY, OLD = 300.0, 3600.0  # seconds: between two sweeps; of what nobody owns, until it goes
+EVERY, OLD = 300.0, 3600.0  # seconds: between two sweeps; that what nobody owns stays
 _UPLOAD = re.compile(r"(/gradio_api)?/upload/?")
 _TAB = re.compile(r"(/gradio_api)?/heartbeat/(?P<key>[^/]+)")  # open as long as a browser tab is
 
@@ -33,7 +33,7 @@ class Uploads:
         self.app, self.folder, self.sessions, self.most = app, folder, sessions, most
         self.coming = 0  # bytes of the uploads that are on their way
 
-    async def __call__(self, scope: Message, receive: App, send: App) -> None:
+    async def __call__(self, scope: Message, receive: Receive, send: App) -> None:
         path = scope.get("path", "")
         if tab := _TAB.fullmatch(path):
             with self.sessions.tab(tab["key"]):
@@ -43,7 +43,7 @@ class Uploads:
         else:
             await self.app(scope, receive, send)
 
-    async def _upload(self, scope: Message, receive: App, send: App) -> None:
+    async def _upload(self, scope: Message, receive: Receive, send: App) -> None:
         length = dict(scope["headers"]).get(b"content-length", b"")
         if not length.isdigit():
             return await refuse(send, 411, "An upload has to say its length.")

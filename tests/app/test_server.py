@@ -6,6 +6,7 @@ One server and one browser serve all tests of this file, since each takes second
 import asyncio
 import io
 import json
+import logging
 import re
 import shutil
 import subprocess
@@ -59,7 +60,9 @@ def served(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def url(served):
-    closed = []
+    closed, told = [], []
+    handler = logging.Handler()
+    handler.emit = told.append
 
     class Noting(Sessions):
         def close(self):
@@ -70,6 +73,8 @@ def url(served):
         patch.setattr(server, "Sessions", Noting)
         with serving(MODELS, Place(port=0, upload=1, held=2)) as url:
             yield url
+            logging.getLogger("uvicorn.error").addHandler(handler)
+    assert not told  # no traceback of a connection that was cut
     assert closed == [1]  # before the folder is deleted
     assert not list(served.iterdir())  # all is deleted
 
