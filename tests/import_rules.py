@@ -110,6 +110,7 @@ IMPORT_RULES = {
     "ldm_dream.app": May(
         root("errors", "writing", "data", "upscaling", "app"), ("torch", "numpy", "PIL")
     ),
+    "ldm_dream.app.place": May(root("errors", "hub", "model_config")),
     "ldm_dream.app.page": May(root("errors", "data", "upscaling", "app"), ("gradio",)),
     "ldm_dream.app.server": May(root("writing", "upscaling", "app"), ("gradio", "starlette")),
     "ldm_dream.commands": May(ALL, ("torch", "numpy", "tqdm")),

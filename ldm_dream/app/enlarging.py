@@ -19,10 +19,11 @@ from typing import Any, Protocol
 import PIL.Image
 from torch.overrides import TorchFunctionMode
 
-from ldm_dream.app.sessions import AppError, Session
+from ldm_dream.app.place import AppError
+from ldm_dream.app.sessions import Session
 from ldm_dream.app.told import Now, Result, View
 from ldm_dream.app.turns import Turns
-from ldm_dream.app.views import write_view
+from ldm_dream.app.views import before_work, write_view
 from ldm_dream.data.images import Image, check_writable, read_image, write_image
 from ldm_dream.errors import UserError, shown
 from ldm_dream.upscaling.engine import Options
@@ -161,10 +162,17 @@ class Running:
 
     def _call(self, name: str, picture: Image) -> Image:
         model, how = self.models[name], self.wish.options
-        height, width = picture.pixels.shape[:2]
-        scale = self.wish.size.times((height, width))
-        calls = model.engine.calls(how) * how.runs
-        self.now = replace(self.now, model=name, done=0, total=0, calls=calls, since=None)
+        size = picture.pixels.shape[:2]
+        scale = self.wish.size.times(size)
+        self.now = replace(
+            self.now,
+            model=name,
+            done=0,
+            total=0,
+            calls=model.engine.calls(how) * how.runs,
+            since=None,
+            preview=before_work(picture, self.wish.size.of(size)),
+        )
         return model(picture, scale, Telling(self).tell, **vars(how))
 
 

@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 
 Message = MutableMapping[str, Any]
 App = Callable[..., Awaitable[None]]
+Receive = Callable[[], Awaitable[Message]]
 
 # gradio builds its templates in the browser, by inline scripts and new Function
 POLICY = "; ".join(
@@ -53,20 +54,22 @@ class Guard:
     def __init__(self, app: App):
         self.app = app
 
-    async def __call__(self, scope: Message, receive: App, send: App) -> None:
+    async def __call__(self, scope: Message, receive: Receive, send: App) -> None:
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
         if ABSENT.match(scope["path"]):
-            return await _refuse(send, 404)
+            return await refuse(send, 404)
         if CLOSED.match(scope["path"]) or not _is_of_the_page(scope):
-            return await _refuse(send, 403)
+            return await refuse(send, 403)
         answer = _Answer(send)
         await self.app(scope, receive, answer.send)
 
 
-async def _refuse(send: App, status: int) -> None:
-    await send({"type": "http.response.start", "status": status, "headers": [*HEADERS]})
-    await send({"type": "http.response.body", "body": b""})
+async def refuse(send: App, status: int, why: str = "") -> None:
+    """why: a sentence that the page shows."""
+    headers = [(b"content-type", b"text/plain; charset=utf-8")]
+    await send({"type": "http.response.start", "status": status, "headers": [*headers, *HEADERS]})
+    await send({"type": "http.response.body", "body": why.encode()})
 
 
 def _is_of_the_page(scope: Message) -> bool:

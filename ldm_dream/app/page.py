@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from ldm_dream.app.enlarging import BROKEN, STOPPED, Running, Wish
-from ldm_dream.app.sessions import AppError, Session, Sessions, pictures_of
+from ldm_dream.app.place import AppError
+from ldm_dream.app.sessions import Session, Sessions, pictures_of
 from ldm_dream.app.told import Result
 from ldm_dream.app.views import WAITING, comparison, progress, sentences, summary
+from ldm_dream.data.formats import SUFFIXES
 from ldm_dream.errors import UserError
 from ldm_dream.upscaling.engine import Options
 from ldm_dream.upscaling.sizes import Size
@@ -22,8 +24,6 @@ log = logging.getLogger(__name__)
 TITLE = "Make pictures larger"
 TICK = 0.2  # seconds between two looks at the work
 GRACE = 0.5  # seconds that a work that was stopped has to end, before the page goes on without it
-# seconds: how often uploads that no session took are looked for, and how old they are then
-FORGET = 300, 3600
 LISTED = 6  # pictures that the last sentences name one by one
 HERE = Path(__file__).parent
 QUICK: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
@@ -78,7 +78,7 @@ def build_page(models: dict[str, Any], sessions: Sessions) -> Any:
     import gradio as gr
 
     usual = USUAL | {"scale": next(iter(models.values())).scale}
-    with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=FORGET) as page:
+    with gr.Blocks(title=TITLE, analytics_enabled=False) as page:
         gr.Markdown(f"# {TITLE}")
         with gr.Row():
             with gr.Column(scale=1, min_width=300):
@@ -93,8 +93,6 @@ def build_page(models: dict[str, Any], sessions: Sessions) -> Any:
         page.unload(leave)
         form.size.input(lambda size: usual.get(size), form.size, form.number, **QUICK)
     _refuse_quietly(page)
-    # what a session holds goes with it, however old it is
-    page.temp_file_sets = [page.upload_file_set]
     page.queue(default_concurrency_limit=None, api_open=False)  # `Turns` is the queue
     return page
 
@@ -121,6 +119,7 @@ def _form(names: list[str], usual: Mapping[str, float]) -> Form:
     files = gr.File(
         label="Pictures",
         file_count="multiple",
+        file_types=[*SUFFIXES],
         height=180,
         elem_id="pictures",
     )
@@ -184,9 +183,11 @@ def _connect(form: Form, desk: Desk, models: dict[str, Any], sessions: Sessions)
     def take(uploads: list[str] | None, request: gr.Request) -> dict[Any, Any]:
         session = session_of(request)
         try:
-            return {form.files: [str(path) for path in session.take(uploads or [])]}
+            pictures, left_out = pictures_of(session.take(uploads or []))
         except Exception as error:
             return {desk.status: sentences([_told(session, error)], True)}
+        there = {form.files: [str(path) for path in pictures]}
+        return there | ({desk.status: sentences([left_out])} if left_out else {})
 
     def add(uploads: list[str], there: list[str] | None, request: gr.Request) -> dict[Any, Any]:
         return take([*(there or []), *sorted(uploads, key=lambda path: Path(path).name)], request)
@@ -196,7 +197,7 @@ def _connect(form: Form, desk: Desk, models: dict[str, Any], sessions: Sessions)
         try:
             wish = _wish(form, values)
             wish.check(models)
-            pictures, left_out = pictures_of(session.take(values[form.files] or []))
+            pictures, _ = pictures_of(session.take(values[form.files] or []))
         except Exception as error:  # results of the run before stay
             yield {desk.status: sentences([_told(session, error)], True)}
             return
@@ -209,7 +210,7 @@ def _connect(form: Form, desk: Desk, models: dict[str, Any], sessions: Sessions)
                 yield change
             ended = STOPPED if running.ended is None else running.ended
             last = sentences([ended, *running.failed], True)
-            status = sentences([*_done(running), left_out]) + last
+            status = sentences(_done(running)) + last
         except Exception as error:
             status = sentences([_told(session, error)], True)
         yield {

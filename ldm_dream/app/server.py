@@ -2,72 +2,34 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import shutil
-import socket
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
-from ipaddress import ip_address
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from ldm_dream.app.guard import Guard
 from ldm_dream.app.page import HERE, build_page
-from ldm_dream.app.sessions import AppError, Sessions
+from ldm_dream.app.place import MEGABYTE, Place, free_port, shown_names
+from ldm_dream.app.sessions import Sessions
+from ldm_dream.app.uploads import Uploads, sweeping
 from ldm_dream.upscaling.upscaler import Upscaler
-from ldm_dream.writing import is_known_gone, this_process
+from ldm_dream.writing import claim_file, is_known_gone, this_process
 
-MEGABYTE = 2**20  # as gradio counts them
-_OURS = re.compile(r"ldm-dream-(?P<process>[0-9a-f]+-\d+)-\w+")  # folders of visitors' files
+FILES = "ldm-dream-"  # begins the name of a folder with the files of visitors, who see that name
+OWNER = "owner"  # in it: which process it belongs to, which is nobody else's matter
 LOOPBACK = ("127.0.0.1", "localhost", "[::1]", "::1")
 
 
-@dataclass(frozen=True)
-class Place:
-    """Where the page is. port 0: any that is free. upload: megabytes of a file, at most. Raises
-    AppError.
-    """
-
-    host: str = "127.0.0.1"
-    port: int = 7860
-    upload: int = 200
-    opens_browser: bool = False
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.port <= 65535:
-            raise AppError(f"--port {self.port} is not possible; give one from 0 to 65535.")
-        if self.upload < 1:
-            raise AppError(f"--max-upload {self.upload} is not possible; give megabytes from 1.")
-
-    @property
-    def is_private(self) -> bool:
-        """Whether only this machine reaches it."""
-        try:
-            return self.host == "localhost" or ip_address(self.host).is_loopback
-        except ValueError:
-            return False
-
-
-def need_gradio() -> None:
-    """Raises AppError where it is not installed."""
-    try:
-        import gradio  # noqa: F401
-    except ImportError:
-        raise AppError("the page needs the package gradio: pip install 'ldm_dream[app]'.") from None
-
-
 def load_models(names: list[str], device: str, dtype: str) -> dict[str, Upscaler]:
-    """Name as it is shown, which says no folder of this machine -> the model. Raises ModelError and
-    what else `Upscaler.from_pretrained` does.
-    """
-    shown = [Path(name).name if Path(name).exists() else name for name in names]
-    if twice := [name for name in shown if shown.count(name) > 1]:
-        raise AppError(f"two models are named {twice[0]}; rename the folder of one of them.")
+    """Name as it is shown -> the model. Raises what `shown_names` and `Upscaler.from_pretrained` do."""
     return {
-        label: Upscaler.from_pretrained(name, device, dtype) for label, name in zip(shown, names)
+        label: Upscaler.from_pretrained(name, device, dtype)
+        for label, name in zip(shown_names(names), names)
     }
 
 
@@ -78,19 +40,25 @@ def serving(models: dict[str, Any], place: Place) -> Iterator[str]:
     """
     port = free_port(place)
     _remove_stale()
-    with tempfile.TemporaryDirectory(prefix=f"ldm-dream-{this_process()}-") as name:
+    with tempfile.TemporaryDirectory(prefix=FILES) as name:
+        claim_file(Path(name) / OWNER, this_process())
+        folder = Path(name).resolve() / "served"
+        folder.mkdir()
         # gradio reads these when a page is built: where uploads go, and what else would be served
-        folder = str(Path(name).resolve())
-        given = {"GRADIO_TEMP_DIR": folder, "GRADIO_ALLOWED_PATHS": "", "GRADIO_RUN_HISTORY": "0"}
-        with _environment(given):
-            sessions = Sessions(Path(folder) / "sessions")
+        given = {
+            "GRADIO_TEMP_DIR": str(folder),
+            "GRADIO_ALLOWED_PATHS": "",
+            "GRADIO_RUN_HISTORY": "0",
+        }
+        sessions = Sessions(folder / "sessions")
+        with _environment(given), sweeping(folder, sessions):
             page = build_page(models, sessions)
             _, url, _ = page.launch(
                 server_name=place.host,
                 server_port=port,
                 inbrowser=place.opens_browser,
                 max_file_size=place.upload * MEGABYTE,
-                app_kwargs={"middleware": _middleware(place)},
+                app_kwargs={"middleware": _middleware(place, folder, sessions)},
                 theme=_theme(),
                 css_paths=HERE / "page.css",
                 js=(HERE / "dropping.js").read_text(encoding="utf-8"),
@@ -107,16 +75,18 @@ def serving(models: dict[str, Any], place: Place) -> Iterator[str]:
                 yield url
             finally:
                 sessions.close()
+                logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)  # of what is cut off
                 page.server.force_exit = True  # else it waits for browsers that listen
                 page.close(verbose=False)
 
 
 def _remove_stale() -> None:
     """What servers left that were killed."""
-    for folder in Path(tempfile.gettempdir()).iterdir():
-        found = _OURS.fullmatch(folder.name)
-        if found and is_known_gone(found["process"]):
-            shutil.rmtree(folder, ignore_errors=True)
+    for owner in Path(tempfile.gettempdir()).glob(f"{FILES}*/{OWNER}"):
+        with suppress(OSError):  # of another user
+            found = re.fullmatch(r"[0-9a-f]+-\d+", owner.read_text(encoding="utf-8"))
+            if found and is_known_gone(found[0]):
+                shutil.rmtree(owner.parent, ignore_errors=True)
 
 
 def _theme() -> Any:
@@ -128,7 +98,7 @@ def _theme() -> Any:
     return Default(primary_hue="blue", font=fonts, font_mono=mono)
 
 
-def _middleware(place: Place) -> list[Any]:
+def _middleware(place: Place, folder: Path, sessions: Sessions) -> list[Any]:
     """A page of this machine alone answers to its own names alone: another site cannot have its name
     lead here.
     """
@@ -136,22 +106,12 @@ def _middleware(place: Place) -> list[Any]:
     from starlette.middleware.trustedhost import TrustedHostMiddleware
 
     hosts = list({*LOOPBACK, place.host}) if place.is_private else ["*"]
-    return [Middleware(TrustedHostMiddleware, allowed_hosts=hosts), Middleware(Guard)]
-
-
-def free_port(place: Place) -> int:
-    """The port, or any that is free; raises AppError where it cannot be used."""
-    family = socket.AF_INET6 if ":" in place.host else socket.AF_INET
-    with socket.socket(family) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((place.host, place.port))
-        except OSError as error:
-            raise AppError(
-                f"{place.host}:{place.port} cannot be used ({error.strerror}); is the page open "
-                "already? Give another --port, or leave --host out."
-            ) from None
-        return probe.getsockname()[1]
+    most = place.held * MEGABYTE
+    return [
+        Middleware(TrustedHostMiddleware, allowed_hosts=hosts),
+        Middleware(Guard),
+        Middleware(Uploads, folder=folder, sessions=sessions, most=most),
+    ]
 
 
 @contextmanager

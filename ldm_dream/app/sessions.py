@@ -12,20 +12,19 @@ import shutil
 import threading
 import time
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from zipfile import ZipFile
 
+from ldm_dream.app.place import AppError
 from ldm_dream.app.told import Result
 from ldm_dream.data.images import in_words, kind_left_out
-from ldm_dream.errors import UserError, shown
+from ldm_dream.errors import shown
 from ldm_dream.writing import whole_file
 
 MOMENT = 0.4  # seconds; the command is to end within one
-
-
-class AppError(UserError, ValueError):
-    """What a visitor of the page asked for and cannot have; its text is one sentence."""
 
 
 @dataclass
@@ -33,7 +32,7 @@ class Session:
     """folder: of all its files; each run has a folder in it. results, failed: of the last run; failed
     holds sentences. has_chosen: the visitor, one of these results to look at. stop: ends the last
     run. moved: where a file was uploaded to -> where it is. count: of the files and runs. threads:
-    of all runs. is_over: the tab is closed.
+    of all runs. is_over: the tab is closed. used: when it was last asked for, by the monotonic clock.
     """
 
     folder: Path
@@ -45,6 +44,7 @@ class Session:
     count: int = 0
     threads: list[threading.Thread] = field(default_factory=list)
     is_over: bool = False
+    used: float = 0.0
     lock: threading.Lock = field(default_factory=threading.Lock)  # a browser asks twice at a time
 
     def take(self, uploads: list[str]) -> list[Path]:
@@ -126,6 +126,7 @@ class Sessions:
     def __init__(self, root: Path):
         self.root = root
         self._open: dict[str, Session] = {}
+        self._tabs: Counter[str] = Counter()  # keys of the browser tabs that are open
         self._lock = threading.Lock()
 
     def of(self, key: str) -> Session:
@@ -135,7 +136,19 @@ class Sessions:
                 folder = self.root / secrets.token_hex(16)
                 folder.mkdir(parents=True)
                 self._open[key] = Session(folder)
+            self._open[key].used = time.monotonic()
             return self._open[key]
+
+    @contextmanager
+    def tab(self, key: str) -> Iterator[None]:
+        """During the body, the tab is open."""
+        with self._lock:
+            self._tabs[key] += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._tabs -= Counter([key])  # keeps no zeros
 
     def end(self, key: str) -> None:
         """Stops its work and deletes its files."""
@@ -143,6 +156,20 @@ class Sessions:
             session = self._open.pop(key, None)
         if session:
             self._end([session])
+
+    def end_unused(self, seconds: float) -> None:
+        """Ends those of no open tab that were not asked for in so long: a program may name any key."""
+        until = time.monotonic() - seconds
+        with self._lock:
+            unused = [k for k, s in self._open.items() if s.used <= until and not self._tabs[k]]
+        for key in unused:
+            self.end(key)
+
+    def strangers(self) -> list[Path]:
+        """Folders that no session owns, such as of one that still wrote when it was ended."""
+        with self._lock:
+            known = {session.folder for session in self._open.values()}
+            return [path for path in self.root.glob("*") if path not in known]
 
     def close(self) -> None:
         """Ends all, and waits a moment for their work, which may be writing."""

@@ -12,7 +12,8 @@ import PIL.Image
 @dataclass(frozen=True)
 class Now:
     """How far the work is. picture of pictures, from 1 on; done of total network calls, of which a
-    tile takes `calls`; since: time of its first call, or None. is_waiting: for its turn.
+    tile takes `calls`; since: time of its first call, or None. preview: the picture as far as it is,
+    before the first call as it was given. is_waiting: for its turn.
     """
 
     name: str = ""

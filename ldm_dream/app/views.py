@@ -18,6 +18,7 @@ import PIL.Image
 
 from ldm_dream.app.told import Now, Result
 from ldm_dream.data.images import Image, to_uint8, write_image
+from ldm_dream.upscaling.watch import PREVIEW
 
 MOST = 2**24  # pixels of a picture in the browser; a larger one is shown smaller
 STRIP = 256  # rows of it that are made at a time
@@ -51,6 +52,17 @@ def _smaller(bands: np.ndarray, step: int) -> np.ndarray:
         squares = part.reshape(-1, step, width, step, part.shape[-1])
         made[rows] = np.rint(squares.mean((1, 3), dtype=np.float32))
     return made
+
+
+def before_work(image: Image, size: tuple[int, int]) -> PIL.Image.Image:
+    """What is seen of the work until something is made: `image` as large as previews of a result of
+    `size` (height, width) are.
+    """
+    step = -(-max(image.pixels.shape[:2]) // (2 * PREVIEW))  # so much is enough
+    small = np.ascontiguousarray(to_uint8(image.pixels[::step, ::step]))
+    part = -(-max(size) // PREVIEW)
+    high, wide = (-(-side // part) for side in size)
+    return PIL.Image.fromarray(small).resize((wide, high), PIL.Image.Resampling.BICUBIC)
 
 
 def comparison(result: Result) -> dict[str, Any]:

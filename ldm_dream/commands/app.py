@@ -44,6 +44,13 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="MB",
         help="a larger file is refused (default: %(default)s)",
     )
+    parser.add_argument(
+        "--max-held",
+        type=int,
+        default=8000,
+        metavar="MB",
+        help="of all files that visitors gave; more is refused (default: %(default)s)",
+    )
     parser.add_argument("--open", action="store_true", help="open the page in the browser")
     add_device_flags(parser)
     return parser
@@ -51,13 +58,18 @@ def build_parser() -> argparse.ArgumentParser:
 
 def run(args: argparse.Namespace) -> None:
     print("starting the page ...", flush=True)
-    # here, so that --help answers without torch
-    from ldm_dream.app.server import Place, free_port, load_models, need_gradio, serving
+    # here, so that --help answers at once
+    from ldm_dream.app.place import Place, free_port, need_gradio, shown_names
 
+    names = args.model or [DEFAULT_MODEL]
+    place = Place(args.host, args.port, args.max_upload, args.max_held, args.open)
     need_gradio()
-    place = Place(args.host, args.port, args.max_upload, args.open)
-    free_port(place)  # a mistake is said before models are loaded, which takes longer
-    models = load_models(args.model or [DEFAULT_MODEL], args.device, args.dtype)
+    free_port(place)
+    shown_names(names)
+    # after what can be wrong: torch takes seconds
+    from ldm_dream.app.server import load_models, serving
+
+    models = load_models(names, args.device, args.dtype)
     with serving(models, place) as url:
         print(f"the page is at {url} (Ctrl-C ends it)", flush=True)
         if not place.is_private:

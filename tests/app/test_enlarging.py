@@ -16,9 +16,18 @@ import torch
 from app.fakes import CALLS, Model
 from ldm_dream.app import enlarging, sessions, views
 from ldm_dream.app.enlarging import BROKEN, Running, Telling, Wish
-from ldm_dream.app.sessions import AppError, Sessions, pictures_of
+from ldm_dream.app.place import AppError
+from ldm_dream.app.sessions import Sessions, pictures_of
 from ldm_dream.app.told import Now
-from ldm_dream.app.views import comparison, progress, sentences, summary, write_view
+from ldm_dream.app.uploads import sweep
+from ldm_dream.app.views import (
+    before_work,
+    comparison,
+    progress,
+    sentences,
+    summary,
+    write_view,
+)
 from ldm_dream.data.images import Image, read_image
 from ldm_dream.errors import UserError
 from ldm_dream.upscaling.engine import Options
@@ -219,6 +228,36 @@ def test_previews_take_at_most_a_part_of_the_time(session, monkeypatch):
         clock[0] += 1.0
         assert telling.tell(done, 100, look)
     assert looks > 5 and looks * 2.0 <= clock[0] / 4
+
+
+def test_the_picture_itself_is_seen_until_something_is_made(tmp_path, session):
+    gated = Model(gate=threading.Semaphore(0))
+    running = Running(session, {"one": gated}, Wish("one"), session.take([upload(tmp_path)]))
+    thread = running.start()
+    while not gated.seen:
+        time.sleep(0.01)
+    assert running.now.preview.size == (48, 32)
+    gated.gate.release()
+    thread.join()
+    wide = Image(np.full((9, 4000, 3), 65535, np.uint16))
+    seen = before_work(wide, (36, 16000))  # at most as large as previews are
+    assert seen.size == (500, 2) and seen.getpixel((9, 1)) == (255, 255, 255)
+
+
+def test_a_sweep_deletes_what_no_open_tab_owns(tmp_path):
+    tabs = Sessions(tmp_path / "sessions")
+    open_one, made_up = tabs.of("open"), tabs.of("made up")
+    for session in (open_one, made_up):
+        session.take([upload(tmp_path)])
+    upload(tmp_path)  # which no session took
+    (tmp_path / "tmp1").touch()  # one that broke off
+    (tabs.root / "written after the end").mkdir()
+    with tabs.tab("open"):
+        sweep(tmp_path, tabs)
+        assert len(list(tabs.root.iterdir())) == 3  # an hour is not over
+        sweep(tmp_path, tabs, age=0)
+    assert made_up.is_over and not open_one.is_over
+    assert [*tmp_path.iterdir()] == [tabs.root] and [*tabs.root.iterdir()] == [open_one.folder]
 
 
 def test_what_is_no_picture_is_left_out_and_said(tmp_path):

@@ -3,9 +3,12 @@
 One server and one browser serve all tests of this file, since each takes seconds to start.
 """
 
+import asyncio
 import io
 import json
+import logging
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -22,9 +25,12 @@ import pytest
 from app import browser
 from app.fakes import Model
 from ldm_dream.app import enlarging, page, server
-from ldm_dream.app.server import Place, load_models, serving
-from ldm_dream.app.sessions import AppError, Session, Sessions
+from ldm_dream.app.place import AppError, Place
+from ldm_dream.app.server import load_models, serving
+from ldm_dream.app.sessions import Session, Sessions
+from ldm_dream.app.uploads import Uploads, sweep
 from ldm_dream.commands.app import main as app_command
+from ldm_dream.data.formats import SUFFIXES
 from ldm_dream.data.images import read_image
 from ldm_dream.writing import WriteError, this_process
 
@@ -54,7 +60,9 @@ def served(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def url(served):
-    closed = []
+    closed, told = [], []
+    handler = logging.Handler()
+    handler.emit = told.append
 
     class Noting(Sessions):
         def close(self):
@@ -63,8 +71,10 @@ def url(served):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(server, "Sessions", Noting)
-        with serving(MODELS, Place(port=0, upload=1)) as url:
+        with serving(MODELS, Place(port=0, upload=1, held=2)) as url:
             yield url
+            logging.getLogger("uvicorn.error").addHandler(handler)
+    assert not told  # no traceback of a connection that was cut
     assert closed == [1]  # before the folder is deleted
     assert not list(served.iterdir())  # all is deleted
 
@@ -176,6 +186,7 @@ def test_a_port_that_is_taken_is_said_in_one_sentence(url, capsys, monkeypatch):
 def test_places_and_models_that_are_not_possible_are_refused(capsys, monkeypatch):
     assert "--port -1" in said_by(capsys, ["--port", "-1"])
     assert "--max-upload 0" in said_by(capsys, ["--max-upload", "0"])
+    assert "--max-held 3" in said_by(capsys, ["--max-held", "3"])
     assert "no-model: neither" in said_by(capsys, ["-n", "no-model"])
     with pytest.raises(AppError, match="two models are named"):
         load_models(["dream-latent-x4-tiny"] * 2, "cpu", "auto")
@@ -188,27 +199,66 @@ def test_what_a_killed_server_left_is_removed_and_nothing_else(tmp_path, monkeyp
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     gone = subprocess.Popen(["true"])
     gone.wait()
-    here, _, own = this_process().partition("-")
-    names = [f"ldm-dream-{here}-{gone.pid}-a", f"ldm-dream-{here}-{own}-b"]
-    names += ["ldm-dream-other", f"ldm-dream-00000000-{gone.pid}-c"]  # of another machine
-    for name in names:
-        (tmp_path / name / "sessions").mkdir(parents=True)
+    here = this_process().partition("-")[0]
+    owners = [f"{here}-{gone.pid}", this_process(), f"00000000-{gone.pid}", "nobody", None]
+    for number, owner in enumerate(owners):
+        (tmp_path / f"ldm-dream-{number}" / "served").mkdir(parents=True)
+        if owner:
+            (tmp_path / f"ldm-dream-{number}" / "owner").write_text(owner)
     server._remove_stale()
-    assert {path.name for path in tmp_path.iterdir()} == {*names[1:]}
+    assert {path.name for path in tmp_path.iterdir()} == {f"ldm-dream-{n}" for n in (1, 2, 3, 4)}
 
 
-def test_old_files_are_deleted_only_where_no_session_has_them(tmp_path):
-    from gradio.route_utils import delete_files_created_by_app
+def sent(url, content, name="a.png"):
+    """An upload as a program sends it; -> the status, and what is answered."""
+    head = f'--x\r\nContent-Disposition: form-data; name="files"; filename="{name}"\r\n\r\n'
+    body = head.encode() + content + b"\r\n--x--\r\n"
+    kind = {"Content-Type": "multipart/form-data; boundary=x"}
+    try:
+        asked = urllib.request.Request(url + "gradio_api/upload", body, kind)
+        with urllib.request.urlopen(asked) as found:
+            return found.status, found.read().decode()
+    except urllib.error.HTTPError as error:
+        return error.code, error.read().decode()
 
-    blocks = page.build_page(MODELS, Sessions(tmp_path / "sessions"))
-    upload, result = tmp_path / "upload.png", tmp_path / "result.png"
-    for path in (upload, result):
-        path.touch()
-    blocks.upload_file_set.add(str(upload))
-    for block in blocks.blocks.values():  # as gradio does for what it shows
-        block.temp_files.add(str(result))
-    delete_files_created_by_app(blocks, age=0)
-    assert result.exists() and not upload.exists()
+
+def test_an_upload_is_told_nothing_of_the_process_of_the_server(url):
+    status, said = sent(url, b"some bytes")
+    (path,) = json.loads(said)
+    assert status == 200 and this_process().split("-")[0] not in path
+    assert re.fullmatch(r".*/ldm-dream-\w{8}/served/[0-9a-f]{64}/a\.png", path)
+    owner = Path(path).parents[2] / "owner"
+    assert owner.is_file() and answer(f"{url}gradio_api/file={owner}")[0] == 403
+
+
+def test_all_uploads_together_have_one_limit(url, served):
+    (room,) = served.glob("ldm-dream-*/served")
+    given = [sent(url, bytes([n]) * (2**20 - 9))[0] for n in range(3)]
+    assert given == [200, 413, 413]  # their heads are counted too
+    sweep(room, Sessions(room / "sessions"), age=0)
+    assert sent(url, bytes(100))[0] == 200 and not list(room.glob("tmp*"))
+
+
+def test_an_upload_without_a_length_is_refused(tmp_path):
+    said = []
+
+    async def send(message):
+        said.append(message)
+
+    uploads = Uploads(send, tmp_path, Sessions(tmp_path / "sessions"), 100)
+    asyncio.run(uploads({"path": "/gradio_api/upload", "headers": []}, send, send))
+    assert said[0]["status"] == 411 and uploads.coming == 0
+
+
+def test_what_is_wrong_in_the_command_is_said_before_torch_is_loaded():
+    words = ["-n", "no-model", "--port", "0"]
+    code = (
+        "import sys; from ldm_dream.commands.app import main\n"
+        f"try: main({words})\n"
+        "except SystemExit: print({'torch', 'gradio', 'numpy'} & {*sys.modules})"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert ended.stdout.endswith("set()\n") and "no-model: neither" in ended.stderr
 
 
 # --------------------------------------------------------------------------------------- the browser
@@ -489,9 +539,9 @@ def test_a_folder_becomes_a_zip(visit, photo, tmp_path, way, monkeypatch, served
         visit.give(folder, into="input[webkitdirectory]")
     else:
         drop(visit, folder)
-    visit.wait(lambda: "notes" in visit.one("#pictures").text, "the folder")
+    visit.wait(lambda: "Left out: 1 txt." in visit.said(), "what is no picture")
     visit.start()
-    visit.is_done("Left out: 1 txt.")
+    visit.is_done()
     assert not list(served.rglob("*.zip"))  # made at the click
     with monkeypatch.context() as full:
         full.setattr(Session, "pack", no_space)
@@ -513,9 +563,25 @@ def test_a_file_that_is_too_large_is_refused(visit, tmp_path):
     )
 
 
+def test_a_file_that_is_one_too_many_is_refused(visit, photo, served):
+    (room,) = served.glob("ldm-dream-*/served")
+    (room / "somebody").mkdir()
+    (room / "somebody" / "large.png").write_bytes(bytes(2 * 2**20))
+    try:
+        visit.one("#pictures input[type=file]").send_keys(str(photo))
+        visit.wait(lambda: "together may have 2 MB" in visit.one("body").text, "the sentence")
+    finally:
+        shutil.rmtree(room / "somebody")
+
+
+def test_the_browser_offers_pictures_alone(visit):
+    kinds = visit.one("#pictures input[type=file]").get_attribute("accept").split(",")
+    assert {kind.strip() for kind in kinds} == {*SUFFIXES}
+
+
 def test_what_a_visitor_gave_is_deleted_when_the_tab_is_closed(visit, photo, chromium, served):
     def sessions():
-        return set(served.glob("ldm-dream-*/sessions/*"))
+        return set(served.glob("ldm-dream-*/served/sessions/*"))
 
     visit.wait(lambda: not sessions(), "the end of earlier visits")
     visit.give(photo)
