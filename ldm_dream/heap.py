@@ -12,7 +12,7 @@ import sys
 
 # of malloc.h
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -3, -4, -8
-LARGE = 2**22  # bytes
+BIG_BLOCK = 2**22  # bytes
 
 
 def keep_freed_memory() -> bool:
@@ -24,8 +24,8 @@ def keep_freed_memory() -> bool:
 
 
 def give_back_freed_memory() -> bool:
-    """For this process, from now on: blocks of LARGE bytes lie apart from the heap. -> as above."""
-    return _set({M_MMAP_THRESHOLD: LARGE})
+    """For this process, from now on: blocks of BIG_BLOCK bytes lie apart from the heap. -> as above."""
+    return _set({M_MMAP_THRESHOLD: BIG_BLOCK})
 
 
 def _set(options: dict[int, int]) -> bool:

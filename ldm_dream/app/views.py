@@ -18,6 +18,7 @@ import PIL.Image
 
 from ldm_dream.app.told import Now, Result
 from ldm_dream.data.images import Image, to_uint8, write_image
+from ldm_dream.upscaling.progress import in_time
 from ldm_dream.upscaling.watch import PREVIEW
 
 MOST = 2**24  # pixels of a picture in the browser; a larger one is shown smaller
@@ -86,7 +87,7 @@ def progress(now: Now) -> str:
     bar = f'<progress max="1" value="{share:.4f}" aria-label="How far this picture is"></progress>'
     parts = [f"{share:.0%}", _steps(now)]
     if (left := now.left()) is not None:
-        parts.append(f"about {_time(left)} left")
+        parts.append(f"about {in_time(left)} left")
     return f"{first}{bar}<p>{', '.join(parts)}</p>{_shown(now.preview)}"
 
 
@@ -95,14 +96,6 @@ def _steps(now: Now) -> str:
     tiles = now.total // now.calls
     step = f"step {min(now.done + 1, now.total)} of {now.total}"
     return f"{step}, {tiles} tiles" if tiles > 1 else step
-
-
-def _time(seconds: float) -> str:
-    whole = max(1, round(seconds))
-    if whole < 60:
-        return f"{whole} s"
-    minutes, rest = divmod(whole, 60)
-    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
 def _shown(preview: PIL.Image.Image | None) -> str:

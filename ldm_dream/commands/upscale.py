@@ -72,7 +72,10 @@ def run(args: argparse.Namespace, last: ExitStack) -> int:
     is_one = is_one_picture(sources)
     with Progress(expected.pixels, expected.pictures, calls * how.runs, args.quiet) as progress:
         if expected.is_large or progress.is_bar:
-            progress.tell(f"{expected}; the time is told after the first steps.")
+            where = f"{settings['dtype']} on {settings['device']}"
+            progress.tell(
+                f"{expected}; computed in {where}; the time is told after the first steps."
+            )
         work = replace(work, upscale=progress.watching(work.upscale), note=progress.note)
         if is_one:
             upscale_one(plan, work, settings, progress.write, last)

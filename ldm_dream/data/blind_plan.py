@@ -24,8 +24,8 @@ from ldm_dream.data.blur import (
 
 # of resizing within an order; the last two without antialiasing, as published
 MODES = ("area", "bilinear", "bicubic")
-LARGE = 13  # pixels; sinc blurs from this size on may have a lower cutoff
-LOWEST_CUTOFF, LOWEST_CUTOFF_LARGE = math.pi / 3, math.pi / 5  # radians a pixel
+WIDE_BLUR = 13  # pixels; sinc blurs from this size on may have a lower cutoff
+LOWEST_CUTOFF, LOWEST_CUTOFF_WIDE = math.pi / 3, math.pi / 5  # radians a pixel
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ def draw_kernel(cfg: FirstOrder, random: np.random.Generator) -> np.ndarray | No
         return None
     size = _draw_size(cfg.kernel_size, random)
     if random.random() < cfg.sinc_prob:
-        lowest = LOWEST_CUTOFF if size < LARGE else LOWEST_CUTOFF_LARGE
+        lowest = LOWEST_CUTOFF if size < WIDE_BLUR else LOWEST_CUTOFF_WIDE
         return trimmed(sinc_kernel(size, random.uniform(lowest, math.pi)))
     shape, elongated = divmod(_draw_index(cfg.kernel_weights, random), 2)
     long = random.uniform(*cfg.sigma)

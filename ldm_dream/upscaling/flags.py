@@ -100,7 +100,7 @@ def _what(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--share",
         action="store_true",
-        help="part the pictures among all processes of this command (torchrun implies it)",
+        help="share the pictures among all processes of this command (torchrun does so by itself)",
     )
 
 

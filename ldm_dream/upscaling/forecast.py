@@ -15,7 +15,7 @@ from ldm_dream.upscaling.planning import Job
 from ldm_dream.upscaling.sizes import Size
 
 LOOKED_AT = 256  # pictures
-LARGE = 2**24  # pixels of results; what makes more takes minutes on a CPU
+LONG_WORK = 2**24  # pixels of results; what makes more takes minutes on a CPU
 RAW = 3  # bytes of an RGB pixel of 8 bits
 # pixels a byte of a file; more are what a header claims and the file cannot hold
 MOST_IN_A_BYTE = 1000
@@ -37,7 +37,7 @@ class Forecast:
     @property
     def is_large(self) -> bool:
         """Whether a user would want to know before it begins."""
-        return self.results > LARGE or not self.fits
+        return self.results > LONG_WORK or not self.fits
 
     @property
     def fits(self) -> bool:

@@ -138,8 +138,8 @@ def _columns() -> int:
 
 
 def in_time(seconds: float) -> str:
-    """45 -> "45 s", 720 -> "12 min", 12000 -> "3 h 20 min"."""
+    """0.2 -> "1 s", 45 -> "45 s", 720 -> "12 min", 12000 -> "3 h 20 min"."""
     if seconds < 99.5:
-        return f"{seconds:.0f} s"
+        return f"{max(1, round(seconds))} s"
     minutes = round(seconds / 60)
     return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60} min"

@@ -296,7 +296,7 @@ def test_space_is_said_before_a_long_folder_and_time_after_its_first_steps(
 ):
     options = (photos, "-o", tmp_path / "out", "-n", model)
     assert upscale(*options)[2] == ""
-    monkeypatch.setattr(forecast, "LARGE", 100)
+    monkeypatch.setattr(forecast, "LONG_WORK", 100)
     monkeypatch.setattr(progress, "LONG", 0.0)
     whole, said = Upscaler.__call__, []
 
@@ -308,12 +308,14 @@ def test_space_is_said_before_a_long_folder_and_time_after_its_first_steps(
     assert upscale(*options)[0] == 0
     space, left = said  # before the first picture and before the second
     assert "2 pictures of 0.0 megapixels become 0.0 megapixels, about " in space
-    assert space.endswith("are free there; the time is told after the first steps.")
+    assert space.endswith(
+        "are free there; computed in fp32 on cpu; the time is told after the first steps."
+    )
     assert re.fullmatch(r" *\d+%  picture 1 of 2, step 2 of 4, about \d+ s left", left)
 
 
 def test_quiet_prints_mistakes_only(model, photos, tmp_path, upscale, monkeypatch):
-    monkeypatch.setattr(forecast, "LARGE", 0)
+    monkeypatch.setattr(forecast, "LONG_WORK", 0)
     (photos / "bad.png").write_text("no picture")
     log, whole = logging.getLogger("ldm_dream.data.writer"), Upscaler.__call__
 

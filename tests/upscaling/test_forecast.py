@@ -7,7 +7,7 @@ import pytest
 
 from ldm_dream.data.images import Image, write_image
 from ldm_dream.upscaling import forecast as module
-from ldm_dream.upscaling.forecast import LARGE, Forecast, forecast, in_bytes
+from ldm_dream.upscaling.forecast import LONG_WORK, Forecast, forecast, in_bytes
 from ldm_dream.upscaling.planning import Job, Naming, plan_jobs
 from ldm_dream.upscaling.sizes import Size
 
@@ -61,7 +61,7 @@ def test_it_is_one_line_that_says_when_the_room_is_too_small():
     assert small.is_large and str(small).endswith(
         "500.0 kB are free there, which may not be enough"
     )
-    assert not Forecast(1, 4e4, LARGE, 2e6, None).is_large and in_bytes(12) == "12 bytes"
+    assert not Forecast(1, 4e4, LONG_WORK, 2e6, None).is_large and in_bytes(12) == "12 bytes"
 
 
 def test_a_header_is_believed_as_far_as_the_file_can_hold_it(tmp_path, monkeypatch):

@@ -243,7 +243,7 @@ def test_a_forecast_of_a_large_share_is_told_once(pictures, tmp_path, monkeypatc
         plan, said = plan_jobs(pictures, tmp_path / f"out{rank}"), []
         run = SharedRun(tmp_path / f"out{rank}", {})
         with monkeypatch.context() as patch:
-            patch.setattr("ldm_dream.upscaling.forecast.LARGE", 100)
+            patch.setattr("ldm_dream.upscaling.forecast.LONG_WORK", 100)
             take_part(run, plan, Work(double, Size(2)), lambda results: None, said.append)
         told = [line for line in said if line.startswith(f"{COUNT} pictures of")]
         assert told == said[:count]
