@@ -49,9 +49,11 @@ def check_writable(path: Path, width: int, height: int, alpha: np.ndarray | None
     if not kind.has_alpha and alpha is not None and alpha.min() < np.iinfo(alpha.dtype).max:
         raise ImageError(f"{name}: {kind.name} cannot hold transparency; write png, webp or tif.")
     if max(width, height) > kind.largest:
+        larger = [one.suffixes[0][1:] for one in (PNG, TIFF) if max(width, height) <= one.largest]
+        advice = f"write {' or '.join(larger)}" if larger else "make it smaller"
         raise ImageError(
             f"{name}: {kind.name} ends at {kind.largest} pixels a side, and this is {width}x{height}; "
-            "write png or tif."
+            f"{advice}."
         )
     return kind
 
