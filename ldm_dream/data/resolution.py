@@ -68,8 +68,11 @@ def _of_tags(tags: Mapping[int, Any]) -> Dpi | None:
 def _of_png(file: BinaryIO) -> Dpi | None:
     for name, place, length in _chunks(file, 0):
         if name == b"pHYs" and length == 9:
-            file.seek(place + 8)
-            x, y, is_metre = struct.unpack(">IIB", file.read(9))
+            file.seek(place)
+            content = (chunk := file.read(12 + length))[8:17]
+            if chunk != packed([(name, content)]):  # damaged, which `read_chunks` says
+                return None
+            x, y, is_metre = struct.unpack(">IIB", content)
             return possible((x * _INCH, y * _INCH)) if is_metre == 1 else None
     return None
 

@@ -9,7 +9,7 @@ import torch
 
 from ldm_dream.config.run import AutoencoderRun
 from ldm_dream.hub import ANYWHERE, Search, repo_id_of
-from ldm_dream.model_config import find_model, read_run, refuse_revision
+from ldm_dream.model_config import find_model, read_run, refuse_revision, upscaler_names
 from ldm_dream.model_folder import LoadedModel, load_model
 from ldm_dream.upscaling.devices import Dtype, dtype_named
 from ldm_dream.upscaling.diffusion import Diffusion
@@ -38,7 +38,7 @@ def scale_of(name: str) -> int | None:
     name = os.path.expanduser(name)
     if is_peer(name) or repo_id_of(name):
         return None
-    run = read_run(find_model(name))
+    run = read_run(find_model(name, fitting=upscaler_names))
     return None if isinstance(run, AutoencoderRun) else run.scale
 
 

@@ -11,8 +11,10 @@ import pytest
 from PIL import Image as PillowImage
 from PIL import IptcImagePlugin, PngImagePlugin
 
+from ldm_dream.data.formats import PNG
 from ldm_dream.data.images import Image, read_image, write_image
 from ldm_dream.data.metadata import Metadata
+from ldm_dream.data.resolution import dpi_in_place
 
 EXIF, GPS, THUMBNAIL = 0x8769, 0x8825, 0x0201
 XMP = (
@@ -164,6 +166,19 @@ def test_the_shape_of_pixels_without_a_size_is_no_resolution(tmp_path):
     chunk += struct.pack(">I", zlib.crc32(chunk))
     (tmp_path / "b.png").write_bytes(data[:place] + chunk + data[place + len(chunk) :])
     assert read_image(tmp_path / "b.png").metadata.dpi is None
+
+
+def test_a_resolution_that_is_cut_or_damaged_is_none():
+    content = io.BytesIO()
+    PillowImage.new("RGB", (8, 6)).save(content, "PNG", dpi=(300, 300))
+    data = content.getvalue()
+    place = data.index(b"pHYs")
+    for broken in (
+        *(data[: place + n] for n in range(16)),
+        data[: place + 9] + b"x" + data[place + 10 :],
+    ):
+        assert dpi_in_place(io.BytesIO(broken), PNG) is None
+    assert dpi_in_place(io.BytesIO(data), PNG) == pytest.approx((300, 300), abs=0.01)
 
 
 def test_exif_of_a_file_says_no_resolution_that_it_does_not_hold(tmp_path):
