@@ -5,6 +5,7 @@ without torch.
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -37,7 +38,7 @@ class BundledModel(NamedTuple):
 
 def list_models() -> list[BundledModel]:
     """The bundled models that make pictures larger, by name; autoencoders are none."""
-    runs = {name: read_run(BUNDLED / name) for name in _bundled()}
+    runs = {name: read_run(BUNDLED / name) for name in bundled_names()}
     return [
         BundledModel(name, run.scale, run.description)
         for name, run in runs.items()
@@ -45,32 +46,42 @@ def list_models() -> list[BundledModel]:
     ]
 
 
-def _bundled() -> list[str]:
+def upscaler_names() -> list[str]:
+    """Of `list_models`."""
+    return [model.name for model in list_models()]
+
+
+def bundled_names() -> list[str]:
+    """Of all bundled models, autoencoders too."""
     return sorted(path.parent.name for path in BUNDLED.glob("*/config.yaml"))
 
 
 def is_bundled(name: str | None) -> bool:
     """Whether this name leads to a model of the installation, and to no folder of the user."""
-    return name in _bundled() and find_model(name).parent == BUNDLED
+    return name in bundled_names() and find_model(name).parent == BUNDLED
 
 
-def find_model(name_or_dir: str | Path, search: Search = ANYWHERE) -> Path:
+def find_model(
+    name_or_dir: str | Path,
+    search: Search = ANYWHERE,
+    fitting: Callable[[], list[str]] = bundled_names,
+) -> Path:
     """Folder of a model: an existing folder, a bundled name, or a model of the hub
     (`hf:owner/name`), fetched. A run folder means its best model, else its last. A search without
-    folders: a stranger's config may not name those of the user. Raises ModelError, HubError.
+    folders: a stranger's config may not name those of the user. fitting: the bundled names that are
+    offered for one that is not known. Raises ModelError, HubError.
     """
     name, local = os.path.expanduser(name_or_dir), search.folders
     if repo_id := repo_id_of(name):
         return download(repo_id, search)
     refuse_revision(name, search)
-    bundled = _bundled()
     try:
         if local and (folder := _in_folder(Path(name))):
             return folder
         is_there = Path(name).exists()
     except (OSError, ValueError) as error:  # too long a name, NUL
         raise ModelError(f"{name[:100]}: no name of a folder: {error}.") from None
-    if name in bundled:
+    if name in bundled_names():
         return BUNDLED / name
     if local and is_repo_id(name) and not is_there:
         raise ModelError(
@@ -82,7 +93,7 @@ def find_model(name_or_dir: str | Path, search: Search = ANYWHERE) -> Path:
         if local
         else ("a model of the hub may name a bundled model or another of the hub, no folder")
     )
-    hint = did_you_mean(name, bundled, f"bundled are: {', '.join(bundled) or 'none'}.")
+    hint = did_you_mean(name, names := fitting(), f"bundled are: {', '.join(names) or 'none'}.")
     raise ModelError(f"{name}: {what}; {hint}")
 
 

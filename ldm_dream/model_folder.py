@@ -30,6 +30,7 @@ from ldm_dream.model_config import (
     is_bundled,
     read_run,
     resolve_autoencoder,
+    upscaler_names,
 )
 from ldm_dream.networks import build_network
 from ldm_dream.networks.autoencoders import build_autoencoder
@@ -94,7 +95,7 @@ def save_loaded(model: LoadedModel, folder: Path) -> None:
 def load_model(name_or_dir: str | Path, search: Search = ANYWHERE) -> LoadedModel:
     """What `find_model` takes -> LoadedModel. Raises ModelError, HubError."""
     name = str(name_or_dir)
-    folder = find_model(name, search)
+    folder = find_model(name, search, upscaler_names)
     run = read_run(folder)
     if not isinstance(run, DiffusionRun):
         raise ModelError(

@@ -254,6 +254,13 @@ def test_a_folder_is_sent_whole(fake, tmp_path):
     assert sent == [("me/model", True), tmp_path] * 2
 
 
+def test_only_models_that_upscale_are_offered_where_one_is_asked_for():
+    with pytest.raises(ModelError, match=r"; bundled are: dream-latent-x4-tiny\.$"):
+        load_model("vq-f4-tin")
+    with pytest.raises(ModelError, match=r"; did you mean vq-f4-tiny\?$"):
+        find_model("vq-f4-tin")
+
+
 def test_a_plain_unknown_name_does_not_ask_the_hub(fake):
     with pytest.raises(ModelError, match="bundled are"):
         find_model("no-such-model")

@@ -42,8 +42,17 @@ def run(args: argparse.Namespace, last: ExitStack) -> int:
     # here, so that --help and the first line come without torch
     from ldm_dream.data.images import check_quality
     from ldm_dream.upscaling.engine import Options
-    from ldm_dream.upscaling.folder import Work, failures, summary, upscale_one, upscale_plan, used
+    from ldm_dream.upscaling.folder import (
+        Work,
+        check_one,
+        failures,
+        summary,
+        upscale_one,
+        upscale_plan,
+        used,
+    )
     from ldm_dream.upscaling.forecast import forecast
+    from ldm_dream.upscaling.models import scale_of
     from ldm_dream.upscaling.planning import Naming, check_places, is_one_picture, plan_jobs
     from ldm_dream.upscaling.progress import Progress
     from ldm_dream.upscaling.shards import device_of_rank, is_under_torchrun, share
@@ -54,6 +63,10 @@ def run(args: argparse.Namespace, last: ExitStack) -> int:
     check_quality(args.quality, [job.target for job in plan.jobs])
     how = Options(**{field.name: getattr(args, field.name) for field in fields(Options)})
     how.size(1, args.scale)  # what is not possible ends here
+    own, is_one = scale_of(args.model), is_one_picture(sources)
+    if is_one and (own or how.asks_for_size(args.scale)):  # else the model must be loaded
+        wanted = how.size(own or 1, args.scale)
+        check_one(plan.jobs[0], wanted, how.max_pixels, args.skip_existing)
     upscaler = Upscaler.from_pretrained(
         args.model, device_of_rank(args.device), args.dtype, args.compile
     )
@@ -69,7 +82,6 @@ def run(args: argparse.Namespace, last: ExitStack) -> int:
             lambda line: args.quiet or print(line, flush=True),
         )
     expected = forecast(plan.jobs, size, args.skip_existing)
-    is_one = is_one_picture(sources)
     with Progress(expected.pixels, expected.pictures, calls * how.runs, args.quiet) as progress:
         if expected.is_large or progress.is_bar:
             where = f"{settings['dtype']} on {settings['device']}"

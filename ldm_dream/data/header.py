@@ -35,6 +35,7 @@ from ldm_dream.data.heif import read_space
 from ldm_dream.data.image import ImageError
 from ldm_dream.data.jpeg import first_line
 from ldm_dream.data.png import Chunks, read_chunks
+from ldm_dream.data.resolution import Dpi, dpi_in_place, possible
 from ldm_dream.data.tiff import exif_of, is_associated
 from ldm_dream.data.webp import is_lossless
 from ldm_dream.errors import shown
@@ -57,7 +58,7 @@ class Header:
     RGB 3, CMYK 4, plus 1 with alpha. depth: bytes a channel. are_levels: of 8 or 16 bits, without a
     sign. frames: pages, or frames of an animation. is_associated: colours are multiplied by alpha.
     exif: of a TIFF, which libvips leaves out. chunks: of a PNG, likewise. content: the picture's
-    bytes, where `path` only names it. is_lossless, bits: as in `Image`.
+    bytes, where `path` only names it. is_lossless, bits: as in `Image`. dpi: outside of EXIF.
     """
 
     path: Path
@@ -78,6 +79,7 @@ class Header:
     are_levels: bool = True
     is_lossless: bool = False
     bits: int | None = None
+    dpi: Dpi | None = None
 
     @property
     def stored_bytes(self) -> int:
@@ -200,7 +202,7 @@ def _by_libvips(path: Path, kind: Format, file: io.BufferedReader | io.BytesIO) 
     associated, exif = (is_associated(file), exif_of(file)) if kind is TIFF else (False, None)
     chunks = read_chunks(file) if kind is PNG else Chunks()
     space = read_space(file) if kind in (AVIF, HEIC) else ()
-    lossless = kind is WEBP and is_lossless(file)
+    lossless, dpi = kind is WEBP and is_lossless(file), dpi_in_place(file, kind)
     file.seek(0)
     content = file.getvalue() if isinstance(file, io.BytesIO) else None
     try:
@@ -235,7 +237,7 @@ def _by_libvips(path: Path, kind: Format, file: io.BufferedReader | io.BytesIO) 
     return Header(
         path, kind, image, image.width, image.height, image.bands, _DEPTHS[image.format], gray,
         image.bands > colours, _number(image, "orientation"), max(chunks.frames, _number(image, "n-pages")),
-        associated, exif, chunks, content, image.format in _LEVELS, lossless, _bits(image),
+        associated, exif, chunks, content, image.format in _LEVELS, lossless, _bits(image), dpi,
     )  # fmt: skip
 
 
@@ -255,7 +257,7 @@ def _by_pillow(path: Path, kind: Format, file: io.BufferedReader | io.BytesIO) -
     return Header(
         path, kind, image, *image.size, channels, 2 if mode == "I;16" else 1, mode[0] in "LI",
         mode[-1] == "A", turn if isinstance(turn, int) else 1, getattr(image, "n_frames", 1),
-        content=content,
+        content=content, dpi=possible(image.info.get("dpi")),
     )  # fmt: skip
 
 

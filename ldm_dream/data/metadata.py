@@ -10,12 +10,12 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from fractions import Fraction
 from typing import Any, NamedTuple, TypeAlias
 
 import pyvips
 
-from ldm_dream.data.formats import PNG, TIFF, Format
+from ldm_dream.data.formats import AVIF, PNG, TIFF, WEBP, Format
+from ldm_dream.data.resolution import Dpi, dpi_in_exif
 
 _KEPT = ("exif-data", "xmp-data", "iptc-data")
 _THUMBNAIL = ("exif-ifd1-", "jpeg-thumbnail-data")
@@ -25,8 +25,7 @@ _WORDS = {
     "iptc-data": "IPTC",
 }
 _MM = 25.4  # an inch
-_USUAL_DPI = 72.0
-_CENTIMETRES = 3  # unit of EXIF
+_UNKNOWN_DPI = 72.0  # what EXIF says for it (2.32, 4.6.4)
 # a JPEG's block of IPTC; the resources behind it are what TIFF keeps as "photoshop-data"
 _PHOTOSHOP = b"Photoshop 3.0\0"
 # of XMP, as attribute or element
@@ -48,7 +47,7 @@ class Metadata:
     """
 
     fields: Mapping[str, Any]
-    dpi: tuple[float, float] | None = None
+    dpi: Dpi | None = None
     texts: Texts = ()
 
 
@@ -57,23 +56,24 @@ class Kept(NamedTuple):
     lost: list[str]  # what the format does not hold, in words
 
 
-def read_metadata(image: pyvips.Image, exif: bytes | None, texts: Texts) -> Metadata:
-    """Of a picture that libvips opened. exif, texts: what was read apart from it."""
+def read_metadata(
+    image: pyvips.Image, exif: bytes | None, texts: Texts, dpi: Dpi | None
+) -> Metadata:
+    """Of a picture that libvips opened. exif, texts, dpi: what was read apart from it; EXIF counts
+    before that dpi.
+    """
     fields = {name: _get(image, name) for name in image.get_fields() if name.startswith(_KEPT)}
     if (block := _iptc(image)) is not None:
         fields["iptc-data"] = block
     if exif is not None:
         fields["exif-data"] = exif
-    # libvips says one pixel a mm where a file says nothing
-    is_given = (image.xres, image.yres) != (1.0, 1.0)
-    dpi = (image.xres * _MM, image.yres * _MM) if is_given else _exif_dpi(image)
-    return Metadata(fields, dpi, texts)
+    return Metadata(fields, dpi_in_exif(fields.get("exif-data", b"")) or dpi, texts)
 
 
 def with_metadata(image: pyvips.Image, metadata: Metadata | None, kind: Format) -> Kept:
     """The picture as it is to be written in `kind`, with what that holds."""
     metadata = metadata or Metadata({})
-    dpi_x, dpi_y = metadata.dpi or (_USUAL_DPI, _USUAL_DPI)
+    dpi_x, dpi_y = metadata.dpi or (_UNKNOWN_DPI, _UNKNOWN_DPI)
     image = image.copy(xres=dpi_x / _MM, yres=dpi_y / _MM)
     set_field(image, "resolution-unit", "in")
     fields, lost = dict(metadata.fields), ["text"] if metadata.texts and kind is not PNG else []
@@ -94,15 +94,13 @@ def with_metadata(image: pyvips.Image, metadata: Metadata | None, kind: Format) 
     return Kept(image, lost)
 
 
-def _exif_dpi(image: pyvips.Image) -> tuple[float, float] | None:
-    """Of the kinds that have no place for it but EXIF. libvips shows "300/1 (300, Rational, ...)"."""
-    names = [f"exif-ifd0-{name}" for name in ("XResolution", "YResolution", "ResolutionUnit")]
-    try:
-        x, y, unit = (Fraction(str(image.get(name)).split()[0]) for name in names)
-    except (pyvips.Error, ValueError, ZeroDivisionError, IndexError):
-        return None
-    scale = 2.54 if unit == _CENTIMETRES else 1.0
-    return (float(x) * scale, float(y) * scale) if x > 0 and y > 0 else None
+def keeps_exif(metadata: Metadata | None, kind: Format) -> bool:
+    """Whether a block of EXIF is to be written: libvips makes one up where there is none. WebP and
+    AVIF have no other place for a resolution. EXIF without one says 72 dpi, as its standard has it.
+    """
+    if metadata is None:
+        return False
+    return "exif-data" in metadata.fields or (metadata.dpi is not None and kind in (WEBP, AVIF))
 
 
 def set_field(image: pyvips.Image, name: str, value: Any) -> None:

@@ -123,7 +123,8 @@ def _say_what_changes(header: Header) -> None:
 
 
 def _from_libvips(header: Header, image: pyvips.Image) -> Image:
-    metadata, icc = read_metadata(image, header.exif, header.chunks.texts), _profile(image)
+    icc = _profile(image)
+    metadata = read_metadata(image, header.exif, header.chunks.texts, header.dpi)
     if any(name in metadata.fields.get("xmp-data", b"") for name in _GAIN_MAPS):
         log.warning(
             "%s: its gain map for HDR screens is left out; it is enlarged as other screens show it.",
@@ -177,7 +178,7 @@ def _from_pillow(header: Header, image: PIL.Image.Image) -> Image:
     fields = {
         names[key]: image.info[key] for key in names if isinstance(image.info.get(key), bytes)
     }
-    return _picture(header, bands, icc, Metadata(fields, image.info.get("dpi")))
+    return _picture(header, bands, icc, Metadata(fields, header.dpi))
 
 
 def _picture(header: Header, bands: np.ndarray, icc: bytes | None, metadata: Metadata) -> Image:

@@ -31,7 +31,7 @@ def is_associated(file: BinaryIO) -> bool:
     """Whether the first extra channel of a TIFF is an alpha that its colours are multiplied by."""
     try:
         with _quiet():
-            extra = _directory(file).get(_EXTRA_SAMPLES, ())
+            extra = first_directory(file).get(_EXTRA_SAMPLES, ())
     except Exception:  # a broken directory is for libtiff to refuse
         return False
     return (extra if isinstance(extra, tuple) else (extra,))[:1] == (_ASSOCIATED,)
@@ -52,7 +52,7 @@ def exif_of(file: BinaryIO) -> bytes | None:
     """A block of EXIF, as other kinds have it; None for a TIFF that has none."""
     try:
         with _quiet():
-            first, told = _directory(file), Exif()
+            first, told = first_directory(file), Exif()
             for tag in _TOLD:
                 if tag in first:
                     told[tag] = _bytes(first[tag])
@@ -121,7 +121,8 @@ def _entries(file: BinaryIO, order: str) -> list[bytes]:
     return [file.read(12) for _ in range(count)]
 
 
-def _directory(file: BinaryIO) -> ImageFileDirectory_v2:
+def first_directory(file: BinaryIO) -> ImageFileDirectory_v2:
+    """Pillow raises errors of many kinds for a broken one."""
     file.seek(0)
     head = file.read(8)
     head += file.read(8) if 43 in head[2:4] else b""  # BigTIFF

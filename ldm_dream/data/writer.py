@@ -20,8 +20,9 @@ import pyvips
 from ldm_dream.data.formats import AVIF, JPEG, PNG, TIFF, WEBP, WRITES, Format, output_format
 from ldm_dream.data.header import reason_of
 from ldm_dream.data.image import Image, ImageError, to_uint8
-from ldm_dream.data.metadata import set_field, with_metadata
+from ldm_dream.data.metadata import keeps_exif, set_field, with_metadata
 from ldm_dream.data.png import add_chunks, packed
+from ldm_dream.data.resolution import JFIF, add_jfif, drop_from_png, drop_from_tiff
 from ldm_dream.data.scratch import let_go, room
 from ldm_dream.data.tiff import add_exif
 from ldm_dream.errors import shown
@@ -48,9 +49,11 @@ def check_writable(path: Path, width: int, height: int, alpha: np.ndarray | None
     if not kind.has_alpha and alpha is not None and alpha.min() < np.iinfo(alpha.dtype).max:
         raise ImageError(f"{name}: {kind.name} cannot hold transparency; write png, webp or tif.")
     if max(width, height) > kind.largest:
+        larger = [one.suffixes[0][1:] for one in (PNG, TIFF) if max(width, height) <= one.largest]
+        advice = f"write {' or '.join(larger)}" if larger else "make it smaller"
         raise ImageError(
             f"{name}: {kind.name} ends at {kind.largest} pixels a side, and this is {width}x{height}; "
-            "write png or tif."
+            f"{advice}."
         )
     return kind
 
@@ -105,10 +108,11 @@ def _encode(path: Path, kind: Format, image: Image, file: BinaryIO, quality: int
             "%s: written without its %s, which %s does not keep here.",
             shown(path), " and ".join(lost), kind.name,
         )  # fmt: skip
-    chunks = b""
+    # the room for what libvips leaves out, which stands before the rest
+    chunks, has_jfif = b"", kind is JPEG and not keeps_exif(image.metadata, kind)
     if kind is PNG:
         chunks = packed([*image.space, *(image.metadata.texts if image.metadata else ())])
-    file.seek(len(chunks))  # a PNG begins behind the room for its chunks
+    file.seek(JFIF if has_jfif else len(chunks))
     try:
         target = pyvips.Target.new_to_descriptor(file.fileno())
         picture.write_to_target(target, kind.suffixes[0], **_options(kind, image, quality))
@@ -117,8 +121,15 @@ def _encode(path: Path, kind: Format, image: Image, file: BinaryIO, quality: int
             if os.strerror(code) in error.detail:
                 raise OSError(code, os.strerror(code)) from None
         raise ImageError(f"{shown(path)}: cannot be encoded ({shown(reason_of(error))}).") from None
+    dpi = image.metadata and image.metadata.dpi
+    if has_jfif:
+        add_jfif(file, dpi)
     if kind is PNG:
+        if dpi is None:
+            drop_from_png(file, len(chunks))
         add_chunks(file, chunks)
+    if kind is TIFF and dpi is None:
+        drop_from_tiff(file)
     exif = image.metadata and image.metadata.fields.get("exif-data")
     size = picture.width, picture.height
     if kind is TIFF and exif and not add_exif(file, exif, *size):
@@ -127,6 +138,17 @@ def _encode(path: Path, kind: Format, image: Image, file: BinaryIO, quality: int
 
 def _options(kind: Format, image: Image, quality: int | None) -> dict[str, Any]:
     """Of libvips."""
+    kept = ["xmp", "iptc", "icc", "other"]
+    if keeps_exif(image.metadata, kind):
+        kept.append("exif")
+    return {"keep": _flags(kept)} | _of_pixels(kind, image, quality)
+
+
+def _flags(names: list[str]) -> int:
+    return sum(getattr(pyvips.ForeignKeep, name.upper()) for name in names)
+
+
+def _of_pixels(kind: Format, image: Image, quality: int | None) -> dict[str, Any]:
     if kind is WEBP and image.is_lossless and quality is None:
         return {"lossless": True}
     height, width = image.pixels.shape[:2]

@@ -157,11 +157,26 @@ def _what_it_is(path: Path, error: Exception) -> str:
             f"refused, because reading it would run code ({code}), and nothing was run; "
             "give a file that holds tensors only, best as safetensors"
         )
-    # the unpickler's own words stand behind torch's advice to switch its guard off
-    reason = " ".join(str(error).rpartition("WeightsUnpickler error:")[2].split())[:100].rstrip(".")
+    if head and not _begins_as_one(path):
+        return (
+            "no file of weights: it begins like none of torch (.pth, .pt, .ckpt) or safetensors; "
+            "name another file"
+        )
+    # the unpickler's own words stand between torch's advice to switch its guard off and what to read
+    said = str(error).rpartition("WeightsUnpickler error:")[2].partition("Check the documentation")
+    reason = " ".join(said[0].split())[:100].rstrip(".")
     return (
         f"truncated, or no checkpoint at all ({type(error).__name__}: {reason}); download it again"
     )
+
+
+def _begins_as_one(path: Path) -> bool:
+    """Whether the first bytes are those of a pickle, an archive, or a header of safetensors (its
+    length, then JSON).
+    """
+    with path.open("rb") as file:
+        head = file.read(9)
+    return head.startswith((b"\x80", b"PK")) or head[8:] == b"{"
 
 
 def _asks_for(path: Path) -> str | None:

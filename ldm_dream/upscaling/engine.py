@@ -71,13 +71,16 @@ class Options:
         """How often each tile is made: adain measures first."""
         return 2 if self.color_fix == "adain" else 1
 
+    def asks_for_size(self, scale: float | None) -> bool:
+        """Whether a size is asked for here or by a scale, or left to the model."""
+        return (scale, self.width, self.height, self.megapixels) != (None,) * 4
+
     def size(self, own: float, scale: float | None = None) -> Size:
         """How large a result is to be; own: the scale where nothing is asked for. Raises
         UpscaleError.
         """
-        given = self.width, self.height, self.megapixels
-        nothing = scale is None and given == (None, None, None)
-        return Size(own if nothing else scale, *given)
+        scale = scale if self.asks_for_size(scale) else own
+        return Size(scale, self.width, self.height, self.megapixels)
 
 
 class Choices(TypedDict, total=False):

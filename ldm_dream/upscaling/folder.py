@@ -33,6 +33,7 @@ from ldm_dream.errors import shown
 from ldm_dream.heap import give_back_freed_memory
 from ldm_dream.upscaling.devices import TooLittleMemory
 from ldm_dream.upscaling.engine import Engine, Options
+from ldm_dream.upscaling.layout import check_pixels
 from ldm_dream.upscaling.planning import BatchError, Job, Plan, is_too_long
 from ldm_dream.upscaling.sizes import Size
 from ldm_dream.writing import WriteError, whole_file
@@ -109,6 +110,26 @@ def upscale_one(
     if result.error:
         raise BatchError(result.error)
     say(str(result))
+
+
+def check_one(job: Job, size: Size, most: int, skip_existing: bool = False) -> None:
+    """Raises BatchError, by the sentence of `upscale_one`, for a picture whose result its header
+    shows not to be possible; most: pixels of that. To be asked before a model is loaded.
+    """
+    if skip_existing and job.target.exists():
+        return
+    try:
+        high, wide = size.of(image_size(job.source))
+        check_writable(job.target, wide, high)
+        check_pixels((high, wide), most)
+    except ImageError as error:
+        raise BatchError(_naming(job, shown(error))) from None
+
+
+def _naming(job: Job, reason: str) -> str:
+    """With the picture's name, if that is not in it."""
+    source = shown(job.source)
+    return reason if source in reason else f"{source}: {reason}"
 
 
 def upscale_all(jobs: Iterable[Job], work: Work) -> Generator[Result, None, None]:
@@ -242,7 +263,7 @@ class _Picture:
         self.seconds += time.perf_counter() - start
         if reason is not None:
             source, target = shown(self.job.source), shown(self.job.target)
-            reason = reason if source in reason else f"{source}: {reason}"
+            reason = _naming(self.job, reason)
             self.image = None
             size_in = self.size_in if any(self.size_in) else None
             size_out = self.size_out if self.is_made else None

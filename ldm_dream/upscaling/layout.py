@@ -40,15 +40,20 @@ class Layout:
 def first_layout(engine: Engine, pixels: Pixels, asked: Size, how: Options) -> Layout:
     """Raises ImageError for a result of too many pixels, UserError for other options."""
     size = asked.of(pixels.size)
-    if size[0] * size[1] > how.max_pixels:
-        raise ImageError(
-            f"the result has {size[0] * size[1]} pixels, more than the {how.max_pixels} "
-            "allowed; cut it first, or raise max_pixels (--max-pixels)."
-        )
+    check_pixels(size, how.max_pixels)
     if how.tile is None and _is_small(pixels) and engine.makes(asked.times(pixels.size)):
         frame = Frame(Source(pixels), size, 0, size)
         return Layout(size, frame, frame.source.count * engine.calls(how), native=True)
     return _by_own_scale(engine, pixels, size, how)
+
+
+def check_pixels(size: tuple[int, int], most: int) -> None:
+    """Raises ImageError for a result of (height, width) that has more pixels than `most`."""
+    if size[0] * size[1] > most:
+        raise ImageError(
+            f"the result has {size[0] * size[1]} pixels, more than the {most} "
+            "allowed; cut it first, or raise max_pixels (--max-pixels)."
+        )
 
 
 def with_less_memory(engine: Engine, layout: Layout, how: Options) -> Layout:

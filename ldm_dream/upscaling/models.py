@@ -7,8 +7,9 @@ from pathlib import Path
 
 import torch
 
-from ldm_dream.hub import ANYWHERE, Search
-from ldm_dream.model_config import refuse_revision
+from ldm_dream.config.run import AutoencoderRun
+from ldm_dream.hub import ANYWHERE, Search, repo_id_of
+from ldm_dream.model_config import find_model, read_run, refuse_revision, upscaler_names
 from ldm_dream.model_folder import LoadedModel, load_model
 from ldm_dream.upscaling.devices import Dtype, dtype_named
 from ldm_dream.upscaling.diffusion import Diffusion
@@ -28,6 +29,17 @@ def load(name_or_path: str | Path, search: Search = ANYWHERE) -> Model:
         return load_model(name_or_path, search)
     refuse_revision(name, search)
     return read_peer(Path(name))
+
+
+def scale_of(name: str) -> int | None:
+    """The own scale of a bundled model or a model folder, from its config alone; None where only
+    loading tells it. Raises ModelError, ConfigError.
+    """
+    name = os.path.expanduser(name)
+    if is_peer(name) or repo_id_of(name):
+        return None
+    run = read_run(find_model(name, fitting=upscaler_names))
+    return None if isinstance(run, AutoencoderRun) else run.scale
 
 
 def engine_of(model: Model, device: torch.device, dtype: Dtype, compile: bool) -> Engine:

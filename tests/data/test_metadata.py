@@ -2,6 +2,8 @@
 
 import io
 import logging
+import struct
+import zlib
 from dataclasses import replace
 
 import numpy as np
@@ -9,7 +11,10 @@ import pytest
 from PIL import Image as PillowImage
 from PIL import IptcImagePlugin, PngImagePlugin
 
+from ldm_dream.data.formats import PNG
 from ldm_dream.data.images import Image, read_image, write_image
+from ldm_dream.data.metadata import Metadata
+from ldm_dream.data.resolution import dpi_in_place
 
 EXIF, GPS, THUMBNAIL = 0x8769, 0x8825, 0x0201
 XMP = (
@@ -116,9 +121,76 @@ def test_texts_of_a_png_survive_and_are_missed_aloud_elsewhere(tmp_path, caplog)
     assert "written without its text, which JPEG does not keep" in caplog.text
 
 
-def test_a_picture_without_resolution_gets_the_usual_one(tmp_path):
-    write_image(tmp_path / "a.jpg", Image(np.zeros((6, 8, 3), np.uint8)))
-    assert PillowImage.open(tmp_path / "a.jpg").info["dpi"] == (72, 72)
+def resolution(path) -> tuple[tuple[float, float] | None, int]:
+    """As Pillow reads it, and how many bytes of EXIF there are."""
+    found = PillowImage.open(path)
+    exif, tags = found.getexif(), getattr(found, "tag_v2", {})
+    dpi = found.info.get("dpi") if not tags or 282 in tags else None
+    if dpi is None and 282 in exif:
+        dpi = float(exif[282]), float(exif[283])
+    return dpi, len(found.info.get("exif", b""))
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".webp", ".tif", ".avif"])
+@pytest.mark.parametrize("source", [".jpg", ".png", ".webp", ".tif", ".avif"])
+def test_a_picture_without_resolution_and_exif_gets_none(tmp_path, source, suffix):
+    PillowImage.new("RGB", (8, 6)).save(tmp_path / f"a{source}")
+    write_image(tmp_path / f"b{suffix}", image := read_image(tmp_path / f"a{source}"))
+    assert image.metadata == Metadata({})
+    assert resolution(tmp_path / f"b{suffix}") == (None, 0)
+    assert read_image(tmp_path / f"b{suffix}").metadata == Metadata({})
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".webp", ".tif", ".avif"])
+@pytest.mark.parametrize("source", [".jpg", ".png", ".tif"])
+@pytest.mark.parametrize("dpi", [72, 300])
+def test_a_resolution_is_kept_and_exif_made_only_for_it(tmp_path, source, suffix, dpi):
+    PillowImage.new("RGB", (8, 6)).save(tmp_path / f"a{source}", dpi=(dpi, dpi))
+    write_image(tmp_path / f"b{suffix}", read_image(tmp_path / f"a{source}"))
+    found, exif = resolution(tmp_path / f"b{suffix}")
+    assert found == pytest.approx((dpi, dpi), abs=0.02)
+    assert bool(exif) == (suffix in (".webp", ".avif"))
+
+
+def test_one_pixel_a_millimetre_is_a_resolution_as_any_other(tmp_path):
+    """libvips has the same number for it and for none."""
+    PillowImage.new("RGB", (8, 6)).save(tmp_path / "a.png", dpi=(25.4, 25.4))
+    assert read_image(tmp_path / "a.png").metadata.dpi == pytest.approx((25.4, 25.4))
+
+
+def test_the_shape_of_pixels_without_a_size_is_no_resolution(tmp_path):
+    write_image(tmp_path / "a.png", Image(np.zeros((6, 8, 3), np.uint8)))
+    data = (tmp_path / "a.png").read_bytes()
+    place = data.index(b"pHYs")
+    chunk = b"pHYs" + struct.pack(">IIB", 2, 1, 0)
+    chunk += struct.pack(">I", zlib.crc32(chunk))
+    (tmp_path / "b.png").write_bytes(data[:place] + chunk + data[place + len(chunk) :])
+    assert read_image(tmp_path / "b.png").metadata.dpi is None
+
+
+def test_a_resolution_that_is_cut_or_damaged_is_none():
+    content = io.BytesIO()
+    PillowImage.new("RGB", (8, 6)).save(content, "PNG", dpi=(300, 300))
+    data = content.getvalue()
+    place = data.index(b"pHYs")
+    for broken in (
+        *(data[: place + n] for n in range(16)),
+        data[: place + 9] + b"x" + data[place + 10 :],
+    ):
+        assert dpi_in_place(io.BytesIO(broken), PNG) is None
+    assert dpi_in_place(io.BytesIO(data), PNG) == pytest.approx((300, 300), abs=0.01)
+
+
+def test_exif_of_a_file_says_no_resolution_that_it_does_not_hold(tmp_path):
+    """libexif makes one up when it reads."""
+    exif = PillowImage.Exif()
+    exif[0x010F] = "Maker"
+    PillowImage.new("RGB", (8, 6)).save(tmp_path / "a.webp", exif=exif)
+    image = read_image(tmp_path / "a.webp")
+    assert image.metadata.dpi is None
+    write_image(tmp_path / "b.tif", image)
+    assert resolution(tmp_path / "b.tif")[0] is None
+    assert PillowImage.open(tmp_path / "b.tif").getexif()[0x010F] == "Maker"
 
 
 def test_a_thumbnail_of_the_old_picture_is_left_out(tmp_path):

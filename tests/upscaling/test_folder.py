@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import signal
 import threading
 import time
@@ -12,12 +13,21 @@ from PIL import Image as PillowImage
 from processes import IMPORTED
 
 from ldm_dream.cli import stoppable
+from ldm_dream.commands.upscale import main as upscale_command
 from ldm_dream.data.images import Image, ImageError, read_image, write_image
 from ldm_dream.upscaling import folder as upscaling
 from ldm_dream.upscaling.devices import TooLittleMemory, UpscaleError
-from ldm_dream.upscaling.folder import Work, summary, upscale_all, upscale_plan, write_report
+from ldm_dream.upscaling.folder import (
+    Work,
+    check_one,
+    summary,
+    upscale_all,
+    upscale_plan,
+    write_report,
+)
 from ldm_dream.upscaling.planning import BatchError, Job, Naming, Plan, check_places, plan_jobs
 from ldm_dream.upscaling.sizes import Size
+from ldm_dream.upscaling.upscaler import Upscaler
 from ldm_dream.writing import WriteError, whole_file
 
 
@@ -568,3 +578,36 @@ def test_ctrl_c_ends_while_a_picture_is_written_and_leaves_no_draft(four, tmp_pa
         assert child.exitcode == 130 and not list((tmp_path / "out").iterdir())
         assert "4 not reached" in (tmp_path / "report.json").read_text()
     assert min(took) < 1, took
+
+
+@pytest.mark.parametrize(
+    "words, says",
+    [
+        (
+            ["-s", "1e9", "-o", "o.png"],
+            "o.png: PNG ends at 2147483647 .* 5000000000x3000000000; make",
+        ),
+        (["-s", "2e4", "-o", "o.jpg"], "o.jpg: JPEG ends at 65500 .*; write png or tif."),
+        (["--max-pixels", "9", "-s", "2", "-o", "o.png"], "a.png: the result has 60 pixels"),
+        (["--max-pixels", "9", "-o", "o.png"], "a.png: the result has 240 pixels, more than the 9"),
+    ],
+)
+def test_a_size_that_is_not_possible_is_told_before_the_model_is_loaded(
+    folder, monkeypatch, capsys, words, says
+):
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(Upscaler, "from_pretrained", lambda *_: pytest.fail("loaded"))
+    with pytest.raises(SystemExit) as end:
+        upscale_command(["a.png", *words])
+    assert end.value.code == 2
+    assert re.search(says, capsys.readouterr().err)
+
+
+def test_an_early_refusal_has_the_sentence_of_the_work(folder, tmp_path):
+    job = Job(folder / "a.png", tmp_path / "o.png")
+    later = next(upscale_all([job], replace(DOUBLE, size=Size(1e9)))).error
+    with pytest.raises(BatchError) as early:
+        check_one(job, Size(1e9), 100)
+    assert str(early.value) == later
+    job.target.touch()
+    check_one(job, Size(1e9), 100, skip_existing=True)
