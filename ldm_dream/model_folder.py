@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from ldm_dream.config.files import dump_config
 from ldm_dream.config.model import AutoencoderConfig, PixelConfig
 from ldm_dream.config.run import DiffusionRun, Run
+from ldm_dream.digests import damaged
 from ldm_dream.hub import ANYWHERE, Search, repo_id_of
 from ldm_dream.model_config import (
     AUTOENCODER,
@@ -36,7 +37,7 @@ from ldm_dream.networks import build_network
 from ldm_dream.networks.autoencoders import build_autoencoder
 from ldm_dream.networks.base import Autoencoder, Network
 from ldm_dream.process import Process, build_process
-from ldm_dream.writing import check_folder, damaged, whole_folder
+from ldm_dream.writing import check_folder, whole_folder
 
 
 class LoadedModel(NamedTuple):

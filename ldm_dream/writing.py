@@ -9,25 +9,23 @@ from __future__ import annotations
 
 import ctypes
 import errno
-import hashlib
 import itertools
 import logging
 import os
 import re
 import shutil
-import socket
 import threading
 import time
-import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from ldm_dream.digests import SUMS, digest, read_sums
 from ldm_dream.errors import UserError
+from ldm_dream.processes import HOST, is_running
 
 log = logging.getLogger(__name__)
 
-SUMS = "SHA256SUMS"
 OF_A_RUN = "history.jsonl"  # by which a run folder is known
 OF_A_SET = ".prepared.jsonl"  # by which a folder of prepared pictures is known
 
@@ -143,41 +141,6 @@ def _files(folder: Path) -> Iterator[Path]:
             yield path
         else:
             yield from _files(path)
-
-
-# ---------------------------------------------------------------------------------------- digests
-
-
-def digest(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
-    found = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(2**20):
-            found.update(block)
-    return found.hexdigest()
-
-
-def read_sums(folder: Path) -> dict[str, str]:
-    """File name -> digest, of a folder written by `whole_folder`; empty where it has none."""
-    try:
-        lines = (folder / SUMS).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError):
-        return {}
-    return {name: number for number, _, name in (line.partition("  ") for line in lines)}
-
-
-def damaged(path: Path) -> str | None:
-    """What is wrong with a file of a folder with digests, in a few words; None for a whole one and
-    for a folder without digests.
-    """
-    if not (path.parent / SUMS).is_file():
-        return None
-    expected = read_sums(path.parent).get(path.name)
-    if expected is None:
-        return f"{SUMS} beside it does not list it"
-    if digest(path) != expected:
-        return f"its bytes are not those that were written ({SUMS} beside it)"
-    return None
 
 
 # ---------------------------------------------------------------------------------------- writing
@@ -322,16 +285,6 @@ def _sync(path: Path) -> None:
 
 # ----------------------------------------------------------------------------------------- drafts
 
-_SPACE, _BOOT = Path("/proc/self/ns/pid"), Path("/proc/sys/kernel/random/boot_id")
-
-
-def _host() -> str:
-    """Machines of one name differ by their boot, containers by the space of their processes."""
-    space, boot = _SPACE.exists() and _SPACE.stat().st_ino, _BOOT.exists() and _BOOT.read_text()
-    return f"{zlib.crc32(f'{socket.gethostname()} {space} {boot}'.encode()):08x}"
-
-
-_HOST = _host()
 _DRAFT = re.compile(
     r"\.draft-(?P<host>[0-9a-f]{8})-(?P<process>\d+)-\d+(\.\w{1,8})?"
     r"|\.step-\d+\.(?P<earlier>\d+)\.tmp"  # of earlier versions
@@ -351,19 +304,19 @@ def _draft(folder: Path, suffix: str) -> Path:
                 if (found := _DRAFT.fullmatch(path.name)) and _is_stale(path, found):
                     _remove(path)
     suffix = suffix if re.fullmatch(r"\.\w{1,8}", suffix) else ""
-    return folder / f".draft-{_HOST}-{os.getpid()}-{next(_numbers)}{suffix}"
+    return folder / f".draft-{HOST}-{os.getpid()}-{next(_numbers)}{suffix}"
 
 
 def remove_drafts() -> None:
     """Those of this process, which is about to end in the middle of writing."""
-    own = f".draft-{_HOST}-{os.getpid()}-"
+    own = f".draft-{HOST}-{os.getpid()}-"
     for folder in list(_swept):  # other threads still add to it
         for path in folder.glob(f"{own}*"):
             _remove(path)
 
 
 def _is_stale(path: Path, found: re.Match) -> bool:
-    if found["host"] not in (None, _HOST):
+    if found["host"] not in (None, HOST):
         return time.time() - path.lstat().st_mtime > WEEK
     process = int(found["process"] or found["earlier"])
     return process == os.getpid() or not is_running(process)  # none of this one's is open yet
@@ -376,25 +329,3 @@ def _remove(path: Path) -> None:
     else:
         with suppress(OSError):
             path.unlink()
-
-
-def this_process() -> str:
-    """A name that other machines and containers do not give."""
-    return f"{_HOST}-{os.getpid()}"
-
-
-def is_known_gone(name: str) -> bool:
-    """Whether a process that `this_process` named so was of this machine and has ended."""
-    host, _, process = name.partition("-")
-    return host == _HOST and not is_running(int(process))
-
-
-def is_running(process: int) -> bool:
-    """Whether a process of that number lives on this machine, whoever owns it."""
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True

@@ -36,7 +36,17 @@ METHOD = root("schedules", "process", "denoiser", "loss", "sampler")
 MODEL = (
     *CONFIG,
     *METHOD,
-    *root("writing", "heap", "dtypes", "model_config", "model_folder", "hub", "data"),
+    *root(
+        "writing",
+        "digests",
+        "processes",
+        "heap",
+        "dtypes",
+        "model_config",
+        "model_folder",
+        "hub",
+        "data",
+    ),
     *root("networks", "__init__"),
 )
 ALL = ("ldm_dream", *KERNELS)
@@ -46,10 +56,13 @@ IMPORT_RULES = {
         root("errors", "model_config", "data.images", "upscaling.upscaler", "upscaling.watch")
     ),
     "ldm_dream.errors": May(()),
-    "ldm_dream.writing": May(root("errors")),
+    "ldm_dream.digests": May(()),
+    "ldm_dream.processes": May(()),
+    "ldm_dream.writing": May(root("errors", "digests", "processes")),
+    "ldm_dream.stopping": May(root("writing")),
     "ldm_dream.heap": May(()),
     "ldm_dream.dtypes": May((), ("torch",)),
-    "ldm_dream.cli": May((*CONFIG, *root("writing"))),
+    "ldm_dream.cli": May(CONFIG),
     "ldm_dream.hub": May(CONFIG, ("huggingface_hub",)),
     "ldm_dream.config": May(CONFIG, ("pydantic", "yaml")),
     "ldm_dream.data": May(
@@ -73,7 +86,7 @@ IMPORT_RULES = {
     "ldm_dream.sampler": May((*CONFIG, *KERNELS, *METHOD), ("torch",)),
     "ldm_dream.model_config": May((*CONFIG, *root("hub"))),
     "ldm_dream.model_folder": May(
-        (*CONFIG, *METHOD, *root("writing", "hub", "model_config", "networks")),
+        (*CONFIG, *METHOD, *root("writing", "digests", "hub", "model_config", "networks")),
         ("torch", "safetensors"),
     ),
     # scoring is given its models
@@ -112,9 +125,11 @@ IMPORT_RULES = {
     ),
     "ldm_dream.app.place": May(root("errors", "hub", "model_config")),
     "ldm_dream.app.page": May(root("errors", "data", "upscaling", "app"), ("gradio",)),
-    "ldm_dream.app.server": May(root("writing", "upscaling", "app"), ("gradio", "starlette")),
+    "ldm_dream.app.server": May(
+        root("writing", "processes", "upscaling", "app"), ("gradio", "starlette")
+    ),
     "ldm_dream.commands": May(ALL, ("torch", "numpy", "tqdm")),
-    "ldm_dream.commands.main": May(root("__init__", "errors", "cli", "commands")),
+    "ldm_dream.commands.main": May(root("__init__", "errors", "cli", "stopping", "commands")),
     "ldm_dream.__main__": May(root("commands.main")),
     "dream_kernels": May(KERNELS, ("torch", "triton")),
     "tools": May(ALL, ("torch", "numpy", "tqdm")),

@@ -10,10 +10,11 @@ from contextlib import ExitStack
 
 import pytest
 
-from ldm_dream import cli
-from ldm_dream.cli import command_line, stoppable, user_errors
-from ldm_dream.commands.main import COMMANDS, command, main, usage
+from ldm_dream import stopping
+from ldm_dream.cli import command_line, user_errors
+from ldm_dream.commands.main import COMMANDS, command, main, script, usage
 from ldm_dream.errors import UserError, shown
+from ldm_dream.stopping import stoppable
 
 
 @pytest.mark.parametrize(
@@ -131,7 +132,7 @@ def test_words_stand_anywhere_and_options_are_written_with_either_dash():
 
 SLEEP = """
 import hashlib, pathlib, sys, threading, time
-from ldm_dream.cli import stoppable
+from ldm_dream.stopping import stoppable
 from ldm_dream.writing import whole_file
 with stoppable("all is whole") as last:
     last.callback(lambda: print("last", flush=True))
@@ -184,12 +185,12 @@ def _seconds_to_end(folder, way, number) -> float:
 
 def test_the_process_ends_whatever_goes_wrong_at_the_end(monkeypatch):
     done = []
-    monkeypatch.setattr(cli, "remove_drafts", lambda: done.append("drafts") or 1 / 0)
+    monkeypatch.setattr(stopping, "remove_drafts", lambda: done.append("drafts") or 1 / 0)
     monkeypatch.setattr(os, "_exit", done.append)
     last = ExitStack()
     last.callback(lambda: done.append("last") or [][0])
     with pytest.raises(ZeroDivisionError):
-        cli._end_at_once("stopped.", last, 130)
+        stopping._end_at_once("stopped.", last, 130)
     assert done == ["last", "drafts", 130]
 
 
@@ -241,13 +242,28 @@ def test_ctrl_c_ends_every_command_with_one_line(monkeypatch, tmp_path, capsys, 
     assert capsys.readouterr().err == "stopped; what was to be written is whole or not there.\n"
 
 
+@pytest.mark.parametrize("run", [lambda: script("plot"), main])
+def test_a_script_ends_at_once_after_a_stop_as_the_command_does(monkeypatch, run):
+    def stop(*args):
+        os.kill(os.getpid(), signal.SIGINT)
+
+    ended = []
+    monkeypatch.setattr(os, "_exit", ended.append)
+    monkeypatch.setattr("ldm_dream.training.curves.read_runs", stop)
+    monkeypatch.setattr(
+        sys, "argv", ["ldm-dream", "plot", "x"] if run is main else ["plot.py", "x"]
+    )
+    run()
+    assert ended[0] == 130
+
+
 def test_a_stopped_process_ends_without_a_teardown(monkeypatch):
     ended = []
     monkeypatch.setattr(os, "_exit", ended.append)
     for status in (130, 143):
-        with cli.ends_when_stopped():
+        with stopping.ends_when_stopped():
             raise SystemExit(status)
-    with pytest.raises(SystemExit), cli.ends_when_stopped():
+    with pytest.raises(SystemExit), stopping.ends_when_stopped():
         raise SystemExit(2)
     assert ended == [130, 143]
 

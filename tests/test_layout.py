@@ -246,8 +246,8 @@ def test_tools_named_as_commands_are_the_commands():
     """And every file among the commands is one."""
     found = []
     for path, name in ALIASES.items():
-        body = f"from ldm_dream.commands.{path.stem} import main\n\nif __name__ == "
-        text = f'{ALIAS.format(name)}\n\n{body}"__main__":\n    main()\n'
+        body = "from ldm_dream.commands.main import script\n\nif __name__ == "
+        text = f'{ALIAS.format(name)}\n\n{body}"__main__":\n    script("{name}")\n'
         if path.exists() and path.read_text() != text:
             found.append(f"{at(path)}: does more than call the command {name}")
     files = {*(ROOT / "ldm_dream/commands").glob("*.py")} - {*COMMANDS.values()}
@@ -419,10 +419,11 @@ def commands() -> Iterator[tuple[str, str]]:
 @cache
 def parser_of(path: Path):
     """The parser of a tool, or of the benchmarks."""
+    path = COMMANDS[ALIASES[path]] if path in ALIASES else path
     spec = importlib.util.spec_from_file_location(f"checked_{path.stem}", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    return sys.modules.get(module.main.__module__, module).build_parser()
+    return module.build_parser()
 
 
 def fault_of_command(words: list[str]) -> str:

@@ -8,14 +8,13 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from ldm_dream import writing
+from ldm_dream import processes, writing
+from ldm_dream.digests import SUMS, damaged
 from ldm_dream.writing import (
-    SUMS,
     WriteError,
     check_folder,
     check_outputs,
     claim_file,
-    damaged,
     place_folder,
     whole_file,
     whole_folder,
@@ -139,16 +138,16 @@ def test_drafts_of_processes_that_are_gone_are_removed(tmp_path):
     gone.wait()
     living = os.getppid()
     for process in (gone.pid, living):
-        (tmp_path / f".draft-{writing._HOST}-{process}-0").mkdir()
-        (tmp_path / f".draft-{writing._HOST}-{process}-1.png").touch()
+        (tmp_path / f".draft-{processes.HOST}-{process}-0").mkdir()
+        (tmp_path / f".draft-{processes.HOST}-{process}-1.png").touch()
     (tmp_path / f".draft-00000000-{gone.pid}-0").mkdir()  # of another machine
     (tmp_path / f".step-00000001.{gone.pid}.tmp").mkdir()  # of an earlier version
     with whole_file(tmp_path / "x.txt") as draft:
         draft.touch()
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(
         [
-            f".draft-{writing._HOST}-{living}-0",
-            f".draft-{writing._HOST}-{living}-1.png",
+            f".draft-{processes.HOST}-{living}-0",
+            f".draft-{processes.HOST}-{living}-1.png",
             f".draft-00000000-{gone.pid}-0",
             "x.txt",
         ]
@@ -243,20 +242,20 @@ def test_only_one_of_many_claims_a_file_and_it_has_its_text_at_once(tmp_path):
 
 
 def test_machines_of_one_name_are_told_apart(tmp_path, monkeypatch):
-    monkeypatch.setattr(writing.socket, "gethostname", lambda: "localhost")
+    monkeypatch.setattr(processes.socket, "gethostname", lambda: "localhost")
     hosts = []
     for boot in ("one", "one", "other"):
         (tmp_path / "boot").write_text(boot)
-        monkeypatch.setattr(writing, "_BOOT", tmp_path / "boot")
-        hosts.append(writing._host())
-    monkeypatch.setattr(writing, "_BOOT", tmp_path / "not there")
-    hosts.append(writing._host())
+        monkeypatch.setattr(processes, "_BOOT", tmp_path / "boot")
+        hosts.append(processes._host())
+    monkeypatch.setattr(processes, "_BOOT", tmp_path / "not there")
+    hosts.append(processes._host())
     assert hosts[0] == hosts[1] and len(set(hosts)) == 3
 
 
 def test_a_process_of_this_machine_is_known_to_be_gone_others_never_are():
     child = subprocess.Popen([sys.executable, "-c", ""])
-    host = writing.this_process().rpartition("-")[0]
+    host = processes.this_process().rpartition("-")[0]
     child.wait()
-    names = writing.this_process(), f"{host}-{child.pid}", f"0badcafe-{child.pid}"
-    assert [writing.is_known_gone(name) for name in names] == [False, True, False]
+    names = processes.this_process(), f"{host}-{child.pid}", f"0badcafe-{child.pid}"
+    assert [processes.is_known_gone(name) for name in names] == [False, True, False]

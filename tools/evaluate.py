@@ -1,6 +1,6 @@
 """The command `ldm-dream evaluate`, as a script of the checkout."""
 
-from ldm_dream.commands.evaluate import main
+from ldm_dream.commands.main import script
 
 if __name__ == "__main__":
-    main()
+    script("evaluate")

@@ -1,6 +1,6 @@
 """The command `ldm-dream export`, as a script of the checkout."""
 
-from ldm_dream.commands.export_diffusers import main
+from ldm_dream.commands.main import script
 
 if __name__ == "__main__":
-    main()
+    script("export")

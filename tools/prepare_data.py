@@ -1,6 +1,6 @@
 """The command `ldm-dream prepare`, as a script of the checkout."""
 
-from ldm_dream.commands.prepare_data import main
+from ldm_dream.commands.main import script
 
 if __name__ == "__main__":
-    main()
+    script("prepare")

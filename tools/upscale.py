@@ -1,6 +1,6 @@
 """The command `ldm-dream upscale`, as a script of the checkout."""
 
-from ldm_dream.commands.upscale import main
+from ldm_dream.commands.main import script
 
 if __name__ == "__main__":
-    main()
+    script("upscale")

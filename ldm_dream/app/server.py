@@ -17,8 +17,9 @@ from ldm_dream.app.page import HERE, build_page
 from ldm_dream.app.place import MEGABYTE, Place, free_port, shown_names
 from ldm_dream.app.sessions import Sessions
 from ldm_dream.app.uploads import Uploads, sweeping
+from ldm_dream.processes import is_known_gone, this_process
 from ldm_dream.upscaling.upscaler import Upscaler
-from ldm_dream.writing import claim_file, is_known_gone, this_process
+from ldm_dream.writing import claim_file
 
 FILES = "ldm-dream-"  # begins the name of a folder with the files of visitors, who see that name
 OWNER = "owner"  # in it: which process it belongs to, which is nobody else's matter

@@ -15,7 +15,8 @@ import argparse
 import sys
 import time
 
-from ldm_dream.cli import command_line, stoppable, user_errors
+from ldm_dream.cli import command_line, user_errors
+from ldm_dream.stopping import stoppable
 from ldm_dream.upscaling.defaults import DEFAULT_MODEL
 from ldm_dream.upscaling.flags import add_device_flags
 

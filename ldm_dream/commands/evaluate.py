@@ -18,8 +18,9 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from ldm_dream.cli import command_line, stoppable, user_errors
+from ldm_dream.cli import command_line, user_errors
 from ldm_dream.errors import UserError, shown
+from ldm_dream.stopping import stoppable
 from ldm_dream.upscaling.flags import add_dtype_flag
 from ldm_dream.writing import check_outputs
 

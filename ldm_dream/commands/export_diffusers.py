@@ -15,8 +15,9 @@ import argparse
 from os.path import expanduser
 from pathlib import Path
 
-from ldm_dream.cli import command_line, stoppable, user_errors
+from ldm_dream.cli import command_line, user_errors
 from ldm_dream.errors import shown
+from ldm_dream.stopping import stoppable
 from ldm_dream.writing import check_folder
 
 

@@ -8,8 +8,9 @@ from importlib import import_module
 from typing import NamedTuple
 
 from ldm_dream import __version__
-from ldm_dream.cli import ends_when_stopped, user_errors
+from ldm_dream.cli import user_errors
 from ldm_dream.errors import UserError, did_you_mean
+from ldm_dream.stopping import ends_when_stopped
 
 
 class Command(NamedTuple):
@@ -72,6 +73,12 @@ def main(words: list[str] | None = None) -> None:
         else:
             hint = did_you_mean(name, COMMANDS, f"use one of {', '.join(COMMANDS)}.")
             raise UserError(f"there is no command {name}; {hint}")
+
+
+def script(name: str) -> None:
+    """The command as a file of tools/, with the words of this process."""
+    with ends_when_stopped():
+        command(name)(None)
 
 
 def command(name: str) -> Callable[[list[str] | None], None]:

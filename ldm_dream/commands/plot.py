@@ -12,8 +12,9 @@ exit status:
 import argparse
 from pathlib import Path
 
-from ldm_dream.cli import command_line, stoppable, user_errors
+from ldm_dream.cli import command_line, user_errors
 from ldm_dream.errors import shown
+from ldm_dream.stopping import stoppable
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -18,7 +18,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from ldm_dream.cli import command_line, positive, stoppable, user_errors
+from ldm_dream.cli import command_line, positive, user_errors
+from ldm_dream.stopping import stoppable
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -19,9 +19,12 @@ from contextlib import ExitStack
 from dataclasses import asdict, fields, replace
 from functools import partial
 
-from ldm_dream.cli import command_line, stoppable, user_errors, warnings_shown
+from ldm_dream.cli import command_line, user_errors, warnings_shown
 from ldm_dream.errors import UserError, shown, some
+from ldm_dream.stopping import stoppable
 from ldm_dream.upscaling.flags import add_flags
+
+STAYS = "every picture in {} is whole; --skip-existing goes on from there"
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -52,7 +55,7 @@ def run(args: argparse.Namespace, last: ExitStack) -> int:
         used,
     )
     from ldm_dream.upscaling.forecast import forecast
-    from ldm_dream.upscaling.models import scale_of
+    from ldm_dream.upscaling.models import known_size
     from ldm_dream.upscaling.planning import Naming, check_places, is_one_picture, plan_jobs
     from ldm_dream.upscaling.progress import Progress
     from ldm_dream.upscaling.shards import device_of_rank, is_under_torchrun, share
@@ -62,17 +65,19 @@ def run(args: argparse.Namespace, last: ExitStack) -> int:
     check_places(plan, args.json_report, args.model)
     check_quality(args.quality, [job.target for job in plan.jobs])
     how = Options(**{field.name: getattr(args, field.name) for field in fields(Options)})
-    how.size(1, args.scale)  # what is not possible ends here
-    own, is_one = scale_of(args.model), is_one_picture(sources)
-    if is_one and (own or how.asks_for_size(args.scale)):  # else the model must be loaded
-        wanted = how.size(own or 1, args.scale)
+    if (wanted := known_size(args.model, how, args.scale)) and is_one_picture(sources):
         check_one(plan.jobs[0], wanted, how.max_pixels, args.skip_existing)
     upscaler = Upscaler.from_pretrained(
         args.model, device_of_rank(args.device), args.dtype, args.compile
     )
     calls, size = upscaler.engine.calls(how), how.size(upscaler.scale, args.scale)
-    upscale = partial(upscaler, scale=args.scale, **asdict(how))
-    work = Work(upscale, size, args.skip_existing, args.metadata == "keep", args.quality)
+    work = Work(
+        partial(upscaler, scale=args.scale, **asdict(how)),
+        size,
+        args.skip_existing,
+        args.metadata == "keep",
+        args.quality,
+    )
     settings = vars(args) | used(upscaler.engine, how, size)
     if args.share or is_under_torchrun():
         return share(
@@ -83,13 +88,9 @@ def run(args: argparse.Namespace, last: ExitStack) -> int:
         )
     expected = forecast(plan.jobs, size, args.skip_existing)
     with Progress(expected.pixels, expected.pictures, calls * how.runs, args.quiet) as progress:
-        if expected.is_large or progress.is_bar:
-            where = f"{settings['dtype']} on {settings['device']}"
-            progress.tell(
-                f"{expected}; computed in {where}; the time is told after the first steps."
-            )
+        progress.introduce(expected, f"{settings['dtype']} on {settings['device']}")
         work = replace(work, upscale=progress.watching(work.upscale), note=progress.note)
-        if is_one:
+        if is_one_picture(sources):
             upscale_one(plan, work, settings, progress.write, last)
             return 0
         results = upscale_plan(plan, work, settings, progress.write, last)
@@ -101,8 +102,8 @@ def run(args: argparse.Namespace, last: ExitStack) -> int:
 def main(words: list[str] | None = None) -> None:
     with user_errors():
         args = build_parser().parse_args(words)  # which prints, too
-        stays = (
-            f"every picture in {shown(args.output)} is whole; --skip-existing goes on from there"
-        )
-        with warnings_shown(not args.quiet), stoppable(stays) as last:
+        with (
+            warnings_shown(not args.quiet),
+            stoppable(STAYS.format(shown(args.output))) as last,
+        ):
             raise SystemExit(run(args, last))

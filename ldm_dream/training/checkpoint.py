@@ -16,8 +16,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ldm_dream.digests import SUMS, damaged
 from ldm_dream.model_folder import ModelError, read_tensors, write_tensors
-from ldm_dream.writing import SUMS, damaged, whole_folder
+from ldm_dream.writing import whole_folder
 
 log = logging.getLogger(__name__)
 

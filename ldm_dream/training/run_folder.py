@@ -30,9 +30,10 @@ from ldm_dream.config.files import dump_config
 from ldm_dream.config.run import MAY_CHANGE, Run
 from ldm_dream.errors import UserError
 from ldm_dream.model_config import AUTOENCODER, parse_run
+from ldm_dream.processes import is_running
 from ldm_dream.training.checkpoint import Checkpoint, checkpoints
 from ldm_dream.training.log import METRICS, read_rows
-from ldm_dream.writing import OF_A_RUN, WriteError, append_line, is_running, make_folder, whole_file
+from ldm_dream.writing import OF_A_RUN, WriteError, append_line, make_folder, whole_file
 
 BEAT, STALE = (
     60.0,

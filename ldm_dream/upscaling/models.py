@@ -13,9 +13,10 @@ from ldm_dream.model_config import find_model, read_run, refuse_revision, upscal
 from ldm_dream.model_folder import LoadedModel, load_model
 from ldm_dream.upscaling.devices import Dtype, dtype_named
 from ldm_dream.upscaling.diffusion import Diffusion
-from ldm_dream.upscaling.engine import Engine
+from ldm_dream.upscaling.engine import Engine, Options
 from ldm_dream.upscaling.one_pass import OnePass, auto_dtype
 from ldm_dream.upscaling.peers import PeerModel, is_peer, read_peer
+from ldm_dream.upscaling.sizes import Size
 
 Model = LoadedModel | PeerModel
 
@@ -31,15 +32,18 @@ def load(name_or_path: str | Path, search: Search = ANYWHERE) -> Model:
     return read_peer(Path(name))
 
 
-def scale_of(name: str) -> int | None:
-    """The own scale of a bundled model or a model folder, from its config alone; None where only
-    loading tells it. Raises ModelError, ConfigError.
+def known_size(name: str, how: Options, scale: float | None) -> Size | None:
+    """How large results are to be, as far as that is known before the model is loaded: None for the
+    own scale of a model of the hub or of another project. Raises ModelError, ConfigError,
+    UpscaleError.
     """
+    if how.asks_for_size(scale):
+        return how.size(1, scale)
     name = os.path.expanduser(name)
     if is_peer(name) or repo_id_of(name):
         return None
     run = read_run(find_model(name, fitting=upscaler_names))
-    return None if isinstance(run, AutoencoderRun) else run.scale
+    return None if isinstance(run, AutoencoderRun) else how.size(run.scale)
 
 
 def engine_of(model: Model, device: torch.device, dtype: Dtype, compile: bool) -> Engine:

@@ -18,7 +18,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from ldm_dream.data.image import Image
 from ldm_dream.upscaling.folder import Result
-from ldm_dream.upscaling.forecast import believed
+from ldm_dream.upscaling.forecast import Forecast, believed
 from ldm_dream.upscaling.planning import Job
 
 BETWEEN_LINES = 10.0  # seconds
@@ -90,6 +90,11 @@ class Progress:
         if not self.quiet:
             tqdm.write(line)
             sys.stdout.flush()
+
+    def introduce(self, expected: Forecast, numbers: str) -> None:
+        """What is ahead, where there is much of it, and on a terminal. numbers: dtype and device."""
+        if expected.is_large or self.is_bar:
+            self.tell(f"{expected}; computed in {numbers}; the time is told after the first steps.")
 
     def tell(self, line: str) -> None:
         """What is no result."""

@@ -27,6 +27,7 @@ import torch
 
 from ldm_dream.data.images import check_quality, kind_left_out
 from ldm_dream.errors import UserError, shown
+from ldm_dream.processes import this_process
 from ldm_dream.upscaling.engine import Options
 from ldm_dream.upscaling.folder import Result, Work, upscale_all
 from ldm_dream.upscaling.planning import (
@@ -37,7 +38,7 @@ from ldm_dream.upscaling.planning import (
     why_png_by_name,
 )
 from ldm_dream.upscaling.upscaler import Upscaler
-from ldm_dream.writing import this_process, whole_file
+from ldm_dream.writing import whole_file
 
 if TYPE_CHECKING:
     import ray.data  # pyright: ignore[reportMissingImports]

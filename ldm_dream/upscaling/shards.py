@@ -35,6 +35,7 @@ from typing import Any
 import torch
 
 from ldm_dream.errors import UserError, shown
+from ldm_dream.processes import is_known_gone, this_process
 from ldm_dream.upscaling.folder import (
     Result,
     Work,
@@ -45,7 +46,7 @@ from ldm_dream.upscaling.folder import (
 )
 from ldm_dream.upscaling.forecast import forecast
 from ldm_dream.upscaling.planning import Job, Plan
-from ldm_dream.writing import claim_file, is_known_gone, make_folder, this_process, whole_file
+from ldm_dream.writing import claim_file, make_folder, whole_file
 
 log = logging.getLogger(__name__)
 

@@ -32,7 +32,8 @@ from ldm_dream.app.uploads import Uploads, sweep
 from ldm_dream.commands.app import main as app_command
 from ldm_dream.data.formats import SUFFIXES
 from ldm_dream.data.images import read_image
-from ldm_dream.writing import WriteError, this_process
+from ldm_dream.processes import this_process
+from ldm_dream.writing import WriteError
 
 pytest.importorskip("gradio", reason="gradio is not installed (the extra app)")
 

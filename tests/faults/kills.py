@@ -27,8 +27,8 @@ from faults.runner import Tally
 from ldm_dream.cli import user_errors
 from ldm_dream.config.files import dump_config, load_config
 from ldm_dream.config.run import Run
+from ldm_dream.digests import digest
 from ldm_dream.training.train import train
-from ldm_dream.writing import digest
 from runs import diffusion_run
 
 STEPS = 12

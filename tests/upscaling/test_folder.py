@@ -12,9 +12,9 @@ import pytest
 from PIL import Image as PillowImage
 from processes import IMPORTED
 
-from ldm_dream.cli import stoppable
 from ldm_dream.commands.upscale import main as upscale_command
 from ldm_dream.data.images import Image, ImageError, read_image, write_image
+from ldm_dream.stopping import stoppable
 from ldm_dream.upscaling import folder as upscaling
 from ldm_dream.upscaling.devices import TooLittleMemory, UpscaleError
 from ldm_dream.upscaling.folder import (
