@@ -12,6 +12,7 @@ The numbers compare with each other alone, not with those of LPIPS or FID.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -31,6 +32,8 @@ _LENGTH_FLOOR = 1e-10  # as in LPIPS
 
 class Lite0(nn.Module):
     """EfficientNet-lite0, frozen: two [B, 3, H, W] in [-1, 1] of any size -> distances [B]."""
+
+    network: Any  # timm's EfficientNet; its methods are not in nn.Module
 
     def __init__(self, state: dict[str, Tensor]):
         super().__init__()
