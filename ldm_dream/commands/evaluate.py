@@ -1,4 +1,4 @@
-"""Score results or a model against HR pictures: PSNR, SSIM, LPIPS, consistency and FID.
+"""Score results or a model against HR pictures: PSNR, SSIM, LPIPS, NIQE, FID and more.
 
 examples:
   ldm-dream evaluate --hr HR_DIR -n dream-latent-x4-tiny --lr LR_DIR
@@ -6,7 +6,8 @@ examples:
   ldm-dream evaluate --hr HR_DIR --sr RESULTS_DIR --protocol dream-legacy
 
 Without the Inception weights of FID and KID, distances of other features stand in for them, under
-their own names.
+their own names. docs/results.md says what each score is, and what it needs. Beside a model's means
+stands how far it is from bicubic, with an interval.
 
 exit status:
   0 all scored, 2 a mistake in the command or in what it reads (one line says which),

