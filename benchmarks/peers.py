@@ -25,7 +25,7 @@ from ldm_dream.data.pairs import to_float
 from ldm_dream.errors import UserError
 
 from .peer_methods import SCALE, Method, Pixels, begin, memory, ours, peers, run
-from .peer_scores import load_scores
+from .peer_scores import Found, Scorer
 from .record import ROOT, Measured
 from .tables import finish
 from .wear import WEARS, worn
@@ -53,8 +53,8 @@ class Case(NamedTuple):
 def main(args: Namespace) -> None:
     torch.set_num_threads(args.threads)
     cases = [case for pictures in picture_sets(args) for case in cases_of(pictures)]
-    scores = load_scores(args)
-    found: dict[tuple[str, str, str], dict[str, list[float]]] = {}  # method, pictures, wear
+    scorer = Scorer(args)
+    found: dict[tuple[str, str, str], Found] = {}  # method, pictures, wear
     with ExitStack() as stack:
         methods, workers = {}, {}
         for method in wanted(args):
@@ -71,15 +71,15 @@ def main(args: Namespace) -> None:
             print(f"{number} of {len(cases)}: {case.pictures}, {case.wear}", flush=True)
             for name, pool in workers.items():
                 sr, _ = pool.apply(run, (name, case.lr))
-                values = found.setdefault((name, case.pictures, case.wear), {})
-                for score, value in scores.items():
-                    values.setdefault(score, []).append(value(sr, case.hr, case.lr))
+                of_case = found.setdefault((name, case.pictures, case.wear), Found())
+                scorer.add(of_case, sr, case.hr, case.lr)
         costs = costs_of(workers, max((case.lr for case in cases), key=pixels_of), args.repetitions)
     rows = []
-    for (name, pictures, wear), values in found.items():
-        asked = {"pictures": pictures, "wear": wear, "count": len(values["psnr_y"])}
+    for (name, pictures, wear), of_case in found.items():
+        asked = {"pictures": pictures, "wear": wear, "count": of_case.count}
         asked |= {"threads": args.threads, **methods[name].settings}
-        rows.append(Measured(name, f"{pictures}, {wear}", asked, {**values, **costs[name]}))
+        metrics = {**scorer.metrics(of_case), **costs[name]}
+        rows.append(Measured(name, f"{pictures}, {wear}", asked, metrics))
     finish(args, "peers", rows)
 
 
@@ -88,6 +88,8 @@ def process() -> Pool:
 
 
 def wanted(args: Namespace) -> list[Method]:
+    if args.steps and not args.model:
+        raise UserError("--steps: it is of our models, and none is given; name one with -n.")
     known = peers(Path(args.weights))
     models = [ours(name, steps) for name in args.model for steps in args.steps or [None]]
     return [*(known[name] for name in args.peers), *models]

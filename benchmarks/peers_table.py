@@ -20,10 +20,14 @@ def peers(rows: list[Row]) -> list[list[str]]:
     for row in sorted(rows, key=lambda row: (row["settings"]["pictures"], row["variant"])):
         settings, metrics = row["settings"], row["metrics"]
         where = f"{settings['count']} of {row['variant']}"
-        scores = [f"{statistics.fmean(metrics[n]):.3f}" if n in metrics else "" for n in found]
+        scores = [_mean(metrics[name]) if name in metrics else "" for name in found]
         costs = [_cost(metrics, name) for name in COSTS]
         lines.append([where, row["subject"], *scores, *costs])
     return lines
+
+
+def _mean(values: float | list[float]) -> str:
+    return f"{statistics.fmean(values) if isinstance(values, list) else values:.3f}"
 
 
 def _cost(metrics: dict[str, Any], name: str) -> str:

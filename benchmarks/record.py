@@ -78,6 +78,7 @@ METRICS = {  # benchmark -> metric (a pattern) -> unit and meaning
         "psnr_y": "dB, on Y, of each picture",
         "lpips": "AlexNet, of each picture; where its weights are at hand",
         "consistency_x1e5": "of each picture",
+        "frechet_*": "squared distance of all results from all originals",
         "seconds_per_megapixel": "of the result, of each repetition on the largest picture",
         "peak_mib": "most resident memory beyond what was held before the method was loaded",
     },

@@ -1,13 +1,16 @@
 """The table of published networks beside ours: a run, what is left out, and the networks themselves."""
 
+import sys
+from argparse import Namespace
 from multiprocessing.pool import ThreadPool
+from types import ModuleType
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from benchmarks import ncnn_models, peers, record
+from benchmarks import ncnn_models, peer_scores, peers, record
 from benchmarks.__main__ import PEERS, build_parser
 from benchmarks.__main__ import WEARS as CHOICES
 from benchmarks.peer_methods import SCALE, _pixels
@@ -16,6 +19,8 @@ from benchmarks.peer_networks import FastSrgan, Imdn
 from benchmarks.tables import text
 from benchmarks.wear import WEARS
 from ldm_dream.errors import UserError
+from ldm_dream.scoring.metrics import MetricError
+from ldm_dream.scoring.set_metrics import SetMetric
 
 
 @pytest.fixture
@@ -60,6 +65,11 @@ def test_without_any_method_it_says_so(folder):
         run(folder, "--peers", "imdn", "--weights", str(folder), "--wear", "clean")
 
 
+def test_steps_are_of_our_models(folder):
+    with pytest.raises(UserError, match="name one with -n"):
+        run(folder, "--peers", "bicubic", "--steps", "1", "--limit", "1")
+
+
 def test_without_pictures_it_says_so(folder, monkeypatch):
     with pytest.raises(UserError, match="no picture to measure on"):
         run(folder, "--limit", "0")
@@ -75,7 +85,7 @@ def test_the_choices_are_what_there_is(tmp_path):
 
 @pytest.mark.parametrize("package", ["not_there_ncnn_py", "json.tool"])
 def test_a_missing_package_is_one_sentence(package, monkeypatch):
-    monkeypatch.setattr(ncnn_models.importlib, "import_module", lambda name: None)
+    monkeypatch.setitem(sys.modules, "ncnn", ModuleType("ncnn"))
     with pytest.raises(UserError, match=r"is not here; .*ldm_dream\[rivals\]"):
         ncnn_models.load(package, "models/none", 1)
 
@@ -86,6 +96,39 @@ def test_a_published_network_has_its_tensors_and_scale(kind, tensors):
     network = kind().eval().requires_grad_(False)
     assert len(network.state_dict()) == tensors
     assert network(torch.rand(1, 3, 6, 5)).shape == (1, 3, 6 * SCALE, 5 * SCALE)
+
+
+def test_a_score_that_one_picture_lacks_is_left_out_and_said(capsys, monkeypatch):
+    def of_the_larger(sr, hr, lr):
+        if len(sr) < 32:
+            raise MetricError("too small.")
+        return 1.0
+
+    monkeypatch.setattr(peer_scores, "SCORES", {"some": lambda args: of_the_larger})
+    monkeypatch.setattr(peer_scores, "SET_SCORES", {})
+    scorer, found = peer_scores.Scorer(Namespace()), peer_scores.Found()
+    for side in (32, 16):
+        picture = np.zeros((side, side, 3), np.uint8)
+        scorer.add(found, picture, picture, picture[::4, ::4])
+    assert found.values == {"some": [1.0]} and scorer.metrics(found) == {}
+    assert "no some: too small." in capsys.readouterr().out
+
+
+def test_a_set_has_one_value(monkeypatch):
+    table = {"frechet_x": lambda args: SetMetric("frechet_x", None, "")}
+    monkeypatch.setattr(peer_scores, "SCORES", {})
+    monkeypatch.setattr(peer_scores, "SET_SCORES", table)
+    monkeypatch.setattr(
+        SetMetric, "features", lambda self, x: torch.tensor([float(x.mean()), float(x.std())])
+    )
+    monkeypatch.setattr(
+        SetMetric, "compare", lambda self, a, b: {self.name: float((a - b).abs().sum())}
+    )
+    scorer, found = peer_scores.Scorer(Namespace()), peer_scores.Found()
+    for level in (10, 20):
+        sr, hr = (np.full((8, 8, 3), x, np.uint8) for x in (level, level + 1))
+        scorer.add(found, sr, hr, sr)
+    assert scorer.metrics(found) == {"frechet_x": 2.0}
 
 
 def test_planes_become_pixels():
