@@ -52,12 +52,13 @@ class Case(NamedTuple):
 
 def main(args: Namespace) -> None:
     torch.set_num_threads(args.threads)
+    chosen = wanted(args)
     cases = [case for pictures in picture_sets(args) for case in cases_of(pictures)]
     scorer = Scorer(args)
     found: dict[tuple[str, str, str], Found] = {}  # method, pictures, wear
     with ExitStack() as stack:
         methods, workers = {}, {}
-        for method in wanted(args):
+        for method in chosen:
             pool = stack.enter_context(process())
             try:
                 pool.apply(begin, (method, args.threads))
@@ -98,8 +99,10 @@ def wanted(args: Namespace) -> list[Method]:
 def picture_sets(args: Namespace) -> list[Pictures]:
     """Raises UserError where there is no picture."""
     if args.hr:
-        folders = {Path(name): list_images(Path(name)).pictures for name in args.hr}
-        found = [Pictures(f.name, files, tuple(WEARS)) for f, files in folders.items()]
+        found = [
+            Pictures(name, list_images(Path(name)).pictures, tuple(WEARS))
+            for name in dict.fromkeys(args.hr)
+        ]
     else:
         if not TEST_SETS.is_dir():
             raise UserError(

@@ -57,7 +57,7 @@ def test_a_run_gives_a_row_for_each_method_and_wear(folder, capsys):
     assert means[0] > means[2], "clean pictures come back better"
     printed = capsys.readouterr().out
     assert "without IMDN: " in printed and "imdn_x4_author.pth: no such file" in printed
-    assert "| 2 of hr, web40 | bicubic " in printed and "| PSNR-Y " in printed
+    assert f"| 2 of {folder / 'hr'}, web40 | bicubic " in printed and "| PSNR-Y " in printed
 
 
 def test_without_any_method_it_says_so(folder):
