@@ -35,7 +35,7 @@ class Method(NamedTuple):
 
     name: str
     load: Callable[[int], Upscale]
-    settings: dict[str, Any] = {}  # noqa: RUF012
+    settings: dict[str, Any] = {}
 
 
 def peers(weights: Path) -> dict[str, Method]:

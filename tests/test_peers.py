@@ -27,6 +27,7 @@ from ldm_dream.scoring.set_metrics import SetMetric
 def folder(tmp_path, monkeypatch):
     """Two pictures, one of no multiple of four; methods run in threads of this process."""
     monkeypatch.setattr(peers, "process", lambda: ThreadPool(1))
+    threads = torch.get_num_threads()
     (tmp_path / "hr").mkdir()
     y, x = np.mgrid[:66, :81]
     for number in (1, 2):
@@ -35,7 +36,8 @@ def folder(tmp_path, monkeypatch):
         Image.fromarray(pixels[:64, :64] if number == 2 else pixels).save(
             tmp_path / f"hr/{number}.png"
         )
-    return tmp_path
+    yield tmp_path
+    torch.set_num_threads(threads)
 
 
 def run(folder, *words: str) -> list[record.Row]:
