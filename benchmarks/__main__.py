@@ -6,6 +6,9 @@ import importlib
 from ldm_dream.cli import user_errors
 
 DATA_KINDS = ("photos", "div2k", "ffhq-128", "ffhq-512", "blind", "lmdb")
+PEERS = ("bicubic", "span", "clear-reality", "span-kendata", "mean", "real-esrgan", "imdn")
+PEERS += ("fast-srgan",)
+WEARS = ("clean", "jpeg75", "web40", "camera")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -14,13 +17,14 @@ def build_parser() -> argparse.ArgumentParser:
         description="Speed, memory and quality, measured; rows kept, tables made of them.",
     )
     commands = parser.add_subparsers(dest="command", required=True)
-    shared = argparse.ArgumentParser(add_help=False)
-    shared.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    shared.add_argument(
+    kept = argparse.ArgumentParser(add_help=False)
+    kept.add_argument(
         "--json",
         metavar="FILE",
         help="append one JSON line a row; in benchmarks/results only from a clean tree",
     )
+    shared = argparse.ArgumentParser(add_help=False, parents=[kept])
+    shared.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
 
     kernels = commands.add_parser(
         "kernels",
@@ -122,6 +126,62 @@ def build_parser() -> argparse.ArgumentParser:
         help="(default: wavelet, as tools/upscale.py)",
     )
     wear.add_argument("--lpips-weights", metavar="FILE")
+
+    rivals = commands.add_parser(
+        "peers",
+        parents=[kept],
+        help="published networks beside ours: scores, seconds a megapixel, memory, on the CPU",
+    )
+    rivals.set_defaults(device="cpu")
+    rivals.add_argument(
+        "-n",
+        "--model",
+        action="append",
+        default=[],
+        help="model name or folder of ours; give it several times",
+    )
+    rivals.add_argument(
+        "--steps", type=int, nargs="+", metavar="N", help="of our models (default: the model's)"
+    )
+    rivals.add_argument(
+        "--peers",
+        nargs="*",
+        choices=PEERS,
+        default=list(PEERS),
+        metavar="NAME",
+        help=f"of {', '.join(PEERS)} (default: all)",
+    )
+    rivals.add_argument(
+        "--weights",
+        default="../shared/data/weights_peers_x4",
+        metavar="DIR",
+        help="with imdn_x4_author.pth, fast_srgan_x4_gan.pt (default: %(default)s)",
+    )
+    rivals.add_argument(
+        "--hr",
+        action="append",
+        metavar="DIR",
+        help="original pictures; several allowed (default: Set5, Set14)",
+    )
+    rivals.add_argument(
+        "--wear",
+        nargs="+",
+        choices=WEARS,
+        default=list(WEARS),
+        help="(default: all; Set5 is taken clean only)",
+    )
+    rivals.add_argument(
+        "--limit", type=int, metavar="N", help="pictures of each set (default: all)"
+    )
+    rivals.add_argument("--threads", type=int, default=2, metavar="N", help="(default: 2)")
+    rivals.add_argument(
+        "--repetitions",
+        type=int,
+        default=5,
+        metavar="N",
+        help="timed, of the largest picture (default: %(default)s)",
+    )
+    rivals.add_argument("--lpips-weights", metavar="FILE")
 
     sampling = commands.add_parser(
         "sampling",

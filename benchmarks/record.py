@@ -5,7 +5,7 @@ A row has exactly these names:
     subject    what was measured: a config, an op, a model
     variant    which of those that a run sets beside each other: "ours DREAM", "eager", "4 steps"
     settings   how it was asked for, name -> value
-    metrics    what came out, name -> number, or numbers one a repetition; METRICS explains them
+    metrics    what came out, name -> number, or numbers one a repetition or a picture; METRICS explains them
     command    measures it again; null: not noted at the time
     commit     of the tree, short; "unknown" outside git
     dirty      whether the tree had changes or new files then (results/ does not count)
@@ -73,6 +73,14 @@ METRICS = {  # benchmark -> metric (a pattern) -> unit and meaning
     "wear": {
         "psnr_y/*": "dB, on Y, mean of the pictures, of each wear",
         "lpips/*": "AlexNet; where its weights are at hand",
+    },
+    "peers": {
+        "psnr_y": "dB, on Y, of each picture",
+        "lpips": "AlexNet, of each picture; where its weights are at hand",
+        "consistency_x1e5": "of each picture",
+        "frechet_*": "squared distance of all results from all originals",
+        "seconds_per_megapixel": "of the result, of each repetition on the largest picture",
+        "peak_mib": "most resident memory beyond what was held before the method was loaded",
     },
     "autoencoder": {
         **QUALITY,

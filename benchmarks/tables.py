@@ -12,6 +12,7 @@ import statistics
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
+from .peers_table import peers
 from .record import Measured, Row, append, complete
 
 OFFICIAL = ("official fp32", "official bf16", "official compiled")  # recipes beside ours
@@ -369,6 +370,12 @@ TABLES = {
         wear,
         "LPIPS / PSNR-Y on pictures made small and worn in four ways (`benchmarks/wear.py`); means.",
         common=worn,
+    ),
+    "peers": Table(
+        "peers",
+        peers,
+        "Published networks and ours on the same pictures (`benchmarks/peers.py`): means over the "
+        "pictures, medians of seconds; memory beyond that of the bare process.",
     ),
     "autoencoder": Table("autoencoder", autoencoder, "Reconstruction by the autoencoder alone."),
     "systems": Table(

@@ -1,0 +1,106 @@
+"""The scores of `peers`: a line each, and the one place to add one to."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ldm_dream.scoring.metrics import (
+    MetricError,
+    MetricUnavailable,
+    consistency,
+    load_lpips,
+    lpips_distance,
+    psnr,
+)
+from ldm_dream.scoring.set_metrics import SetMetric, load_trunk
+
+from .peer_methods import SCALE
+
+Pixels = np.ndarray  # uint8 [H, W, 3]
+Score = Callable[[Pixels, Pixels, Pixels], float]  # result, original, LR picture
+
+
+def _psnr_y(args: Namespace) -> Score:
+    return lambda sr, hr, lr: psnr(sr, hr, channel="y", crop_border=SCALE)
+
+
+def _lpips(args: Namespace) -> Score:
+    network = load_lpips(args.lpips_weights)
+    return lambda sr, hr, lr: lpips_distance(network, sr, hr)
+
+
+def _consistency(args: Namespace) -> Score:
+    return lambda sr, hr, lr: 1e5 * consistency(sr, lr)
+
+
+def _frechet_alexnet(args: Namespace) -> SetMetric:
+    return load_trunk("alex", args.lpips_weights)
+
+
+# name -> what loads it, or raises MetricUnavailable
+SCORES: dict[str, Callable[[Namespace], Score]] = {
+    "psnr_y": _psnr_y,
+    "lpips": _lpips,
+    "consistency_x1e5": _consistency,
+}
+# likewise, of all results of a method against all originals
+SET_SCORES: dict[str, Callable[[Namespace], SetMetric]] = {"frechet_alexnet": _frechet_alexnet}
+
+
+class Scorer:
+    """The scores whose packages and weights are here; of another one the reason is printed."""
+
+    def __init__(self, args: Namespace):
+        self.scores, self.sets = _loaded(SCORES, args), _loaded(SET_SCORES, args)
+
+    def add(self, found: Found, sr: Pixels, hr: Pixels, lr: Pixels) -> None:
+        """One picture. A score that it does not have is printed."""
+        for name, score in self.scores.items():
+            try:
+                found.values.setdefault(name, []).append(score(sr, hr, lr))
+            except MetricError as reason:
+                print(f"no {name}: {reason}")
+        for name, metric in self.sets.items():
+            found.features.setdefault(name, []).append((metric.features(sr), metric.features(hr)))
+        found.count += 1
+
+    def metrics(self, found: Found) -> dict[str, float | list[float]]:
+        """Of each score that every picture has: one value a picture; of a set, one value."""
+        shared = {name: x for name, x in found.values.items() if len(x) == found.count}
+        sets: dict[str, float | list[float]] = {}
+        for name, metric in self.sets.items():
+            sr, hr = (torch.stack(side) for side in zip(*found.features[name]))
+            try:
+                sets |= metric.compare(sr, hr)
+            except MetricUnavailable as reason:
+                print(f"no {name}: {reason}")
+        return shared | sets
+
+
+@dataclass
+class Found:
+    """What the pictures of one set in one wear brought, by name of the score."""
+
+    values: dict[str, list[float]] = field(default_factory=dict)
+    features: dict[str, list[tuple[Tensor, Tensor]]] = field(default_factory=dict)
+    count: int = 0
+
+
+T = TypeVar("T")
+
+
+def _loaded(table: Mapping[str, Callable[[Namespace], T]], args: Namespace) -> dict[str, T]:
+    found = {}
+    for name, load in table.items():
+        try:
+            found[name] = load(args)
+        except MetricUnavailable as reason:
+            print(f"no {name}: {reason}")
+    return found

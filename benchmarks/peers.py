@@ -1,0 +1,157 @@
+"""Published networks, bicubic and models of this project on the same pictures, in one run: every
+score of every picture, seconds a megapixel of the result, and memory.
+
+Pictures are cut to a multiple of four and made small and worn as `wear.py` says, whose random numbers
+are its own. Each method runs in a process of its own, on so many threads. They take turns: picture by
+picture for the scores, which also warms them up, then `--repetitions` times on the largest picture for
+the seconds. Memory is the most that the process held beyond what it held before the method was loaded.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+from argparse import Namespace
+from collections.abc import Iterator
+from contextlib import ExitStack
+from multiprocessing.pool import Pool
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from ldm_dream.data.image import from_tensor, to_uint8
+from ldm_dream.data.images import list_images, read_image
+from ldm_dream.data.pairs import to_float
+from ldm_dream.errors import UserError
+
+from .peer_methods import SCALE, Method, Pixels, begin, memory, ours, peers, run
+from .peer_scores import Found, Scorer
+from .record import ROOT, Measured
+from .tables import finish
+from .wear import WEARS, worn
+
+TEST_SETS = ROOT / "../shared/data/test_set5_set14/hr"
+PUBLISHED = {
+    "Set5": ("set5", ("clean",)),
+    "Set14": ("set14", tuple(WEARS)),
+}  # start of names, wears
+
+
+class Pictures(NamedTuple):
+    name: str
+    files: list[Path]
+    wears: tuple[str, ...]
+
+
+class Case(NamedTuple):
+    pictures: str
+    wear: str
+    hr: Pixels
+    lr: Pixels
+
+
+def main(args: Namespace) -> None:
+    torch.set_num_threads(args.threads)
+    chosen = wanted(args)
+    cases = [case for pictures in picture_sets(args) for case in cases_of(pictures)]
+    scorer = Scorer(args)
+    found: dict[tuple[str, str, str], Found] = {}  # method, pictures, wear
+    with ExitStack() as stack:
+        methods, workers = {}, {}
+        for method in chosen:
+            pool = stack.enter_context(process())
+            try:
+                pool.apply(begin, (method, args.threads))
+            except UserError as reason:
+                print(f"without {method.name}: {reason}")
+                continue
+            methods[method.name], workers[method.name] = method, pool
+        if not workers:
+            raise UserError("no method is left to measure; name one in --peers or -n.")
+        for number, case in enumerate(cases, 1):
+            print(f"{number} of {len(cases)}: {case.pictures}, {case.wear}", flush=True)
+            for name, pool in workers.items():
+                sr, _ = pool.apply(run, (name, case.lr))
+                of_case = found.setdefault((name, case.pictures, case.wear), Found())
+                scorer.add(of_case, sr, case.hr, case.lr)
+        costs = costs_of(workers, max((case.lr for case in cases), key=pixels_of), args.repetitions)
+    rows = []
+    for (name, pictures, wear), of_case in found.items():
+        asked = {"pictures": pictures, "wear": wear, "count": of_case.count}
+        asked |= {"threads": args.threads, **methods[name].settings}
+        metrics = {**scorer.metrics(of_case), **costs[name]}
+        rows.append(Measured(name, f"{pictures}, {wear}", asked, metrics))
+    finish(args, "peers", rows)
+
+
+def process() -> Pool:
+    return multiprocessing.get_context("spawn").Pool(1)
+
+
+def wanted(args: Namespace) -> list[Method]:
+    if args.steps and not args.model:
+        raise UserError("--steps: it is of our models, and none is given; name one with -n.")
+    known = peers(Path(args.weights))
+    models = [ours(name, steps) for name in args.model for steps in args.steps or [None]]
+    return [*(known[name] for name in args.peers), *models]
+
+
+def picture_sets(args: Namespace) -> list[Pictures]:
+    """Raises UserError where there is no picture."""
+    if args.hr:
+        found = [
+            Pictures(name, list_images(Path(name)).pictures, tuple(WEARS))
+            for name in dict.fromkeys(args.hr)
+        ]
+    else:
+        if not TEST_SETS.is_dir():
+            raise UserError(
+                f"{TEST_SETS} is not here; name folders of original pictures with --hr."
+            )
+        files = list_images(TEST_SETS).pictures
+        found = [
+            Pictures(name, [path for path in files if path.name.startswith(start)], wears)
+            for name, (start, wears) in PUBLISHED.items()
+        ]
+    chosen = (
+        Pictures(name, files[: args.limit], tuple(wear for wear in wears if wear in args.wear))
+        for name, files, wears in found
+    )
+    kept = [pictures for pictures in chosen if pictures.files and pictures.wears]
+    if not kept:
+        raise UserError("no picture to measure on; look at --hr, --wear and --limit.")
+    return kept
+
+
+def cases_of(pictures: Pictures) -> Iterator[Case]:
+    """Wear by wear, so that rows of one wear follow each other."""
+    made = []
+    for number, path in enumerate(pictures.files):
+        hr = to_uint8(read_image(path).pixels)
+        height, width = (side // SCALE * SCALE for side in hr.shape[:2])
+        hr = hr[:height, :width]
+        made.append(
+            (hr, worn(to_float(torch.from_numpy(hr).permute(2, 0, 1)[None]), SCALE, number))
+        )
+    for wear in pictures.wears:
+        for hr, lr in made:
+            yield Case(pictures.name, wear, hr, from_tensor(lr[wear]))
+
+
+def costs_of(
+    workers: dict[str, Pool], lr: Pixels, repetitions: int
+) -> dict[str, dict[str, float | list[float]]]:
+    """Method -> seconds_per_megapixel of each repetition, peak_mib."""
+    megapixels = lr.shape[0] * lr.shape[1] * SCALE**2 / 1e6
+    seconds: dict[str, list[float]] = {name: [] for name in workers}
+    for _ in range(repetitions):
+        for name, pool in workers.items():
+            seconds[name].append(pool.apply(run, (name, lr))[1] / megapixels)
+    return {
+        name: {"seconds_per_megapixel": seconds[name], **pool.apply(memory, (name,))}
+        for name, pool in workers.items()
+    }
+
+
+def pixels_of(lr: Pixels) -> int:
+    return lr.shape[0] * lr.shape[1]

@@ -1,0 +1,164 @@
+"""The table of published networks beside ours: a run, what is left out, and the networks themselves."""
+
+import sys
+from argparse import Namespace
+from multiprocessing.pool import ThreadPool
+from types import ModuleType
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from benchmarks import ncnn_models, peer_scores, peers, record
+from benchmarks.__main__ import PEERS, build_parser
+from benchmarks.__main__ import WEARS as CHOICES
+from benchmarks.peer_methods import SCALE, _pixels
+from benchmarks.peer_methods import peers as known_peers
+from benchmarks.peer_networks import FastSrgan, Imdn
+from benchmarks.tables import text
+from benchmarks.wear import WEARS
+from ldm_dream.errors import UserError
+from ldm_dream.scoring.metrics import MetricError
+from ldm_dream.scoring.set_metrics import SetMetric
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """Two pictures, one of no multiple of four; methods run in threads of this process."""
+    monkeypatch.setattr(peers, "process", lambda: ThreadPool(1))
+    threads = torch.get_num_threads()
+    (tmp_path / "hr").mkdir()
+    y, x = np.mgrid[:66, :81]
+    for number in (1, 2):
+        planes = [np.sin(x / (3 + number)), np.cos(y / 5), np.sin((x + y) / 7)]
+        pixels = ((np.stack(planes, 2) + 1) * 127).astype(np.uint8)
+        Image.fromarray(pixels[:64, :64] if number == 2 else pixels).save(
+            tmp_path / f"hr/{number}.png"
+        )
+    yield tmp_path
+    torch.set_num_threads(threads)
+
+
+def run(folder, *words: str) -> list[record.Row]:
+    said = ["peers", "--hr", str(folder / "hr"), "--threads", "1", "--repetitions", "2", *words]
+    peers.main(build_parser().parse_args([*said, "--json", str(folder / "rows.jsonl")]))
+    return record.read(folder / "rows.jsonl")
+
+
+def test_a_run_gives_a_row_for_each_method_and_wear(folder, capsys):
+    words = ["--peers", "bicubic", "imdn", "--weights", str(folder), "--wear", "clean", "web40"]
+    rows = run(folder, *words, "-n", "dream-latent-x4-tiny", "--steps", "1")
+    methods = ["bicubic", "dream-latent-x4-tiny, 1 steps"]
+    assert [(row["subject"], row["settings"]["wear"]) for row in rows] == [
+        (method, wear) for wear in ("clean", "web40") for method in methods
+    ]
+    assert all(len(row["metrics"]["psnr_y"]) == row["settings"]["count"] == 2 for row in rows)
+    assert all(len(row["metrics"]["seconds_per_megapixel"]) == 2 for row in rows)
+    means = [np.mean(row["metrics"]["psnr_y"]) for row in rows]
+    assert means[0] > means[2], "clean pictures come back better"
+    printed = capsys.readouterr().out
+    assert "without IMDN: " in printed and "imdn_x4_author.pth: no such file" in printed
+    assert f"| 2 of {folder / 'hr'}, web40 | bicubic " in printed and "| PSNR-Y " in printed
+
+
+def test_without_any_method_it_says_so(folder):
+    with pytest.raises(UserError, match="no method is left"):
+        run(folder, "--peers", "imdn", "--weights", str(folder), "--wear", "clean")
+
+
+def test_steps_are_of_our_models(folder):
+    with pytest.raises(UserError, match="name one with -n"):
+        run(folder, "--peers", "bicubic", "--steps", "1", "--limit", "1")
+
+
+def test_without_pictures_it_says_so(folder, monkeypatch):
+    with pytest.raises(UserError, match="no picture to measure on"):
+        run(folder, "--limit", "0")
+    monkeypatch.setattr(peers, "TEST_SETS", folder / "none")
+    with pytest.raises(UserError, match="--hr"):
+        peers.picture_sets(build_parser().parse_args(["peers"]))
+
+
+def test_the_choices_are_what_there_is(tmp_path):
+    assert tuple(known_peers(tmp_path)) == PEERS
+    assert tuple(WEARS) == CHOICES
+
+
+@pytest.mark.parametrize("package", ["not_there_ncnn_py", "json.tool"])
+def test_a_missing_package_is_one_sentence(package, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ncnn", ModuleType("ncnn"))
+    with pytest.raises(UserError, match=r"is not here; .*ldm_dream\[rivals\]"):
+        ncnn_models.load(package, "models/none", 1)
+
+
+@pytest.mark.parametrize(("kind", "tensors"), [(Imdn, 92), (FastSrgan, 36)])
+def test_a_published_network_has_its_tensors_and_scale(kind, tensors):
+    torch.manual_seed(0)
+    network = kind().eval().requires_grad_(False)
+    assert len(network.state_dict()) == tensors
+    assert network(torch.rand(1, 3, 6, 5)).shape == (1, 3, 6 * SCALE, 5 * SCALE)
+
+
+def test_a_score_that_one_picture_lacks_is_left_out_and_said(capsys, monkeypatch):
+    def of_the_larger(sr, hr, lr):
+        if len(sr) < 32:
+            raise MetricError("too small.")
+        return 1.0
+
+    monkeypatch.setattr(peer_scores, "SCORES", {"some": lambda args: of_the_larger})
+    monkeypatch.setattr(peer_scores, "SET_SCORES", {})
+    scorer, found = peer_scores.Scorer(Namespace()), peer_scores.Found()
+    for side in (32, 16):
+        picture = np.zeros((side, side, 3), np.uint8)
+        scorer.add(found, picture, picture, picture[::4, ::4])
+    assert found.values == {"some": [1.0]} and scorer.metrics(found) == {}
+    assert "no some: too small." in capsys.readouterr().out
+
+
+def test_a_set_has_one_value(monkeypatch):
+    table = {"frechet_x": lambda args: SetMetric("frechet_x", None, "")}
+    monkeypatch.setattr(peer_scores, "SCORES", {})
+    monkeypatch.setattr(peer_scores, "SET_SCORES", table)
+    monkeypatch.setattr(
+        SetMetric, "features", lambda self, x: torch.tensor([float(x.mean()), float(x.std())])
+    )
+    monkeypatch.setattr(
+        SetMetric, "compare", lambda self, a, b: {self.name: float((a - b).abs().sum())}
+    )
+    scorer, found = peer_scores.Scorer(Namespace()), peer_scores.Found()
+    for level in (10, 20):
+        sr, hr = (np.full((8, 8, 3), x, np.uint8) for x in (level, level + 1))
+        scorer.add(found, sr, hr, sr)
+    assert scorer.metrics(found) == {"frechet_x": 2.0}
+
+
+def test_planes_become_pixels():
+    planes = np.array([0.0, 0.501, 1.0], np.float32).reshape(3, 1, 1)
+    assert _pixels(planes).tolist() == [[[0, 128, 255]]]
+
+
+def test_scores_that_only_some_rows_have_are_columns_too():
+    machine = {"cpu": "a CPU", "vectors": None, "threads": 2, "gpu": None}
+    about = {
+        "benchmark": "peers",
+        "command": None,
+        "commit": "abc1234",
+        "dirty": False,
+        "date": "2026-01-01T00:00:00Z",
+        "machine": {**machine, "torch": "2.14", "python": None},
+        "variant": "Set5, clean",
+        "settings": {"pictures": "Set5", "count": 2},
+    }
+    some, more = {"psnr_y": [20.0, 30.0]}, {"psnr_y": [30.0, 31.0], "lpips": [0.1, 0.3]}
+    costs = {"seconds_per_megapixel": [3.0, 1.0, 2.0], "peak_mib": 12.4}
+    rows = [
+        {**about, "subject": name, "metrics": m | costs} for name, m in (("a", some), ("b", more))
+    ]
+    assert not any(map(record.faults, rows))
+    lines = [
+        [cell.strip() for cell in line.split("|")[1:-1]]
+        for line in text("peers", rows).splitlines()
+    ]
+    assert ["2 of Set5, clean", "a", "25.000", "", "2.000", "12"] in lines
+    assert ["2 of Set5, clean", "b", "30.500", "0.200", "2.000", "12"] in lines
