@@ -72,7 +72,12 @@ class VQGANConfig(Strict):
     ch_mult: Levels = Field(
         default=(1, 2, 4),
         description="Channels of each level as multiples of `ch`, highest resolution first; the "
-        "latent is smaller by 2 ** (levels - 1).",
+        "latent is smaller by patch * 2 ** (levels - 1).",
+    )
+    patch: Literal[1, 2, 4, 8] = Field(
+        default=1,
+        description="Squares of so many pixels a side become channels before the first convolution, "
+        "and pixels again behind the last: all work is done at a size smaller by this.",
     )
     num_res_blocks: Blocks | tuple[Blocks, ...] = Field(
         default=2,
@@ -125,7 +130,7 @@ class VQGANConfig(Strict):
                 f"use ch = {GROUPS}, {2 * GROUPS}, ... or norm: none"
             )
         codes = self.n_embed * self.embed_dim + 2 * self.z_channels * self.embed_dim
-        ends = 9 * self.ch * (6 + 2 * self.z_channels)
+        ends = 9 * self.ch * (6 * self.patch**2 + 2 * self.z_channels)
         not_too_many(codes + ends + unet_weights(self.ch, self.ch_mult, self.blocks), "one")
         return self
 
@@ -141,7 +146,7 @@ class VQGANConfig(Strict):
 
     @property
     def factor(self) -> int:
-        return 2 ** (len(self.ch_mult) - 1)
+        return self.patch * 2 ** (len(self.ch_mult) - 1)
 
 
 class TAESDConfig(Strict):

@@ -17,6 +17,7 @@ from ldm_dream.config.model import (
     AutoencoderConfig,
     Dream,
     PixelConfig,
+    Pretrained,
     ProcessConfig,
     ResidualShiftConfig,
     Sampling,
@@ -70,6 +71,17 @@ class AutoencoderLossConfig(Strict):
         ge=0,
         description="Weight of the term that moves latents towards codes, beta in the paper "
         "(taming's legacy puts it on the other term).",
+    )
+    teacher: Pretrained = Field(
+        default=None,
+        description="An autoencoder whose latents this one learns and whose codebook it takes over: "
+        "models that were trained on those latents fit this one too.",
+    )
+    latent: float = Field(
+        default=0.0,
+        ge=0,
+        description="Weight of the mean square between the latents of both; above 0 with a teacher "
+        "only.",
     )
     adversarial: float = Field(
         default=0.0,
@@ -282,6 +294,13 @@ class AutoencoderRun(Strict):
     @model_validator(mode="after")
     def _lpips_has_its_weights(self):
         return _lpips_has_its_weights(self)
+
+    @field_validator("loss")
+    @classmethod
+    def _a_teacher_teaches(cls, loss: AutoencoderLossConfig) -> AutoencoderLossConfig:
+        if bool(loss.teacher) != bool(loss.latent):
+            raise ValueError("latent has no effect without teacher, nor teacher without latent")
+        return loss
 
     @field_validator("data")
     @classmethod

@@ -59,14 +59,14 @@ class VQGAN(Autoencoder):
             h = self.quantize(h).h
         return self.decoder(self.post_quant_conv(h))
 
-    def forward(self, x: Tensor, quantize: bool = True) -> tuple[Tensor, Quantized | None]:
-        """The training pass: x -> (reconstruction, what the codebook made of the latent; None
-        without quantising).
+    def forward(self, x: Tensor, quantize: bool = True) -> tuple[Tensor, Quantized | None, Tensor]:
+        """The training pass: x -> (reconstruction, what the codebook made of h, None without
+        quantising; h).
         """
         h = self.quant_conv(self.encoder(x))
         quantized = self.quantize(h) if quantize else None
         chosen = h if quantized is None else quantized.h
-        return self.decoder(self.post_quant_conv(chosen)), quantized
+        return self.decoder(self.post_quant_conv(chosen)), quantized, h
 
 
 class Codebook(nn.Module):
@@ -195,7 +195,8 @@ class Middle(nn.Module):
 class Encoder(nn.Module):
     def __init__(self, cfg: VQGANConfig):
         super().__init__()
-        self.conv_in = nn.Conv2d(3, cfg.ch, 3, padding=1)
+        self.patch = cfg.patch
+        self.conv_in = nn.Conv2d(3 * cfg.patch**2, cfg.ch, 3, padding=1)
         self.down = nn.ModuleList()
         channels = cfg.ch
         for i, (mult, blocks) in enumerate(zip(cfg.ch_mult, cfg.blocks)):
@@ -207,7 +208,7 @@ class Encoder(nn.Module):
         self.conv_out = nn.Conv2d(channels, cfg.z_channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.conv_in(x)
+        x = self.conv_in(F.pixel_unshuffle(x, self.patch))
         for level in self.down:
             x = level(x)
         return self.conv_out(self.norm_out(self.mid(x)))
@@ -220,6 +221,7 @@ class Decoder(nn.Module):
 
     def __init__(self, cfg: VQGANConfig):
         super().__init__()
+        self.patch = cfg.patch
         channels = cfg.ch * cfg.ch_mult[-1]
         self.conv_in = nn.Conv2d(cfg.z_channels, channels, 3, padding=1)
         self.mid = Middle(cfg, channels)
@@ -230,10 +232,10 @@ class Decoder(nn.Module):
             channels = cfg.ch * mult
         self.up = nn.ModuleList(levels)
         self.norm_out = norm(cfg, channels, silu=True)
-        self.conv_out = nn.Conv2d(channels, 3, 3, padding=1)
+        self.conv_out = nn.Conv2d(channels, 3 * cfg.patch**2, 3, padding=1)
 
     def forward(self, h: Tensor) -> Tensor:
         h = self.mid(self.conv_in(h))
         for level in reversed(self.up):
             h = level(h)
-        return self.conv_out(self.norm_out(h))
+        return F.pixel_shuffle(self.conv_out(self.norm_out(h)), self.patch)

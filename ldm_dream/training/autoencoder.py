@@ -25,7 +25,7 @@ class AutoencoderObjective:
     the ratio of gradient norms.
     """
 
-    def __init__(self, run: AutoencoderRun, lpips: nn.Module | None):
+    def __init__(self, run: AutoencoderRun, lpips: nn.Module | None, teacher: VQGAN | None = None):
         cfg = run.loss
         if cfg.lpips and lpips is None:
             raise UserError(
@@ -35,12 +35,15 @@ class AutoencoderObjective:
             raise UserError(
                 f"autoencoder.kind={run.autoencoder.kind} cannot be trained, only imported; train a vqgan."
             )
-        self.run, self.lpips = run, lpips
+        self.run, self.lpips, self.teacher = run, lpips, teacher
         self.model = VQGAN(run.autoencoder)
+        if teacher is not None:
+            self.model.quantize.load_state_dict(teacher.quantize.state_dict())
         self.call: nn.Module = self.model  # as it is called in training
         self.critic = Critic() if cfg.adversarial else None
         # a codebook that was trained is kept
-        self.usage = CodeUsage(run.autoencoder.n_embed, run.train.init_from is not None)
+        is_trained = teacher is not None or run.train.init_from is not None
+        self.usage = CodeUsage(run.autoencoder.n_embed, is_trained)
         self.trained = nn.ModuleDict({"model": self.model, "usage": self.usage})
         self.parts = [
             Part("autoencoder", list(self.model.parameters()), self.loss, lambda: self.call)
@@ -67,13 +70,16 @@ class AutoencoderObjective:
         quantizes = step >= cfg.codebook_start
         if quantizes:
             self.usage.start(self.model, x, generator)
-        fake, quantized = self.call(x, quantizes)
+        fake, quantized, h = self.call(x, quantizes)
         logged = {"l1": F.l1_loss(fake.float(), x)}
         reconstruction = cfg.l1 * logged["l1"]
         if cfg.lpips and self.lpips is not None:
             logged["lpips"] = self.lpips(fake, x).mean()
             reconstruction = reconstruction + cfg.lpips * logged["lpips"]
         total = reconstruction
+        if self.teacher is not None:
+            logged["latent"] = F.mse_loss(h.float(), self._taught(x))
+            total = total + cfg.latent * logged["latent"]
         if quantized is not None:
             total = (
                 total
@@ -90,6 +96,12 @@ class AutoencoderObjective:
             )
             logged["adversarial"] = adversarial
         return total, logged
+
+    @torch.no_grad()
+    def _taught(self, x: Tensor) -> Tensor:
+        """The teacher's latents, unscaled as the model's own."""
+        assert self.teacher is not None
+        return self.teacher.encode(x).float() / self.teacher.latent_scale
 
     def _adaptive_weight(self, reconstruction: Tensor, adversarial: Tensor) -> Tensor:
         """|d reconstruction / d w| / |d adversarial / d w| at the decoder's last layer (Eq. 7)."""

@@ -36,6 +36,8 @@ def check_run(run: Run, run_dir: Path, starts: bool = True) -> Run:
         raise ConfigError(
             f"autoencoder.kind={run.autoencoder.kind} cannot be trained, only imported; train a vqgan."
         )
+    elif run.loss.teacher and starts:
+        _check_teacher(run.autoencoder, run.loss.teacher)
     for entry in (*run.data.train, *run.data.val):
         if _is_inside(run_dir, place_of(entry).path, run.data.exclude):
             raise ConfigError(
@@ -77,6 +79,16 @@ def _is_weights(path: Path, must_exist: bool) -> None:
             f"lpips_weights={path}: no file of weights (.pth or .safetensors); "
             "name one with AlexNet and LPIPS weights, or set it to null."
         )
+
+
+def _check_teacher(own: VQGANConfig, name: str) -> None:
+    """Its latents and codebook have the form of `own`'s."""
+    teacher = resolve_autoencoder(VQGANConfig(pretrained=name))
+    for key in ("factor", "embed_dim", "n_embed", "codebook_groups", "latent_scale"):
+        if (theirs := getattr(teacher, key)) != (mine := getattr(own, key)):
+            raise ConfigError(
+                f"loss.teacher={name} has {key}={theirs}, this autoencoder {mine}; set them alike."
+            )
 
 
 def _with_autoencoder(run: DiffusionRun, starts: bool) -> DiffusionRun:

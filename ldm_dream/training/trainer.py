@@ -20,7 +20,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ldm_dream.config.run import DiffusionRun, Run
+from ldm_dream.config.model import AutoencoderConfig, PixelConfig, VQGANConfig
+from ldm_dream.config.run import AutoencoderLossConfig, DiffusionRun, Run
 from ldm_dream.config.train import TrainConfig
 from ldm_dream.data.loader import Data, Loader, workers_for
 from ldm_dream.data.pairs import PairDataset
@@ -29,9 +30,10 @@ from ldm_dream.dtypes import fastest
 from ldm_dream.errors import UserError
 from ldm_dream.heap import keep_freed_memory
 from ldm_dream.model_config import find_model, read_run
-from ldm_dream.model_folder import load_autoencoder, load_weights
+from ldm_dream.model_folder import load_autoencoder, load_weights, own_autoencoder
 from ldm_dream.networks import compile_blocks, recompute_blocks
 from ldm_dream.networks.base import Network
+from ldm_dream.networks.vqgan import VQGAN
 from ldm_dream.scoring.metrics import load_lpips
 from ldm_dream.training import distributed
 from ldm_dream.training.autoencoder import AutoencoderObjective
@@ -99,7 +101,7 @@ class Trainer:
 
     def _build(self, run: Run, pairs: PairDataset, run_dir: Path) -> tuple[Objective, Data]:
         if not isinstance(run, DiffusionRun):
-            return AutoencoderObjective(run, self.lpips), pairs
+            return AutoencoderObjective(run, self.lpips, self._teacher(run.loss)), pairs
         autoencoder = load_autoencoder(run.autoencoder, run_dir)
         autoencoder.to(self.device).to(memory_format=self.layout)
         objective = DiffusionObjective(run, autoencoder, self.lpips)
@@ -107,6 +109,13 @@ class Trainer:
             with_hr = bool(run.loss.pixel or run.loss.lpips)
             return objective, LatentDataset(pairs, autoencoder, run.data.cache_latents, with_hr)
         return objective, pairs
+
+    def _teacher(self, cfg: AutoencoderLossConfig) -> VQGAN | None:
+        if not cfg.teacher:
+            return None
+        teacher = load_autoencoder(VQGANConfig(pretrained=cfg.teacher))
+        assert isinstance(teacher, VQGAN)
+        return teacher.to(self.device).to(memory_format=self.layout)
 
     def describe(self) -> str:
         parameters = sum(p.numel() for p in self.objective.model.parameters())
@@ -304,7 +313,7 @@ def _say_other_latents(run: Run, first: Path) -> None:
     mine, other = run.autoencoder, theirs.autoencoder
     digests = [getattr(cfg, "sha256", None) for cfg in (mine, other)]
     if all(digests):
-        same = digests[0] == digests[1]
+        same = digests[0] == digests[1] or _teacher_of(mine) == digests[1]
     else:
         same = mine.pretrained == other.pretrained
     if mine.kind != other.kind or not same:
@@ -313,6 +322,17 @@ def _say_other_latents(run: Run, first: Path) -> None:
             "(%s); train.init_from=null starts from nothing.",
             run.train.init_from, other.pretrained or other.kind, mine.pretrained or mine.kind,
         )  # fmt: skip
+
+
+def _teacher_of(cfg: AutoencoderConfig) -> str | None:
+    """The digest of the autoencoder whose latents this one learned, if one taught it."""
+    if isinstance(cfg, PixelConfig) or not cfg.pretrained:
+        return None
+    loss = read_run(find_model(cfg.pretrained)).loss
+    if not isinstance(loss, AutoencoderLossConfig) or not loss.teacher:
+        return None
+    known, _ = own_autoencoder(VQGANConfig(pretrained=loss.teacher))
+    return getattr(known, "sha256", None)
 
 
 def _set_up(device: torch.device, tf32: bool, fixed_sizes: bool) -> list[str]:

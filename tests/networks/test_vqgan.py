@@ -47,6 +47,18 @@ def test_latent_scale_is_undone_by_decode():
     )
 
 
+def test_folded_pixels_make_the_same_latents_at_their_own_size():
+    torch.manual_seed(0)
+    cfg = LOCAL.model_copy(update={"patch": 4, "ch_mult": (1, 1)})
+    model, x, sizes = VQGAN(cfg), torch.rand(1, 3, 32, 48), []
+    for layer in (layer for layer in model.modules() if isinstance(layer, torch.nn.Conv2d)):
+        layer.register_forward_hook(lambda _, args, __: sizes.append(args[0].shape[-1]))
+    assert cfg.factor == model.factor == 8
+    assert model.encode(x).shape == (1, 4, 4, 6)
+    assert model.decode(model.encode(x)).shape == x.shape
+    assert max(size for size in sizes if size != 13) == 48 // 4  # 13: 12 and the zeros beside them
+
+
 def test_decode_quantises_as_the_config_says_unless_told_otherwise():
     torch.manual_seed(0)
     model = VQGAN(LOCAL)

@@ -228,14 +228,23 @@ def test_processes_that_see_other_checkpoints_do_not_train(tmp_path, monkeypatch
         state.newest_for_all(tmp_path)
 
 
-@pytest.mark.parametrize(("other", "said"), [(False, False), (True, True)])
-def test_weights_of_other_latents_are_named(other, said, tmp_path, caplog):
+@pytest.mark.parametrize(
+    ("other", "taught", "said"), [(False, False, False), (True, False, True), (True, True, False)]
+)
+def test_weights_of_other_latents_are_named(other, taught, said, tmp_path, caplog):
+    """taught: by the autoencoder of those weights, so that the latents are its."""
     run = diffusion_run(tmp_path, steps=1)
     train(run, tmp_path / "first")
     if other:
         retrained = read_tensors(tmp_path / "vq" / "model.safetensors")
         retrained = {name: value * 1.01 for name, value in retrained.items()}
-        save_model(tmp_path / "vq2", read_run(tmp_path / "vq"), retrained, "a card")
+        made = read_run(tmp_path / "vq")
+        if taught:
+            loss = made.loss.model_copy(
+                update={"teacher": run.autoencoder.pretrained, "latent": 1.0}
+            )
+            made = made.model_copy(update={"loss": loss})
+        save_model(tmp_path / "vq2", made, retrained, "a card")
         cfg = run.autoencoder.model_copy(update={"pretrained": str(tmp_path / "vq2")})
         run = run.model_copy(update={"autoencoder": cfg})
     begun = run.train.model_copy(update={"init_from": str(tmp_path / "first")})

@@ -21,6 +21,7 @@ from ldm_dream.model_folder import load_autoencoder, load_model, resolve_autoenc
 from ldm_dream.networks.idm import ImplicitUNet
 from ldm_dream.networks.vqgan import VQGAN
 from ldm_dream.training.autoencoder import CodeUsage
+from ldm_dream.training.check import check_run
 from ldm_dream.training.diffusion import DiffusionObjective
 from ldm_dream.training.latents import LatentDataset
 from ldm_dream.training.results import best_step
@@ -284,3 +285,43 @@ def test_two_processes_train_as_one_that_accumulates_two_batches(tmp_path, kind)
         5,
         6,
     ]
+
+
+FOLDED = {"patch": 4, "ch": 16, "ch_mult": (1,)}  # VQGAN_TINY's latents, made at their own size
+
+
+def student_run(tmp_path, steps: int, **own) -> AutoencoderRun:
+    start = autoencoder_folder(tmp_path / "teacher")
+    run = autoencoder_run(tmp_path, codebook=0, commitment=0, teacher=str(start), latent=4.0)
+    changes = {"steps": steps, "freeze": ("quantize",), "save_every": steps, "learning_rate": 1e-2}
+    return run.model_copy(
+        update={
+            "autoencoder": VQGAN_TINY.model_copy(update=FOLDED | own),
+            "train": run.train.model_copy(update=changes),
+        }
+    )
+
+
+def test_a_student_learns_the_latents_of_its_teacher_on_its_codebook(tmp_path):
+    run = student_run(tmp_path, steps=60)
+    train(check_run(run, tmp_path / "run"), tmp_path / "run")
+    rows = [
+        json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    ]
+    found = [row["latent"] for row in rows if "latent" in row]
+    assert found[-1] < found[0] / 2
+    theirs, own = (
+        load_file(tmp_path / folder / "model.safetensors") for folder in ("teacher", "run/model")
+    )
+    assert torch.equal(own["quantize.embedding.weight"], theirs["quantize.embedding.weight"])
+
+
+def test_a_student_has_latents_of_the_form_of_its_teachers(tmp_path):
+    run = student_run(tmp_path, steps=1, latent_scale=2.0)
+    with pytest.raises(UserError, match="has latent_scale=1.0, this autoencoder 2.0; set them"):
+        check_run(run, tmp_path / "run")
+
+
+def test_a_teacher_without_weight_is_refused():
+    with pytest.raises(ValueError, match="nor teacher without latent"):
+        AutoencoderRun(loss={"teacher": "vq-f4-tiny"})
