@@ -2,8 +2,9 @@
 
 IMDN (Hui et al., ACM MM 2019; github.com/Zheng222/IMDN 0db43e1, model/block.py and architecture.py):
 six blocks that put a quarter of their channels aside after each convolution.
-Fast-SRGAN (github.com/HasnainRaz/Fast-SRGAN 2c09baa, the network of models/model.pt): residual blocks
-without norms, two pixel shuffles.
+Fast-SRGAN (github.com/HasnainRaz/Fast-SRGAN 2c09baa, the network of models/model.pt): residual blocks,
+two pixel shuffles. Its norms have no weights: that they are instance norms is known by the result
+(26.1 dB on a picture of Set5, 8.0 without them).
 """
 
 from __future__ import annotations
@@ -76,7 +77,7 @@ class FastSrgan(nn.Module):
         super().__init__()
         self.neck = nn.Sequential(_conv(3, WIDTH), nn.PReLU())
         self.stem = nn.Sequential(*(_Residual() for _ in range(8)))
-        self.bottleneck = nn.Sequential(_conv(WIDTH, WIDTH, bias=False))
+        self.bottleneck = nn.Sequential(_conv(WIDTH, WIDTH, bias=False), nn.InstanceNorm2d(WIDTH))
         self.upsampling = nn.Sequential(_Doubling(), _Doubling())
         self.head = nn.Sequential(_conv(WIDTH, 3), nn.Tanh())
 
@@ -90,10 +91,10 @@ class _Residual(nn.Module):
     def __init__(self):
         super().__init__()
         self.conv1, self.conv2 = (_conv(WIDTH, WIDTH, bias=False) for _ in range(2))
-        self.relu1 = nn.PReLU()
+        self.relu1, self.norm = nn.PReLU(), nn.InstanceNorm2d(WIDTH)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.conv2(self.relu1(self.conv1(x))) + x
+        return self.norm(self.conv2(self.relu1(self.norm(self.conv1(x))))) + x
 
 
 class _Doubling(nn.Module):

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ldm_dream.scoring.lite0 import load_lite0
 from ldm_dream.scoring.metrics import (
     MetricError,
     MetricUnavailable,
@@ -19,7 +20,8 @@ from ldm_dream.scoring.metrics import (
     lpips_distance,
     psnr,
 )
-from ldm_dream.scoring.set_metrics import SetMetric, load_trunk
+from ldm_dream.scoring.niqe import niqe
+from ldm_dream.scoring.set_metrics import SetMetric
 
 from .peer_methods import SCALE
 
@@ -40,18 +42,31 @@ def _consistency(args: Namespace) -> Score:
     return lambda sr, hr, lr: 1e5 * consistency(sr, lr)
 
 
-def _frechet_alexnet(args: Namespace) -> SetMetric:
-    return load_trunk("alex", args.lpips_weights)
+def _lite0(args: Namespace) -> Score:
+    network = load_lite0()
+    return lambda sr, hr, lr: lpips_distance(network, sr, hr)
+
+
+def _niqe(args: Namespace) -> Score:
+    return lambda sr, hr, lr: niqe(sr, SCALE)
+
+
+def _frechet_lite0(args: Namespace) -> SetMetric:
+    return load_lite0().set_metric()
 
 
 # name -> what loads it, or raises MetricUnavailable
 SCORES: dict[str, Callable[[Namespace], Score]] = {
     "psnr_y": _psnr_y,
     "lpips": _lpips,
+    "lite0_distance": _lite0,
+    "niqe": _niqe,
     "consistency_x1e5": _consistency,
 }
 # likewise, of all results of a method against all originals
-SET_SCORES: dict[str, Callable[[Namespace], SetMetric]] = {"frechet_alexnet": _frechet_alexnet}
+SET_SCORES: dict[str, Callable[[Namespace], SetMetric]] = {
+    "frechet_efficientnet_lite0": _frechet_lite0
+}
 
 
 class Scorer:

@@ -77,6 +77,8 @@ METRICS = {  # benchmark -> metric (a pattern) -> unit and meaning
     "peers": {
         "psnr_y": "dB, on Y, of each picture",
         "lpips": "AlexNet, of each picture; where its weights are at hand",
+        "lite0_distance": "EfficientNet-lite0, of each picture; where its package is at hand",
+        "niqe": "of each picture's result alone",
         "consistency_x1e5": "of each picture",
         "frechet_*": "squared distance of all results from all originals",
         "seconds_per_megapixel": "of the result, of each repetition on the largest picture",
