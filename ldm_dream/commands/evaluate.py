@@ -111,6 +111,7 @@ def main(words: list[str] | None = None) -> None:
             )
             evaluation.evaluate_folder(evaluator, files, args.sr, args.lr, args.suffix)
         else:
+            from ldm_dream.dtypes import name_of
             from ldm_dream.upscaling.upscaler import Upscaler
 
             upscaler = Upscaler.from_pretrained(args.model, dtype=args.dtype or "auto")
@@ -118,7 +119,8 @@ def main(words: list[str] | None = None) -> None:
             fix = args.color_fix or protocol.color_fix
             evaluator = evaluation.Evaluator.load(protocol, scale, *weights, notes)
             evaluator.notes.append(
-                f"{args.model} ran with the colour fix {fix or upscaler.engine.color_fix}."
+                f"{args.model} ran in {name_of(upscaler.dtype)} on {upscaler.device}, with the colour fix "
+                f"{fix or upscaler.engine.color_fix}."
             )
             evaluation.evaluate_model(
                 evaluator,

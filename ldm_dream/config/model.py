@@ -67,7 +67,7 @@ class VQGANConfig(Strict):
     pretrained: Pretrained = None
     sha256: Sha256 = None
     ch: int = Field(
-        default=128, ge=1, description="Channels of the level with the full resolution."
+        default=128, ge=1, description="Channels of the level with the highest resolution."
     )
     ch_mult: Levels = Field(
         default=(1, 2, 4),
@@ -143,6 +143,10 @@ class VQGANConfig(Strict):
     def channels(self) -> int:
         """Of the latent."""
         return self.embed_dim
+
+    def size(self, level: int) -> int:
+        """Of the features of a level, for an input of `resolution` pixels."""
+        return self.resolution // self.patch // 2**level
 
     @property
     def factor(self) -> int:

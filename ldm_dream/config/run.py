@@ -17,7 +17,6 @@ from ldm_dream.config.model import (
     AutoencoderConfig,
     Dream,
     PixelConfig,
-    Pretrained,
     ProcessConfig,
     ResidualShiftConfig,
     Sampling,
@@ -72,10 +71,10 @@ class AutoencoderLossConfig(Strict):
         description="Weight of the term that moves latents towards codes, beta in the paper "
         "(taming's legacy puts it on the other term).",
     )
-    teacher: Pretrained = Field(
+    teacher: VQGANConfig | None = Field(
         default=None,
-        description="An autoencoder whose latents this one learns and whose codebook it takes over: "
-        "models that were trained on those latents fit this one too.",
+        description="An autoencoder, by its `pretrained`, whose latents this one learns, on its "
+        "codebook: models that were trained on those latents fit this one too.",
     )
     latent: float = Field(
         default=0.0,
@@ -295,12 +294,18 @@ class AutoencoderRun(Strict):
     def _lpips_has_its_weights(self):
         return _lpips_has_its_weights(self)
 
-    @field_validator("loss")
-    @classmethod
-    def _a_teacher_teaches(cls, loss: AutoencoderLossConfig) -> AutoencoderLossConfig:
-        if bool(loss.teacher) != bool(loss.latent):
-            raise ValueError("latent has no effect without teacher, nor teacher without latent")
-        return loss
+    @model_validator(mode="after")
+    def _a_teacher_teaches(self):
+        teacher = self.loss.teacher
+        if bool(teacher) != bool(self.loss.latent):
+            raise ValueError(
+                "loss.latent has no effect without loss.teacher, nor loss.teacher without loss.latent"
+            )
+        if teacher and not teacher.pretrained:
+            raise ValueError("loss.teacher has no pretrained; name an autoencoder there")
+        if teacher and "quantize" not in self.train.freeze:
+            raise ValueError("the codebook of loss.teacher stays; set train.freeze: [quantize]")
+        return self
 
     @field_validator("data")
     @classmethod

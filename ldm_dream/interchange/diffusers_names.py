@@ -137,9 +137,10 @@ def vqgan_arguments(cfg: VQGANConfig) -> dict:
         f"autoencoder.num_res_blocks={cfg.num_res_blocks}",
         "one number for all levels",
     )
+    _require(cfg.patch == 1, f"autoencoder.patch={cfg.patch}", "1")
     _require(cfg.codebook_groups == 1, f"autoencoder.codebook_groups={cfg.codebook_groups}", "1")
     _require(cfg.quantize, "autoencoder.quantize=false", "true")
-    attends = [cfg.resolution >> level in cfg.attn_resolutions for level in range(len(cfg.ch_mult))]
+    attends = [cfg.size(level) in cfg.attn_resolutions for level in range(len(cfg.ch_mult))]
     return {
         "block_out_channels": [cfg.ch * mult for mult in cfg.ch_mult],
         "down_block_types": [

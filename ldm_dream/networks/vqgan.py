@@ -200,7 +200,7 @@ class Encoder(nn.Module):
         self.down = nn.ModuleList()
         channels = cfg.ch
         for i, (mult, blocks) in enumerate(zip(cfg.ch_mult, cfg.blocks)):
-            attends, down = cfg.resolution // 2**i in cfg.attn_resolutions, i < len(cfg.ch_mult) - 1
+            attends, down = cfg.size(i) in cfg.attn_resolutions, i < len(cfg.ch_mult) - 1
             self.down.append(Level(cfg, channels, cfg.ch * mult, blocks, attends, down=down))
             channels = cfg.ch * mult
         self.mid = Middle(cfg, channels)
@@ -227,7 +227,7 @@ class Decoder(nn.Module):
         self.mid = Middle(cfg, channels)
         levels = []
         for i, (mult, blocks) in reversed(list(enumerate(zip(cfg.ch_mult, cfg.blocks)))):
-            attends = cfg.resolution // 2**i in cfg.attn_resolutions
+            attends = cfg.size(i) in cfg.attn_resolutions
             levels.insert(0, Level(cfg, channels, cfg.ch * mult, blocks + 1, attends, up=i > 0))
             channels = cfg.ch * mult
         self.up = nn.ModuleList(levels)

@@ -36,8 +36,8 @@ def check_run(run: Run, run_dir: Path, starts: bool = True) -> Run:
         raise ConfigError(
             f"autoencoder.kind={run.autoencoder.kind} cannot be trained, only imported; train a vqgan."
         )
-    elif run.loss.teacher and starts:
-        _check_teacher(run.autoencoder, run.loss.teacher)
+    elif run.loss.teacher:
+        _check_teacher(run.autoencoder, run.loss.teacher, starts)
     for entry in (*run.data.train, *run.data.val):
         if _is_inside(run_dir, place_of(entry).path, run.data.exclude):
             raise ConfigError(
@@ -81,9 +81,12 @@ def _is_weights(path: Path, must_exist: bool) -> None:
         )
 
 
-def _check_teacher(own: VQGANConfig, name: str) -> None:
+def _check_teacher(own: VQGANConfig, given: VQGANConfig, starts: bool) -> None:
     """Its latents and codebook have the form of `own`'s."""
-    teacher = resolve_autoencoder(VQGANConfig(pretrained=name))
+    name = given.pretrained or ""
+    if not starts and (repo_id_of(name) or not _is_here(name)):
+        return
+    teacher = resolve_autoencoder(given)
     for key in ("factor", "embed_dim", "n_embed", "codebook_groups", "latent_scale"):
         if (theirs := getattr(teacher, key)) != (mine := getattr(own, key)):
             raise ConfigError(
@@ -91,16 +94,18 @@ def _check_teacher(own: VQGANConfig, name: str) -> None:
             )
 
 
-def _with_autoencoder(run: DiffusionRun, starts: bool) -> DiffusionRun:
-    """The network fits the autoencoder that `pretrained` names, and no knob beside it is ignored."""
-    given, name = run.autoencoder, run.autoencoder.pretrained
-    if not name or (repo_id_of(name) and not starts):
-        return run
+def _is_here(name: str) -> bool:
     try:
         find_model(name)
     except ModelError:
-        if starts:
-            raise
+        return False
+    return True
+
+
+def _with_autoencoder(run: DiffusionRun, starts: bool) -> DiffusionRun:
+    """The network fits the autoencoder that `pretrained` names, and no knob beside it is ignored."""
+    given, name = run.autoencoder, run.autoencoder.pretrained
+    if not name or (not starts and (repo_id_of(name) or not _is_here(name))):
         return run
     own = resolve_autoencoder(given)
     for key in sorted(given.model_fields_set - {"kind", "pretrained", "sha256"}):

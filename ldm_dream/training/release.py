@@ -60,6 +60,8 @@ def _scaled(run: Run, state: dict[str, Tensor], pictures: tuple[str, ...]) -> tu
     """
     if not isinstance(run, AutoencoderRun):
         raise ReleaseError("this is no autoencoder; leave out --latent-scale.")
+    if run.loss.teacher:
+        raise ReleaseError("its latents are those of its teacher; leave out --latent-scale.")
     data = run.data.model_copy(update={"train": pictures, "exclude": (), "val_fraction": 0})
     scale = latent_scale(run.model_copy(update={"data": data}), state)
     autoencoder = run.autoencoder.model_copy(update={"latent_scale": scale})

@@ -29,7 +29,7 @@ OF_VALIDATION = {"data.val", "data.val_lr", "lpips_weights", "train.val_images",
 
 @dataclass(frozen=True)
 class Start:
-    """run: with the architecture and digest of its autoencoder. autoencoder: weights for the model
+    """run: with the architecture and digest of its autoencoder, or of its teacher. autoencoder: weights for the model
     folder, None of a bundled one. changed: knob -> [value then, value now], against the checkpoint.
     history: a row for each start of the run, the last one is this.
     """
@@ -91,6 +91,9 @@ def open_run(run: Run, run_dir: Path, rank: distributed.Rank, found: Checkpoint 
     tensors = None
     if isinstance(run, DiffusionRun):
         run, tensors = _with_autoencoder(run, then, kept)
+    elif run.loss.teacher:
+        teacher, _ = own_autoencoder(run.loss.teacher)
+        run = run.model_copy(update={"loss": run.loss.model_copy(update={"teacher": teacher})})
     changed = changes(then, run) if then else {}
     refuse_another_run(run_dir, changed)
     start = Start(

@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ldm_dream.config.model import AutoencoderConfig, PixelConfig, VQGANConfig
+from ldm_dream.config.model import AutoencoderConfig, PixelConfig
 from ldm_dream.config.run import AutoencoderLossConfig, DiffusionRun, Run
 from ldm_dream.config.train import TrainConfig
 from ldm_dream.data.loader import Data, Loader, workers_for
@@ -30,7 +30,7 @@ from ldm_dream.dtypes import fastest
 from ldm_dream.errors import UserError
 from ldm_dream.heap import keep_freed_memory
 from ldm_dream.model_config import find_model, read_run
-from ldm_dream.model_folder import load_autoencoder, load_weights, own_autoencoder
+from ldm_dream.model_folder import load_autoencoder, load_weights
 from ldm_dream.networks import compile_blocks, recompute_blocks
 from ldm_dream.networks.base import Network
 from ldm_dream.networks.vqgan import VQGAN
@@ -111,9 +111,9 @@ class Trainer:
         return objective, pairs
 
     def _teacher(self, cfg: AutoencoderLossConfig) -> VQGAN | None:
-        if not cfg.teacher:
+        if cfg.teacher is None:
             return None
-        teacher = load_autoencoder(VQGANConfig(pretrained=cfg.teacher))
+        teacher = load_autoencoder(cfg.teacher)
         assert isinstance(teacher, VQGAN)
         return teacher.to(self.device).to(memory_format=self.layout)
 
@@ -328,11 +328,8 @@ def _teacher_of(cfg: AutoencoderConfig) -> str | None:
     """The digest of the autoencoder whose latents this one learned, if one taught it."""
     if isinstance(cfg, PixelConfig) or not cfg.pretrained:
         return None
-    loss = read_run(find_model(cfg.pretrained)).loss
-    if not isinstance(loss, AutoencoderLossConfig) or not loss.teacher:
-        return None
-    known, _ = own_autoencoder(VQGANConfig(pretrained=loss.teacher))
-    return getattr(known, "sha256", None)
+    teacher = getattr(read_run(find_model(cfg.pretrained)).loss, "teacher", None)
+    return teacher and teacher.sha256
 
 
 def _set_up(device: torch.device, tf32: bool, fixed_sizes: bool) -> list[str]:

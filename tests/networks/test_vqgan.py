@@ -47,7 +47,7 @@ def test_latent_scale_is_undone_by_decode():
     )
 
 
-def test_folded_pixels_make_the_same_latents_at_their_own_size():
+def test_folded_pixels_keep_their_place_and_all_work_is_at_their_size():
     torch.manual_seed(0)
     cfg = LOCAL.model_copy(update={"patch": 4, "ch_mult": (1, 1)})
     model, x, sizes = VQGAN(cfg), torch.rand(1, 3, 32, 48), []
@@ -57,6 +57,10 @@ def test_folded_pixels_make_the_same_latents_at_their_own_size():
     assert model.encode(x).shape == (1, 4, 4, 6)
     assert model.decode(model.encode(x)).shape == x.shape
     assert max(size for size in sizes if size != 13) == 48 // 4  # 13: 12 and the zeros beside them
+    changed = x.clone()
+    changed[..., 0, 47] += 1  # top right
+    moved = (model.encode(changed) - model.encode(x)).abs().sum(1)[0]
+    assert moved.argmax() == 5
 
 
 def test_decode_quantises_as_the_config_says_unless_told_otherwise():

@@ -113,7 +113,10 @@ def test_a_model_is_scored_at_its_scale_without_colour_fix_under_legacy(
     monkeypatch.setattr(upscaler.Upscaler, "from_pretrained", lambda *a, **k: Stand())
     hr = folders[0]
     out, _ = evaluate("--hr", hr, "-n", "x2", "--protocol", "dream-legacy", "--steps", 3)
-    assert "protocol dream-legacy, x2" in out and "x2 ran with the colour fix none." in out
+    assert (
+        "protocol dream-legacy, x2" in out
+        and "x2 ran in fp32 on cpu, with the colour fix none." in out
+    )
     evaluate("--hr", hr, "-n", "x2", "--scale", 4, "--match", "1")
     legacy = ("--protocol", "dream-legacy")
     evaluate("--hr", hr, "-n", "x2", "--match", "1", *legacy, "--color-fix", "adain")

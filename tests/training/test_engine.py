@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from ldm_dream.data.images import read_image
 from ldm_dream.errors import UserError
 from ldm_dream.model_config import read_run
-from ldm_dream.model_folder import read_tensors, save_model
+from ldm_dream.model_folder import own_autoencoder, read_tensors, save_model
 from ldm_dream.training import state
 from ldm_dream.training.diffusion import DiffusionObjective
 from ldm_dream.training.precision import precision_of
@@ -241,7 +241,7 @@ def test_weights_of_other_latents_are_named(other, taught, said, tmp_path, caplo
         made = read_run(tmp_path / "vq")
         if taught:
             loss = made.loss.model_copy(
-                update={"teacher": run.autoencoder.pretrained, "latent": 1.0}
+                update={"teacher": own_autoencoder(run.autoencoder)[0], "latent": 1.0}
             )
             made = made.model_copy(update={"loss": loss})
         save_model(tmp_path / "vq2", made, retrained, "a card")

@@ -62,7 +62,7 @@ def test_a_non_finite_loss_stops_before_the_optimizer_step(tmp_path, monkeypatch
     assert all(v.isfinite().all() for v in kept.values())
 
 
-def autoencoder_run(tmp_path, **loss) -> AutoencoderRun:
+def autoencoder_run(tmp_path, frozen: bool = False, **loss) -> AutoencoderRun:
     return AutoencoderRun(
         task="autoencoder",
         autoencoder=VQGAN_TINY,
@@ -75,6 +75,7 @@ def autoencoder_run(tmp_path, **loss) -> AutoencoderRun:
             "log_every": 1,
             "save_every": 6,
             "learning_rate": 1e-3,
+            "freeze": ("quantize",) if frozen else (),
         },
     )
 
@@ -292,8 +293,15 @@ FOLDED = {"patch": 4, "ch": 16, "ch_mult": (1,)}  # VQGAN_TINY's latents, made a
 
 def student_run(tmp_path, steps: int, **own) -> AutoencoderRun:
     start = autoencoder_folder(tmp_path / "teacher")
-    run = autoencoder_run(tmp_path, codebook=0, commitment=0, teacher=str(start), latent=4.0)
-    changes = {"steps": steps, "freeze": ("quantize",), "save_every": steps, "learning_rate": 1e-2}
+    run = autoencoder_run(
+        tmp_path,
+        codebook=0,
+        commitment=0,
+        teacher={"pretrained": str(start)},
+        latent=4.0,
+        frozen=True,
+    )
+    changes = {"steps": steps, "save_every": steps, "learning_rate": 1e-2}
     return run.model_copy(
         update={
             "autoencoder": VQGAN_TINY.model_copy(update=FOLDED | own),
@@ -323,5 +331,8 @@ def test_a_student_has_latents_of_the_form_of_its_teachers(tmp_path):
 
 
 def test_a_teacher_without_weight_is_refused():
-    with pytest.raises(ValueError, match="nor teacher without latent"):
-        AutoencoderRun(loss={"teacher": "vq-f4-tiny"})
+    teacher = {"pretrained": "vq-f4-tiny"}
+    with pytest.raises(ValueError, match="nor loss.teacher without loss.latent"):
+        AutoencoderRun(loss={"teacher": teacher})
+    with pytest.raises(ValueError, match="the codebook of loss.teacher stays"):
+        AutoencoderRun(loss={"teacher": teacher, "latent": 1.0})

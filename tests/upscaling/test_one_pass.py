@@ -352,4 +352,4 @@ def test_evaluate_takes_a_file_and_fixes_no_colours(tmp_path, photos, capsys):
     model = written(tmp_path)
     evaluate.main(["--hr", str(photos), "-n", str(model)])
     out = capsys.readouterr().out
-    assert "x4" in out and f"{model} ran with the colour fix none." in out
+    assert "x4" in out and f"{model} ran in fp32 on cpu, with the colour fix none." in out
