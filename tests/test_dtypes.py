@@ -33,6 +33,12 @@ def test_network_and_autoencoder_compute_in_what_auto_is(a_cpu_with_bf16):
         assert found == {torch.bfloat16}
 
 
+def test_a_picture_of_bf16_is_nearly_that_of_fp32():
+    lr = torch.rand(3, 8, 8, generator=torch.Generator().manual_seed(0))
+    full, half = (Upscaler.from_pretrained(dtype=name)(lr, seed=0) for name in ("fp32", "bf16"))
+    assert 0 < (full - half).abs().mean() < 0.01
+
+
 @pytest.mark.parametrize(("capability", "wanted"), [((7, 5), "fp16"), ((8, 0), "bf16")])
 def test_auto_is_fp16_on_a_gpu_without_bf16(capability, wanted, monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)

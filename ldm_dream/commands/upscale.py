@@ -65,8 +65,11 @@ def run(args: argparse.Namespace, last: ExitStack) -> int:
     check_places(plan, args.json_report, args.model)
     check_quality(args.quality, [job.target for job in plan.jobs])
     how = Options(**{field.name: getattr(args, field.name) for field in fields(Options)})
-    wanted = known_size(args.model, how, args.scale)
-    if wanted and is_one_picture(sources) and not args.json_report and not args.share:
+    if (
+        (wanted := known_size(args.model, how, args.scale))
+        and is_one_picture(sources)
+        and not (args.json_report or args.share)  # which tell of it, too
+    ):
         check_one(plan.jobs[0], wanted, how.max_pixels, args.skip_existing)
     upscaler = Upscaler.from_pretrained(
         args.model, device_of_rank(args.device), args.dtype, args.compile
