@@ -132,7 +132,9 @@ IMPORT_RULES = {
     "ldm_dream.app": May(
         root("errors", "writing", "data", "upscaling", "app"), ("torch", "numpy", "PIL")
     ),
-    "ldm_dream.app.place": May(root("errors", "hub", "model_config")),
+    "ldm_dream.app.errors": May(root("errors")),
+    "ldm_dream.app.place": May(root("app.errors")),
+    "ldm_dream.app.names": May(root("hub", "model_config", "app.errors")),
     "ldm_dream.app.page": May(root("errors", "data", "upscaling", "app"), ("gradio",)),
     "ldm_dream.app.server": May(
         root("writing", "processes", "upscaling", "app"), ("gradio", "starlette")

@@ -4,7 +4,7 @@
                                                            -> enlarging.py: the work, in a thread
                                                            -> views.py: what the browser shows of it
 
-`place.py` is what a command line can get wrong.
+`place.py` and `names.py` are what a command line can get wrong.
 
 Only `server.py` and `page.py` know gradio, which comes with the extra `app`.
 """

@@ -19,7 +19,7 @@ from typing import Any, Protocol
 import PIL.Image
 from torch.overrides import TorchFunctionMode
 
-from ldm_dream.app.place import AppError
+from ldm_dream.app.errors import AppError
 from ldm_dream.app.sessions import Session
 from ldm_dream.app.told import Now, Result, View
 from ldm_dream.app.turns import Turns

@@ -35,12 +35,15 @@ HEADERS = [
     (b"referrer-policy", b"no-referrer"),
     (b"x-content-type-options", b"nosniff"),
 ]
-# paths by which gradio fetches something for a visitor, or tells of other visitors
+# paths by which gradio fetches or keeps something for a visitor, or tells of other visitors
 CLOSED = re.compile(
-    r"(/gradio_api)?/(file=\s*https?:|proxy=|stream/|monitoring|run-history|workflow)", re.I
+    r"(/gradio_api)?/(file=\s*https?:|proxy=|stream/|monitoring|run-history|workflow|deep_link)",
+    re.I,
 )
 # what gradio tells programs, which this page is not for
 ABSENT = re.compile(r"(/gradio_api)?/openapi\.json", re.I)
+# what the page sends; gradio takes more, such as recordings, which it would keep for ever
+SENDING = re.compile(r"/gradio_api/(upload|queue/join|run/predict|cancel|reset)")
 READING = ("GET", "HEAD", "OPTIONS")
 # names of other sites in a page: for search engines, and of an example for programs
 _OTHERS = re.compile(
@@ -73,11 +76,13 @@ async def refuse(send: App, status: int, why: str = "") -> None:
 
 
 def _is_of_the_page(scope: Message) -> bool:
-    """False where a browser says that the page of another site asks for more than to read. A program
-    that is no browser says nothing of it.
+    """False for what the page never sends, and where a browser says that the page of another site asks
+    for more than to read. A program that is no browser says nothing of it.
     """
     if scope["method"] in READING:
         return True
+    if not SENDING.fullmatch(scope["path"]):
+        return False
     headers = {name.lower(): value.decode("latin-1") for name, value in scope["headers"]}
     if headers.get(b"sec-fetch-site", "none") not in ("same-origin", "none"):
         return False

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from ldm_dream.app.enlarging import BROKEN, STOPPED, Running, Wish
-from ldm_dream.app.place import AppError
-from ldm_dream.app.sessions import Session, Sessions, pictures_of
+from ldm_dream.app.errors import AppError
+from ldm_dream.app.sessions import Session, Sessions, left_out
 from ldm_dream.app.told import Result
 from ldm_dream.app.views import WAITING, comparison, progress, sentences, summary
 from ldm_dream.data.formats import SUFFIXES
@@ -183,11 +183,13 @@ def _connect(form: Form, desk: Desk, models: dict[str, Any], sessions: Sessions)
     def take(uploads: list[str] | None, request: gr.Request) -> dict[Any, Any]:
         session = session_of(request)
         try:
-            pictures, left_out = pictures_of(session.take(uploads or []))
+            pictures, others = session.take(uploads or []), left_out(uploads or [])
         except Exception as error:
             return {desk.status: sentences([_told(session, error)], True)}
         there = {form.files: [str(path) for path in pictures]}
-        return there | ({desk.status: sentences([left_out])} if left_out else {})
+        if session.is_at_work and not others:  # whose progress is shown
+            return there
+        return there | {desk.status: sentences([others])}
 
     def add(uploads: list[str], there: list[str] | None, request: gr.Request) -> dict[Any, Any]:
         return take([*(there or []), *sorted(uploads, key=lambda path: Path(path).name)], request)
@@ -197,13 +199,15 @@ def _connect(form: Form, desk: Desk, models: dict[str, Any], sessions: Sessions)
         try:
             wish = _wish(form, values)
             wish.check(models)
-            pictures, _ = pictures_of(session.take(values[form.files] or []))
+            uploads = values[form.files] or []
+            pictures = session.take(uploads)
+            left_out(uploads)
         except Exception as error:  # results of the run before stay
             yield {desk.status: sentences([_told(session, error)], True)}
             return
         status = ""
         try:
-            session.begin()
+            session.begin(pictures)
             yield _begun(form, desk)
             running = Running(session, models, wish, pictures)
             async for change in _watch(running, desk):

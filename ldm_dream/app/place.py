@@ -1,39 +1,28 @@
-"""Where the page is and what it may hold: all that a command line can get wrong, and that is known
-without torch and gradio.
-"""
+"""Where the page is and what it may hold; known without torch and gradio."""
 
 from __future__ import annotations
 
-import os
 import socket
 from dataclasses import dataclass
 from importlib.util import find_spec
 from ipaddress import ip_address
-from pathlib import Path
 
-from ldm_dream.errors import UserError
-from ldm_dream.hub import repo_id_of
-from ldm_dream.model_config import find_model
+from ldm_dream.app.errors import AppError
 
 MEGABYTE = 2**20  # as gradio counts them
-
-
-class AppError(UserError, ValueError):
-    """What a visitor of the page, or who starts it, asked for and cannot have; its text is one
-    sentence.
-    """
+HELD = 8000  # megabytes, where nothing is said and no file may be larger
 
 
 @dataclass(frozen=True)
 class Place:
     """Where the page is. port 0: any that is free. Megabytes at most: upload: of a file; held: of all
-    uploads that are there at a time. Raises AppError.
+    uploads that are there at a time, by default HELD or one file. Raises AppError.
     """
 
     host: str = "127.0.0.1"
     port: int = 7860
     upload: int = 200
-    held: int = 8000
+    held: int | None = None
     opens_browser: bool = False
 
     def __post_init__(self) -> None:
@@ -41,11 +30,17 @@ class Place:
             raise AppError(f"--port {self.port} is not possible; give one from 0 to 65535.")
         if self.upload < 1:
             raise AppError(f"--max-upload {self.upload} is not possible; give megabytes from 1.")
-        if self.held < self.upload:
+        if self.held is not None and self.held < self.upload:
             raise AppError(
                 f"--max-held {self.held} is less than one file may have; give at least {self.upload}, "
                 "or a smaller --max-upload."
             )
+
+    @property
+    def most(self) -> int:
+        """Bytes of all uploads that are there at a time."""
+        held = max(HELD, self.upload) if self.held is None else self.held
+        return held * MEGABYTE
 
     @property
     def is_private(self) -> bool:
@@ -75,16 +70,3 @@ def need_gradio() -> None:
     """Raises AppError where it is not installed. Does not load it."""
     if find_spec("gradio") is None:
         raise AppError("the page needs the package gradio: pip install 'ldm_dream[app]'.")
-
-
-def shown_names(names: list[str]) -> list[str]:
-    """Of models, as a visitor sees them, who is told no folder of this machine. Raises ModelError and
-    HubError for a name that leads nowhere, AppError for two that look alike. Fetches nothing.
-    """
-    for name in names:
-        if repo_id_of(name) is None and not os.path.isfile(os.path.expanduser(name)):
-            find_model(name)
-    shown = [Path(name).name if Path(name).expanduser().exists() else name for name in names]
-    if twice := [name for name in shown if shown.count(name) > 1]:
-        raise AppError(f"two models are named {twice[0]}; rename the folder of one of them.")
-    return shown

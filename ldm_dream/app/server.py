@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from ldm_dream.app.guard import Guard
+from ldm_dream.app.names import shown_names
 from ldm_dream.app.page import HERE, build_page
-from ldm_dream.app.place import MEGABYTE, Place, free_port, shown_names
-from ldm_dream.app.sessions import Sessions
+from ldm_dream.app.place import MEGABYTE, Place, free_port
+from ldm_dream.app.sessions import SESSIONS, Sessions
 from ldm_dream.app.uploads import Uploads, sweeping
 from ldm_dream.processes import is_known_gone, this_process
 from ldm_dream.upscaling.upscaler import Upscaler
-from ldm_dream.writing import claim_file
 
 FILES = "ldm-dream-"  # begins the name of a folder with the files of visitors, who see that name
 OWNER = "owner"  # in it: which process it belongs to, which is nobody else's matter
@@ -42,7 +42,7 @@ def serving(models: dict[str, Any], place: Place) -> Iterator[str]:
     port = free_port(place)
     _remove_stale()
     with tempfile.TemporaryDirectory(prefix=FILES) as name:
-        claim_file(Path(name) / OWNER, this_process())
+        (Path(name) / OWNER).write_text(this_process(), encoding="utf-8")
         folder = Path(name).resolve() / "served"
         folder.mkdir()
         # gradio reads these when a page is built: where uploads go, and what else would be served
@@ -51,7 +51,7 @@ def serving(models: dict[str, Any], place: Place) -> Iterator[str]:
             "GRADIO_ALLOWED_PATHS": "",
             "GRADIO_RUN_HISTORY": "0",
         }
-        sessions = Sessions(folder / "sessions")
+        sessions = Sessions(folder / SESSIONS)
         with _environment(given), sweeping(folder, sessions):
             page = build_page(models, sessions)
             _, url, _ = page.launch(
@@ -76,15 +76,17 @@ def serving(models: dict[str, Any], place: Place) -> Iterator[str]:
                 yield url
             finally:
                 sessions.close()
-                logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)  # of what is cut off
                 page.server.force_exit = True  # else it waits for browsers that listen
-                page.close(verbose=False)
+                with _saying_less():
+                    page.close(verbose=False)
 
 
 def _remove_stale() -> None:
     """What servers left that were killed."""
     for owner in Path(tempfile.gettempdir()).glob(f"{FILES}*/{OWNER}"):
-        with suppress(OSError):  # of another user
+        with suppress(OSError, ValueError):  # of another user, or no text
+            if not owner.is_file():
+                continue
             found = re.fullmatch(r"[0-9a-f]+-\d+", owner.read_text(encoding="utf-8"))
             if found and is_known_gone(found[0]):
                 shutil.rmtree(owner.parent, ignore_errors=True)
@@ -107,12 +109,23 @@ def _middleware(place: Place, folder: Path, sessions: Sessions) -> list[Any]:
     from starlette.middleware.trustedhost import TrustedHostMiddleware
 
     hosts = list({*LOOPBACK, place.host}) if place.is_private else ["*"]
-    most = place.held * MEGABYTE
     return [
         Middleware(TrustedHostMiddleware, allowed_hosts=hosts),
         Middleware(Guard),
-        Middleware(Uploads, folder=folder, sessions=sessions, most=most),
+        Middleware(Uploads, folder=folder, sessions=sessions, most=place.most),
     ]
+
+
+@contextmanager
+def _saying_less() -> Iterator[None]:
+    """In the body, the server does not tell of connections that are cut off."""
+    log = logging.getLogger("uvicorn.error")
+    before = log.level
+    log.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        log.setLevel(before)
 
 
 @contextmanager

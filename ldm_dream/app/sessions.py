@@ -6,24 +6,26 @@ All files of a session lie in one folder with a name that nobody can guess, and 
 from __future__ import annotations
 
 import itertools
+import os
 import re
 import secrets
 import shutil
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from zipfile import ZipFile
 
-from ldm_dream.app.place import AppError
+from ldm_dream.app.errors import AppError
 from ldm_dream.app.told import Result
 from ldm_dream.data.images import in_words, kind_left_out
 from ldm_dream.errors import shown
 from ldm_dream.writing import whole_file
 
+SESSIONS = "sessions"  # name of the folder of all sessions
 MOMENT = 0.4  # seconds; the command is to end within one
 
 
@@ -48,17 +50,24 @@ class Session:
     lock: threading.Lock = field(default_factory=threading.Lock)  # a browser asks twice at a time
 
     def take(self, uploads: list[str]) -> list[Path]:
-        """Moves uploaded files into this session's folder, where they are not there yet; -> where
-        they are now. Each has a folder of its own, so that names need not differ. Raises AppError.
+        """Moves uploaded pictures into this session's folder, where they are not there yet; -> where
+        they are now. Each has a folder of its own, so that names need not differ. What is no picture
+        by name is deleted. Raises AppError.
         """
+        pictures: list[Path] = []
         with self.lock:
-            return [self._taken(Path(upload)) for upload in uploads]
+            for upload in map(Path, uploads):
+                if kind_left_out(upload.name) is None:
+                    pictures.append(self._taken(upload))
+                else:
+                    upload.unlink(missing_ok=True)
+        return pictures
 
     def _taken(self, upload: Path) -> Path:
-        if self.folder in upload.parents:
-            return upload
         if not upload.exists() and upload in self.moved:  # the browser has not heard of it yet
             return self.moved[upload]
+        if self.folder in upload.parents and upload.exists():
+            return upload
         place = self._new_folder("in") / upload.name
         try:
             shutil.move(upload, place)
@@ -67,16 +76,24 @@ class Session:
         self.moved[upload] = place
         return place
 
-    def begin(self) -> None:
-        """Forgets the run before, its files included. One that has not ended yet keeps its own lists
-        and ends for itself.
+    @property
+    def is_at_work(self) -> bool:
+        return not self.stop.is_set() and any(thread.is_alive() for thread in self.threads)
+
+    def begin(self, pictures: Collection[Path]) -> None:
+        """Forgets the run before, its files included, and every upload that is not of `pictures`. A
+        run that has not ended yet keeps its own lists and ends for itself.
         """
         self.stop.set()
         self.results, self.failed, self.stop = [], [], threading.Event()
         self.has_chosen = False
         self.threads = [thread for thread in self.threads if thread.is_alive()]
-        for folder in self.folder.glob("run-*"):
-            shutil.rmtree(folder, ignore_errors=True)
+        kept = {picture.parent.name for picture in pictures}
+        with self.lock:
+            self.moved = {old: new for old, new in self.moved.items() if new.parent.name in kept}
+            _, folders, _ = next(os.walk(self.folder), ("", [], []))  # it may be deleted by now
+            for name in {*folders} - kept:
+                shutil.rmtree(self.folder / name, ignore_errors=True)
 
     def new_folder(self, kind: str) -> Path:
         with self.lock:
@@ -189,15 +206,14 @@ class Sessions:
             shutil.rmtree(session.folder, ignore_errors=True)
 
 
-def pictures_of(paths: list[Path]) -> tuple[list[Path], str]:
-    """Those of `paths` that are pictures by name, and a sentence on the others ("" if none). Raises
-    AppError where there is no picture.
+def left_out(uploads: list[str]) -> str:
+    """A sentence on those that are no pictures by name ("" if none). Raises AppError where there is no
+    picture.
     """
-    reasons = [kind_left_out(path.name) for path in paths]
-    pictures = [path for path, reason in zip(paths, reasons) if reason is None]
+    reasons = [kind_left_out(Path(upload).name) for upload in uploads]
     counts = Counter(filter(None, reasons))
-    if not paths:
+    if not uploads:
         raise AppError("There is no picture yet; drop one on the field, or click it.")
-    if not pictures:
+    if None not in reasons:
         raise AppError(f"There is no picture among {in_words(counts)}; add one.")
-    return pictures, f"Left out: {in_words(counts)}." if counts else ""
+    return f"Left out: {in_words(counts)}." if counts else ""

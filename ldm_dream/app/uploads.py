@@ -8,6 +8,8 @@ a session moves what it takes to its own (`sessions.py`).
 from __future__ import annotations
 
 import asyncio
+import logging
+import os
 import re
 import shutil
 import threading
@@ -17,7 +19,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ldm_dream.app.guard import App, Message, Receive, refuse
-from ldm_dream.app.sessions import Sessions
+from ldm_dream.app.sessions import SESSIONS, Sessions
+
+log = logging.getLogger(__name__)
 
 EVERY, OLD = 300.0, 3600.0  # seconds: between two sweeps; that what nobody owns stays
 _UPLOAD = re.compile(r"(/gradio_api)?/upload/?")
@@ -59,17 +63,20 @@ class Uploads:
             send,
             413,
             f"All pictures on this page together may have {self.most // 2**20} MB; "
-            "give fewer, or close other tabs of it.",
+            "give fewer, close other tabs of it, or load the page anew.",
         )
 
 
 def held(folder: Path) -> int:
     """Bytes of all uploads that have come, of sessions or not."""
     total = 0
-    for pattern in ("*/*", "sessions/*/in-*/*"):
-        for path in folder.glob(pattern):
+    for place, folders, names in os.walk(folder):  # which forgives that a folder is deleted
+        inside = Path(place).relative_to(folder).parts
+        if len(inside) == 2 and inside[0] == SESSIONS:
+            folders[:] = [name for name in folders if name.startswith("in-")]
+        for name in names if inside else ():  # those on top are still on their way
             with suppress(FileNotFoundError):  # a session takes it at this moment
-                total += path.stat().st_size if path.is_file() else 0
+                total += os.stat(os.path.join(place, name)).st_size
     return total
 
 
@@ -80,7 +87,10 @@ def sweeping(folder: Path, sessions: Sessions) -> Iterator[None]:
 
     def work() -> None:
         while not over.wait(EVERY):
-            sweep(folder, sessions)
+            try:
+                sweep(folder, sessions)
+            except Exception:  # the next one may do better
+                log.exception("what nobody owns could not be deleted")
 
     thread = threading.Thread(target=work, daemon=True)
     thread.start()

@@ -15,6 +15,7 @@ import argparse
 import sys
 import time
 
+from ldm_dream.app.place import HELD, Place, free_port, need_gradio
 from ldm_dream.cli import command_line, user_errors
 from ldm_dream.stopping import stoppable
 from ldm_dream.upscaling.defaults import DEFAULT_MODEL
@@ -25,11 +26,15 @@ def build_parser() -> argparse.ArgumentParser:
     parser = command_line("app", __doc__)
     parser.add_argument(
         "--host",
-        default="127.0.0.1",
+        default=Place.host,
         help="address to serve at; 0.0.0.0 is every network (default: %(default)s, this machine alone)",
     )
     parser.add_argument(
-        "--port", type=int, default=7860, metavar="N", help="0: any free one (default: %(default)s)"
+        "--port",
+        type=int,
+        default=Place.port,
+        metavar="N",
+        help="0: any free one (default: %(default)s)",
     )
     parser.add_argument(
         "-n",
@@ -41,16 +46,17 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--max-upload",
         type=int,
-        default=200,
+        default=Place.upload,
         metavar="MB",
         help="a larger file is refused (default: %(default)s)",
     )
     parser.add_argument(
         "--max-held",
         type=int,
-        default=8000,
+        default=Place.held,
         metavar="MB",
-        help="of all files that visitors gave; more is refused (default: %(default)s)",
+        help="of all files that visitors gave; more is refused "
+        f"(default: {HELD}, or --max-upload where that is more)",
     )
     parser.add_argument("--open", action="store_true", help="open the page in the browser")
     add_device_flags(parser)
@@ -60,7 +66,7 @@ def build_parser() -> argparse.ArgumentParser:
 def run(args: argparse.Namespace) -> None:
     print("starting the page ...", flush=True)
     # here, so that --help answers at once
-    from ldm_dream.app.place import Place, free_port, need_gradio, shown_names
+    from ldm_dream.app.names import shown_names
 
     names = args.model or [DEFAULT_MODEL]
     place = Place(args.host, args.port, args.max_upload, args.max_held, args.open)

@@ -14,12 +14,12 @@ import pytest
 import torch
 
 from app.fakes import CALLS, Model
-from ldm_dream.app import enlarging, sessions, views
+from ldm_dream.app import enlarging, sessions, uploads, views
 from ldm_dream.app.enlarging import BROKEN, Running, Telling, Wish
-from ldm_dream.app.place import AppError
-from ldm_dream.app.sessions import Sessions, pictures_of
+from ldm_dream.app.errors import AppError
+from ldm_dream.app.sessions import Sessions, left_out
 from ldm_dream.app.told import Now
-from ldm_dream.app.uploads import sweep
+from ldm_dream.app.uploads import held, sweep, sweeping
 from ldm_dream.app.views import (
     before_work,
     comparison,
@@ -45,6 +45,13 @@ def upload(folder, name="photo.jpg", size=(12, 8), **saved):
     place.mkdir()
     PIL.Image.new("RGB", size, (200, 90, 40)).save(place / name, **saved)
     return str(place / name)
+
+
+def until(is_so):
+    end = time.monotonic() + 30  # on a machine that is busy
+    while not is_so():
+        assert time.monotonic() < end
+        time.sleep(0.001)
 
 
 def run(session, pictures, wish=None, **models):
@@ -123,8 +130,7 @@ def test_a_stop_ends_the_work_within_a_second(tmp_path, session):
     model = Model(seconds=0.05, tiles=100)
     running = Running(session, {"one": model}, Wish("one"), session.take([upload(tmp_path)]))
     thread = running.start()
-    while not running.now.done:
-        time.sleep(0.01)
+    until(lambda: running.now.done)
     session.stop.set()
     start = time.monotonic()
     thread.join()
@@ -150,8 +156,7 @@ def test_any_number_of_visitors_take_turns_a_picture_each(tmp_path):
         threads = []
         for one in runs:
             threads.append(one.start())
-            while len(enlarging._TURNS._waiting) < len(threads) + 1:
-                time.sleep(0.001)
+            until(lambda: len(enlarging._TURNS._waiting) == len(threads) + 1)
         assert "Waiting for its turn." in progress(runs[0].now)
         assert "photo.jpg" in progress(runs[0].now) and not order
         runs[7].stop.set()
@@ -169,8 +174,7 @@ def test_the_end_of_the_page_waits_for_what_is_being_written(tmp_path, monkeypat
     model = Model(seconds=0.05, tiles=100)
     running = Running(session, {"one": model}, Wish("one"), session.take([given]))
     thread = running.start()
-    while not running.now.done:
-        time.sleep(0.01)
+    until(lambda: running.now.done)
     tabs.close()
     assert not thread.is_alive() and running.ended == "Stopped."
     assert not list((tmp_path / "sessions").iterdir())
@@ -186,9 +190,8 @@ def test_a_run_that_was_stopped_while_it_writes_leaves_nothing(tmp_path, session
     monkeypatch.setattr(enlarging, "write_image", slowly)
     old = Running(session, {"one": Model()}, Wish("one"), session.take([upload(tmp_path)]))
     thread = old.start()
-    while old.now.done < CALLS:
-        time.sleep(0.01)
-    session.begin()  # as for the next run
+    until(lambda: old.now.done >= CALLS)
+    session.begin([])  # as for the next run
     session.is_over = True
     written.set()
     thread.join()
@@ -234,8 +237,7 @@ def test_the_picture_itself_is_seen_until_something_is_made(tmp_path, session):
     gated = Model(gate=threading.Semaphore(0))
     running = Running(session, {"one": gated}, Wish("one"), session.take([upload(tmp_path)]))
     thread = running.start()
-    while not gated.seen:
-        time.sleep(0.01)
+    until(lambda: gated.seen)
     assert running.now.preview.size == (48, 32)
     gated.gate.release()
     thread.join()
@@ -260,13 +262,67 @@ def test_a_sweep_deletes_what_no_open_tab_owns(tmp_path):
     assert [*tmp_path.iterdir()] == [tabs.root] and [*tabs.root.iterdir()] == [open_one.folder]
 
 
-def test_what_is_no_picture_is_left_out_and_said(tmp_path):
-    photo, text = tmp_path / "a.png", tmp_path / "b.txt"
-    assert pictures_of([photo, text, text]) == ([photo], "Left out: 2 txt.")
+def test_a_sweep_that_fails_is_not_the_last_one(tmp_path, monkeypatch, caplog):
+    seen = []
+
+    def broken(*_):
+        seen.append(None)
+        raise PermissionError("no")
+
+    monkeypatch.setattr(uploads, "EVERY", 0.001)
+    monkeypatch.setattr(uploads, "sweep", broken)
+    with sweeping(tmp_path, Sessions(tmp_path / "sessions")):
+        until(lambda: len(seen) > 1)
+    assert "PermissionError" in caplog.text
+
+
+def test_what_is_no_picture_is_left_out_deleted_and_said(tmp_path, session):
+    photo, text = upload(tmp_path), tmp_path / "b.txt"
+    text.touch()
+    assert [path.name for path in session.take([photo, str(text)])] == ["photo.jpg"]
+    assert not text.exists() and len(list(session.folder.iterdir())) == 1
+    assert left_out([photo, str(text), str(text)]) == "Left out: 2 txt."
+    assert left_out([photo]) == ""
     with pytest.raises(AppError, match="no picture among 1 txt"):
-        pictures_of([text])
+        left_out([str(text)])
     with pytest.raises(AppError, match="no picture yet"):
-        pictures_of([])
+        left_out([])
+
+
+def test_a_run_deletes_the_uploads_that_it_does_not_use(tmp_path, session):
+    given = [upload(tmp_path, name) for name in ("a.png", "b.png")]
+    used, removed = session.take(given)
+    assert held(tmp_path) == used.stat().st_size + removed.stat().st_size
+    session.begin([used])
+    assert held(tmp_path) == used.stat().st_size and session.take([given[0]]) == [used]
+    for gone in (given[1], str(removed)):  # as a browser asks that has not heard of it
+        with pytest.raises(AppError, match="add it once more"):
+            session.take([gone])
+
+
+def test_what_is_deleted_while_it_is_counted_counts_nothing(tmp_path, session, monkeypatch):
+    session.take([upload(tmp_path)])
+    walk = uploads.os.walk
+
+    def slowly(folder):
+        for found in walk(folder):
+            yield found
+            shutil.rmtree(session.folder, ignore_errors=True)
+
+    monkeypatch.setattr(uploads.os, "walk", slowly)
+    assert held(tmp_path) == 0
+
+
+def test_a_session_is_at_work_until_its_run_is_stopped(tmp_path, session):
+    gated = Model(gate=threading.Semaphore(0))
+    running = Running(session, {"one": gated}, Wish("one"), session.take([upload(tmp_path)]))
+    assert not session.is_at_work
+    thread = running.start()
+    assert session.is_at_work
+    session.stop.set()
+    assert not session.is_at_work
+    gated.gate.release()
+    thread.join()
 
 
 def test_files_of_a_session_go_with_it(tmp_path):

@@ -7,6 +7,7 @@ import asyncio
 import io
 import json
 import logging
+import os
 import re
 import shutil
 import subprocess
@@ -25,7 +26,8 @@ import pytest
 from app import browser
 from app.fakes import Model
 from ldm_dream.app import enlarging, page, server
-from ldm_dream.app.place import AppError, Place
+from ldm_dream.app.errors import AppError
+from ldm_dream.app.place import Place
 from ldm_dream.app.server import load_models, serving
 from ldm_dream.app.sessions import Session, Sessions
 from ldm_dream.app.uploads import Uploads, sweep
@@ -64,6 +66,7 @@ def url(served):
     closed, told = [], []
     handler = logging.Handler()
     handler.emit = told.append
+    before = logging.getLogger("uvicorn.error").level
 
     class Noting(Sessions):
         def close(self):
@@ -75,6 +78,7 @@ def url(served):
         with serving(MODELS, Place(port=0, upload=1, held=2)) as url:
             yield url
             logging.getLogger("uvicorn.error").addHandler(handler)
+    assert logging.getLogger("uvicorn.error").level == before
     assert not told  # no traceback of a connection that was cut
     assert closed == [1]  # before the folder is deleted
     assert not list(served.iterdir())  # all is deleted
@@ -111,6 +115,7 @@ def test_the_page_names_no_other_site(url):
         "gradio_api/file=https://example.com/",
         "gradio_api/proxy=https://example.com/",
         "monitoring",
+        "gradio_api/deep_link?session_hash=x",
     ],
 )
 def test_nothing_but_pictures_of_visitors_is_served(url, path):
@@ -148,6 +153,13 @@ def test_the_page_itself_may_send(url):
     own = {"Origin": url.rstrip("/"), "Sec-Fetch-Site": "same-origin"}
     assert posted(url + "gradio_api/upload", b"", **own) != 403
     assert posted(url + "gradio_api/upload", b"") != 403  # no browser
+
+
+@pytest.mark.parametrize(
+    "path", ["gradio_api/process_recording", "gradio_api/call/x", "gradio_api/api/x", "upload"]
+)
+def test_only_what_the_page_sends_is_taken(url, path):
+    assert posted(url + path, b"") == 403
 
 
 def test_nothing_is_offered_to_programs(url):
@@ -189,6 +201,8 @@ def test_places_and_models_that_are_not_possible_are_refused(capsys, monkeypatch
     assert "--max-upload 0" in said_by(capsys, ["--max-upload", "0"])
     assert "--max-held 3" in said_by(capsys, ["--max-held", "3"])
     assert "no-model: neither" in said_by(capsys, ["-n", "no-model"])
+    assert "vq-f4-tiny" not in said_by(capsys, ["-n", "vq-f4-tin"])  # an autoencoder
+    assert Place(upload=9000).most == 9000 * 2**20 and Place().most == 8000 * 2**20
     with pytest.raises(AppError, match="two models are named"):
         load_models(["dream-latent-x4-tiny"] * 2, "cpu", "auto")
     monkeypatch.setitem(sys.modules, "gradio", None)
@@ -206,8 +220,12 @@ def test_what_a_killed_server_left_is_removed_and_nothing_else(tmp_path, monkeyp
         (tmp_path / f"ldm-dream-{number}" / "served").mkdir(parents=True)
         if owner:
             (tmp_path / f"ldm-dream-{number}" / "owner").write_text(owner)
+    for number in (5, 6):
+        (tmp_path / f"ldm-dream-{number}").mkdir()
+    (tmp_path / "ldm-dream-5" / "owner").write_bytes(b"\xff\xfe")
+    os.mkfifo(tmp_path / "ldm-dream-6" / "owner")
     server._remove_stale()
-    assert {path.name for path in tmp_path.iterdir()} == {f"ldm-dream-{n}" for n in (1, 2, 3, 4)}
+    assert {path.name for path in tmp_path.iterdir()} == {f"ldm-dream-{n}" for n in range(1, 7)}
 
 
 def sent(url, content, name="a.png"):
@@ -441,6 +459,7 @@ def test_mistakes_are_sentences_and_results_stay(visit, photo, tmp_path):
     visit.is_done("There is no picture yet; drop one on the field, or click it.")
     (tmp_path / "half.png").write_bytes(b"\x89PNG\r\n\x1a\n and no more")
     visit.give(tmp_path / "half.png")
+    visit.wait(lambda: not visit.said(), "no more of the mistake")
     visit.start()
     visit.is_done("half.png: ")
     visit.give(photo)
