@@ -74,9 +74,7 @@ def read_metadata(
 def with_metadata(image: pyvips.Image, metadata: Metadata | None, kind: Format) -> Kept:
     """The picture as it is to be written in `kind`, with what that holds."""
     metadata = metadata or Metadata({})
-    dpi_x, dpi_y = metadata.dpi or _UNKNOWN_DPI
-    image = image.copy(xres=dpi_x / _MM, yres=dpi_y / _MM)
-    set_field(image, "resolution-unit", "in")
+    image = image.copy()
     fields, lost = dict(metadata.fields), ["text"] if metadata.texts and kind is not PNG else []
     if kind is TIFF and fields.get("iptc-data", b"").startswith(_PHOTOSHOP):
         fields["photoshop-data"] = fields.pop("iptc-data")[len(_PHOTOSHOP) :]
@@ -92,6 +90,10 @@ def with_metadata(image: pyvips.Image, metadata: Metadata | None, kind: Format) 
         for name in image.get_fields():
             if name.startswith(_THUMBNAIL):
                 image.remove(name)
+    # last, since EXIF sets the image's own when it comes in
+    dpi_x, dpi_y = metadata.dpi or _UNKNOWN_DPI
+    image = image.copy(xres=dpi_x / _MM, yres=dpi_y / _MM)
+    set_field(image, "resolution-unit", "in")
     return Kept(image, lost)
 
 
