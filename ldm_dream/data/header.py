@@ -7,7 +7,6 @@ from __future__ import annotations
 import io
 import os
 import stat
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -35,8 +34,8 @@ from ldm_dream.data.heif import read_space
 from ldm_dream.data.image import ImageError
 from ldm_dream.data.jpeg import first_line
 from ldm_dream.data.png import Chunks, read_chunks
-from ldm_dream.data.resolution import Dpi, dpi_in_place, possible
-from ldm_dream.data.tiff import exif_of, is_associated
+from ldm_dream.data.resolution import Dpi, dpi_in_place, dpi_in_tags, possible
+from ldm_dream.data.tiff import exif_of, first_directory, is_associated, quiet
 from ldm_dream.data.webp import is_lossless
 from ldm_dream.errors import shown
 
@@ -199,10 +198,11 @@ def _in_memory(path: Path, content: bytes) -> Iterator[io.BytesIO]:
 
 
 def _by_libvips(path: Path, kind: Format, file: io.BufferedReader | io.BytesIO) -> Header:
-    associated, exif = (is_associated(file), exif_of(file)) if kind is TIFF else (False, None)
+    first = first_directory(file) if kind is TIFF else {}
     chunks = read_chunks(file) if kind is PNG else Chunks()
     space = read_space(file) if kind in (AVIF, HEIC) else ()
-    lossless, dpi = kind is WEBP and is_lossless(file), dpi_in_place(file, kind)
+    lossless = kind is WEBP and is_lossless(file)
+    dpi = dpi_in_tags(first) if kind is TIFF else dpi_in_place(file, kind)
     file.seek(0)
     content = file.getvalue() if isinstance(file, io.BytesIO) else None
     try:
@@ -237,22 +237,22 @@ def _by_libvips(path: Path, kind: Format, file: io.BufferedReader | io.BytesIO) 
     return Header(
         path, kind, image, image.width, image.height, image.bands, _DEPTHS[image.format], gray,
         image.bands > colours, _number(image, "orientation"), max(chunks.frames, _number(image, "n-pages")),
-        associated, exif, chunks, content, image.format in _LEVELS, lossless, _bits(image), dpi,
+        is_associated(first), exif_of(first), chunks, content, image.format in _LEVELS, lossless, _bits(image), dpi,
     )  # fmt: skip
 
 
 def _by_pillow(path: Path, kind: Format, file: io.BufferedReader | io.BytesIO) -> Header:
     content = file.getvalue() if isinstance(file, io.BytesIO) else None
-    with warnings.catch_warnings():  # of many pixels: check_limits decides
-        warnings.simplefilter("ignore")
+    with quiet():  # of many pixels too: check_limits decides
         # what is in memory never gives more than it holds
         bounded = file if isinstance(file, io.BytesIO) else _Bounded(file.raw)
         image = PIL.Image.open(bounded, formats=(str(kind.pillow),))
+        turn = image.getexif().get(0x0112, 1)
     if image.mode not in PILLOW_MODES:
         raise ImageError(
             f"{shown(path)}: pixels of kind {image.mode} are not supported; convert to 8-bit RGB."
         )
-    mode, turn = pillow_mode(image), image.getexif().get(0x0112, 1)
+    mode = pillow_mode(image)
     channels = {"I;16": 1}.get(mode, len(mode))
     return Header(
         path, kind, image, *image.size, channels, 2 if mode == "I;16" else 1, mode[0] in "LI",

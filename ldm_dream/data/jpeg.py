@@ -23,6 +23,7 @@ _MARKER = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")
 _ALONE = {0x01, *range(0xD0, 0xD9)}  # markers without a length
 _FRAMES = {0xC0, 0xC1, 0xC2}  # baseline, extended, progressive; all by Huffman codes
 _OTHER_FRAMES = {0xC3, 0xC5, 0xC6, 0xC7, 0xC9, 0xCA, 0xCB, 0xCD, 0xCE, 0xCF}
+_MOST_SEGMENTS = 10000  # a few are usual
 _buffer = threading.Lock()  # the error buffer of libvips is one for all threads
 
 
@@ -95,14 +96,17 @@ def _incomplete(data: bytes) -> str | None:
 
 def _segments(data: bytes) -> Iterator[tuple[int, bytes]]:
     """(marker, content) up to the end marker; coded data is passed over. Raises IndexError for a
-    header that is cut.
+    header that is cut, BrokenJpeg for more segments than any picture has.
     """
-    at = 2
+    at, number = 2, 0
     while found := _MARKER.search(data, at):
         marker, at = data[found.start() + 1], found.end()
         if marker == 0xD9:
             return
         if marker not in _ALONE:
+            number += 1
+            if number > _MOST_SEGMENTS:
+                raise BrokenJpeg(f"more than {_MOST_SEGMENTS} segments")
             length = data[at] * 256 + data[at + 1]
             yield marker, data[at + 2 : at + length]
             at += length

@@ -25,7 +25,7 @@ _WORDS = {
     "iptc-data": "IPTC",
 }
 _MM = 25.4  # an inch
-_UNKNOWN_DPI = 72.0  # what EXIF says for it (2.32, 4.6.4)
+_UNKNOWN_DPI = (72.0, 72.0)  # what EXIF says for it (2.32, 4.6.4)
 # a JPEG's block of IPTC; the resources behind it are what TIFF keeps as "photoshop-data"
 _PHOTOSHOP = b"Photoshop 3.0\0"
 # of XMP, as attribute or element
@@ -60,22 +60,21 @@ def read_metadata(
     image: pyvips.Image, exif: bytes | None, texts: Texts, dpi: Dpi | None
 ) -> Metadata:
     """Of a picture that libvips opened. exif, texts, dpi: what was read apart from it; EXIF counts
-    before that dpi.
+    before that dpi, unless it says what it says for an unknown one.
     """
     fields = {name: _get(image, name) for name in image.get_fields() if name.startswith(_KEPT)}
     if (block := _iptc(image)) is not None:
         fields["iptc-data"] = block
     if exif is not None:
         fields["exif-data"] = exif
-    return Metadata(fields, dpi_in_exif(fields.get("exif-data", b"")) or dpi, texts)
+    told = dpi_in_exif(fields.get("exif-data", b""))
+    return Metadata(fields, dpi or told if told in (None, _UNKNOWN_DPI) else told, texts)
 
 
 def with_metadata(image: pyvips.Image, metadata: Metadata | None, kind: Format) -> Kept:
     """The picture as it is to be written in `kind`, with what that holds."""
     metadata = metadata or Metadata({})
-    dpi_x, dpi_y = metadata.dpi or (_UNKNOWN_DPI, _UNKNOWN_DPI)
-    image = image.copy(xres=dpi_x / _MM, yres=dpi_y / _MM)
-    set_field(image, "resolution-unit", "in")
+    image = image.copy()
     fields, lost = dict(metadata.fields), ["text"] if metadata.texts and kind is not PNG else []
     if kind is TIFF and fields.get("iptc-data", b"").startswith(_PHOTOSHOP):
         fields["photoshop-data"] = fields.pop("iptc-data")[len(_PHOTOSHOP) :]
@@ -91,6 +90,10 @@ def with_metadata(image: pyvips.Image, metadata: Metadata | None, kind: Format) 
         for name in image.get_fields():
             if name.startswith(_THUMBNAIL):
                 image.remove(name)
+    # last, since EXIF sets the image's own when it comes in
+    dpi_x, dpi_y = metadata.dpi or _UNKNOWN_DPI
+    image = image.copy(xres=dpi_x / _MM, yres=dpi_y / _MM)
+    set_field(image, "resolution-unit", "in")
     return Kept(image, lost)
 
 

@@ -14,41 +14,48 @@ from typing import Any, BinaryIO, TypeAlias
 
 from PIL.Image import Exif
 
-from ldm_dream.data.formats import JPEG, PNG, TIFF, Format
+from ldm_dream.data.formats import JPEG, PNG, Format
 from ldm_dream.data.png import packed
-from ldm_dream.data.tiff import first_directory
+from ldm_dream.data.tiff import RESOLUTION, quiet
 
 Dpi: TypeAlias = tuple[float, float]  # pixels an inch along x and y, above 0
 
 JFIF = 18  # bytes of the header with a resolution that a JPEG begins with, behind its first two
 _INCH = 0.0254  # metres
-_X, _Y, _UNIT = 282, 283, 296  # tags of TIFF, and of EXIF
+_X, _Y, _UNIT = RESOLUTION
 _INCHES = {2: 1.0, 3: 2.54}  # unit of TIFF and EXIF, an inch and a centimetre -> dpi of one of it
 _OF_JFIF = {1: 1.0, 2: 2.54}
 _SCAN = b"\xda"  # of a JPEG: behind it come the pixels
 _SIGNATURE = 8  # bytes of a PNG before its chunks
-_MAX_CHUNKS = 10000  # a few are usual
+_MOST_PARTS = 10000  # chunks of a PNG or segments of a JPEG, of which a few are usual
 
 
 def dpi_in_place(file: BinaryIO, kind: Format) -> Dpi | None:
-    """What a file of whatever content says in the place that its kind has for it."""
+    """What a file of whatever content says in the place that PNG or JPEG has for it."""
     if kind is PNG:
         return _of_png(file)
-    if kind is JPEG:
-        return _of_jfif(file)
-    try:
-        return _of_tags(first_directory(file)) if kind is TIFF else None
-    except Exception:  # a broken directory is for libtiff to refuse
-        return None
+    return _of_jfif(file) if kind is JPEG else None
 
 
 def dpi_in_exif(block: bytes) -> Dpi | None:
     """What EXIF says; None for a damaged block. libexif adds what is missing, Pillow does not."""
     try:
-        exif = Exif()
-        exif.load(block)
-        return _of_tags(exif)
+        with quiet():
+            exif = Exif()
+            exif.load(block)
+            return dpi_in_tags(exif)
     except Exception:  # Pillow's parsers raise many kinds
+        return None
+
+
+def dpi_in_tags(tags: Mapping[int, Any]) -> Dpi | None:
+    """What the first directory of a TIFF or of EXIF says."""
+    scale = _INCHES.get(tags.get(_UNIT, 2))
+    if scale is None or _X not in tags or _Y not in tags:
+        return None
+    try:
+        return possible((float(tags[_X]) * scale, float(tags[_Y]) * scale))
+    except (TypeError, ValueError):  # texts, or several numbers
         return None
 
 
@@ -56,13 +63,6 @@ def possible(dpi: tuple[Any, Any] | None) -> Dpi | None:
     """None for a resolution of 0 or without end, as files without one have it."""
     x, y = (float(one) for one in dpi or (0, 0))
     return (x, y) if 0 < x < math.inf and 0 < y < math.inf else None
-
-
-def _of_tags(tags: Mapping[int, Any]) -> Dpi | None:
-    scale = _INCHES.get(tags.get(_UNIT, 2))
-    if scale is None or _X not in tags or _Y not in tags:
-        return None
-    return possible((float(tags[_X]) * scale, float(tags[_Y]) * scale))
 
 
 def _of_png(file: BinaryIO) -> Dpi | None:
@@ -80,14 +80,16 @@ def _of_png(file: BinaryIO) -> Dpi | None:
 def _of_jfif(file: BinaryIO) -> Dpi | None:
     """The header is often, but not always, the first segment."""
     place = 2
-    file.seek(place)
-    while (head := file.read(JFIF))[:1] == b"\xff" and head[1:2] != _SCAN and len(head) == JFIF:
+    for _ in range(_MOST_PARTS):
+        file.seek(place)
+        head = file.read(JFIF)
+        if len(head) < JFIF or head[:1] != b"\xff" or head[1:2] == _SCAN:
+            return None
         if head[1:2] == b"\xe0" and head[4:9] == b"JFIF\0":
             unit, x, y = struct.unpack_from(">BHH", head, 11)
             scale = _OF_JFIF.get(unit, 0)
             return possible((x * scale, y * scale))
         place += 2 + struct.unpack_from(">H", head, 2)[0]
-        file.seek(place)
     return None
 
 
@@ -130,7 +132,7 @@ def _chunks(file: BinaryIO, start: int) -> Iterator[tuple[bytes, int, int]]:
     """(name, where it begins, bytes of its content) of what a PNG has before its pixels."""
     place = start + _SIGNATURE
     file.seek(place)
-    for _ in range(_MAX_CHUNKS):
+    for _ in range(_MOST_PARTS):
         if len(head := file.read(8)) < 8 or head[4:] == b"IDAT":
             return
         length, name = struct.unpack(">I4s", head)

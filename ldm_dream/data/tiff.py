@@ -10,10 +10,10 @@ import io
 import os
 import struct
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from functools import cache
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import pyvips
 from PIL import Image
@@ -25,15 +25,37 @@ _EXIF, _GPS = 0x8769, 0x8825
 _WIDTH, _HEIGHT = 0xA002, 0xA003
 # description, make, model, software, date, artist, copyright; all others of the first directory are of the pixels
 _TOLD = (270, 271, 272, 305, 306, 315, 33432)
+RESOLUTION = (282, 283, 296)  # along x and y, and its unit; of EXIF too
 
 
-def is_associated(file: BinaryIO) -> bool:
-    """Whether the first extra channel of a TIFF is an alpha that its colours are multiplied by."""
-    try:
-        with _quiet():
-            extra = first_directory(file).get(_EXTRA_SAMPLES, ())
-    except Exception:  # a broken directory is for libtiff to refuse
-        return False
+def first_directory(file: BinaryIO) -> dict[int, Any]:
+    """Values of a TIFF's first directory by tag, of those that are used here; of the two directories
+    that hang on it, their own values by tag. What is damaged is left out: libtiff refuses it where
+    pixels need it.
+    """
+    found: dict[int, Any] = {}
+    with quiet(), suppress(Exception):  # Pillow's parsers raise many kinds
+        file.seek(0)
+        head = file.read(8)
+        head += file.read(8) if 43 in head[2:4] else b""  # BigTIFF
+        first = ImageFileDirectory_v2(head)
+        file.seek(first.next)
+        first.load(file)
+        for tag in (_EXTRA_SAMPLES, *_TOLD, *RESOLUTION):
+            with suppress(Exception):
+                found[tag] = first[tag]
+        for tag in (_EXIF, _GPS):
+            with suppress(Exception):
+                inner = ImageFileDirectory_v2(head, group=tag)
+                file.seek(first[tag])
+                inner.load(file)
+                found[tag] = dict(inner)
+    return found
+
+
+def is_associated(first: Mapping[int, Any]) -> bool:
+    """Whether the first extra channel is an alpha that colours are multiplied by; of `first_directory`."""
+    extra = first.get(_EXTRA_SAMPLES, ())
     return (extra if isinstance(extra, tuple) else (extra,))[:1] == (_ASSOCIATED,)
 
 
@@ -48,20 +70,17 @@ def libvips_divides() -> bool:
     return pyvips.Image.tiffload_buffer(marked)(0, 0)[0] > 90
 
 
-def exif_of(file: BinaryIO) -> bytes | None:
-    """A block of EXIF, as other kinds have it; None for a TIFF that has none."""
+def exif_of(first: Mapping[int, Any]) -> bytes | None:
+    """`first_directory` -> a block of EXIF, as other kinds have it; None where it has none."""
+    told = Exif()
+    for tag in _TOLD:
+        if tag in first:
+            told[tag] = _bytes(first[tag])
+    for tag in (_EXIF, _GPS):
+        if inner := first.get(tag):
+            told[tag] = {name: _bytes(value) for name, value in inner.items()}
     try:
-        with _quiet():
-            first, told = first_directory(file), Exif()
-            for tag in _TOLD:
-                if tag in first:
-                    told[tag] = _bytes(first[tag])
-            found = Exif()
-            file.seek(0)
-            found.load_from_fp(file)
-            for tag in (_EXIF, _GPS):
-                if inner := found.get_ifd(tag):
-                    told[tag] = {name: _bytes(value) for name, value in inner.items()}
+        with quiet():
             return told.tobytes() if len(told) else None
     except Exception:  # damaged EXIF is no reason to refuse whole pixels
         return None
@@ -95,7 +114,7 @@ def add_exif(file: BinaryIO, block: bytes, width: int, height: int) -> bool:
 
 
 def _told(head: bytes, block: bytes, width: int, height: int) -> ImageFileDirectory_v2:
-    with _quiet():
+    with quiet():
         given, told = Exif(), ImageFileDirectory_v2(head)
         given.load(block)
         for tag in _TOLD:
@@ -121,20 +140,9 @@ def _entries(file: BinaryIO, order: str) -> list[bytes]:
     return [file.read(12) for _ in range(count)]
 
 
-def first_directory(file: BinaryIO) -> ImageFileDirectory_v2:
-    """Pillow raises errors of many kinds for a broken one."""
-    file.seek(0)
-    head = file.read(8)
-    head += file.read(8) if 43 in head[2:4] else b""  # BigTIFF
-    directory = ImageFileDirectory_v2(head)
-    file.seek(directory.next)
-    directory.load(file)
-    return directory
-
-
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Pillow warns of each damaged tag."""
+def quiet() -> Iterator[None]:
+    """Pillow warns of each damaged tag of TIFF and EXIF."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield

@@ -148,20 +148,17 @@ def _has_checksums(entries: list[zipfile.ZipInfo]) -> bool:
 def _what_it_is(path: Path, error: Exception) -> str:
     """Of a file that could not be read: a part of a sentence, with what to do."""
     with path.open("rb") as file:
-        head = file.read(200).lstrip()
+        head = file.read(200)
     for start, name in KNOWN_HEADS.items():
-        if head.startswith(start):
+        if head.lstrip().startswith(start):
             return f"{name}, no checkpoint; download it again"
     if code := _asks_for(path):
         return (
             f"refused, because reading it would run code ({code}), and nothing was run; "
             "give a file that holds tensors only, best as safetensors"
         )
-    if head and not _begins_as_one(path):
-        return (
-            "no file of weights: it begins like none of torch (.pth, .pt, .ckpt) or safetensors; "
-            "name another file"
-        )
+    if head.strip() and not _begins_as_one(head):
+        return "no file of weights: neither torch nor safetensors; name another file"
     # the unpickler's own words stand between torch's advice to switch its guard off and what to read
     said = str(error).rpartition("WeightsUnpickler error:")[2].partition("Check the documentation")
     reason = " ".join(said[0].split())[:100].rstrip(".")
@@ -170,13 +167,11 @@ def _what_it_is(path: Path, error: Exception) -> str:
     )
 
 
-def _begins_as_one(path: Path) -> bool:
-    """Whether the first bytes are those of a pickle, an archive, or a header of safetensors (its
+def _begins_as_one(head: bytes) -> bool:
+    """Whether a file's first bytes are those of a pickle, an archive, or a header of safetensors (its
     length, then JSON).
     """
-    with path.open("rb") as file:
-        head = file.read(9)
-    return head.startswith((b"\x80", b"PK")) or head[8:] == b"{"
+    return head.startswith((b"\x80", b"PK")) or head[8:9] == b"{"
 
 
 def _asks_for(path: Path) -> str | None:

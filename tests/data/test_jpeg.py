@@ -100,6 +100,14 @@ def test_a_damaged_jpeg_is_one_sentence(tmp_path, change, says):
     assert "x.jpg" in str(caught.value) and str(caught.value).isprintable()
 
 
+def test_more_segments_than_any_picture_has_are_refused(tmp_path):
+    whole = photo()
+    segment = b"\xff\xef\0\2"
+    assert read(tmp_path, whole[:2] + segment * 1000 + whole[2:]).shape == (24, 40, 3)
+    with pytest.raises(ImageError, match="more than 10000 segments"):
+        read(tmp_path, whole[:2] + segment * 10000 + whole[2:])
+
+
 def test_a_file_too_small_for_its_pixels_is_refused_by_its_header(tmp_path, monkeypatch):
     lie = bytearray(photo())
     at = lie.index(b"\xff\xc0") + 5

@@ -11,10 +11,11 @@ import pytest
 from PIL import Image as PillowImage
 from PIL import IptcImagePlugin, PngImagePlugin
 
-from ldm_dream.data.formats import PNG
-from ldm_dream.data.images import Image, read_image, write_image
+from ldm_dream.data import header
+from ldm_dream.data.formats import JPEG, PNG
+from ldm_dream.data.images import Image, ImageError, check_header, read_image, write_image
 from ldm_dream.data.metadata import Metadata
-from ldm_dream.data.resolution import dpi_in_place
+from ldm_dream.data.resolution import dpi_in_exif, dpi_in_place
 
 EXIF, GPS, THUMBNAIL = 0x8769, 0x8825, 0x0201
 XMP = (
@@ -179,6 +180,56 @@ def test_a_resolution_that_is_cut_or_damaged_is_none():
     ):
         assert dpi_in_place(io.BytesIO(broken), PNG) is None
     assert dpi_in_place(io.BytesIO(data), PNG) == pytest.approx((300, 300), abs=0.01)
+
+
+def test_a_jpeg_of_very_many_segments_is_not_read_to_its_end():
+    many = io.BytesIO(b"\xff\xd8" + b"\xff\xe1\0\2" * 50000)
+    assert dpi_in_place(many, JPEG) is None
+    assert many.tell() < 50000
+
+
+@pytest.mark.parametrize(
+    ("in_exif", "in_place", "expected"), [(72, 300, 300), (300, 72, 300), (72, None, 72)]
+)
+@pytest.mark.parametrize("suffix", [".jpg", ".webp", ".tif"])
+def test_the_72_of_exif_yields_to_another_value_in_the_place(
+    tmp_path, in_exif, in_place, expected, suffix
+):
+    """The writer says one value in both."""
+    exif = PillowImage.Exif()
+    exif[0x011A] = exif[0x011B] = float(in_exif)
+    exif[0x0128] = 2
+    place = {"dpi": (in_place, in_place)} if in_place else {}
+    PillowImage.new("RGB", (8, 6)).save(tmp_path / "a.jpg", exif=exif, **place)
+    image = read_image(tmp_path / "a.jpg")
+    assert image.metadata.dpi == (expected, expected)
+    write_image(tmp_path / f"b{suffix}", image)
+    found = PillowImage.open(tmp_path / f"b{suffix}")
+    assert found.info.get("dpi", (expected, expected)) == (expected, expected)
+    assert found.getexif()[0x011A] == expected
+
+
+def test_damaged_directories_are_read_once_and_without_a_warning(tmp_path, recwarn, monkeypatch):
+    parsed = []
+    monkeypatch.setattr(
+        header,
+        "first_directory",
+        lambda file, read=header.first_directory: parsed.append(1) or read(file),
+    )
+    cut = b"II*\0\x08\0\0\0\x05\0"  # five entries, none of which is there
+    (tmp_path / "a.tif").write_bytes(cut)
+    with pytest.raises(ImageError):
+        check_header(tmp_path / "a.tif")
+    assert dpi_in_exif(b"Exif\0\0" + cut) is None
+    assert parsed == [1] and not recwarn.list
+
+
+def test_a_damaged_directory_of_exif_costs_no_other_tag(tmp_path):
+    """In its place in the file stands an address beyond it."""
+    tags = {305: "Maker of it", 0x8769: 2**31 - 1}
+    PillowImage.new("RGB", (8, 6)).save(tmp_path / "a.tif", tiffinfo=tags, dpi=(300, 300))
+    metadata = read_image(tmp_path / "a.tif").metadata
+    assert metadata.dpi == (300, 300) and b"Maker of it" in metadata.fields["exif-data"]
 
 
 def test_exif_of_a_file_says_no_resolution_that_it_does_not_hold(tmp_path):

@@ -8,6 +8,7 @@ from PIL import Image
 
 from ldm_dream.scoring.metrics import MetricError
 from ldm_dream.scoring.niqe import niqe
+from tests.conftest import SHARED
 
 COFFEE = Path(__file__).resolve().parents[2] / "tools/assets/coffee.png"
 # calculate_niqe(rgb[..., ::-1], crop_border) of BasicSR 1.4.2, run with NumPy and SciPy 1.17
@@ -17,6 +18,9 @@ BASICSR = {
     ("coffee, half of it flat", 0): 8.494771285403134,
     ("cloud", 0): 5.998404832639063,
 }
+
+BABOON = SHARED / "data/test_set5_set14/hr/set14_img_001.png"
+MATLAB = 5.72957338  # of BABOON by the authors' code in MATLAB R2021a, as BasicSR's niqe.py says
 
 
 def cloud(height: int, width: int) -> np.ndarray:
@@ -42,6 +46,11 @@ def picture(name: str) -> np.ndarray:
 def test_niqe_is_basicsrs_but_for_its_float32(case, expected):
     name, border = case
     assert niqe(picture(name), border) == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.skipif(not BABOON.is_file(), reason=f"{BABOON} is not here")
+def test_niqe_of_the_baboon_is_that_of_the_authors_code():
+    assert niqe(np.array(Image.open(BABOON))) == pytest.approx(MATLAB, abs=2e-6)
 
 
 def test_noise_and_flatness_are_worse_than_the_photo():

@@ -199,7 +199,7 @@ def _misfit() -> dict[str, torch.Tensor]:
 WRONG = {
     "missing": (lambda folder: folder / "x.pth", "no such file"),
     "empty": (_bytes(b""), "truncated, or no checkpoint"),
-    "text": (_bytes(b"# A title\n"), r"no file of weights: .* safetensors; name another file.$"),
+    "text": (_bytes(b"# A title\n"), "no file of weights: neither torch nor safetensors; name another file.$"),
     "picture": (_bytes(b"\x89PNG\r\n\x1a\n" * 9), "no file of weights"),
     "cut safetensors": (_bytes(b"\x10\0\0\0\0\0\0\0{", "x.safetensors"), "truncated"),
     "a web page": (_bytes(b"<html>"), "a web page"),
