@@ -60,7 +60,7 @@ def test_folded_pixels_keep_their_place_and_all_work_is_at_their_size():
     changed = x.clone()
     changed[..., 0, 47] += 1  # top right
     moved = (model.encode(changed) - model.encode(x)).abs().sum(1)[0]
-    assert moved.argmax() == 5
+    assert moved[2:].max() == moved[:, :3].max() == 0 < moved[0, 5]
 
 
 def test_decode_quantises_as_the_config_says_unless_told_otherwise():

@@ -243,7 +243,8 @@ def test_weights_of_other_latents_are_named(other, taught, said, tmp_path, caplo
             loss = made.loss.model_copy(
                 update={"teacher": own_autoencoder(run.autoencoder)[0], "latent": 1.0}
             )
-            made = made.model_copy(update={"loss": loss})
+            frozen = made.train.model_copy(update={"freeze": ("quantize",)})
+            made = made.model_copy(update={"loss": loss, "train": frozen})
         save_model(tmp_path / "vq2", made, retrained, "a card")
         cfg = run.autoencoder.model_copy(update={"pretrained": str(tmp_path / "vq2")})
         run = run.model_copy(update={"autoencoder": cfg})
