@@ -29,7 +29,7 @@ def peers(rows: list[Row]) -> list[list[str]]:
         where = f"{settings['count']} of {row['variant']}"
         scores = [_mean(metrics[name]) if name in metrics else "" for name in found]
         costs = [_cost(metrics, name) for name in COSTS]
-        lines.append([where, row["subject"], settings["dtype"] or "", *scores, *costs])
+        lines.append([where, row["subject"], settings.get("dtype") or "", *scores, *costs])
     return lines
 
 
