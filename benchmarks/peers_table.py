@@ -50,8 +50,8 @@ def differences(rows: list[Row]) -> list[list[str]]:
             if not found:
                 continue
             choose = max if name in HIGHER_IS_BETTER else min
-            best = choose(found, key=lambda peer: statistics.fmean(found[peer]))
-            mean, low, high = paired_interval(values, found[best])
+            best, theirs = choose(found.items(), key=lambda peer: statistics.fmean(peer[1]))
+            mean, low, high = paired_interval(values, theirs)
             figures = [f"{mean:+.3f}", f"{low:+.3f} to {high:+.3f}"]
             lines.append([where, row["subject"], NAMES.get(name, name), best, *figures])
     return lines

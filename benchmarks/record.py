@@ -258,7 +258,7 @@ def read(path: Path) -> list[Row]:
         ) from None
     for number, line in enumerate(lines, 1):
         try:
-            row = json.loads(line)
+            row: Any = json.loads(line)
         except ValueError:
             row = None
         if wrong := faults(row):
