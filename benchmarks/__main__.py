@@ -3,12 +3,8 @@
 import argparse
 import importlib
 
+from benchmarks.choices import DATA_KINDS, METHODS, WEARS
 from ldm_dream.cli import user_errors
-
-DATA_KINDS = ("photos", "div2k", "ffhq-128", "ffhq-512", "blind", "lmdb")
-PEERS = ("bicubic", "span", "clear-reality", "span-kendata", "mean", "real-esrgan", "imdn")
-PEERS += ("fast-srgan",)
-WEARS = ("clean", "jpeg75", "web40", "camera")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -127,61 +123,59 @@ def build_parser() -> argparse.ArgumentParser:
     )
     wear.add_argument("--lpips-weights", metavar="FILE")
 
-    rivals = commands.add_parser(
+    peers = commands.add_parser(
         "peers",
         parents=[kept],
         help="published networks beside ours: scores, seconds a megapixel, memory, on the CPU",
     )
-    rivals.set_defaults(device="cpu")
-    rivals.add_argument(
+    peers.set_defaults(device="cpu")
+    peers.add_argument(
         "-n",
         "--model",
         action="append",
         default=[],
         help="model name or folder of ours; give it several times",
     )
-    rivals.add_argument(
+    peers.add_argument(
         "--steps", type=int, nargs="+", metavar="N", help="of our models (default: the model's)"
     )
-    rivals.add_argument(
+    peers.add_argument(
         "--peers",
         nargs="*",
-        choices=PEERS,
-        default=list(PEERS),
+        choices=METHODS,
+        default=list(METHODS),
         metavar="NAME",
-        help=f"of {', '.join(PEERS)} (default: all)",
+        help=f"of {', '.join(METHODS)} (default: all)",
     )
-    rivals.add_argument(
+    peers.add_argument(
         "--weights",
         default="../shared/data/weights_peers_x4",
         metavar="DIR",
         help="with imdn_x4_author.pth, fast_srgan_x4_gan.pt (default: %(default)s)",
     )
-    rivals.add_argument(
+    peers.add_argument(
         "--hr",
         action="append",
         metavar="DIR",
         help="original pictures; several allowed (default: Set5, Set14)",
     )
-    rivals.add_argument(
+    peers.add_argument(
         "--wear",
         nargs="+",
         choices=WEARS,
         default=list(WEARS),
         help="(default: all; Set5 is taken clean only)",
     )
-    rivals.add_argument(
-        "--limit", type=int, metavar="N", help="pictures of each set (default: all)"
-    )
-    rivals.add_argument("--threads", type=int, default=2, metavar="N", help="(default: 2)")
-    rivals.add_argument(
+    peers.add_argument("--limit", type=int, metavar="N", help="pictures of each set (default: all)")
+    peers.add_argument("--threads", type=int, default=2, metavar="N", help="(default: 2)")
+    peers.add_argument(
         "--repetitions",
         type=int,
         default=5,
         metavar="N",
         help="timed, of the largest picture (default: %(default)s)",
     )
-    rivals.add_argument("--lpips-weights", metavar="FILE")
+    peers.add_argument("--lpips-weights", metavar="FILE")
 
     sampling = commands.add_parser(
         "sampling",
@@ -252,7 +246,7 @@ def build_parser() -> argparse.ArgumentParser:
         "data", parents=[shared], help="training samples a second, by pictures and workers"
     )
     data.add_argument(
-        "--kind", nargs="+", metavar="NAME", choices=DATA_KINDS, help="(default: all)"
+        "--kind", nargs="+", metavar="NAME", choices=tuple(DATA_KINDS), help="(default: all)"
     )
     data.add_argument("--workers", type=int, nargs="+", default=[0, 1, 2, 4], metavar="N")
     data.add_argument("--pictures", type=int, default=64, metavar="N", help="(default: 64)")

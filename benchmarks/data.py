@@ -18,7 +18,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,30 +31,13 @@ from ldm_dream.data.pairs import PairDataset
 from ldm_dream.preparing.lmdb_writer import LmdbWriter, write_meta
 from ldm_dream.preparing.pictures import to_png
 
+from .choices import DATA_KINDS, Kind
 from .record import Measured
 from .tables import finish
 
 NOISE = 1.5  # grey levels; a PNG then takes as much as one of DIV2K
 DISTINCT = 8  # pictures that are made; the others are copies under other names
 GIB = 64.0  # more than any of the sets takes
-
-
-class Kind(NamedTuple):
-    size: tuple[int, int]  # height, width
-    suffix: str
-    patch: int
-    scale: int = 4
-    is_blind: bool = False
-
-
-KINDS = {
-    "photos": Kind((3000, 4000), "jpg", 256),
-    "div2k": Kind((1356, 2040), "png", 256),
-    "ffhq-128": Kind((128, 128), "png", 128, 8),
-    "ffhq-512": Kind((512, 512), "png", 256),
-    "blind": Kind((1356, 2040), "png", 256, is_blind=True),
-    "lmdb": Kind((480, 480), "lmdb", 256),
-}
 
 
 class Timed:
@@ -78,9 +61,9 @@ class Timed:
 
 def main(args: argparse.Namespace) -> None:
     measured = []
-    for name in args.kind or KINDS:
+    for name in args.kind or DATA_KINDS:
         with tempfile.TemporaryDirectory() as folder:
-            source = make(Path(folder), KINDS[name], args.pictures)
+            source = make(Path(folder), DATA_KINDS[name], args.pictures)
             for workers in args.workers:
                 measured.append(measure(name, source, workers, args))
                 print(f"{name}, {workers} workers: {measured[-1].metrics}", flush=True)
@@ -94,7 +77,7 @@ def measure(name: str, source: Path, workers: int, args: argparse.Namespace) -> 
     settings = {
         "workers": workers, "pictures": args.pictures, "micro_batch": args.micro_batch,
         "batch": args.batch, "step_seconds": args.step_seconds, "rounds": args.rounds,
-        "patch": KINDS[name].patch, "scale": KINDS[name].scale,
+        "patch": DATA_KINDS[name].patch, "scale": DATA_KINDS[name].scale,
     }  # fmt: skip
     metrics = {"first_visit": first, "not_kept": read, "kept": kept}
     metrics["needed"] = args.batch / args.step_seconds
@@ -129,7 +112,7 @@ def rates(
 
 
 def _pairs(name: str, source: Path, gib: float) -> PairDataset:
-    kind = KINDS[name]
+    kind = DATA_KINDS[name]
     degradation = BlindConfig() if kind.is_blind else BicubicConfig()
     cfg = DataConfig(train=(str(source),), patch=kind.patch, keep_gib=gib, degradation=degradation)
     return PairDataset(cfg, kind.scale, seed=0)

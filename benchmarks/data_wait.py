@@ -23,7 +23,7 @@ from ldm_dream.training import distributed
 from ldm_dream.training.start import Start
 from ldm_dream.training.trainer import Trainer
 
-from .data import GIB, KINDS, make
+from .data import DATA_KINDS, GIB, make
 from .record import Measured
 from .tables import finish
 
@@ -39,7 +39,7 @@ def main(args: argparse.Namespace) -> None:
     ]
     measured = []
     with tempfile.TemporaryDirectory() as folder:
-        source = make(Path(folder), KINDS["div2k"], args.pictures)
+        source = make(Path(folder), DATA_KINDS["div2k"], args.pictures)
         for state, gib in (("kept", GIB), ("not kept", 0)):
             run = load_config(
                 args.config,

@@ -19,6 +19,7 @@ from statistics import median
 import numpy as np
 
 from ldm_dream.data.images import Image, write_image
+from ldm_dream.dtypes import name_of
 from ldm_dream.upscaling.folder import Work, upscale_all
 from ldm_dream.upscaling.planning import Job, Naming, plan_jobs
 from ldm_dream.upscaling.sizes import Size
@@ -47,6 +48,7 @@ def main(args: argparse.Namespace) -> None:
 def _model(args: argparse.Namespace) -> Callable[[Image], Image]:
     if args.model:
         upscaler = Upscaler.from_pretrained(args.model, args.device)
+        print(f"{args.model} in {name_of(upscaler.dtype)}")
         return lambda image: upscaler(image, scale=SCALE)
 
     def of_a_gpu(image: Image) -> Image:

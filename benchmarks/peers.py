@@ -5,15 +5,14 @@ Pictures are cut to a multiple of four and made small and worn as `wear.py` says
 are its own. Each method runs in a process of its own, on so many threads. They take turns: picture by
 picture for the scores, which also warms them up, then `--repetitions` times on the largest picture for
 the seconds. Memory is the most that the process held beyond what it held before the method was loaded.
+A method that fails or whose process dies is left out, with its rows; the others go on.
 """
 
 from __future__ import annotations
 
-import multiprocessing
 from argparse import Namespace
 from collections.abc import Iterator
 from contextlib import ExitStack
-from multiprocessing.pool import Pool
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,16 +23,18 @@ from ldm_dream.data.images import list_images, read_image
 from ldm_dream.data.pairs import to_float
 from ldm_dream.errors import UserError
 
+from .choices import WEARS
 from .peer_methods import SCALE, Method, Pixels, begin, memory, ours, peers, run
+from .peer_processes import Processes, in_turns, process
 from .peer_scores import Found, Scorer
 from .record import ROOT, Measured
 from .tables import finish
-from .wear import WEARS, worn
+from .wear import worn
 
 TEST_SETS = ROOT / "../shared/data/test_set5_set14/hr"
 PUBLISHED = {
     "Set5": ("set5", ("clean",)),
-    "Set14": ("set14", tuple(WEARS)),
+    "Set14": ("set14", WEARS),
 }  # start of names, wears
 
 
@@ -57,50 +58,40 @@ def main(args: Namespace) -> None:
     scorer = Scorer(args)
     found: dict[tuple[str, str, str], Found] = {}  # method, pictures, wear
     with ExitStack() as stack:
-        methods, workers = {}, {}
-        for method in chosen:
-            pool = stack.enter_context(process())
-            try:
-                pool.apply(begin, (method, args.threads))
-            except UserError as reason:
-                print(f"without {method.name}: {reason}")
-                continue
-            methods[method.name], workers[method.name] = method, pool
-        if not workers:
-            raise UserError("no method is left to measure; name one in --peers or -n.")
+        processes = {name: stack.enter_context(process()) for name in chosen}
+        dtypes = in_turns(processes, begin, chosen, args.threads)
         for number, case in enumerate(cases, 1):
             print(f"{number} of {len(cases)}: {case.pictures}, {case.wear}", flush=True)
-            for name, pool in workers.items():
-                sr, _ = pool.apply(run, (name, case.lr))
+            for name, (sr, _) in in_turns(processes, run, case.lr).items():
                 of_case = found.setdefault((name, case.pictures, case.wear), Found())
                 scorer.add(of_case, sr, case.hr, case.lr)
-        costs = costs_of(workers, max((case.lr for case in cases), key=pixels_of), args.repetitions)
+        largest = max((case.lr for case in cases), key=pixels_of)
+        costs = costs_of(processes, largest, args.repetitions)
     rows = []
     for (name, pictures, wear), of_case in found.items():
+        if name not in costs:
+            continue
         asked = {"pictures": pictures, "wear": wear, "count": of_case.count}
-        asked |= {"threads": args.threads, **methods[name].settings}
+        asked |= {"threads": args.threads, "dtype": dtypes[name], **chosen[name].settings}
         metrics = {**scorer.metrics(of_case), **costs[name]}
         rows.append(Measured(name, f"{pictures}, {wear}", asked, metrics))
     finish(args, "peers", rows)
 
 
-def process() -> Pool:
-    return multiprocessing.get_context("spawn").Pool(1)
-
-
-def wanted(args: Namespace) -> list[Method]:
+def wanted(args: Namespace) -> dict[str, Method]:
+    """By their names in the table. Raises UserError for steps of no model."""
     if args.steps and not args.model:
         raise UserError("--steps: it is of our models, and none is given; name one with -n.")
     known = peers(Path(args.weights))
     models = [ours(name, steps) for name in args.model for steps in args.steps or [None]]
-    return [*(known[name] for name in args.peers), *models]
+    return {method.name: method for method in (*(known[name] for name in args.peers), *models)}
 
 
 def picture_sets(args: Namespace) -> list[Pictures]:
     """Raises UserError where there is no picture."""
     if args.hr:
         found = [
-            Pictures(name, list_images(Path(name)).pictures, tuple(WEARS))
+            Pictures(name, list_images(Path(name)).pictures, WEARS)
             for name in dict.fromkeys(args.hr)
         ]
     else:
@@ -139,17 +130,17 @@ def cases_of(pictures: Pictures) -> Iterator[Case]:
 
 
 def costs_of(
-    workers: dict[str, Pool], lr: Pixels, repetitions: int
+    processes: Processes, lr: Pixels, repetitions: int
 ) -> dict[str, dict[str, float | list[float]]]:
-    """Method -> seconds_per_megapixel of each repetition, peak_mib."""
-    megapixels = lr.shape[0] * lr.shape[1] * SCALE**2 / 1e6
-    seconds: dict[str, list[float]] = {name: [] for name in workers}
+    """Method -> seconds_per_megapixel of each repetition, peak_mib; of those that came to the end."""
+    megapixels = pixels_of(lr) * SCALE**2 / 1e6
+    seconds: dict[str, list[float]] = {name: [] for name in processes}
     for _ in range(repetitions):
-        for name, pool in workers.items():
-            seconds[name].append(pool.apply(run, (name, lr))[1] / megapixels)
+        for name, (_, passed) in in_turns(processes, run, lr).items():
+            seconds[name].append(passed / megapixels)
     return {
-        name: {"seconds_per_megapixel": seconds[name], **pool.apply(memory, (name,))}
-        for name, pool in workers.items()
+        name: {"seconds_per_megapixel": seconds[name], **peak}
+        for name, peak in in_turns(processes, memory).items()
     }
 
 

@@ -45,6 +45,8 @@ def collect(rows: list[Row]) -> dict[str, dict[str, Curve]]:
             figures = {"seconds": metrics["seconds"]}
         else:
             continue
+        if settings.get("dtype", "fp32") != "fp32":
+            name = f"{name}, {settings['dtype']}"
         for figure, value in figures.items():
             curve = found.setdefault(name, {}).setdefault(figure, {})
             curve[settings["steps"]] = value

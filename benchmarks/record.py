@@ -141,6 +141,7 @@ VECTORS = {
     "sve": "SVE",
     "bf16": "BF16",
 }
+LACKED_DTYPE = ("steps-quality", "wear")  # whose first rows do not hold it
 Row = dict[str, Any]
 
 
@@ -257,15 +258,23 @@ def read(path: Path) -> list[Row]:
         ) from None
     for number, line in enumerate(lines, 1):
         try:
-            row = json.loads(line)
+            row: Any = json.loads(line)
         except ValueError:
             row = None
         if wrong := faults(row):
             raise UserError(
                 f"{path}, line {number}: {wrong[0]}; give a file that --json has written."
             )
-        rows.append(row)
+        rows.append(_with_dtype(row))
     return rows
+
+
+def _with_dtype(row: Row) -> Row:
+    """Of a row of LACKED_DTYPE that does not name its own: fp32 on a CPU, as was so then, else ""."""
+    if row["benchmark"] in LACKED_DTYPE:
+        then = "fp32" if row["machine"]["gpu"] is None else ""
+        row["settings"] = {"dtype": then, **row["settings"]}
+    return row
 
 
 def faults(row: object) -> list[str]:

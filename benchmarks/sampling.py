@@ -10,14 +10,12 @@ import statistics
 import time
 
 import numpy as np
-import torch
 
+from ldm_dream.dtypes import name_of
 from ldm_dream.upscaling.upscaler import Upscaler
 
 from .record import Measured
 from .tables import finish
-
-DTYPES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 
 
 def main(args: argparse.Namespace) -> None:
@@ -45,7 +43,7 @@ def main(args: argparse.Namespace) -> None:
     for setting in settings:
         size, steps, tile, batch_size = setting
         median = statistics.median(seconds[setting])
-        asked = {"size": size, "dtype": DTYPES[upscaler.dtype], "compile": args.compile}
+        asked = {"size": size, "dtype": name_of(upscaler.dtype), "compile": args.compile}
         asked |= {"steps": steps, "tile": tile, "batch_size": batch_size}
         pixels = (len(pictures[size]) * upscaler.scale) ** 2
         metrics = {"seconds": median, "megapixels_per_second": pixels / median / 1e6}

@@ -7,6 +7,7 @@ from __future__ import annotations
 from ldm_dream.config.data import DataConfig
 from ldm_dream.data.images import from_tensor
 from ldm_dream.data.validation import validation_pairs
+from ldm_dream.dtypes import name_of
 from ldm_dream.scoring.evaluation import PROTOCOL, bicubic
 from ldm_dream.scoring.metrics import lpips_or_reason, scores
 from ldm_dream.scoring.report import means
@@ -36,10 +37,12 @@ def main(args) -> None:
                 sr = upscaler(lr, scale=scale, steps=steps, seed=0, color_fix=args.color_fix)
                 figures = scores(sr, hr, scale, lpips)
                 scored.append({"method": (name, steps), "picture": picture, **figures})
+    dtypes = {name: name_of(upscaler.dtype) for name, upscaler in upscalers.items()}
     rows = []
     for (name, steps), metrics in means(scored).items():
         asked = {"pictures": args.hr, "crop": args.crop, "color_fix": args.color_fix}
+        asked |= {"steps": steps, "dtype": dtypes.get(name, "fp32")}
         variant = f"{steps} steps" if steps else name
-        rows.append(Measured(name, variant, {**asked, "steps": steps}, metrics))
+        rows.append(Measured(name, variant, asked, metrics))
     print(f"{len(pictures)} pictures; {PROTOCOL.format(scale=scale)}")
     finish(args, "steps-quality", rows)

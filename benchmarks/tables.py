@@ -12,10 +12,11 @@ import statistics
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
-from .peers_table import peers
+from .peers_table import differences, peers
 from .record import Measured, Row, append, complete
 
 OFFICIAL = ("official fp32", "official bf16", "official compiled")  # recipes beside ours
+NOTHING = "No rows yet."  # in place of a table
 QUALITY_DIGITS = {"psnr_y": 3, "ssim_y": 4, "lpips": 4}
 
 
@@ -32,12 +33,12 @@ class Table(NamedTuple):
 
 
 def finish(args: argparse.Namespace, benchmark: str, measured: list[Measured]) -> None:
-    """What a benchmark does with what it has measured: its tables printed, its rows appended."""
+    """What a benchmark does with what it has measured: its rows appended, its tables printed."""
     rows = complete(args, benchmark, measured)
-    for name, table in TABLES.items():
-        if table.benchmark == benchmark and any(map(table.wanted, rows)):
-            print(f"\n{text(name, rows)}")
     append(args.json, rows)
+    for name, table in TABLES.items():
+        if table.benchmark == benchmark and not (found := text(name, rows)).endswith(NOTHING):
+            print(f"\n{found}")
 
 
 def text(name: str, rows: list[Row]) -> str:
@@ -49,10 +50,12 @@ def text(name: str, rows: list[Row]) -> str:
     parts = [table.about]
     for where, found in sorted(places.items(), key=lambda item: item[1][-1]["date"], reverse=True):
         head, *lines = table.lines(found)
+        if not lines:
+            continue
         commands = dict.fromkeys(row["command"] for row in found if row["command"])
         again = "\n".join(["```bash", *commands, "```"])
         parts += [where, grid(head, lines), *([again] if commands else [])]
-    return "\n\n".join(parts if places else [*parts, "No rows yet."])
+    return "\n\n".join(parts if len(parts) > 1 else [*parts, NOTHING])
 
 
 def newest(rows: Iterable[Row], runs: bool) -> list[Row]:
@@ -231,10 +234,11 @@ def cropped(row: Row) -> str:
 
 
 def steps_quality(rows: list[Row]) -> list[list[str]]:
-    lines = [["model", "steps", "PSNR-Y", "SSIM-Y", "LPIPS"]]
+    lines = [["model", "dtype", "steps", "PSNR-Y", "SSIM-Y", "LPIPS"]]
     for row in rows:
         figures = [number(row["metrics"], name, n) for name, n in QUALITY_DIGITS.items()]
-        lines.append([f"`{row['subject']}`", str(row["settings"]["steps"] or ""), *figures])
+        steps = str(row["settings"]["steps"] or "")
+        lines.append([f"`{row['subject']}`", row["settings"]["dtype"], steps, *figures])
     return lines
 
 
@@ -246,7 +250,7 @@ def worn(row: Row) -> str:
 def wear(rows: list[Row]) -> list[list[str]]:
     prefix = "psnr_y/"
     wears = [name.removeprefix(prefix) for name in rows[0]["metrics"] if name.startswith(prefix)]
-    lines = [["model", "steps", "colour fix", *wears]]
+    lines = [["model", "dtype", "steps", "colour fix", *wears]]
     for row in rows:
         metrics, asked_for = row["metrics"], row["settings"]
         cells = [
@@ -255,7 +259,8 @@ def wear(rows: list[Row]) -> list[list[str]]:
         ]
         default = "" if row["subject"] == "bicubic" else "the model's"
         steps = str(asked_for["steps"] or default)
-        lines.append([f"`{row['subject']}`", steps, asked_for["color_fix"], *cells])
+        about = [asked_for["dtype"], steps, asked_for["color_fix"]]
+        lines.append([f"`{row['subject']}`", *about, *cells])
     return lines
 
 
@@ -376,6 +381,12 @@ TABLES = {
         peers,
         "Published networks and ours on the same pictures (`benchmarks/peers.py`): means over the "
         "pictures, medians of seconds; memory beyond that of the bare process.",
+    ),
+    "peers-difference": Table(
+        "peers",
+        differences,
+        "Ours minus the best peer in each score: the mean over the pictures, and what a paired "
+        "bootstrap leaves of it. An interval that holds 0 shows no difference.",
     ),
     "autoencoder": Table("autoencoder", autoencoder, "Reconstruction by the autoencoder alone."),
     "systems": Table(

@@ -21,12 +21,14 @@ from ldm_dream.data.blur import gaussian_kernel
 from ldm_dream.data.images import from_tensor
 from ldm_dream.data.resize import upsample
 from ldm_dream.data.validation import validation_pairs
+from ldm_dream.dtypes import name_of
 from ldm_dream.scoring.evaluation import PROTOCOL, bicubic
 from ldm_dream.scoring.metrics import lpips_distance, lpips_or_reason, psnr
 from ldm_dream.scoring.report import means
 from ldm_dream.upscaling.pictures import COLOR_FIXES
 from ldm_dream.upscaling.upscaler import Upscaler
 
+from .choices import WEARS
 from .record import Measured
 from .tables import finish
 
@@ -63,7 +65,7 @@ def camera(size: Size, random: np.random.Generator) -> list[Step]:
     return [Resize(size, "matlab_bicubic", kernel), noise, Compress("jpeg", quality)]
 
 
-WEARS: dict[str, Wear] = {w.__name__: w for w in (clean, jpeg75, web40, camera)}
+PLANS: dict[str, Wear] = {w.__name__: w for w in (clean, jpeg75, web40, camera)}
 
 
 def worn(hr: Tensor, scale: int, number: int) -> dict[str, Tensor]:
@@ -72,8 +74,8 @@ def worn(hr: Tensor, scale: int, number: int) -> dict[str, Tensor]:
     """
     size = hr.shape[-2] // scale, hr.shape[-1] // scale
     plans = [
-        Plan(tuple(wear(size, np.random.default_rng((number, i)))), number)
-        for i, wear in enumerate(WEARS.values())
+        Plan(tuple(PLANS[wear](size, np.random.default_rng((number, i)))), number)
+        for i, wear in enumerate(WEARS)
     ]
     made = degrade_as_planned((hr.expand(len(plans), -1, -1, -1) + 1) / 2, plans)
     return {name: lr[None] * 2 - 1 for name, lr in zip(WEARS, made)}
@@ -96,10 +98,11 @@ def main(args) -> None:
                 if lpips is not None:
                     figures[f"lpips/{wear}"] = lpips_distance(lpips, sr, truth)
         scored += [{"method": m, "picture": picture, **figures} for m, figures in found.items()]
+    dtypes = {name: name_of(upscaler.dtype) for name, upscaler in upscalers.items()}
     rows = []
     for (name, steps, fix), metrics in means(scored).items():
         asked = {"pictures": args.hr, "count": len(pairs), "crop": args.crop}
-        asked |= {"steps": steps, "color_fix": fix}
+        asked |= {"steps": steps, "color_fix": fix, "dtype": dtypes.get(name, "fp32")}
         rows.append(Measured(name, f"{steps or 'default'} steps, {fix}", asked, metrics))
     print(f"{len(pairs)} pictures; {PROTOCOL.format(scale=scale)}")
     finish(args, "wear", rows)

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from benchmarks import data, data_wait, record, table
-from benchmarks.__main__ import DATA_KINDS, build_parser
+from benchmarks.__main__ import build_parser
 from benchmarks.all import COMMANDS
 from benchmarks.all import main as everything
 from benchmarks.kernel_cases import CASES
@@ -79,6 +79,17 @@ def test_a_file_with_a_broken_row_is_refused_with_its_line(tmp_path):
     path.write_text(json.dumps(row(metrics={"seconds": 1.0})) + '\n{"benchmark": "sampling"}\n')
     with pytest.raises(UserError, match="line 2: row lacks"):
         record.read(path)
+
+
+def test_a_row_in_another_dtype_replaces_none(tmp_path):
+    old = row("steps-quality", settings={"steps": 1}, metrics={"psnr_y": 1.0})
+    rows = [old, *(old | {"settings": {"steps": 1, "dtype": x}} for x in ("bf16", "fp32"))]
+    rows = [{**x, "date": f"2026-01-0{day}T00:00:00Z"} for day, x in enumerate(rows, 1)]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(x) + "\n" for x in rows))
+    kept = newest(record.read(path), runs=False)
+    assert [x["settings"]["dtype"] for x in kept] == ["bf16", "fp32"], "the first was fp32 too"
+    assert [*collect(kept)] == ["m, bf16", "m"]
 
 
 @pytest.fixture
@@ -168,7 +179,7 @@ def test_a_typed_figure_is_found_and_written_over(tmp_path, monkeypatch, capsys)
     monkeypatch.setattr(table, "ROOT", tmp_path)
     monkeypatch.setattr(table, "RESULTS", tmp_path)
     monkeypatch.setattr(table, "DOCUMENTS", ("README.md", "not-there.md"))
-    settings = {"pictures": ["hr"], "crop": 64, "color_fix": "none", "steps": 4}
+    settings = {"pictures": ["hr"], "crop": 64, "color_fix": "none", "steps": 4, "dtype": "fp32"}
     kept = row("steps-quality", "m", settings=settings, metrics={"psnr_y": 24.8126})
     (tmp_path / "steps-quality.jsonl").write_text(json.dumps(kept) + "\n")
     document = tmp_path / "README.md"
@@ -278,6 +289,7 @@ def test_wears_are_the_same_at_each_call_and_worse_than_clean():
 def test_the_table_of_wear_has_a_column_for_each_wear():
     metrics = {f"psnr_y/{w}": 20.0 + i for i, w in enumerate(WEARS)} | {"lpips/web40": 0.5}
     settings = {"pictures": ["hr"], "count": 2, "crop": 64, "steps": None, "color_fix": "none"}
+    settings["dtype"] = "fp32"
     rows = [row("wear", "m", settings=settings, metrics=metrics)]
     assert not record.faults(rows[0])
     found = text("wear", rows)
@@ -358,10 +370,9 @@ def test_loading_is_measured_for_each_kind_of_pictures(tmp_path, monkeypatch):
         "1",
     ]
     args = build_parser().parse_args(words)
-    assert {*data.KINDS} == {*DATA_KINDS}
     for name in ("ffhq-128", "blind"):
-        kind = data.KINDS[name]._replace(size=(72, 80), patch=32, scale=4)
-        monkeypatch.setitem(data.KINDS, name, kind)
+        kind = data.DATA_KINDS[name]._replace(size=(72, 80), patch=32, scale=4)
+        monkeypatch.setitem(data.DATA_KINDS, name, kind)
         (tmp_path / name).mkdir()
         source = data.make(tmp_path / name, kind, args.pictures)
         for workers in args.workers[: 1 if kind.is_blind else 2]:
@@ -372,8 +383,8 @@ def test_loading_is_measured_for_each_kind_of_pictures(tmp_path, monkeypatch):
 
 
 def test_waiting_for_data_is_measured_in_turns(monkeypatch, capsys):
-    small = data.KINDS["div2k"]._replace(size=(72, 80))
-    monkeypatch.setitem(data.KINDS, "div2k", small)
+    small = data.DATA_KINDS["div2k"]._replace(size=(72, 80))
+    monkeypatch.setitem(data.DATA_KINDS, "div2k", small)
     words = ["data-wait", "--workers", "0", "--pictures", "2", "--steps", "1", "--repetitions", "1"]
     words += ["--set", "network.model_channels=16", "network.channel_mult=[1]", "data.patch=32"]
     words += ["network.image_size=32", "train.batch_size=2", "train.precision=fp32"]

@@ -1,8 +1,12 @@
 """The table of published networks beside ours: a run, what is left out, and the networks themselves."""
 
+import multiprocessing
+import os
+import signal
 import sys
 from argparse import Namespace
-from multiprocessing.pool import ThreadPool
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from types import ModuleType
 
 import numpy as np
@@ -10,14 +14,15 @@ import pytest
 import torch
 from PIL import Image
 
-from benchmarks import ncnn_models, peer_scores, peers, record
-from benchmarks.__main__ import PEERS, build_parser
-from benchmarks.__main__ import WEARS as CHOICES
+from benchmarks import ncnn_models, peer_methods, peer_scores, peers, record
+from benchmarks.__main__ import build_parser
+from benchmarks.choices import METHODS, WEARS
 from benchmarks.peer_methods import SCALE, _pixels
 from benchmarks.peer_methods import peers as known_peers
 from benchmarks.peer_networks import FastSrgan, Imdn
+from benchmarks.peer_processes import in_turns
 from benchmarks.tables import text
-from benchmarks.wear import WEARS
+from benchmarks.wear import PLANS
 from ldm_dream.errors import UserError
 from ldm_dream.scoring.metrics import MetricError
 from ldm_dream.scoring.set_metrics import SetMetric
@@ -26,7 +31,7 @@ from ldm_dream.scoring.set_metrics import SetMetric
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     """Two pictures, one of no multiple of four; methods run in threads of this process."""
-    monkeypatch.setattr(peers, "process", lambda: ThreadPool(1))
+    monkeypatch.setattr(peers, "process", lambda: ThreadPoolExecutor(1))
     threads = torch.get_num_threads()
     (tmp_path / "hr").mkdir()
     y, x = np.mgrid[:66, :81]
@@ -54,6 +59,7 @@ def test_a_run_gives_a_row_for_each_method_and_wear(folder, capsys):
         (method, wear) for wear in ("clean", "web40") for method in methods
     ]
     assert all(len(row["metrics"]["psnr_y"]) == row["settings"]["count"] == 2 for row in rows)
+    assert {row["settings"]["dtype"] for row in rows} <= {"fp32", "bf16"}
     assert all(len(row["metrics"]["seconds_per_megapixel"]) == 2 for row in rows)
     means = [np.mean(row["metrics"]["psnr_y"]) for row in rows]
     assert means[0] > means[2], "clean pictures come back better"
@@ -65,6 +71,45 @@ def test_a_run_gives_a_row_for_each_method_and_wear(folder, capsys):
 def test_without_any_method_it_says_so(folder):
     with pytest.raises(UserError, match="no method is left"):
         run(folder, "--peers", "imdn", "--weights", str(folder), "--wear", "clean")
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (BrokenProcessPool("gone"), "its process was killed"),
+        (UserError("ncnn failed."), "ncnn failed."),
+        (RuntimeError("no memory"), "RuntimeError: no memory"),
+    ],
+)
+def test_a_method_that_fails_midway_costs_only_its_own_rows(
+    folder, error, said, capsys, monkeypatch
+):
+    calls = []
+
+    def once(lr):
+        calls.append(lr)
+        if len(calls) > 1:
+            raise error
+        return peer_methods.bicubic(lr, SCALE)
+
+    fails = peer_methods.Method("fails", lambda threads: peer_methods.Loaded(once, "fp32"))
+    monkeypatch.setattr(peers, "peers", lambda _: known_peers(folder) | {"span": fails})
+    rows = run(folder, "--peers", "span", "bicubic", "--wear", "clean")
+    assert [row["subject"] for row in rows] == ["bicubic"] and len(calls) == 2
+    assert f"without fails: {said}" in capsys.readouterr().out
+
+
+def die(name: str) -> None:
+    if name == "dies":
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_process_that_is_killed_is_left_out(capsys):
+    fork = multiprocessing.get_context("fork")  # spawn would import torch again
+    with ProcessPoolExecutor(1, mp_context=fork) as dies, ThreadPoolExecutor(1) as lives:
+        processes = {"dies": dies, "lives": lives}
+        assert in_turns(processes, die) == {"lives": None} and [*processes] == ["lives"]
+    assert "without dies: its process was killed" in capsys.readouterr().out
 
 
 def test_steps_are_of_our_models(folder):
@@ -81,15 +126,22 @@ def test_without_pictures_it_says_so(folder, monkeypatch):
 
 
 def test_the_choices_are_what_there_is(tmp_path):
-    assert tuple(known_peers(tmp_path)) == PEERS
-    assert tuple(WEARS) == CHOICES
+    assert tuple(known_peers(tmp_path)) == METHODS
+    assert tuple(PLANS) == WEARS
 
 
 @pytest.mark.parametrize("package", ["not_there_ncnn_py", "json.tool"])
 def test_a_missing_package_is_one_sentence(package, monkeypatch):
     monkeypatch.setitem(sys.modules, "ncnn", ModuleType("ncnn"))
-    with pytest.raises(UserError, match=r"is not here; .*ldm_dream\[rivals\]"):
+    with pytest.raises(UserError, match=r"is not here; .*ldm_dream\[bench\]"):
         ncnn_models.load(package, "models/none", 1)
+
+
+def test_a_wheel_that_a_python_lacks_is_said(monkeypatch):
+    monkeypatch.setitem(sys.modules, "ncnn", ModuleType("ncnn"))
+    monkeypatch.setattr(ncnn_models, "NEWEST", {"not_there_ncnn_py": (3, 9)})
+    with pytest.raises(UserError, match="no wheel for a Python newer than 3.9; use Python 3.9"):
+        ncnn_models.load("not_there_ncnn_py", "models/none", 1)
 
 
 @pytest.mark.parametrize(("kind", "tensors"), [(Imdn, 92), (FastSrgan, 36)])
@@ -138,9 +190,9 @@ def test_planes_become_pixels():
     assert _pixels(planes).tolist() == [[[0, 128, 255]]]
 
 
-def test_scores_that_only_some_rows_have_are_columns_too():
+def about(**settings) -> record.Row:
     machine = {"cpu": "a CPU", "vectors": None, "threads": 2, "gpu": None}
-    about = {
+    return {
         "benchmark": "peers",
         "command": None,
         "commit": "abc1234",
@@ -148,17 +200,40 @@ def test_scores_that_only_some_rows_have_are_columns_too():
         "date": "2026-01-01T00:00:00Z",
         "machine": {**machine, "torch": "2.14", "python": None},
         "variant": "Set5, clean",
-        "settings": {"pictures": "Set5", "count": 2},
+        "settings": {"pictures": "Set5", "count": 2, "dtype": None, **settings},
     }
+
+
+def cells(table: str) -> list[list[str]]:
+    return [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()]
+
+
+def test_scores_that_only_some_rows_have_are_columns_too():
     some, more = {"psnr_y": [20.0, 30.0]}, {"psnr_y": [30.0, 31.0], "lpips": [0.1, 0.3]}
     costs = {"seconds_per_megapixel": [3.0, 1.0, 2.0], "peak_mib": 12.4}
     rows = [
-        {**about, "subject": name, "metrics": m | costs} for name, m in (("a", some), ("b", more))
+        {**about(), "subject": name, "metrics": m | costs} for name, m in (("a", some), ("b", more))
     ]
     assert not any(map(record.faults, rows))
-    lines = [
-        [cell.strip() for cell in line.split("|")[1:-1]]
-        for line in text("peers", rows).splitlines()
+    lines = cells(text("peers", rows))
+    assert ["2 of Set5, clean", "a", "", "25.000", "", "2.000", "12"] in lines
+    assert ["2 of Set5, clean", "b", "", "30.500", "0.200", "2.000", "12"] in lines
+    assert text("peers-difference", rows).endswith("No rows yet.")
+
+
+def test_ours_is_set_against_the_best_peer_of_each_score():
+    costs = {"seconds_per_megapixel": [3.0, 1.0], "peak_mib": 12.4}
+    scores = {
+        "sharp": {"psnr_y": [20.0, 22.0], "lpips": [0.1, 0.2]},
+        "smooth": {"psnr_y": [30.0, 32.0], "lpips": [0.5, 0.6]},
+    }
+    rows = [{**about(), "subject": name, "metrics": m | costs} for name, m in scores.items()]
+    elsewhere = {**about(), "variant": "Set5, web40", "subject": "elsewhere"}
+    rows.append({**elsewhere, "metrics": {"psnr_y": [50.0, 50.0]}})
+    ours = {"psnr_y": [31.0, 32.0], "lpips": [0.15, 0.25], "niqe": [4.0, 5.0]} | costs
+    rows.append({**about(model="m", steps=1), "subject": "m, 1 steps", "metrics": ours})
+    where = ["2 of Set5, clean", "m, 1 steps"]
+    assert cells(text("peers-difference", rows))[-2:] == [
+        [*where, "PSNR-Y", "smooth", "+0.500", "+0.000 to +1.000"],
+        [*where, "LPIPS", "sharp", "+0.050", "+0.050 to +0.050"],
     ]
-    assert ["2 of Set5, clean", "a", "25.000", "", "2.000", "12"] in lines
-    assert ["2 of Set5, clean", "b", "30.500", "0.200", "2.000", "12"] in lines
