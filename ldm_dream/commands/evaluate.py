@@ -84,8 +84,11 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def refuse_ignored(args: argparse.Namespace) -> None:
-    names = ("steps", "color_fix", "dtype") if args.sr else ("suffix",)
-    given = [f"--{name.replace('_', '-')}" for name in names if getattr(args, name) is not None]
+    given = [
+        f"--{name.replace('_', '-')}"
+        for name in (("steps", "color_fix", "dtype") if args.sr else ("suffix",))
+        if getattr(args, name) is not None
+    ]
     if given:
         there = "with --sr, where no model runs" if args.sr else "without --sr"
         raise UserError(f"{' and '.join(given)}: has no effect {there}; leave it out.")

@@ -28,7 +28,7 @@ COMMANDS = {
     ),
     "evaluate": Command(
         "evaluate",
-        "Score results or a model against HR pictures: PSNR, SSIM, LPIPS, consistency and FID.",
+        "Score results or a model against HR pictures: PSNR, SSIM, LPIPS, NIQE, FID and more.",
     ),
     "plot": Command(
         "plot",

@@ -107,8 +107,10 @@ def auto_dtype(model: PeerModel, device: torch.device) -> torch.dtype:
     """Where the network supports it: the fastest of a CPU; elsewhere fp16, which rounds less, or bf16.
     Else fp32.
     """
-    on_cpu = (DTYPES[fastest(device)],)
-    wanted = on_cpu if device.type == "cpu" else (torch.float16, torch.bfloat16)
+    if device.type == "cpu":
+        wanted = (DTYPES[fastest(device)],)
+    else:
+        wanted = (torch.float16, torch.bfloat16)
     return next((dtype for dtype in wanted if _supports(model, dtype)), torch.float32)
 
 

@@ -105,6 +105,7 @@ def test_a_model_is_scored_at_its_scale_without_colour_fix_under_legacy(
 
     class Stand:
         scale, engine = 2, SimpleNamespace(color_fix="wavelet")
+        dtype, device = torch.float32, "cpu"
 
         def __call__(self, lr, scale, steps, color_fix):
             calls.append((scale, steps, color_fix))

@@ -118,7 +118,7 @@ def test_the_tool_says_a_mistake_in_one_sentence(tmp_path, tool):
     broken, strange = tmp_path / "x.pth", tmp_path / "I10_E1_gen.pth"
     broken.write_bytes(b"hello")
     torch.save(published(SYSTEMS["sr3"]) | {"betas": COSINE.float()}, strange)
-    for path, text in ((broken, "truncated"), (strange, "linear neither")):
+    for path, text in ((broken, "no file of weights"), (strange, "linear neither")):
         status, said, errors = tool(path, "-o", tmp_path / "model")
         assert (status, said, errors.count("\n")) == (2, "", 1) and text in errors
         assert not (tmp_path / "model").exists()

@@ -5,7 +5,6 @@ import os
 import pty
 import re
 import resource
-import runpy
 import signal
 import subprocess
 import sys
@@ -15,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ldm_dream.commands.upscale import build_parser
+from ldm_dream.commands.upscale import build_parser, main
 from ldm_dream.data.images import Image, read_image, write_image
 from ldm_dream.errors import UserError
 from ldm_dream.upscaling import forecast, progress
@@ -53,9 +52,8 @@ def upscale(monkeypatch, capsys):
     monkeypatch.setattr(progress, "LONG", 3600.0)
 
     def run(*args) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", [str(TOOL), *map(str, args)])
         with pytest.raises(SystemExit) as stop:
-            runpy.run_path(str(TOOL), run_name="__main__")
+            main([*map(str, args)])
         return stop.value.code, *capsys.readouterr()
 
     return run
@@ -263,7 +261,7 @@ def asked(monkeypatch):
     [
         ("--fp32 -g 1", {"device": "cuda:1", "dtype": "fp32"}),
         ("--gpu-id -1", {"device": "cpu"}),
-        ("--gpu_id=0 --model_path x", {"device": "cuda:0", "model": "x"}),
+        ("--gpu_id=0 --model_path hf:o/x", {"device": "cuda:0", "model": "hf:o/x"}),
         ("--tile 0 --tile_pad 10 --suffix out --ext png", {}),
         ("-f png", {}),
     ],
