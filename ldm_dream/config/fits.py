@@ -12,7 +12,6 @@ from ldm_dream.config.model import AutoencoderConfig
 
 MOST_PIXELS = 2**31  # of HR in one step on one device: 24 GB as float32
 MOST_CACHE = 2**40  # bytes of cached latents
-LEAST_CRITIC = 24  # pixels a side that the PatchGAN can judge
 UNIT = 8  # LR pixels, of which a validation picture has a whole number a side
 
 
@@ -61,15 +60,31 @@ def cache(run: Any) -> None:
 
 
 def autoencoder(run: Any) -> None:
-    """An autoencoder is trained from its own knobs, on patches that its critic can judge."""
+    """An autoencoder is trained from its own knobs."""
     if run.autoencoder.pretrained:
         raise ValueError(
             "autoencoder.pretrained has no effect where the autoencoder is trained; "
             "set train.init_from to begin from its weights"
         )
-    if run.loss.adversarial and run.data.patch < LEAST_CRITIC:
+    critic(run)
+
+
+def critic(run: Any) -> None:
+    """The PatchGAN has patches that it can judge, beside terms by which it is weighed."""
+    loss = run.loss
+    if not loss.adversarial:
+        return
+    least = 3 * 2**loss.discriminator_layers
+    if run.data.patch < least:
         raise ValueError(
-            f"data.patch={run.data.patch} is too small for loss.adversarial, whose PatchGAN wants {LEAST_CRITIC}"
+            f"data.patch={run.data.patch} is too small for loss.adversarial, whose PatchGAN of "
+            f"{loss.discriminator_layers} layers wants {least}"
+        )
+    weighed = ("pixel", "lpips") if run.task == "diffusion" else ("l1", "lpips")
+    if not any(getattr(loss, name) for name in weighed):
+        raise ValueError(
+            f"loss.adversarial is weighed against loss.{weighed[0]} and loss.lpips, which are both 0; "
+            "set one of them"
         )
 
 

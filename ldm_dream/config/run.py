@@ -30,9 +30,38 @@ from ldm_dream.config.train import TrainConfig
 # -------------------------------------------------------------------------------- how it is trained
 
 
-class DiffusionLossConfig(Dream):
-    """DREAM's loss (arXiv 2312.00210), and two terms on the decoded picture."""
+class AdversarialConfig(Strict):
+    """A hinge PatchGAN that judges the pictures (VQGAN, arXiv 2012.09841, Sec. 3.1)."""
 
+    adversarial: float = Field(
+        default=0.0,
+        ge=0,
+        description="Factor on the adaptive weight of the hinge PatchGAN; 0: no discriminator.",
+    )
+    adversarial_start: int = Field(
+        default=0, ge=0, description="Step from which the discriminator is trained and counts."
+    )
+    discriminator_channels: int = Field(
+        default=64, ge=1, le=1024, description="Channels of the PatchGAN's first layer."
+    )
+    discriminator_layers: int = Field(
+        default=3,
+        ge=1,
+        le=5,
+        description="Layers of the PatchGAN that halve the picture; with 3 it sees 70 x 70 pixels.",
+    )
+
+
+class DiffusionLossConfig(AdversarialConfig, Dream):
+    """DREAM's loss (arXiv 2312.00210), and terms on the decoded picture."""
+
+    sampler_share: float = Field(
+        default=0.0,
+        ge=0,
+        le=1,
+        description="Share of a batch, its first samples, whose step is one that `sampler` visits; "
+        "those of the others are drawn from all.",
+    )
     pixel: float = Field(
         default=0.0, ge=0, description="Weight of L1 between the decoded estimate of z0 and HR."
     )
@@ -43,11 +72,14 @@ class DiffusionLossConfig(Dream):
         "lpips_weights.",
     )
     decode_samples: int = Field(
-        default=4, ge=1, description="Samples of a batch that are decoded for `pixel` and `lpips`."
+        default=4,
+        ge=1,
+        description="Samples of a batch, its first ones, that are decoded for `pixel`, `lpips` and "
+        "`adversarial`.",
     )
 
 
-class AutoencoderLossConfig(Strict):
+class AutoencoderLossConfig(AdversarialConfig):
     """Loss of a VQGAN (arXiv 2012.09841, Sec. 3.1): L1, LPIPS, codebook, and a hinge PatchGAN."""
 
     l1: float = Field(
@@ -81,14 +113,6 @@ class AutoencoderLossConfig(Strict):
         ge=0,
         description="Weight of the mean square between the latents of both; above 0 with a teacher "
         "only.",
-    )
-    adversarial: float = Field(
-        default=0.0,
-        ge=0,
-        description="Factor on the adaptive weight of the hinge PatchGAN; 0: no discriminator.",
-    )
-    adversarial_start: int = Field(
-        default=0, ge=0, description="Step from which the discriminator is trained and counts."
     )
     revive_after: int = Field(
         default=200,
@@ -235,6 +259,7 @@ class DiffusionRun(Strict):
     def _parts_fit(self):
         fits.patches(self)
         fits.condition(self)
+        fits.critic(self)
         fits.cache(self)
         if not self.autoencoder.pretrained:
             fits.latent(self, self.autoencoder)

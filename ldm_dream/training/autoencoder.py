@@ -1,8 +1,6 @@
-"""What an autoencoder run minimises: L1, LPIPS and the codebook's losses, and a hinge PatchGAN."""
+"""What an autoencoder run minimises: L1, LPIPS and the codebook's losses, and a critic's."""
 
 from __future__ import annotations
-
-from collections import deque
 
 import torch
 import torch.nn.functional as F
@@ -15,9 +13,8 @@ from ldm_dream.errors import UserError
 from ldm_dream.networks.autoencoders import build_autoencoder
 from ldm_dream.networks.vqgan import VQGAN, Quantized
 from ldm_dream.training import distributed
+from ldm_dream.training.critic import Critic
 from ldm_dream.training.objective import Part
-
-UP = 2.0**12  # keeps gradients above 0 in half precision; a power of 2 changes no other digit
 
 
 class AutoencoderObjective:
@@ -40,7 +37,7 @@ class AutoencoderObjective:
         if teacher is not None:
             self.model.quantize.load_state_dict(teacher.quantize.state_dict())
         self.call: nn.Module = self.model  # as it is called in training
-        self.critic = Critic() if cfg.adversarial else None
+        self.critic = Critic(cfg) if cfg.adversarial else None
         # a codebook that was trained is kept
         is_trained = teacher is not None or run.train.init_from is not None
         self.usage = CodeUsage(run.autoencoder.n_embed, is_trained)
@@ -49,12 +46,8 @@ class AutoencoderObjective:
             Part("autoencoder", list(self.model.parameters()), self.loss, lambda: self.call)
         ]
         if self.critic is not None:
-            discriminator, start = self.critic.discriminator, cfg.adversarial_start
-            self.trained["discriminator"] = discriminator
-            critic, parameters = self.critic, list(discriminator.parameters())
-            self.parts.append(
-                Part("discriminator", parameters, critic.loss, lambda: critic.call, start)
-            )
+            self.trained["discriminator"] = self.critic.discriminator
+            self.parts.append(self.critic.part)
 
     def share_gradients(self) -> None:
         # the codebook is unused before it begins
@@ -89,12 +82,9 @@ class AutoencoderObjective:
             logged["quantization"] = quantized.commitment_loss
             self.usage.note(quantized, x)
         if self.critic is not None and step >= cfg.adversarial_start:
-            adversarial = self.critic.adversarial(x, fake)
-            total = (
-                total
-                + cfg.adversarial * self._adaptive_weight(reconstruction, adversarial) * adversarial
-            )
-            logged["adversarial"] = adversarial
+            last = self.model.decoder.conv_out.weight
+            weight, logged["adversarial"] = self.critic.term(x, fake, reconstruction, last)
+            total = total + weight * logged["adversarial"]
         return total, logged
 
     @torch.no_grad()
@@ -102,15 +92,6 @@ class AutoencoderObjective:
         """The teacher's latents, unscaled as the model's own."""
         assert self.teacher is not None
         return self.teacher.encode(x).float() / self.teacher.latent_scale
-
-    def _adaptive_weight(self, reconstruction: Tensor, adversarial: Tensor) -> Tensor:
-        """|d reconstruction / d w| / |d adversarial / d w| at the decoder's last layer (Eq. 7)."""
-        last = self.model.decoder.conv_out.weight
-        wanted, given = (
-            torch.autograd.grad(x * UP, last, retain_graph=True)[0].norm() / UP
-            for x in (reconstruction, adversarial)
-        )
-        return (wanted / (given + 1e-4)).clamp(0, 1e4).detach()
 
     def begins(self, step: int) -> str | None:
         cfg, found = self.run.loss, []
@@ -125,33 +106,6 @@ class AutoencoderObjective:
 
     def evaluate(self, hr: Tensor, lr: Tensor, generators: list[torch.Generator]) -> Tensor:
         return self.model(hr, bool(self.usage.initialised))[0]
-
-
-class Critic:
-    """The discriminator: what it says of a reconstruction, then its own step on the same one."""
-
-    def __init__(self):
-        self.discriminator = _patch_discriminator()
-        self.call = self.discriminator  # as it is called in its own step
-        self._made: deque[tuple[Tensor, Tensor]] = deque()  # (real, fake) of this step
-
-    def share_gradients(self) -> None:
-        self.call = distributed.share_gradients(self.discriminator)
-
-    def adversarial(self, real: Tensor, fake: Tensor) -> Tensor:
-        """The autoencoder's loss; gives the discriminator's weights no gradient, and keeps the pair."""
-        self._made.append((real, fake.detach()))
-        return -self.discriminator.requires_grad_(False)(fake).float().mean()
-
-    def loss(
-        self, batch: Batch, step: int, generator: torch.Generator
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Hinge loss on the reconstruction that the autoencoder's part has just made of this batch."""
-        real, fake = self._made.popleft()
-        self.discriminator.requires_grad_(True)
-        on_real, on_fake = self.call(real).float(), self.call(fake).float()
-        hinge = 0.5 * (F.relu(1 - on_real).mean() + F.relu(1 + on_fake).mean())
-        return hinge, {"hinge": hinge.detach()}
 
 
 class CodeUsage(nn.Module):
@@ -214,17 +168,6 @@ class CodeUsage(nn.Module):
     def _random_rows(model: VQGAN, x: Tensor, count: int, generator: torch.Generator) -> Tensor:
         rows = model.quantize.rows(model.encode(x) / model.latent_scale)
         return rows[torch.randint(len(rows), (count,), generator=generator, device=rows.device)]
-
-
-def _patch_discriminator() -> nn.Module:
-    """taming-transformers' PatchGAN, used unchanged."""
-    try:
-        from taming.modules.discriminator.model import NLayerDiscriminator, weights_init
-    except ImportError:
-        raise UserError(
-            "loss.adversarial needs taming-transformers; install it with: pip install 'ldm_dream[train]'."
-        ) from None
-    return NLayerDiscriminator(input_nc=3, n_layers=3).apply(weights_init)
 
 
 SCALE_BATCHES = 16  # over which the standard deviation of latents is taken

@@ -1,5 +1,5 @@
 """What a diffusion run minimises: DREAM's loss (`loss.py`) in the autoencoder's latent space, and
-perceptual terms of the picture that its estimate decodes to.
+terms of the picture that its estimate decodes to: L1, LPIPS, a critic's.
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ from ldm_dream.loss import diffusion_loss
 from ldm_dream.networks import build_network
 from ldm_dream.networks.base import Autoencoder
 from ldm_dream.process import build_process
-from ldm_dream.sampler import Noise, gaussian, sample
+from ldm_dream.sampler import Noise, gaussian, plan, sample
 from ldm_dream.training import distributed
+from ldm_dream.training.critic import Critic
 from ldm_dream.training.objective import Part
 
 
@@ -41,10 +42,17 @@ class DiffusionObjective:
                 "name a file with AlexNet and LPIPS weights."
             )
         self.run, self.autoencoder, self.lpips = run, autoencoder, lpips
-        self.trained = self.model = build_network(run.network)
+        self.model = build_network(run.network)
         self.process = build_process(run.process)
         self.denoiser = Denoiser(self.model, self.process, run.condition, run.prediction)
+        self.visited = torch.tensor(plan(self.process, run.sampler))
+        self.trained: nn.Module = self.model
         self.parts = [Part("network", list(self.model.parameters()), self.loss, self._called)]
+        self.critic = Critic(run.loss) if run.loss.adversarial else None
+        if self.critic is not None:
+            judge = self.critic.discriminator
+            self.trained = nn.ModuleDict({"model": self.model, "discriminator": judge})
+            self.parts.append(self.critic.part)
 
     def _called(self) -> nn.Module:
         assert isinstance(self.denoiser.call, nn.Module)
@@ -52,21 +60,33 @@ class DiffusionObjective:
 
     def share_gradients(self) -> None:
         self.denoiser.call = distributed.share_gradients(self.model)
+        if self.critic is not None:
+            self.critic.share_gradients()
 
     def loss(
         self, batch: Batch, step: int, generator: torch.Generator
     ) -> tuple[Tensor, dict[str, Tensor]]:
         z0, z_lr = self.latents(batch)
-        t = self.process.draw(len(z0), on_host(generator))
+        t = self.steps(len(z0), on_host(generator))
         eps = torch.randn(z0.shape, generator=generator, device=z0.device)
         inputs = self.denoiser.prepare(batch.lr, z_lr)
         loss, z0_hat = diffusion_loss(self.denoiser, z0, inputs, t, eps, self.run.loss)
         total, logged = loss.mean(), {}
         logged["diffusion"] = total.detach()
-        for name, (weight, term) in self.picture_terms(batch.hr, z0_hat).items():
-            logged[name] = term
+        for name, (weight, term) in self.picture_terms(batch.hr, z0_hat, step).items():
+            logged[name] = term.detach()
             total = total + weight * term
         return total, logged
+
+    def steps(self, count: int, generator: torch.Generator) -> Tensor:
+        """Those to train on, [count]: the first ones by chance of those that the sampler visits, as
+        many as `sampler_share` says, the others as the process draws them.
+        """
+        t = self.process.draw(count, generator)
+        if first := round(self.run.loss.sampler_share * count):
+            chosen = torch.randint(len(self.visited), (first,), generator=generator)
+            t[:first] = self.visited[chosen]
+        return t
 
     @torch.no_grad()
     def latents(self, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -78,20 +98,28 @@ class DiffusionObjective:
         z0, z_lr = self.autoencoder.encode(pictures).float().chunk(2)
         return z0, z_lr
 
-    def picture_terms(self, hr: Tensor | None, z0_hat: Tensor) -> dict[str, tuple[float, Tensor]]:
+    def picture_terms(
+        self, hr: Tensor | None, z0_hat: Tensor, step: int
+    ) -> dict[str, tuple[float | Tensor, Tensor]]:
         """Name -> (weight, term) between hr and the decoded z0_hat of `decode_samples` samples."""
-        cfg, terms = self.run.loss, {}
-        if hr is not None and (cfg.pixel or cfg.lpips):
-            hr = hr[: cfg.decode_samples]
-            decoded = self.autoencoder.decode(z0_hat[: cfg.decode_samples])
-            if cfg.pixel:
-                terms["pixel"] = cfg.pixel, F.l1_loss(decoded.float(), hr)
-            if cfg.lpips and self.lpips is not None:
-                terms["lpips"] = cfg.lpips, self.lpips(decoded, hr).mean()
+        cfg = self.run.loss
+        terms: dict[str, tuple[float | Tensor, Tensor]] = {}
+        if hr is None or not (cfg.pixel or cfg.lpips):
+            return terms
+        hr = hr[: cfg.decode_samples]
+        decoded = self.autoencoder.decode(z0_hat[: cfg.decode_samples])
+        if cfg.pixel:
+            terms["pixel"] = cfg.pixel, F.l1_loss(decoded.float(), hr)
+        if cfg.lpips and self.lpips is not None:
+            terms["lpips"] = cfg.lpips, self.lpips(decoded, hr).mean()
+        if self.critic is not None and step >= cfg.adversarial_start:
+            seen = torch.stack([weight * term for weight, term in terms.values()]).sum()
+            terms["adversarial"] = self.critic.term(hr, decoded, seen, z0_hat)
         return terms
 
     def begins(self, step: int) -> str | None:
-        return None
+        begins = self.critic is not None and step == self.run.loss.adversarial_start
+        return f"step {step}: the discriminator begins" if begins else None
 
     def after_step(self, generator: torch.Generator) -> dict[str, Tensor]:
         return {}
