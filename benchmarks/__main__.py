@@ -214,6 +214,26 @@ def build_parser() -> argparse.ArgumentParser:
         "--repetitions", type=int, default=5, metavar="N", help="(default: %(default)s)"
     )
 
+    parts = commands.add_parser(
+        "parts",
+        parents=[shared],
+        help="where the time of a picture goes: encoder, network, decoder, the rest",
+    )
+    parts.add_argument(
+        "-n",
+        "--model",
+        default="dream-latent-x4-tiny",
+        help="model name or folder (default: %(default)s)",
+    )
+    parts.add_argument(
+        "--size", type=int, default=128, metavar="PX", help="side of the LR picture (default: 128)"
+    )
+    parts.add_argument("--steps", type=int, metavar="N", help="(default: the model's)")
+    parts.add_argument("--dtype", choices=("auto", "fp32", "bf16", "fp16"), default="auto")
+    parts.add_argument(
+        "--repetitions", type=int, default=5, metavar="N", help="(default: %(default)s)"
+    )
+
     vq = commands.add_parser(
         "autoencoder", parents=[shared], help="reconstruction: PSNR, SSIM, LPIPS, seconds"
     )

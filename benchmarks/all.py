@@ -27,6 +27,7 @@ QUALITY = [
 COMMANDS = {
     "cpu": [
         ["sampling", "--steps", "1", "2", "4"],
+        ["parts"],
         *QUALITY,
         ["train-step", "--ours-only"],
         [*SR3, "--set", "network.model_channels=32", "train.precision=bf16"],
@@ -61,6 +62,7 @@ COMMANDS = {
             "512",
             "--compile",
         ],
+        ["parts", "--size", "256"],
         *QUALITY,
         [*SR3, "--set", "train.precision=bf16", "--compile"],
         [*IDM, "train.precision=bf16", "train.batch_size=16", "--compile"],

@@ -69,6 +69,13 @@ METRICS = {  # benchmark -> metric (a pattern) -> unit and meaning
         "first_seconds": "of the first picture",
         "megapixels_per_second": "of the result",
     },
+    "parts": {
+        "seconds_per_megapixel": "of the result, median of the repetitions",
+        "share": "of the whole time",
+        "gflop_per_megapixel": "of convolutions, matrix products and attention",
+        "flop_per_second": "the same",
+        "conv_flop_per_second": "of the best 3x3 convolution in the same dtype, same run",
+    },
     "steps-quality": QUALITY,
     "wear": {
         "psnr_y/*": "dB, on Y, mean of the pictures, of each wear",

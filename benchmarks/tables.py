@@ -10,10 +10,11 @@ import argparse
 import json
 import statistics
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from .peers_table import differences, peers
 from .record import Measured, Row, append, complete
+from .speed_tables import number, parts, sampling
 
 OFFICIAL = ("official fp32", "official bf16", "official compiled")  # recipes beside ours
 NOTHING = "No rows yet."  # in place of a table
@@ -105,11 +106,6 @@ def grid(head: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
 
     rule = f"|{'|'.join('-' * (width + 2) for width in widths)}|"
     return "\n".join([joined(cells[0]), rule, *map(joined, cells[1:])])
-
-
-def number(metrics: dict[str, Any], name: str, digits: int = 3, factor: float = 1.0) -> str:
-    """Empty where a row lacks it."""
-    return f"{metrics[name] * factor:.{digits}f}" if name in metrics else ""
 
 
 def asked(row: Row) -> str:
@@ -206,22 +202,6 @@ def kernels(rows: list[Row]) -> list[list[str]]:
         peaks = ", ".join(number(found.get(name, {}), "peak_mib", 1) or "-" for name in known)
         lines.append([*case, *times, *faster, peaks])
     return lines
-
-
-def sampling(rows: list[Row]) -> list[list[str]]:
-    head = ["model", "LR picture", "dtype", "compiled", "steps", "tile", "tiles at a time"]
-    lines = []
-    for row in rows:
-        asked_for, metrics = row["settings"], row["metrics"]
-        size, compiled = asked_for["size"], "yes" if asked_for["compile"] else "no"
-        lines.append(
-            [f"`{row['subject']}`", f"{size}x{size}", asked_for["dtype"], compiled]
-            + [str(asked_for["steps"] or "the model's"), str(asked_for["tile"] or "automatic")]
-            + [str(asked_for["batch_size"])]
-            + [number(metrics, "seconds"), number(metrics, "megapixels_per_second")]
-            + [f"{1 / metrics['megapixels_per_second']:.3f}"]
-        )
-    return [[*head, "s per picture", "MP/s", "s per MP"], *lines]
 
 
 def pictures(row: Row) -> str:
@@ -352,6 +332,12 @@ TABLES = {
         "reference, which `eager` measures.",
     ),
     "sampling": Table("sampling", sampling, "A picture upscaled, end to end; medians."),
+    "parts": Table(
+        "parts",
+        parts,
+        "Where the time of an upscaled picture goes, and each part's FLOP/s against those of the "
+        "best 3x3 convolution of the same run; medians.",
+    ),
     "steps-quality": Table(
         "steps-quality",
         steps_quality,

@@ -1,0 +1,46 @@
+"""Rows of `sampling` and `parts` as lines of tables: what an upscaled picture costs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .record import Row
+
+
+def number(metrics: dict[str, Any], name: str, digits: int = 3, factor: float = 1.0) -> str:
+    """Empty where a row lacks it."""
+    return f"{metrics[name] * factor:.{digits}f}" if name in metrics else ""
+
+
+def sampling(rows: list[Row]) -> list[list[str]]:
+    head = ["model", "LR picture", "dtype", "compiled", "steps", "tile", "tiles at a time"]
+    lines = []
+    for row in rows:
+        asked_for, metrics = row["settings"], row["metrics"]
+        size, compiled = asked_for["size"], "yes" if asked_for["compile"] else "no"
+        lines.append(
+            [f"`{row['subject']}`", f"{size}x{size}", asked_for["dtype"], compiled]
+            + [str(asked_for["steps"] or "the model's"), str(asked_for["tile"] or "automatic")]
+            + [str(asked_for["batch_size"])]
+            + [number(metrics, "seconds"), number(metrics, "megapixels_per_second")]
+            + [f"{1 / metrics['megapixels_per_second']:.3f}"]
+        )
+    return [[*head, "s per picture", "MP/s", "s per MP"], *lines]
+
+
+def parts(rows: list[Row]) -> list[list[str]]:
+    head = ["model", "LR picture", "dtype", "steps", "part", "s per MP", "share", "GFLOP per MP"]
+    lines = [[*head, "GFLOP/s", "of the best convolution's"]]
+    for row in rows:
+        asked_for, metrics = row["settings"], row["metrics"]
+        speed = [""]
+        if "flop_per_second" in metrics:
+            speed = [f"{metrics['flop_per_second'] / metrics['conv_flop_per_second']:.0%}"]
+        lines.append(
+            [f"`{row['subject']}`", f"{asked_for['size']}x{asked_for['size']}"]
+            + [asked_for["dtype"], str(asked_for["steps"] or "the model's"), row["variant"]]
+            + [number(metrics, "seconds_per_megapixel"), f"{metrics['share']:.0%}"]
+            + [number(metrics, "gflop_per_megapixel", 1)]
+            + [number(metrics, "flop_per_second", 1, 1e-9), *speed]
+        )
+    return lines
