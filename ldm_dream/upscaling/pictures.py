@@ -270,8 +270,8 @@ def resized(
 Fix = Callable[[Tensor, Tensor], Tensor]  # sr, base -> sr
 Pairs = Callable[[], Iterable[tuple[Tensor, Tensor]]]  # -> sr and base of all parts of a picture
 
-WAVELET_LEVELS = 5  # the coarse band holds what is wider than about 2 ** 5 HR pixels
-REACH = 2**WAVELET_LEVELS - 1  # rows around itself that a fixed row depends on, of sr and of base
+COARSE = 2**5  # HR pixels: the coarse band holds what is wider than about that
+REACH = COARSE - 1  # rows around itself that a fixed row depends on, of sr and of base
 COLUMNS = 2048  # HR pixels of the width that are fixed at a time
 CHROMA_RADIUS = 8  # HR pixels, two LR pixels of a x4 model: as far as bicubic looks
 LUMA = (0.299, 0.587, 0.114)  # of red, green, blue (ITU-R BT.601)
@@ -294,15 +294,12 @@ def in_columns(fix: Fix, sr: Tensor, base: Tensor) -> Tensor:
 
 
 def wavelet(sr: Tensor, base: Tensor) -> Tensor:
-    """high(sr) + low(base) = sr + low(base - sr), since the a-trous low pass is linear.
+    """high(sr) + low(base) = sr + low(base - sr), since the low pass is linear.
 
     Idea: StableSR (arXiv 2305.07015), which keeps the detail of the result and takes the coarse
-    band from the LR picture.
+    band from the LR picture by five levels of an a-trous transform.
     """
-    low = base - sr
-    for level in range(WAVELET_LEVELS):
-        low = _smooth_rows(_smooth_rows(low, 2**level).mT, 2**level).mT
-    return no_new_colors(sr + low, base)
+    return no_new_colors(sr + _coarse(base - sr), base)
 
 
 def measured_adain(pairs: Pairs) -> Fix:
@@ -370,23 +367,34 @@ def _luma(x: Tensor) -> Tensor:
     return red + green + blue
 
 
+def _coarse(x: Tensor) -> Tensor:
+    """The a-trous low pass of five levels, taps 1/4, 1/2, 1/4 at distances 1, 2, 4, 8 and 16: along
+    each axis its taps are those of two running means over COARSE pixels. Outside is the mirrored
+    picture.
+    """
+    for axis in (-2, -1):
+        around = _mirrored(x.shape[axis], REACH, 1)
+        x = x.index_select(axis, torch.from_numpy(around).to(x.device))
+        for _ in range(2):
+            x = _over_all(torch.add, x, axis, COARSE)
+    return x / COARSE**4
+
+
 def _highest_around(x: Tensor) -> Tensor:
     """The maximum over a square; outside of the picture is nothing."""
-    return _highest_rows(_highest_rows(x).mT).mT
-
-
-def _highest_rows(x: Tensor) -> Tensor:
-    """Over the rows within CHROMA_RADIUS, by maxima of maxima: five steps instead of 17."""
-    x = F.pad(x, (0, 0, CHROMA_RADIUS, CHROMA_RADIUS), value=-torch.inf)
-    rows, wanted = 1, 2 * CHROMA_RADIUS + 1
-    while rows < wanted:
-        step = min(rows, wanted - rows)
-        x, rows = torch.maximum(x[..., :-step, :], x[..., step:, :]), rows + step
+    x = F.pad(x, (CHROMA_RADIUS,) * 4, value=-torch.inf)
+    for axis in (-2, -1):
+        x = _over_all(torch.maximum, x, axis, 2 * CHROMA_RADIUS + 1)
     return x
 
 
-def _smooth_rows(x: Tensor, step: int) -> Tensor:
-    """Taps 1/4, 1/2, 1/4 at distance `step` along height; the border row goes on outside."""
-    height = x.shape[-2]
-    padded = F.pad(x, (0, 0, step, step), mode="replicate")
-    return 0.25 * padded[..., :height, :] + 0.5 * x + 0.25 * padded[..., 2 * step :, :]
+def _over_all(both: Callable[[Tensor, Tensor], Tensor], x: Tensor, axis: int, count: int) -> Tensor:
+    """`both` over each `count` neighbours along an axis: of neighbours, of pairs, of fours, .. A sum
+    wants a power of two, or it counts some twice.
+    """
+    done = 1
+    while done < count:
+        step = min(done, count - done)
+        length = x.shape[axis] - step
+        x, done = both(x.narrow(axis, 0, length), x.narrow(axis, step, length)), done + step
+    return x

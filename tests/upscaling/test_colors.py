@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from ldm_dream.upscaling.pictures import COLOR_FIXES, no_new_colors, wavelet
+from ldm_dream.upscaling.pictures import COLOR_FIXES, REACH, no_new_colors, wavelet
 
 
 def fix(name: str, sr: torch.Tensor, base: torch.Tensor) -> torch.Tensor:
@@ -30,6 +30,27 @@ def test_wavelet_keeps_detail_and_takes_coarse_colours():
     fixed = wavelet(detail, base)  # a result with the right detail and none of the colours
     assert (fixed - (base + detail)).abs().mean() < 0.03
     assert (detail - (base + detail)).abs().mean() > 0.1
+
+
+def test_the_coarse_band_is_that_of_the_a_trous_transform():
+    """Away from the border, where each level would have one of its own."""
+    x = torch.randn(1, 3, 90, 100, generator=torch.Generator().manual_seed(0))
+    low = x
+    for level in range(5):
+        for axis in (-2, -1):
+            before, after = (low.roll(way * 2**level, axis) for way in (1, -1))
+            low = 0.25 * before + 0.5 * low + 0.25 * after
+    inner = (..., slice(REACH, -REACH), slice(REACH, -REACH))
+    fixed = wavelet(torch.zeros_like(x), x)
+    torch.testing.assert_close(fixed[inner], no_new_colors(low, x)[inner], rtol=0, atol=1e-6)
+
+
+def test_the_border_of_the_coarse_band_follows_no_single_row():
+    """A bright last row moves what is mirrored there by its share, not by half."""
+    base, _ = pictures()
+    base[..., -1, :] += 0.5
+    low = wavelet(torch.zeros_like(base), base) - wavelet(torch.zeros_like(base), pictures()[0])
+    assert low.abs().max() < 0.1
 
 
 def test_adain_gives_the_mean_and_deviation_of_the_base():

@@ -380,7 +380,7 @@ class Largest(TorchDispatchMode):
 @pytest.mark.parametrize("scale", [0.5, 4])
 def test_a_large_picture_is_never_whole_in_floats(scale, monkeypatch):
     monkeypatch.setattr(frame_module, "STRIP", 0)
-    image = np.random.default_rng(0).integers(0, 256, (160, 8, 3), np.uint8)
+    image = np.random.default_rng(0).integers(0, 256, (320, 8, 3), np.uint8)
     with Largest() as seen:
         upscaler()(image, steps=1, scale=scale, tile=16, tile_pad=2)
     assert seen.numbers < 0.5 * image.size * 16
