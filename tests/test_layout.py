@@ -132,6 +132,17 @@ def test_config_imports_no_torch():
     )
 
 
+def test_a_model_is_loaded_without_the_compiler():
+    """Importing it takes a second of the two and a half to a first small picture."""
+    refuse(
+        run_python(
+            "import sys; from ldm_dream import Upscaler\n"
+            "Upscaler.from_pretrained('dream-latent-x4-tiny')\n"
+            "assert 'torch._dynamo' not in sys.modules, 'torch._dynamo'"
+        )
+    )
+
+
 def test_everything_imports_without_triton():
     modules = [name.removesuffix(".__init__") for name in MODULES if name.startswith("ldm_dream.")]
     refuse(

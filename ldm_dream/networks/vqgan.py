@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
@@ -76,8 +77,9 @@ class Codebook(nn.Module):
 
     def __init__(self, codes: int, width: int):
         super().__init__()
-        self.embedding = nn.Embedding(codes, width)
-        nn.init.uniform_(self.embedding.weight, -1.0 / codes, 1.0 / codes)
+        first = torch.empty(codes, width).uniform_(-1.0 / codes, 1.0 / codes)
+        # nn.Embedding's own normal numbers, drawn on "meta", would import torch's compiler: 1 s
+        self.embedding = nn.Embedding.from_pretrained(first, freeze=False)
 
     def forward(self, h: Tensor) -> Quantized:
         """h [B,D,h,w], D a multiple of the code's width."""
