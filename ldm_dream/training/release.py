@@ -76,7 +76,8 @@ def averaged_state(run: Run, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     diffuses = isinstance(run, DiffusionRun)
     with torch.device("meta"):
         model = build_network(run.network) if diffuses else build_autoencoder(run.autoencoder)
-    prefix = "trained." if diffuses else "trained.model."
+    # as the objective's `trained` has it
+    prefix = "trained." if diffuses and not run.loss.adversarial else "trained.model."
     names = {name: prefix + name for name in model.state_dict()}
     names |= {name: f"ema.{i}" for i, (name, _) in enumerate(model.named_parameters())}
     own = model.state_dict()

@@ -13,6 +13,7 @@ from ldm_dream.config.run import AdversarialConfig, AutoencoderRun, DiffusionRun
 from ldm_dream.model_folder import load_autoencoder
 from ldm_dream.training.critic import Critic
 from ldm_dream.training.diffusion import DiffusionObjective
+from ldm_dream.training.release import release
 from ldm_dream.training.train import train
 from runs import diffusion_run
 
@@ -44,8 +45,13 @@ def test_a_critic_begins_at_its_step_and_resumes_bit_for_bit(tmp_path):
     whole, cut = (load_file(tmp_path / folder / name) for folder in ("whole", "cut"))
     assert any(key.startswith("trained.discriminator") for key in whole)
     assert whole.keys() == cut.keys() and all(torch.equal(whole[key], cut[key]) for key in whole)
-    released = load_file(tmp_path / "whole" / "model" / "model.safetensors")
-    assert not any("discriminator" in key for key in released)
+    release(tmp_path / "whole" / "checkpoints" / "step-00000006", tmp_path / "released")
+    models = [
+        load_file(tmp_path / folder / "model.safetensors") for folder in ("whole/model", "released")
+    ]
+    assert not any("discriminator" in key for key in models[0])
+    assert models[0].keys() == models[1].keys()
+    assert all(torch.equal(models[0][key], models[1][key]) for key in models[0])
 
 
 @taming
