@@ -40,12 +40,15 @@ def kernel_of(
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Decorator of the function that calls an op's kernel. The public function calls that, or the
     reference, or on a CPU in mode auto `cpu` where there is one. The device of the first argument
-    decides; it is given by place. in_compiled: as of `runs_triton`.
+    decides; it is given by place. torch.export meets the reference, whatever the device and mode:
+    it is what ONNX and other machines know. in_compiled: as of `runs_triton`.
     """
 
     def public(kernel: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(kernel)
         def op(x: Tensor, /, *args: Any, **options: Any) -> Any:
+            if torch.compiler.is_exporting():
+                return reference(x, *args, **options)
             if x.device.type == "cpu" and choice.mode == "auto":
                 return (cpu or reference)(x, *args, **options)
             way = kernel if runs_triton(x, in_compiled) else reference
@@ -120,21 +123,36 @@ def vq_lookup(z: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:
     """Nearest code: z [N,D], codebook [K,D] -> indices int64 [N], z_q = codebook[indices] [N,D].
 
     argmin of |e|^2 - 2 z.e in float32 or wider (also under autocast), ties to the lowest index;
-    CHUNK_BYTES of distances at a time, never N x K. On a GPU, where products may be in TF32, in
-    float64. The gradient of z_q goes to z straight through (VQ-VAE, arXiv 1711.00937, 3.2) and to
-    the chosen rows of the codebook; detach what shall not learn. z_q is not finite where z is not.
+    CHUNK_BYTES of distances at a time, never N x K unless exported. On a GPU, where products may be
+    in TF32, in float64. The gradient of z_q goes to z straight through (VQ-VAE, arXiv 1711.00937,
+    3.2) and to the chosen rows of the codebook; detach what shall not learn. z_q is not finite where
+    z is not.
     """
     with torch.no_grad(), torch.autocast(z.device.type, enabled=False):
         # a GPU may be told to round float32 factors to TF32
-        rows, last = z.double() if z.is_cuda else wide(z), len(codebook) - 1
-        fill = torch.arange(-(-len(codebook) // CODES) * CODES, device=z.device).clamp(max=last)
-        # the last code fills the last block: among equals the first wins
-        codes = codebook[fill].to(rows.dtype)
-        norms = codes.square().sum(1, keepdim=True)
-        size = max(1, CHUNK_BYTES.get(z.device.type, 2**26) // (len(codes) * codes.element_size()))
-        indices = torch.cat([_nearest(part, codes, norms) for part in rows.split(size)])
+        rows = z.double() if z.is_cuda else wide(z)
+        search = _nearest_at_once if torch.compiler.is_exporting() else _nearest_in_parts
+        indices = search(rows, codebook.to(rows.dtype))
     z_q = F.embedding(indices, wide(codebook)) + (z - z.detach())
     return indices, z_q.to(codebook.dtype)
+
+
+def _nearest_at_once(z: Tensor, codebook: Tensor) -> Tensor:
+    """z [N,D], codebook [K,D] -> [N], with N x K distances: the expression that exported graphs hold,
+    for any N. Parts, and len(z), would bind them to the N that they were traced with.
+    """
+    return torch.addmm(codebook.square().sum(1), z, codebook.T, alpha=-2).argmin(1)
+
+
+def _nearest_in_parts(z: Tensor, codebook: Tensor) -> Tensor:
+    """z [N,D], codebook [K,D] -> [N], with CHUNK_BYTES of distances at a time."""
+    last = len(codebook) - 1
+    fill = torch.arange(-(-len(codebook) // CODES) * CODES, device=z.device).clamp(max=last)
+    # the last code fills the last block: among equals the first wins
+    codes = codebook[fill]
+    norms = codes.square().sum(1, keepdim=True)
+    size = max(1, CHUNK_BYTES.get(z.device.type, 2**26) // (len(codes) * codes.element_size()))
+    return torch.cat([_nearest(part, codes, norms) for part in z.split(size)])
 
 
 def _nearest(z: Tensor, codes: Tensor, norms: Tensor) -> Tensor:

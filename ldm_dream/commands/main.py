@@ -46,6 +46,10 @@ COMMANDS = {
         "export_diffusers",
         "Write a model folder as parts for diffusers: U-Net, VQGAN and scheduler.",
     ),
+    "export-onnx": Command(
+        "export_onnx",
+        "Write a model folder as ONNX graphs, with the numbers of its sampler.",
+    ),
     "release": Command(
         "release",
         "Write a model folder to give away, with its card, from a run or from one of its checkpoints.",

@@ -171,3 +171,28 @@ def test_lookup_breaks_no_graph():
 def test_lookup_compiles_without_spills():
     # a code of three values has no wide access; arithmetic decides its time
     assert_compiled_well("vq_lookup", accesses=16)
+
+
+@both
+@pytest.mark.parametrize("strict", [False, True])
+def test_an_exported_graph_takes_any_number_of_latents(mode, strict, monkeypatch):
+    """Of plain operations, whatever runs outside of it; with the same indices, also at ties."""
+
+    class Lookup(torch.nn.Module):
+        def forward(self, z, codebook):
+            return vq_lookup(z, codebook)
+
+    monkeypatch.setitem(reference.CHUNK_BYTES, "cpu", 2**14)  # many parts elsewhere
+    z, codebook = inputs(300, 65, 3)
+    codebook = torch.cat([codebook, codebook])
+    any_number = {"z": {0: torch.export.Dim("rows")}, "codebook": None}
+    with backend(mode):
+        program = torch.export.export(
+            Lookup(), (z[:37], codebook), dynamic_shapes=any_number, strict=strict
+        )
+    assert not [n for n in program.graph.nodes if str(n.target).startswith("dream")]
+    for rows in (1, 100, 300):
+        for made, wanted in zip(
+            program.module()(z[:rows], codebook), vq_lookup(z[:rows], codebook)
+        ):
+            assert torch.equal(made, wanted)
