@@ -342,3 +342,18 @@ def test_autocast_changes_no_type(mode):
     with torch.autocast(DEVICE, torch.bfloat16), dream_kernels.backend(mode):
         assert group_norm_silu(*args).dtype == torch.bfloat16
         assert group_norm_silu(args[0].float(), *args[1:]).dtype == torch.float32
+
+
+@pytest.mark.parametrize("mode", ["auto", "triton", "reference"])
+def test_an_exported_graph_holds_no_operation_of_ours(mode):
+    """Of channels_last features too, which have ways of their own everywhere."""
+
+    class Norm(torch.nn.Module):
+        def forward(self, x, weight, bias):
+            return group_norm_silu(x, weight, bias, 4, EPS)
+
+    args = inputs((1, 8, 4, 6, 4), layout="channels_last")[0][:3]
+    with dream_kernels.backend(mode):
+        program = torch.export.export(Norm(), args)
+    assert not [n for n in program.graph.nodes if str(n.target).startswith("dream")]
+    torch.testing.assert_close(program.module()(*args), reference.group_norm_silu(*args, 4, EPS))
