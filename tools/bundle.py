@@ -2,7 +2,8 @@
 
 python tools/bundle.py runs/tiny/vq-f4-tiny/model vq-f4-tiny --card card.md
 
-Of an autoencoder, the scale of its latents is measured on the way.
+Of an autoencoder, the scale of its latents is measured on the way; one with a teacher keeps its
+teacher's.
 """
 
 import argparse
@@ -52,7 +53,7 @@ def main() -> None:
             raise UserError(f"{args.model}: is the bundled model itself; give the one of a run.")
         check_folder(folder, holds="model.safetensors")
         card = read_card(args.card)
-        if isinstance(run, AutoencoderRun):
+        if isinstance(run, AutoencoderRun) and not run.loss.teacher:
             scale = latent_scale(run, state)
             print(f"latent scale {scale:.4f}")
             run = run.model_copy(

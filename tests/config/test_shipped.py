@@ -13,7 +13,13 @@ CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 SHIPPED = sorted(CONFIGS.rglob("*.yaml"))
 IDS = [path.relative_to(CONFIGS).with_suffix("").as_posix() for path in SHIPPED]
 # the runs behind a bundled model: its name, and -part of it
-BUNDLED = ("vq-f4-tiny", "dream-latent-x4-tiny", "standard-latent-x4-tiny", "dream-photo-x4-tiny")
+BUNDLED = (
+    "vq-f4-tiny",
+    "vq-f4-fast",
+    "dream-latent-x4-tiny",
+    "standard-latent-x4-tiny",
+    "dream-photo-x4-tiny",
+)
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=IDS)

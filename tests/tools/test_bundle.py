@@ -8,7 +8,10 @@ import pytest
 import torch
 
 from ldm_dream import model_config
-from ldm_dream.config.run import DiffusionRun
+from ldm_dream.config.model import VQGANConfig
+from ldm_dream.config.run import AutoencoderLossConfig, AutoencoderRun, DiffusionRun
+from ldm_dream.config.train import TrainConfig
+from ldm_dream.model_config import read_run
 from ldm_dream.model_folder import read_tensors, save_model
 
 TOOL = Path(__file__).resolve().parents[2] / "tools/bundle.py"
@@ -37,6 +40,17 @@ def test_a_model_is_bundled_in_half_precision_with_its_card(bundle, tmp_path):
     folder = tmp_path / "bundled/mine"
     assert read_tensors(folder / "model.safetensors")["w"].dtype == torch.float16
     assert (folder / "README.md").read_text() == "new card"
+
+
+def test_latents_of_a_teacher_keep_its_scale(bundle, tmp_path):
+    taught = AutoencoderRun(
+        autoencoder=VQGANConfig(latent_scale=1.5),
+        loss=AutoencoderLossConfig(teacher=VQGANConfig(pretrained="vq-f4-tiny"), latent=1.0),
+        train=TrainConfig(freeze=("quantize",)),
+    )
+    save_model(tmp_path / "taught", taught, {"w": torch.ones(2)}, "card")
+    bundle("mine", tmp_path / "taught")
+    assert read_run(tmp_path / "bundled/mine").autoencoder == taught.autoencoder
 
 
 @pytest.mark.parametrize(
