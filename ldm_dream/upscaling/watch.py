@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from ldm_dream.errors import UserError
+from ldm_dream.upscaling.devices import UpscaleError
 
 BETWEEN = 0.1  # seconds between two calls of the callback while a network is on its way
 PREVIEW = 512  # pixels of the longer side of a preview, at most
@@ -41,10 +42,12 @@ class Stopped(UserError):
 class Watch:
     """Counts network calls a tile, of several pictures one after another.
 
-    callback: None = nobody listens.
+    callback: None = nobody listens. Raises UpscaleError for one that is no function.
     """
 
     def __init__(self, callback: Callback | None = None):
+        if callback is not None and not callable(callback):
+            raise UpscaleError(f"callback={callback!r}: is no function; see docs/python.md.")
         self.callback, self.done, self.total = callback, 0, 0
         self.before, self.ahead = 0, 0  # calls of earlier pictures, and of later ones
         self.look: Look = lambda: None

@@ -13,6 +13,8 @@ from ldm_dream import Stopped, Upscaler
 from ldm_dream.upscaling import frame as frame_module
 from ldm_dream.upscaling import upscaler as upscaler_module
 from ldm_dream.upscaling import watch as watch_module
+from ldm_dream.upscaling.devices import UpscaleError
+from ldm_dream.upscaling.watch import Watch
 
 WAYS = {
     "whole": {},
@@ -203,3 +205,8 @@ def test_a_preview_is_made_once_and_small(monkeypatch):
     upscaler(image, steps=1, callback=look)
     assert len(sides) == 2 and sides[0] <= 64 < sides[1]  # latent pixels, of 4 pixels each
     assert all(preview is None or isinstance(preview, PIL.Image.Image) for preview in seen)
+
+
+def test_a_callback_that_is_no_function_is_refused():
+    with pytest.raises(UpscaleError, match="callback=3: is no function"):
+        Watch(3)  # type: ignore
