@@ -1,5 +1,6 @@
 """Runs small enough for a test: pictures, an autoencoder folder, configs."""
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -98,6 +99,11 @@ def diffusion_run(tmp: Path, **train) -> DiffusionRun:
         }
         | train,
     )
+
+
+def rows_of(run_dir: Path) -> list[dict]:
+    """What a run has logged, a row each time."""
+    return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
 
 
 class PlainDenoiser(Denoiser):

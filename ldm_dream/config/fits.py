@@ -66,7 +66,6 @@ def autoencoder(run: Any) -> None:
             "autoencoder.pretrained has no effect where the autoencoder is trained; "
             "set train.init_from to begin from its weights"
         )
-    critic(run)
 
 
 def critic(run: Any) -> None:

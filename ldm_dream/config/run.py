@@ -312,6 +312,7 @@ class AutoencoderRun(Strict):
     def _parts_fit(self):
         fits.patches(self)
         fits.autoencoder(self)
+        fits.critic(self)
         fits.latent(self, self.autoencoder)
         return self
 

@@ -76,12 +76,13 @@ def export_onnx(model: LoadedModel, folder: Path, size: tuple[int, int] | None =
     check_installed()
     sides = sides_of(model)
     denoiser = Denoiser(model.network, model.process, model.run.condition, model.run.prediction)
-    config = _config(model, denoiser, sides, size)
+    fixed = None if size is None else _units(size, sides)
+    config = _config(model, denoiser, sides, fixed)
     graphs = _graphs(model, sides)
-    units = (2, 3) if size is None else _units(size, sides)  # other than 1, and not alike
+    units = fixed or (2, 3)  # of an example for every size: other than 1, and not alike
     with whole_folder(folder) as draft:
         for graph in graphs:
-            _write(graph, draft / f"{graph.name}.onnx", units, dynamic=size is None)
+            _write(graph, draft / f"{graph.name}.onnx", units, dynamic=fixed is None)
         text = json.dumps(config, indent=2, allow_nan=False)
         (draft / "config.json").write_text(text + "\n", encoding="utf-8")
         (draft / "README.md").write_text(_card(model), encoding="utf-8")
@@ -200,11 +201,10 @@ def _enlarged(model: LoadedModel) -> dict[str, float]:
 
 
 def _config(
-    model: LoadedModel, denoiser: Denoiser, sides: Sides, size: tuple[int, int] | None
+    model: LoadedModel, denoiser: Denoiser, sides: Sides, units: tuple[int, int] | None
 ) -> dict:
     run, autoencoder = model.run, model.autoencoder
     has_autoencoder = run.autoencoder.kind != "pixel"
-    units = None if size is None else _units(size, sides)
     fixed = units and {
         name: [side * count for count in units] for name, side in sides._asdict().items()
     }

@@ -1,6 +1,5 @@
 """The critic beside a diffusion model, and the steps of its sampler in training."""
 
-import json
 from importlib.util import find_spec
 
 import pytest
@@ -15,7 +14,7 @@ from ldm_dream.training.critic import Critic
 from ldm_dream.training.diffusion import DiffusionObjective
 from ldm_dream.training.release import release
 from ldm_dream.training.train import train
-from runs import diffusion_run
+from runs import diffusion_run, rows_of
 
 taming = pytest.mark.skipif(
     find_spec("taming") is None,
@@ -37,8 +36,7 @@ def test_a_critic_begins_at_its_step_and_resumes_bit_for_bit(tmp_path):
     half = run.train.model_copy(update={"steps": 3})
     train(run.model_copy(update={"train": half}), tmp_path / "cut")
     train(run, tmp_path / "cut")
-    lines = (tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()
-    rows = [row for line in lines if "loss/network" in (row := json.loads(line))]
+    rows = [row for row in rows_of(tmp_path / "whole") if "loss/network" in row]
     assert ["hinge" in row for row in rows] == [False, False, True, True, True, True]
     assert rows[2]["grad_norm/discriminator"] > 0 and rows[2]["adversarial"] != 0
     name = "checkpoints/step-00000006/state.safetensors"

@@ -25,13 +25,9 @@ from ldm_dream.training.diffusion import DiffusionObjective
 from ldm_dream.training.precision import precision_of
 from ldm_dream.training.train import train
 from ldm_dream.training.trainer import Finite, Means, TrainingError
-from runs import diffusion_run
+from runs import diffusion_run, rows_of
 
 CPU = torch.device("cpu")
-
-
-def rows_of(run_dir):
-    return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
 
 
 def test_fp16_scales_its_loss_and_resumes_with_its_scale(tmp_path):

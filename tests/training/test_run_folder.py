@@ -23,7 +23,7 @@ from ldm_dream.training.run_folder import RunFolderError, claim
 from ldm_dream.training.state import StateError
 from ldm_dream.training.train import train
 from ldm_dream.training.trainer import Trainer
-from runs import autoencoder_folder, diffusion_run, pictures
+from runs import autoencoder_folder, diffusion_run, pictures, rows_of
 
 
 @pytest.fixture(scope="module")
@@ -54,10 +54,6 @@ def contents(folder: Path) -> dict[str, bytes]:
         for path in folder.rglob("*")
         if path.is_file() and path.name != "history.jsonl"
     }
-
-
-def rows(run_dir: Path) -> list[dict]:
-    return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
 
 
 @pytest.mark.parametrize(
@@ -223,7 +219,7 @@ def test_a_row_of_the_log_stands_once_and_a_half_one_is_dropped(made, run_dir):
     timeless = [
         [
             {k: v for k, v in row.items() if k not in ("steps_per_second", "eta_s", "data_wait")}
-            for row in rows(d)
+            for row in rows_of(d)
         ]
         for d in (run_dir, made / "run")
     ]
@@ -248,7 +244,7 @@ def test_the_autoencoder_of_a_run_stays_when_its_folder_changes(made, run_dir, t
 
 
 def test_the_model_is_written_at_each_validation_and_the_best_is_kept(made, run_dir):
-    by_step = {row["step"]: row["val/psnr_y"] for row in rows(run_dir) if "val/psnr_y" in row}
+    by_step = {row["step"]: row["val/psnr_y"] for row in rows_of(run_dir) if "val/psnr_y" in row}
     assert sorted(by_step) == [1, 2]
     best = max(by_step, key=lambda step: by_step[step])
     last = (run_dir / "model/model.safetensors").read_bytes()
@@ -329,7 +325,7 @@ def test_a_reader_that_goes_does_not_end_the_run(made, tmp_path, monkeypatch):
 
     monkeypatch.setattr("sys.stdout", Closed())
     assert train(changed(made), tmp_path / "run") == 0
-    assert [row["step"] for row in rows(tmp_path / "run")] == [1, 1, 2, 2]
+    assert [row["step"] for row in rows_of(tmp_path / "run")] == [1, 1, 2, 2]
 
 
 def test_a_printed_config_can_be_trained_as_it_is(made, tmp_path):

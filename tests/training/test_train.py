@@ -28,7 +28,7 @@ from ldm_dream.training.results import best_step
 from ldm_dream.training.train import train
 from ldm_dream.training.trainer import TrainingError, learning_rate
 from ldm_dream.upscaling.upscaler import Upscaler
-from runs import VQGAN_TINY, autoencoder_folder, diffusion_run, pictures
+from runs import VQGAN_TINY, autoencoder_folder, diffusion_run, pictures, rows_of
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -37,9 +37,7 @@ def test_a_finished_run_leaves_a_model_folder_that_loads(tmp_path):
     train(diffusion_run(tmp_path), tmp_path / "run")
     model = load_model(tmp_path / "run" / "model")
     assert model.run.scale == 4
-    rows = [
-        json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
-    ]
+    rows = rows_of(tmp_path / "run")
     assert [row["step"] for row in rows if "loss/network" in row] == [1, 2, 3, 4, 5, 6]
     assert any("val/psnr_y" in row for row in rows)
     assert (tmp_path / "run" / "samples" / "step-00000006.png").is_file()
@@ -87,9 +85,7 @@ def test_an_autoencoder_run_trains_its_codebook_and_its_discriminator(tmp_path):
     )
     run = autoencoder_run(tmp_path, codebook_start=2, adversarial=0.5, adversarial_start=3)
     train(run, tmp_path / "run")
-    rows = [
-        json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
-    ]
+    rows = rows_of(tmp_path / "run")
     assert ["codes_used" in row for row in rows] == [False, False, True, True, True, True]
     assert ["adversarial" in row for row in rows] == [False, False, False, True, True, True]
     assert ["hinge" in row for row in rows] == [False, False, False, True, True, True]
@@ -191,7 +187,7 @@ def test_bf16_trains_with_and_without_cached_latents(tmp_path, cached):
         name: getattr(run, name).model_copy(update=update) for name, update in changes.items()
     }
     train(run.model_copy(update=changes), tmp_path / "run")
-    rows = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    rows = rows_of(tmp_path / "run")
     assert (
         all(math.isfinite(value) for row in rows for value in row.values())
         and rows[-1]["step"] == 2
@@ -275,9 +271,7 @@ def test_two_processes_train_as_one_that_accumulates_two_batches(tmp_path, kind)
     )
     for name, value in want.items():
         torch.testing.assert_close(got[name], value, atol=1e-6, rtol=1e-5)
-    rows = [
-        json.loads(line) for line in (tmp_path / "two" / "metrics.jsonl").read_text().splitlines()
-    ]
+    rows = rows_of(tmp_path / "two")
     assert [row["step"] for row in rows if any(key.startswith("loss/") for key in row)] == [
         1,
         2,
@@ -313,9 +307,7 @@ def student_run(tmp_path, steps: int, **own) -> AutoencoderRun:
 def test_a_student_learns_the_latents_of_its_teacher_on_its_codebook(tmp_path):
     run = student_run(tmp_path, steps=60)
     train(check_run(run, tmp_path / "run"), tmp_path / "run")
-    rows = [
-        json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
-    ]
+    rows = rows_of(tmp_path / "run")
     found = [row["latent"] for row in rows if "latent" in row]
     assert found[-1] < found[0] / 2
     theirs, own = (
