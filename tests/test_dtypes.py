@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from ldm_dream.dtypes import DTYPES, fastest
+from ldm_dream.dtypes import DTYPES, convolves_faster_in_bf16, fastest
 from ldm_dream.training.precision import precision_of
 from ldm_dream.upscaling.devices import dtype_named
 from ldm_dream.upscaling.upscaler import Upscaler
@@ -11,12 +11,24 @@ from ldm_dream.upscaling.upscaler import Upscaler
 CPU = torch.device("cpu")
 
 
-@pytest.fixture(params=["_is_amx_tile_supported", "_is_avx512_bf16_supported"])
+AMX, AVX512 = "_is_amx_tile_supported", "_is_avx512_bf16_supported"
+
+
+def a_cpu(monkeypatch, has, faster=False):
+    """One that has these of AMX and AVX512-BF16, and whose convolution is faster in bf16 or not."""
+    for flag in (AMX, AVX512):
+        monkeypatch.setattr(torch.cpu, flag, lambda flag=flag: flag in has)
+    monkeypatch.setattr("ldm_dream.dtypes.convolves_faster_in_bf16", lambda: faster)
+
+
+@pytest.fixture(params=[([AMX], False), ([AVX512], True)])
 def a_cpu_with_bf16(request, monkeypatch):
-    monkeypatch.setattr(torch.cpu, request.param, lambda: True)
+    a_cpu(monkeypatch, *request.param)
 
 
-def test_auto_is_fp32_on_a_cpu_that_would_emulate_bf16():
+@pytest.mark.parametrize("has", [[], [AVX512]])
+def test_auto_is_fp32_on_a_cpu_where_bf16_is_no_faster(has, monkeypatch):
+    a_cpu(monkeypatch, has)
     assert fastest(CPU) == precision_of("auto", CPU).name == "fp32"
     assert dtype_named("auto", CPU) == torch.float32
 
@@ -24,6 +36,19 @@ def test_auto_is_fp32_on_a_cpu_that_would_emulate_bf16():
 def test_auto_is_bf16_on_a_cpu_that_has_it(a_cpu_with_bf16):
     assert fastest(CPU) == precision_of("auto", CPU).name == "bf16"
     assert dtype_named("auto", CPU) == torch.bfloat16
+
+
+@pytest.mark.parametrize(("factor", "faster"), [(0.5, True), (1.7, False)])
+def test_the_faster_convolution_is_found_by_its_time(factor, faster, monkeypatch):
+    now, convolve = [0.0], torch.nn.functional.conv2d
+
+    def slow(features, weights, padding):
+        now[0] += factor if features.dtype == torch.bfloat16 else 1
+        return convolve(features, weights, padding=padding)
+
+    monkeypatch.setattr("ldm_dream.dtypes.F.conv2d", slow)
+    monkeypatch.setattr("ldm_dream.dtypes.time.perf_counter", lambda: now[0])
+    assert convolves_faster_in_bf16.__wrapped__() == faster
 
 
 def test_network_and_autoencoder_compute_in_what_auto_is(a_cpu_with_bf16):

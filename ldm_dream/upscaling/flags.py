@@ -62,7 +62,7 @@ def add_dtype_flag(group: argparse._ActionsContainer, default: str | None) -> No
         "--dtype",
         choices=("auto", "fp32", "bf16", "fp16"),
         default=default,
-        help="auto: bf16 where the device computes it fast, as CPUs with AMX or AVX512-BF16 do, else\n"
+        help="auto: bf16 where the device computes it faster, as CPUs with AMX do, else\n"
         "fp16 on a CUDA device, fp32 on a CPU (default: auto)",
     )
 
