@@ -32,6 +32,7 @@ from ldm_dream.networks.autoencoders import build_autoencoder
 from ldm_dream.networks.base import Autoencoder
 from ldm_dream.training.diffusion import DiffusionObjective
 from ldm_dream.training.optimizer import make_optimizer
+from ldm_dream.training.precision import precision_of
 
 from .official import Drawn, official_loss, plain
 
@@ -126,7 +127,8 @@ class OurStep(Step):
 
     def __init__(self, variant: Variant):
         super().__init__(variant)
-        self.precision, self.compiled = self.run.train.precision, variant.compile_ours
+        self.precision = precision_of(self.run.train.precision, self.device).name
+        self.compiled = variant.compile_ours
         if self.device.type == "cpu":
             keep_freed_memory()
         self.optimizer = make_optimizer(self.run.train, list(self.network.parameters()))
