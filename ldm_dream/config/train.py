@@ -60,9 +60,9 @@ class TrainConfig(Strict):
         "the first steps.",
     )
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
-        default="bf16",
+        default="auto",
         description="bf16 and fp16 are autocast, the weights stay in fp32; fp16, for GPUs without "
-        "bf16, scales the loss; auto: the fastest that the device has in hardware.",
+        "bf16, scales the loss; auto: the fastest that the device has in hardware, a CPU is measured.",
     )
     tf32: bool = Field(
         default=True,
