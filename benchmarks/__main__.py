@@ -3,8 +3,9 @@
 import argparse
 import importlib
 
-from benchmarks.choices import DATA_KINDS, METHODS, WEARS
+from benchmarks.choices import DATA_KINDS, ENGINES, METHODS, WEARS
 from ldm_dream.cli import user_errors
+from ldm_dream.upscaling.defaults import DEFAULT_MODEL
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -185,7 +186,7 @@ def build_parser() -> argparse.ArgumentParser:
     sampling.add_argument(
         "-n",
         "--model",
-        default="dream-latent-x4-tiny",
+        default=DEFAULT_MODEL,
         help="model name or folder (default: %(default)s)",
     )
     sampling.add_argument(
@@ -214,24 +215,31 @@ def build_parser() -> argparse.ArgumentParser:
         "--repetitions", type=int, default=5, metavar="N", help="(default: %(default)s)"
     )
 
+    of_parts = argparse.ArgumentParser(add_help=False, parents=[shared])
+    of_parts.add_argument(
+        "-n", "--model", default=DEFAULT_MODEL, help="model name or folder (default: %(default)s)"
+    )
+    of_parts.add_argument(
+        "--size", type=int, default=128, metavar="PX", help="side of the LR picture (default: 128)"
+    )
+    of_parts.add_argument(
+        "--repetitions", type=int, default=9, metavar="N", help="(default: %(default)s)"
+    )
     parts = commands.add_parser(
         "parts",
-        parents=[shared],
+        parents=[of_parts],
         help="where the time of a picture goes: encoder, network, decoder, the rest",
-    )
-    parts.add_argument(
-        "-n",
-        "--model",
-        default="dream-latent-x4-tiny",
-        help="model name or folder (default: %(default)s)",
-    )
-    parts.add_argument(
-        "--size", type=int, default=128, metavar="PX", help="side of the LR picture (default: 128)"
     )
     parts.add_argument("--steps", type=int, metavar="N", help="(default: the model's)")
     parts.add_argument("--dtype", choices=("auto", "fp32", "bf16", "fp16"), default="auto")
-    parts.add_argument(
-        "--repetitions", type=int, default=5, metavar="N", help="(default: %(default)s)"
+    engines = commands.add_parser(
+        "engines",
+        parents=[of_parts],
+        help="these parts on a CPU by PyTorch, AOTInductor, ONNX Runtime and OpenVINO",
+    )
+    engines.add_argument("--dtype", choices=("fp32", "bf16"), default="fp32")
+    engines.add_argument(
+        "--engines", nargs="+", choices=ENGINES, default=ENGINES, help="(default: all)"
     )
 
     vq = commands.add_parser(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+ENGINES = ("eager", "aotinductor", "onnxruntime", "openvino")  # functions of `engines.py`
 WEARS = ("clean", "jpeg75", "web40", "camera")  # functions of `wear.py`
 
 

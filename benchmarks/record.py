@@ -76,6 +76,12 @@ METRICS = {  # benchmark -> metric (a pattern) -> unit and meaning
         "flop_per_second": "the same",
         "conv_flop_per_second": "of the best 3x3 convolution in the same dtype, same run",
     },
+    "engines": {
+        "p20": "seconds, of the repetitions",
+        "p50": "seconds",
+        "p80": "seconds",
+        "relative_error": "root mean square, beside PyTorch's in float32",
+    },
     "steps-quality": QUALITY,
     "wear": {
         "psnr_y/*": "dB, on Y, mean of the pictures, of each wear",

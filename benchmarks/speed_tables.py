@@ -1,4 +1,4 @@
-"""Rows of `sampling` and `parts` as lines of tables: what an upscaled picture costs."""
+"""Rows of `sampling`, `parts` and `engines` as lines of tables: what an upscaled picture costs."""
 
 from __future__ import annotations
 
@@ -44,3 +44,26 @@ def parts(rows: list[Row]) -> list[list[str]]:
             + [number(metrics, "flop_per_second", 1, 1e-9), *speed]
         )
     return lines
+
+
+def engines(rows: list[Row]) -> list[list[str]]:
+    eager = {
+        (*_asked(row), row["variant"].split(", ")[0]): row["metrics"]["p50"]
+        for row in rows
+        if row["variant"].endswith(", eager")
+    }
+    lines = [["model", "LR picture", "dtype", "part", "engine", "s", "of eager's", "error"]]
+    for row in rows:
+        (part, engine), metrics = row["variant"].split(", "), row["metrics"]
+        model, size, dtype = _asked(row)
+        base = eager.get((model, size, dtype, part))
+        lines.append(
+            [f"`{model}`", f"{size}x{size}", dtype, part, engine, number(metrics, "p50")]
+            + [f"{metrics['p50'] / base:.2f}" if base else ""]
+            + [f"{metrics['relative_error']:.1e}"]
+        )
+    return lines
+
+
+def _asked(row: Row) -> tuple[str, int, str]:
+    return row["subject"], row["settings"]["size"], row["settings"]["dtype"]

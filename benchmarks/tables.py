@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from .peers_table import differences, peers
 from .record import Measured, Row, append, complete
-from .speed_tables import number, parts, sampling
+from .speed_tables import engines, number, parts, sampling
 
 OFFICIAL = ("official fp32", "official bf16", "official compiled")  # recipes beside ours
 NOTHING = "No rows yet."  # in place of a table
@@ -337,6 +337,11 @@ TABLES = {
         parts,
         "Where the time of an upscaled picture goes, and each part's FLOP/s against those of the "
         "best 3x3 convolution of the same run; medians.",
+    ),
+    "engines": Table(
+        "engines",
+        engines,
+        "Encoder, network and decoder of one picture by several engines in turns; medians.",
     ),
     "steps-quality": Table(
         "steps-quality",

@@ -144,7 +144,10 @@ IMPORT_RULES = {
     "ldm_dream.__main__": May(root("commands.main")),
     "dream_kernels": May(KERNELS, ("torch", "triton")),
     "tools": May(ALL, ("torch", "numpy", "tqdm")),
-    "benchmarks": May((*ALL, "benchmarks"), ("torch", "numpy", "PIL", "pyvips", "taming")),
+    "benchmarks": May(
+        (*ALL, "benchmarks"),
+        ("torch", "numpy", "PIL", "pyvips", "taming", "onnxruntime", "openvino"),
+    ),
 }
 
 

@@ -78,11 +78,11 @@ def export_onnx(model: LoadedModel, folder: Path, size: tuple[int, int] | None =
     denoiser = Denoiser(model.network, model.process, model.run.condition, model.run.prediction)
     fixed = None if size is None else _units(size, sides)
     config = _config(model, denoiser, sides, fixed)
-    graphs = _graphs(model, sides)
+    graphs = graphs_of(model, sides)
     units = fixed or (2, 3)  # of an example for every size: other than 1, and not alike
     with whole_folder(folder) as draft:
         for graph in graphs:
-            _write(graph, draft / f"{graph.name}.onnx", units, dynamic=fixed is None)
+            write_graph(graph, draft / f"{graph.name}.onnx", units, dynamic=fixed is None)
         text = json.dumps(config, indent=2, allow_nan=False)
         (draft / "config.json").write_text(text + "\n", encoding="utf-8")
         (draft / "README.md").write_text(_card(model), encoding="utf-8")
@@ -116,7 +116,7 @@ def _units(size: tuple[int, int], sides: Sides) -> tuple[int, int]:
 # -------------------------------------------------------------------------------------------- graphs
 
 
-def _graphs(model: LoadedModel, sides: Sides) -> list[Graph]:
+def graphs_of(model: LoadedModel, sides: Sides) -> list[Graph]:
     network, autoencoder = model.network, model.autoencoder
     picture, latent = (3, sides.picture), (autoencoder.channels, sides.latent)
     cond = _channels(model), sides.lr
@@ -137,7 +137,7 @@ def _graphs(model: LoadedModel, sides: Sides) -> list[Graph]:
     return graphs
 
 
-def _write(graph: Graph, path: Path, units: tuple[int, int], dynamic: bool) -> None:
+def write_graph(graph: Graph, path: Path, units: tuple[int, int], dynamic: bool) -> None:
     names = Dim("rows"), Dim("columns")
     example, shapes = [], []
     for kind in graph.inputs.values():

@@ -130,7 +130,7 @@ CASES = [
 def test_every_sampler_is_its_numbers(network, process, prediction, sampler, tmp_path, monkeypatch):
     """The page's sampler on the networks of torch: only config.json is written."""
     monkeypatch.setattr(onnx, "check_installed", lambda: None)
-    monkeypatch.setattr(onnx, "_write", lambda *args, **kwargs: None)
+    monkeypatch.setattr(onnx, "write_graph", lambda *args, **kwargs: None)
     model = pixel_model_of(network, PROCESSES[process], prediction, sampler)
     export_onnx(model, tmp_path / "exported")
     page = of_page()
@@ -183,11 +183,11 @@ def of_page() -> dict:
 
 
 def test_a_size_is_the_only_one_of_the_graphs(onnxruntime, tmp_path, monkeypatch):
-    model, graphs = latent_model(), onnx._graphs
+    model, graphs = latent_model(), onnx.graphs_of
     with pytest.raises(OnnxError, match="--size 5x8 is not possible.* multiples of 2"):
         export_onnx(model, tmp_path / "a", (5, 8))
     assert not (tmp_path / "a").exists()
-    monkeypatch.setattr(onnx, "_graphs", lambda *args: graphs(*args)[1:2])  # the quickest
+    monkeypatch.setattr(onnx, "graphs_of", lambda *args: graphs(*args)[1:2])  # the quickest
     export_onnx(model, tmp_path / "b", (8, 16))
     config = json.loads((tmp_path / "b" / "config.json").read_text())
     assert config["sides"]["fixed"] == {"lr": [8, 16], "latent": [16, 32], "picture": [32, 64]}
@@ -208,7 +208,7 @@ def test_what_cannot_be_exported_is_one_sentence(onnxruntime, tmp_path):
     graph = onnx.Graph("x", module, module.forward, {"z": (1, 4)}, "out")
     for dynamic, way in ((True, "with --size HxW."), (False, "use it from Python")):
         with pytest.raises(OnnxError, match=f"^Chooser cannot be exported .*{way}"):
-            onnx._write(graph, tmp_path / "x.onnx", (2, 3), dynamic)
+            onnx.write_graph(graph, tmp_path / "x.onnx", (2, 3), dynamic)
     model = latent_model()
     for condition, scale, reason in (((), 4, "no condition"), (("lr",), 1, "made smaller")):
         run = model.run.model_copy(update={"condition": condition, "scale": scale})
