@@ -73,7 +73,7 @@ class DiffusionObjective:
         loss, z0_hat = diffusion_loss(self.denoiser, z0, inputs, t, eps, self.run.loss)
         total, logged = loss.mean(), {}
         logged["diffusion"] = total.detach()
-        for name, (weight, term) in self.picture_terms(batch.hr, z0_hat, step).items():
+        for name, (weight, term) in self.picture_terms(batch.hr, z0, z0_hat, step).items():
             logged[name] = term.detach()
             total = total + weight * term
         return total, logged
@@ -99,9 +99,11 @@ class DiffusionObjective:
         return z0, z_lr
 
     def picture_terms(
-        self, hr: Tensor | None, z0_hat: Tensor, step: int
+        self, hr: Tensor | None, z0: Tensor, z0_hat: Tensor, step: int
     ) -> dict[str, tuple[float | Tensor, Tensor]]:
-        """Name -> (weight, term) between hr and the decoded z0_hat of `decode_samples` samples."""
+        """Name -> (weight, term) between hr and the decoded z0_hat of `decode_samples` samples. The
+        critic compares with the decoded z0: by what the decoder loses it would know every picture.
+        """
         cfg = self.run.loss
         terms: dict[str, tuple[float | Tensor, Tensor]] = {}
         if hr is None or not (cfg.pixel or cfg.lpips):
@@ -114,7 +116,9 @@ class DiffusionObjective:
             terms["lpips"] = cfg.lpips, self.lpips(decoded, hr).mean()
         if self.critic is not None and step >= cfg.adversarial_start:
             seen = torch.stack([weight * term for weight, term in terms.values()]).sum()
-            terms["adversarial"] = self.critic.term(hr, decoded, seen, z0_hat)
+            with torch.no_grad():
+                real = self.autoencoder.decode(z0[: cfg.decode_samples])
+            terms["adversarial"] = self.critic.term(real, decoded, seen, z0_hat)
         return terms
 
     def begins(self, step: int) -> str | None:

@@ -71,6 +71,19 @@ def test_the_critics_gradient_is_a_share_of_the_reconstructions():
     assert all(p.grad is not None for p in critic.discriminator.parameters())
 
 
+@taming
+def test_the_critic_sees_pictures_of_the_decoder_on_both_sides(tmp_path):
+    run = judged_run(tmp_path)
+    autoencoder = load_autoencoder(run.autoencoder)
+    objective, seen = DiffusionObjective(run, autoencoder, None), []
+    assert objective.critic is not None
+    objective.critic.term = lambda *given: seen.extend(given) or (0.0, given[3].mean())
+    hr, z0, z0_hat = torch.rand(3, 3, 32, 32), torch.rand(3, 4, 8, 8), torch.rand(3, 4, 8, 8)
+    objective.picture_terms(hr, z0, z0_hat.requires_grad_(), 2)
+    real, fake = (autoencoder.decode(z[:2]) for z in (z0, z0_hat))
+    assert torch.equal(seen[0], real) and torch.equal(seen[1], fake)
+
+
 @pytest.mark.parametrize("steps, visited", [(1, [3]), (2, [0, 3])])
 def test_the_first_samples_are_at_the_samplers_steps(steps, visited, tmp_path):
     run = diffusion_run(tmp_path)
