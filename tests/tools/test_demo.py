@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from ldm_dream.data.images import read_image
+from ldm_dream.upscaling.defaults import DEFAULT_MODEL
 
 TOOL = Path(__file__).resolve().parents[2] / "tools/demo.py"
 CORE = ("gmsd", "psnr_y", "ssim_y", "consistency_x1e5")  # figures that need no weights
@@ -31,15 +32,16 @@ def figures(text: str) -> dict[str, dict[str, float]]:
     return {row[0]: dict(zip(head[1:], map(float, row[1:]))) for row in rows}
 
 
-def test_the_demo_beats_bicubic_in_every_figure_of_a_core_install(demo):
+def test_the_demo_beats_bicubic_in_all_but_the_likeness_of_small_windows(demo):
+    """SSIM prefers the soft edges of bicubic where a JPEG has lost the fine ones."""
     rows = figures(demo[1])
-    theirs, ours = rows["bicubic"], rows["dream-latent-x4-tiny"]
+    theirs, ours = rows["bicubic"], rows[DEFAULT_MODEL]
     assert tuple(ours) == CORE
-    for name in CORE:
-        sign = 1 if name in ("psnr_y", "ssim_y") else -1
-        assert sign * ours[name] > sign * theirs[name], name
-    assert ours["gmsd"] < 0.8 * theirs["gmsd"]
-    assert f"better than bicubic: {', '.join(CORE)}; not: -\n" in demo[1]
+    assert ours["psnr_y"] > theirs["psnr_y"] + 0.2
+    assert ours["gmsd"] < 0.95 * theirs["gmsd"]
+    assert ours["consistency_x1e5"] < theirs["consistency_x1e5"]
+    assert ours["ssim_y"] > theirs["ssim_y"] - 0.015
+    assert "better than bicubic: gmsd, psnr_y, consistency_x1e5; not: ssim_y\n" in demo[1]
 
 
 def test_the_demo_says_what_each_figure_means_and_which_way_is_better(demo):
@@ -70,4 +72,4 @@ def test_the_demo_writes_over_no_input(tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit) as end:
         runpy.run_path(str(TOOL), run_name="__main__")
     assert end.value.code == 2 and "after.png: is an input" in capsys.readouterr().err
-    assert weights.read_bytes() == b"weights" and not (tmp_path / "lr.png").exists()
+    assert weights.read_bytes() == b"weights" and not (tmp_path / "lr.jpg").exists()

@@ -269,7 +269,7 @@ def asked(monkeypatch):
 def test_the_names_of_real_esrgan_do_what_ours_do(photos, tmp_path, upscale, asked, words, changed):
     code, _, err = upscale("-i", photos / "rgb.png", "-o", tmp_path / "out", *words.split())
     assert (code, err) == (2, "error: asked\n")
-    usual = {"model": "dream-latent-x4-tiny", "device": "auto", "dtype": "auto"}
+    usual = {"model": DEFAULT_MODEL, "device": "auto", "dtype": "auto"}
     assert asked == usual | changed
 
 
@@ -335,7 +335,7 @@ def test_a_terminal_hears_of_the_work_before_anything_is_loaded(
 ):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
     _, _, err = upscale(photos, "-o", tmp_path / "out")
-    first = f"{photos} -> {tmp_path / 'out'}: loading dream-latent-x4-tiny"
+    first = f"{photos} -> {tmp_path / 'out'}: loading {DEFAULT_MODEL}"
     assert err.splitlines() == [first, "error: asked"]
 
 
@@ -350,7 +350,7 @@ def test_the_first_line_comes_within_three_seconds(photos, tmp_path):
     child.wait()
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     took = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    assert b"loading dream-latent-x4-tiny" in first and took < 3, took
+    assert f"loading {DEFAULT_MODEL}".encode() in first and took < 3, took
     os.close(reading), os.close(writing)
 
 

@@ -26,7 +26,7 @@ from ldm_dream.upscaling.devices import (
 )
 from ldm_dream.upscaling.engine import Choices, Options
 from ldm_dream.upscaling.pictures import Moments
-from ldm_dream.upscaling.upscaler import Upscaler
+from ldm_dream.upscaling.upscaler import DEFAULT_MODEL, Upscaler
 from ldm_dream.upscaling.watch import Stopped
 from ldm_dream.writing import WriteError
 
@@ -332,6 +332,6 @@ def test_what_the_hub_is_asked_comes_from_the_call(monkeypatch):
 def test_what_a_program_needs_is_at_the_top():
     for name in ldm_dream.__all__:
         assert getattr(ldm_dream, name).__module__.startswith("ldm_dream.")
-    assert [model.name for model in ldm_dream.list_models()] == [NAME]
+    assert [model.name for model in ldm_dream.list_models()] == [NAME, DEFAULT_MODEL]
     with pytest.raises(AttributeError, match="has no attribute 'Upscalar'"):
         ldm_dream.Upscalar  # noqa: B018
