@@ -255,7 +255,9 @@ def test_a_folder_is_sent_whole(fake, tmp_path):
 
 
 def test_only_models_that_upscale_are_offered_where_one_is_asked_for():
-    with pytest.raises(ModelError, match=r"; bundled are: dream-latent-x4-tiny, dream-photo-x4-tiny\.$"):
+    with pytest.raises(
+        ModelError, match=r"; bundled are: dream-latent-x4-tiny, dream-photo-x4-tiny\.$"
+    ):
         load_model("vq-f4-tin")
     with pytest.raises(ModelError, match=r"; did you mean vq-f4-tiny\?$"):
         find_model("vq-f4-tin")
