@@ -39,7 +39,7 @@ class Part(NamedTuple):
             x if x.ndim == 1 else x.to(self.dtype, memory_format=torch.channels_last)
             for x in self.inputs
         )
-        module = Call(self.graph).eval().to(self.dtype, memory_format=torch.channels_last)
+        module = Call(self.graph).eval().to(self.dtype).to(memory_format=torch.channels_last)
         return module, tuple(inputs)
 
 
