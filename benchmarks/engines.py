@@ -6,6 +6,7 @@ and how far each result is from PyTorch's in float32.
 from __future__ import annotations
 
 import argparse
+import importlib
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -74,8 +75,7 @@ def onnxruntime(part: Part) -> Run:
 
 
 def openvino(part: Part) -> Run:
-    import openvino as runtime
-
+    runtime = importlib.import_module("openvino")  # of the extra `bench`, which no check installs
     settings = {
         "INFERENCE_NUM_THREADS": torch.get_num_threads(),
         "INFERENCE_PRECISION_HINT": "f32" if part.dtype == torch.float32 else "bf16",

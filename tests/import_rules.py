@@ -145,8 +145,7 @@ IMPORT_RULES = {
     "dream_kernels": May(KERNELS, ("torch", "triton")),
     "tools": May(ALL, ("torch", "numpy", "tqdm")),
     "benchmarks": May(
-        (*ALL, "benchmarks"),
-        ("torch", "numpy", "PIL", "pyvips", "taming", "onnxruntime", "openvino"),
+        (*ALL, "benchmarks"), ("torch", "numpy", "PIL", "pyvips", "taming", "onnxruntime")
     ),
 }
 
