@@ -35,7 +35,7 @@ def test_the_page_about_python_runs_as_it_stands(tmp_path, monkeypatch, capsys):
         assert larger.size == (48, 40)
     told = capsys.readouterr().out
     assert "3 of 3\n" in told and "missing.jpg: no such file" in told
-    assert re.search(r"Upscaler\('dream-latent-x4-tiny', scale=4, device='cpu', dtype='fp32'", told)
+    assert re.search(r"Upscaler\('dream-photo-x4-tiny', scale=4, device='cpu', dtype='fp32'", told)
 
 
 def test_the_page_about_python_names_every_option_and_everything_at_the_top():
