@@ -43,6 +43,10 @@ class Part(NamedTuple):
         module = Call(self.graph).eval().to(self.dtype).to(memory_format=torch.channels_last)
         return module, tuple(inputs)
 
+    def for_runtimes(self) -> dict[str, np.ndarray]:
+        """Inputs by their names in the file."""
+        return dict(zip(self.graph.inputs, (x.numpy() for x in self.inputs)))
+
 
 Run = Callable[[], Tensor]
 
@@ -70,7 +74,7 @@ def onnxruntime(part: Part) -> Run:
     options = runtime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     session = runtime.InferenceSession(part.onnx, options, providers=["CPUExecutionProvider"])
-    feed = dict(zip(part.graph.inputs, (x.numpy() for x in part.inputs)))
+    feed = part.for_runtimes()
     return lambda: torch.from_numpy(np.asarray(session.run(None, feed)[0]))
 
 
@@ -82,7 +86,7 @@ def openvino(part: Part) -> Run:
         "PERFORMANCE_HINT": "LATENCY",
     }
     compiled = runtime.Core().compile_model(part.onnx, "CPU", settings)
-    feed = {name: x.numpy() for name, x in zip(part.graph.inputs, part.inputs)}
+    feed = part.for_runtimes()
     return lambda: torch.from_numpy(compiled(feed)[0])
 
 
