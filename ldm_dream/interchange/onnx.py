@@ -98,9 +98,9 @@ def check_installed() -> None:
 
 
 def sides_of(model: LoadedModel) -> Sides:
-    """As the upscaler pads its pictures (`Engine.multiple`)."""
+    """As tiles of the upscaler are (`Engine.align`): nothing is padded within the network."""
     factor, scale = model.autoencoder.factor, model.run.scale
-    picture = math.lcm(factor * model.network.multiple, scale)
+    picture = math.lcm(factor * model.network.align, scale)
     return Sides(picture // scale, picture // factor, picture)
 
 

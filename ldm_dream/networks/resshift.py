@@ -34,6 +34,7 @@ from ldm_dream.networks.layers import (
     norm_silu,
     of_size,
     pad,
+    pad_to_multiple,
     timestep_embedding,
     zeroed,
 )
@@ -99,9 +100,15 @@ class ResShiftNet(Network):
             *norm_silu(cfg.norm, width),
             zeroed(LastConv2d(width, cfg.out_channels * fold, 3, padding=1)),
         )
+        # one halving more than there are: the deepest features are 2x2, as norms need two values
+        self.multiple = cfg.patch_size << len(sizes)
         attending = [i for i, size in enumerate(sizes) if size in cfg.attention_resolutions]
         windows = (min(cfg.window_size, sizes[i]) << i for i in (*attending, len(sizes) - 1))
-        self.multiple = cfg.patch_size * math.lcm(2 ** (len(sizes) - 1), *windows)
+        self.whole_windows = math.lcm(self.multiple, *(cfg.patch_size * n for n in windows))
+
+    @property
+    def align(self) -> int:
+        return self.whole_windows
 
     def embed(self, t: Tensor) -> Tensor:
         """t [B], step of the original schedule -> what every block receives of it, [B,E]."""
@@ -181,13 +188,15 @@ class SwinLayer(nn.Module):
     whole, as published.
 
     `size` is the feature size at training (`image_size`): where one window covers it, nothing
-    shifts, at any input size.
+    shifts, at any input size. Features that are no whole number of windows are padded to it here
+    (reflected; replicated where too small).
     """
 
     def __init__(self, cfg: ResShiftNetConfig, channels: int, size: int):
         super().__init__()
         window = min(cfg.window_size, size)
         shift = window // 2 if size > window else 0
+        self.window = window
         self.patch_embed = nn.Conv2d(channels, cfg.swin_embed_dim, 1)
         self.blocks = nn.ModuleList(
             SwinBlock(cfg, window, shift if i % 2 else 0) for i in range(cfg.swin_depth)
@@ -195,10 +204,11 @@ class SwinLayer(nn.Module):
         self.patch_unembed = nn.Conv2d(cfg.swin_embed_dim, channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.patch_embed(x)
+        height, width = x.shape[-2:]
+        x = pad_to_multiple(self.patch_embed(x), self.window)
         for block in self.blocks:
             x = block(x)
-        return self.patch_unembed(x)
+        return self.patch_unembed(x[..., :height, :width])
 
 
 class SwinBlock(nn.Module):

@@ -57,7 +57,9 @@ class Diffusion(Engine):
         )
         # tiles begin on LR pixels too where the network sees these as they are
         takes_lr = network.cond_factor is None
-        self.multiple = math.lcm(network.multiple, self.scale) if takes_lr else network.multiple
+        least = self.scale if takes_lr else 1
+        self.multiple = math.lcm(network.multiple, least)
+        self.align = math.lcm(network.align, least)
         self.stoppable = not compile
 
     def makes(self, scale: float) -> bool:

@@ -103,14 +103,15 @@ class Engine(ABC):
     """A model on a device, in a precision.
 
     scale: HR pixels an LR pixel. factor: HR pixels a pixel of the grid that tiles lie on.
-    multiple: pixels of that grid; sides of pictures and tiles are multiples of it. context: LR
-    pixels of mirrored context on each side of a picture. color_fix: where none is asked for.
-    stoppable: not only between calls of its networks, but also within; False where these are
-    compiled or recorded.
+    multiple, align: pixels of that grid. Sides of a picture made in one piece are multiples of the
+    first; tiles begin and end on multiples of the second. context: LR pixels of mirrored context on
+    each side of a picture. color_fix: where none is asked for. stoppable: not only between calls of
+    its networks, but also within; False where these are compiled or recorded.
     """
 
     factor: int
     multiple: int
+    align: int
     context: int
     color_fix: str
     stoppable: bool

@@ -66,7 +66,10 @@ def with_less_memory(engine: Engine, layout: Layout, how: Options) -> Layout:
         if layout.tiles:  # of a batch, of which each picture was small enough alone
             log.warning("out of memory on %s: enlarged in tiles instead.", engine.device)
             return layout
-    tiles = layout.tiles or _tiles(engine, layout.frame, how)
+    tiles = layout.tiles
+    if tiles is None or tiles.align != engine.align:  # pictures were seen in one piece
+        layout = replace(layout, frame=_frame(engine, layout.frame.source.pixels, engine.align))
+        tiles = _tiles(engine, layout.frame, how, engine.align)
     smaller = tiles.halved()
     if smaller is None:
         raise TooLittleMemory(
@@ -82,25 +85,32 @@ def with_less_memory(engine: Engine, layout: Layout, how: Options) -> Layout:
 
 def _by_own_scale(engine: Engine, pixels: Pixels, size: tuple[int, int], how: Options) -> Layout:
     """As the model enlarges it, with context on all sides."""
-    scale, grid = engine.scale, engine.factor * engine.multiple
+    small = how.tile is None and _is_small(pixels)
+    grid = engine.multiple if small else engine.align
+    frame = _frame(engine, pixels, grid)
+    count = frame.source.count
+    layout = Layout(size, frame, count * engine.calls(how))
+    if small and count <= how.batch_size:
+        return layout
+    return _in_tiles(engine, layout, _tiles(engine, frame, how, grid), how)
+
+
+def _frame(engine: Engine, pixels: Pixels, grid: int) -> Frame:
+    scale, grid = engine.scale, engine.factor * grid
     source = Source(pixels, engine.context, grid // math.gcd(grid, scale))
     made = source.size[0] * scale, source.size[1] * scale
     inner = pixels.size[0] * scale, pixels.size[1] * scale
-    frame = Frame(source, made, engine.context * scale, inner)
-    layout = Layout(size, frame, source.count * engine.calls(how))
-    if how.tile is None and _is_small(pixels) and source.count <= how.batch_size:
-        return layout
-    return _in_tiles(engine, layout, _tiles(engine, frame, how), how)
+    return Frame(source, made, engine.context * scale, inner)
 
 
-def _tiles(engine: Engine, frame: Frame, how: Options) -> Tiles:
+def _tiles(engine: Engine, frame: Frame, how: Options, grid: int) -> Tiles:
     """As large as asked for, else a whole small picture."""
     source, pixels = frame.source, frame.source.pixels
     small = how.tile is None and _is_small(pixels)
     tile = max(source.size) if small else (how.tile or _auto_tile(pixels)) + 2 * engine.context
     height, width = (side // engine.factor for side in frame.size)
     side, pad = (x * engine.scale / engine.factor for x in (tile, how.tile_pad))
-    return Tiles.plan(height, width, side, pad, engine.multiple)
+    return Tiles.plan(height, width, side, pad, grid)
 
 
 def _in_tiles(engine: Engine, layout: Layout, tiles: Tiles, how: Options) -> Layout:

@@ -52,6 +52,7 @@ class OnePass(Engine):
         self.net.to(device, dtype)
         self.factor = self.scale  # tiles lie on LR pixels
         self.multiple = math.lcm(self.net.size_requirements.multiple_of, _window(self.net.model))
+        self.align = self.multiple
         if compile:
             self.net.model.compile(dynamic=True)
         self.stoppable = not compile

@@ -105,7 +105,6 @@ def test_without_attention_resolutions_only_the_middle_has_a_swin_layer():
     assert [name for name, m in network.named_modules() if isinstance(m, SwinLayer)] == [
         "middle_block.1"
     ]
-    assert network.multiple == 8  # middle: window 4 at half size
 
 
 def test_only_the_first_residual_block_of_a_level_has_a_swin_layer():
@@ -253,12 +252,12 @@ def test_norms_return_the_memory_layout_of_channels_last_input(norm):
 
 @pytest.mark.parametrize(
     "height, width, mode",
-    [(9, 14, "reflect"), (8, 5, "reflect"), (3, 8, "replicate"), (1, 1, "replicate")],
+    [(9, 14, "reflect"), (8, 5, "reflect"), (1, 8, "replicate"), (1, 1, "replicate")],
 )
 def test_any_size_equals_the_padded_picture_cropped(height, width, mode):
     network = tiny(cond_factor=2)
     z_t, t, cond = inputs(height, width, factor=2)
-    down, right = -height % 8, -width % 8
+    down, right = -height % network.multiple, -width % network.multiple
     padded = (
         F.pad(z_t, (0, right, 0, down), mode=mode),
         t,
@@ -296,9 +295,21 @@ def test_sizes_that_fit_are_not_padded(monkeypatch):
     assert 4 in padded
 
 
-def test_padding_multiple_is_the_published_64_at_full_size():
+def test_padding_multiple_is_that_of_the_levels_with_one_halving_more():
+    assert tiny().multiple == 4
     with torch.device("meta"):
-        assert build_network(ResShiftNetConfig()).multiple == 64
+        assert build_network(ResShiftNetConfig()).multiple == 16
+
+
+@pytest.mark.parametrize(
+    "height, width, mode", [(9, 14, "reflect"), (4, 6, "reflect"), (1, 2, "replicate")]
+)
+def test_attention_alone_sees_whole_windows(height, width, mode):
+    layer = next(m for m in tiny().modules() if isinstance(m, SwinLayer))
+    x = torch.randn(2, 32, height, width)
+    padded = F.pad(layer.patch_embed(x), (0, -width % 4, 0, -height % 4), mode=mode)
+    seen = layer.blocks[1](layer.blocks[0](padded))[..., :height, :width]
+    torch.testing.assert_close(layer(x), layer.patch_unembed(seen), rtol=0, atol=0)
 
 
 def test_samples_of_a_batch_do_not_mix():
