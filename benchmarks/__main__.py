@@ -95,8 +95,19 @@ def build_parser() -> argparse.ArgumentParser:
     quality.add_argument("--color-fix", choices=("none", "wavelet", "adain"), default="none")
     quality.add_argument("--lpips-weights", metavar="FILE")
 
+    worn = argparse.ArgumentParser(add_help=False, parents=[shared])
+    worn.add_argument(
+        "--hr",
+        required=True,
+        action="append",
+        metavar="DIR",
+        help="original pictures; several allowed",
+    )
+    worn.add_argument("--limit", type=int, default=20, metavar="N", help="pictures (default: 20)")
+    worn.add_argument("--crop", type=int, default=256, help="centre crop, HR pixels (default: 256)")
+    worn.add_argument("--lpips-weights", metavar="FILE")
     wear = commands.add_parser(
-        "wear", parents=[shared], help="LPIPS and PSNR-Y on clean, JPEG, web and camera pictures"
+        "wear", parents=[worn], help="LPIPS and PSNR-Y on clean, JPEG, web and camera pictures"
     )
     wear.add_argument(
         "-n",
@@ -105,16 +116,7 @@ def build_parser() -> argparse.ArgumentParser:
         default=[],
         help="model name or folder; give it several times (default: bicubic alone)",
     )
-    wear.add_argument(
-        "--hr",
-        required=True,
-        action="append",
-        metavar="DIR",
-        help="original pictures; several allowed",
-    )
     wear.add_argument("--steps", type=int, nargs="+", metavar="N", help="(default: the model's)")
-    wear.add_argument("--limit", type=int, default=20, metavar="N", help="pictures (default: 20)")
-    wear.add_argument("--crop", type=int, default=256, help="centre crop, HR pixels (default: 256)")
     wear.add_argument(
         "--color-fix",
         nargs="+",
@@ -122,7 +124,16 @@ def build_parser() -> argparse.ArgumentParser:
         default=["wavelet"],
         help="(default: wavelet, as tools/upscale.py)",
     )
-    wear.add_argument("--lpips-weights", metavar="FILE")
+    gain = commands.add_parser(
+        "dream-gain",
+        parents=[worn],
+        help="a recipe trained with DREAM and without for equal time; both on worn pictures",
+    )
+    gain.add_argument("--config", default="configs/tiny/dream-photo-x4-tiny-part3.yaml")
+    gain.add_argument("--set", action="extend", nargs="+", default=[], metavar="a.b=value")
+    gain.add_argument("--steps", type=int, default=400, metavar="N", help="with DREAM")
+    gain.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], metavar="N")
+    gain.add_argument("--runs", default="runs/dream-gain", metavar="DIR", help="trainings lie here")
 
     peers = commands.add_parser(
         "peers",

@@ -87,6 +87,15 @@ METRICS = {  # benchmark -> metric (a pattern) -> unit and meaning
         "psnr_y/*": "dB, on Y, mean of the pictures, of each wear",
         "lpips/*": "AlexNet; where its weights are at hand",
     },
+    "dream-gain": {
+        "step_seconds": "of a training step, measured before the first run",
+        "psnr_y/*": "dB, on Y, of each picture, of each wear",
+        "lpips/*": "AlexNet, of each picture; where its weights are at hand",
+        "lite0_distance/*": "EfficientNet-lite0, of each picture; where its package is at hand",
+        "niqe/*": "of each picture's result alone",
+        "consistency_x1e5/*": "of each picture",
+        "frechet_*": "squared distance of all results from all originals, of each wear",
+    },
     "peers": {
         "psnr_y": "dB, on Y, of each picture",
         "lpips": "AlexNet, of each picture; where its weights are at hand",

@@ -12,6 +12,7 @@ import statistics
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
+from .gain_table import gained, recipe
 from .peers_table import differences, peers
 from .record import Measured, Row, append, complete
 from .speed_tables import engines, number, parts, sampling
@@ -366,6 +367,13 @@ TABLES = {
         wear,
         "LPIPS / PSNR-Y on pictures made small and worn in four ways (`benchmarks/wear.py`); means.",
         common=worn,
+    ),
+    "dream-gain": Table(
+        "dream-gain",
+        gained,
+        "The same recipe without and with DREAM, trained for equal time: means over seeds and "
+        "pictures. Interval: a paired bootstrap over both; one that holds 0 shows no difference.",
+        common=recipe,
     ),
     "peers": Table(
         "peers",

@@ -1,4 +1,6 @@
-"""How sure a difference of two methods is: a paired bootstrap over pictures (Efron 1979)."""
+"""How sure a difference of two methods is: a paired bootstrap over pictures, and over seeds of
+training (Efron 1979).
+"""
 
 from __future__ import annotations
 
@@ -27,18 +29,28 @@ def paired_interval(a: Sequence[float], b: Sequence[float]) -> Interval:
     same interval. One that holds 0 shows no difference. Raises MetricError for scores that are not
     pairs, for fewer than 2, or ones that are not finite.
     """
-    if len(a) != len(b) or len(a) < 2:
+    return interval_over_seeds([a], [b])
+
+
+def interval_over_seeds(a: Sequence[Sequence[float]], b: Sequence[Sequence[float]]) -> Interval:
+    """Likewise of models trained with several seeds: a[s], b[s] are the scores with one seed, on
+    the same pictures for all. Seeds and pictures are both drawn with replacement.
+    """
+    counts = {len(scores) for scores in (*a, *b)}
+    if len(a) != len(b) or len(counts) != 1 or min(counts) < 2:
+        lengths = [", ".join(str(len(scores)) for scores in side) for side in (a, b)]
         raise MetricError(
-            f"paired_interval: {len(a)} and {len(b)} scores; give as many of both, 2 or more."
+            f"paired_interval: {lengths[0]} and {lengths[1]} scores; give as many of both, 2 or more."
         )
-    differences = np.asarray(a, np.float64) - np.asarray(b, np.float64)
+    differences = np.asarray(a, np.float64) - np.asarray(b, np.float64)  # [seeds, pictures]
     if not np.isfinite(differences).all():
         raise MetricError("paired_interval: a score is not finite; leave its picture out of both.")
-    random = np.random.default_rng(SEED)
-    means = [
-        differences[random.integers(len(differences), size=(100, len(differences)))].mean(1)
-        for _ in range(RESAMPLES // 100)  # which bounds the memory
-    ]
+    random, means = np.random.default_rng(SEED), []
+    seeds, pictures = differences.shape
+    for _ in range(RESAMPLES // 100):  # which bounds the memory
+        columns = random.integers(pictures, size=(100, 1, pictures))
+        rows = random.integers(seeds, size=(100, seeds, 1))
+        means.append(differences[rows, columns].mean((1, 2)))
     tail = 50 * (1 - COVERED)
     low, high = np.percentile(means, [tail, 100 - tail])
     return Interval(float(differences.mean()), float(low), float(high))

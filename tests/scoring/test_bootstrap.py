@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from ldm_dream.scoring.bootstrap import paired_interval
+from ldm_dream.scoring.bootstrap import interval_over_seeds, paired_interval
 from ldm_dream.scoring.metrics import MetricError
 
 
@@ -38,3 +38,16 @@ def test_what_makes_no_pairs_is_refused():
             paired_interval(a, b)
     with pytest.raises(MetricError, match="not finite"):
         paired_interval([1.0, math.inf], [1.0, 2.0])
+
+
+def test_seeds_that_differ_widen_the_interval():
+    random = np.random.default_rng(0)
+    plain = random.normal(25, 1, (3, 20))
+    alike = plain + 0.3 + random.normal(0, 0.1, (3, 20))
+    apart = alike + np.array([[-0.3], [0.0], [0.3]])
+    found = interval_over_seeds(list(alike), list(plain))
+    wider = interval_over_seeds(list(apart), list(plain))
+    assert wider.mean == pytest.approx(found.mean) == pytest.approx((alike - plain).mean())
+    assert wider.low < 0.15 < found.low and found.high < wider.high
+    with pytest.raises(MetricError, match="20 and 20, 20 scores"):
+        interval_over_seeds([plain[0]], list(plain[:2]))

@@ -1,0 +1,108 @@
+"""What DREAM gains: one recipe trained with it and without it (`loss.strength=0`) for equal time, seed
+by seed, and the results of all models on the same worn pictures.
+
+First the time of a step is taken, both arms in turns, from patches whose latents are kept. The arm
+without DREAM then takes as many more steps as its steps are shorter. Runs and that time lie under
+`--runs`; the same command goes on where it was stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import tempfile
+from pathlib import Path
+
+from torch import Tensor
+
+from ldm_dream.config.data import DataConfig
+from ldm_dream.config.files import load_config
+from ldm_dream.config.run import DiffusionRun
+from ldm_dream.data.images import from_tensor
+from ldm_dream.data.validation import validation_pairs
+from ldm_dream.dtypes import name_of
+from ldm_dream.errors import UserError
+from ldm_dream.upscaling.upscaler import Upscaler
+
+from .peer_methods import SCALE
+from .peer_scores import Found, Scorer
+from .record import Measured
+from .systems import python
+from .tables import finish
+from .wear import worn
+
+ARMS = {"plain": ["loss.strength=0"], "DREAM": []}
+PACE_STEPS, PACE_EVERY, PACE_TURNS = 40, 10, 2
+
+
+def main(args: argparse.Namespace) -> None:
+    run = load_config(args.config, args.set)
+    if not isinstance(run, DiffusionRun):
+        raise UserError(f"{args.config} trains an autoencoder; DREAM is for task: diffusion.")
+    if run.scale != SCALE:
+        raise UserError(f"{args.config}: scale is {run.scale}; the scores are for {SCALE}.")
+    folder = Path(args.runs) / Path(args.config).stem
+    seconds = pace(args, folder, run)
+    ratio = seconds["DREAM"] / seconds["plain"]
+    steps = {"plain": round(args.steps * ratio), "DREAM": args.steps}
+    print(f"a step with DREAM takes {ratio:.3f} of one without; steps: {steps}", flush=True)
+    pairs = validation_pairs(DataConfig(val=tuple(args.hr)), SCALE, args.limit, args.crop)
+    scorer, rows = Scorer(args), []
+    for seed in args.seeds:
+        for arm, knobs in ARMS.items():
+            place = folder / f"{arm.lower()}-{seed}"
+            ends = [f"seed={seed}", f"train.steps={steps[arm]}", f"train.val_every={steps[arm]}"]
+            print(f"{arm}, seed {seed}: trains", flush=True)
+            train(args, place, [*knobs, *ends])
+            upscaler = Upscaler.from_pretrained(place / "model")
+            asked = {"set": args.set, "seed": seed, "steps": steps[arm], "pictures": args.hr}
+            asked |= {"count": len(pairs), "crop": args.crop, "dtype": name_of(upscaler.dtype)}
+            metrics = {"step_seconds": seconds[arm], **scores(upscaler, pairs, scorer)}
+            rows.append(Measured(args.config, arm, asked, metrics))
+            print(f"{arm}, seed {seed}: scored", flush=True)
+    finish(args, "dream-gain", rows)
+
+
+def train(args: argparse.Namespace, place: Path, knobs: list[str]) -> None:
+    python(["tools/train.py", args.config, "--run-dir", str(place), "--set", *args.set, *knobs])
+
+
+def pace(args: argparse.Namespace, folder: Path, run: DiffusionRun) -> dict[str, float]:
+    """Seconds of a step of each arm, as measured when the first run of `folder` began."""
+    file = folder / "pace.json"
+    if file.exists():
+        return json.loads(file.read_text())
+    few = [f"train.steps={PACE_STEPS}", f"train.log_every={PACE_EVERY}"]
+    if run.data.cache_latents:
+        few.append(f"data.cache_latents={PACE_EVERY * run.train.batch_size}")
+    found: dict[str, list[float]] = {arm: [] for arm in ARMS}
+    for _ in range(PACE_TURNS):
+        for arm, knobs in ARMS.items():
+            with tempfile.TemporaryDirectory() as place:
+                train(args, Path(place) / "run", [*knobs, *few])
+                lines = (Path(place) / "run/metrics.jsonl").read_text().splitlines()
+            logged = [row for row in map(json.loads, lines) if "steps_per_second" in row]
+            # by then latents and memory are there
+            found[arm] += [1 / row["steps_per_second"] for row in logged[2:]]
+    seconds = {arm: statistics.median(times) for arm, times in found.items()}
+    folder.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(seconds))
+    return seconds
+
+
+def scores(
+    upscaler: Upscaler, pairs: list[tuple[str, Tensor, Tensor]], scorer: Scorer
+) -> dict[str, float | list[float]]:
+    """Name of the score / wear -> a value of each picture, or one of all."""
+    found: dict[str, Found] = {}
+    for number, (_, hr, _) in enumerate(pairs):
+        for wear, lr in worn(hr, SCALE, number).items():
+            sr = upscaler((lr + 1) / 2, seed=0) * 2 - 1
+            of_wear = found.setdefault(wear, Found())
+            scorer.add(of_wear, *(from_tensor(x) for x in (sr, hr, lr)))
+    return {
+        f"{name}/{wear}": values
+        for wear, of_wear in found.items()
+        for name, values in scorer.metrics(of_wear).items()
+    }
