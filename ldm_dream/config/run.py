@@ -52,7 +52,19 @@ class AdversarialConfig(Strict):
     )
 
 
-class DiffusionLossConfig(AdversarialConfig, Dream):
+class PerceptualConfig(Strict):
+    """How LPIPS looks at pictures in training."""
+
+    lpips_shift: int = Field(
+        default=0,
+        ge=0,
+        le=16,
+        description="LPIPS leaves out so many rows and columns, drawn at random on which sides; 3 "
+        "shows AlexNet, which looks at every fourth pixel, all places.",
+    )
+
+
+class DiffusionLossConfig(PerceptualConfig, AdversarialConfig, Dream):
     """DREAM's loss (arXiv 2312.00210), and terms on the decoded picture."""
 
     sampler_share: float = Field(
@@ -79,7 +91,7 @@ class DiffusionLossConfig(AdversarialConfig, Dream):
     )
 
 
-class AutoencoderLossConfig(AdversarialConfig):
+class AutoencoderLossConfig(PerceptualConfig, AdversarialConfig):
     """Loss of a VQGAN (arXiv 2012.09841, Sec. 3.1): L1, LPIPS, codebook, and a hinge PatchGAN."""
 
     l1: float = Field(
@@ -170,6 +182,8 @@ LpipsWeights = Annotated[
 
 
 def _lpips_has_its_weights(run):
+    if run.loss.lpips_shift and not run.loss.lpips:
+        raise ValueError("loss.lpips_shift has no effect where loss.lpips is 0; leave it out")
     if run.train.best == "lpips" and run.lpips_weights is None:
         raise ValueError("train.best=lpips needs lpips_weights; name them, or choose psnr_y")
     return run

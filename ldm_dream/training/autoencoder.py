@@ -14,7 +14,8 @@ from ldm_dream.networks.autoencoders import build_autoencoder
 from ldm_dream.networks.vqgan import VQGAN, Quantized
 from ldm_dream.training import distributed
 from ldm_dream.training.critic import Critic
-from ldm_dream.training.objective import Part
+from ldm_dream.training.objective import Part, on_host
+from ldm_dream.training.perceptual import lpips_loss
 
 
 class AutoencoderObjective:
@@ -67,7 +68,7 @@ class AutoencoderObjective:
         logged = {"l1": F.l1_loss(fake.float(), x)}
         reconstruction = cfg.l1 * logged["l1"]
         if cfg.lpips and self.lpips is not None:
-            logged["lpips"] = self.lpips(fake, x).mean()
+            logged["lpips"] = lpips_loss(self.lpips, fake, x, cfg.lpips_shift, on_host(generator))
             reconstruction = reconstruction + cfg.lpips * logged["lpips"]
         total = reconstruction
         if self.teacher is not None:

@@ -20,14 +20,8 @@ from ldm_dream.process import build_process
 from ldm_dream.sampler import Noise, gaussian, plan, sample
 from ldm_dream.training import distributed
 from ldm_dream.training.critic import Critic
-from ldm_dream.training.objective import Part
-
-
-def on_host(generator: torch.Generator) -> torch.Generator:
-    """`generator`, or one of the same seed on the host: what is drawn from it waits for no device."""
-    if generator.device.type == "cpu":
-        return generator
-    return torch.Generator().manual_seed(generator.initial_seed())
+from ldm_dream.training.objective import Part, on_host
+from ldm_dream.training.perceptual import lpips_loss
 
 
 class DiffusionObjective:
@@ -67,13 +61,14 @@ class DiffusionObjective:
         self, batch: Batch, step: int, generator: torch.Generator
     ) -> tuple[Tensor, dict[str, Tensor]]:
         z0, z_lr = self.latents(batch)
-        t = self.steps(len(z0), on_host(generator))
+        host = on_host(generator)
+        t = self.steps(len(z0), host)
         eps = torch.randn(z0.shape, generator=generator, device=z0.device)
         inputs = self.denoiser.prepare(batch.lr, z_lr)
         loss, z0_hat = diffusion_loss(self.denoiser, z0, inputs, t, eps, self.run.loss)
         total, logged = loss.mean(), {}
         logged["diffusion"] = total.detach()
-        for name, (weight, term) in self.picture_terms(batch.hr, z0, z0_hat, step).items():
+        for name, (weight, term) in self.picture_terms(batch.hr, z0, z0_hat, step, host).items():
             logged[name] = term.detach()
             total = total + weight * term
         return total, logged
@@ -99,7 +94,12 @@ class DiffusionObjective:
         return z0, z_lr
 
     def picture_terms(
-        self, hr: Tensor | None, z0: Tensor, z0_hat: Tensor, step: int
+        self,
+        hr: Tensor | None,
+        z0: Tensor,
+        z0_hat: Tensor,
+        step: int,
+        generator: torch.Generator,
     ) -> dict[str, tuple[float | Tensor, Tensor]]:
         """Name -> (weight, term) between hr and the decoded z0_hat of `decode_samples` samples. The
         critic compares with the decoded z0: by what the decoder loses it would know every picture.
@@ -113,12 +113,13 @@ class DiffusionObjective:
         if cfg.pixel:
             terms["pixel"] = cfg.pixel, F.l1_loss(decoded.float(), hr)
         if cfg.lpips and self.lpips is not None:
-            terms["lpips"] = cfg.lpips, self.lpips(decoded, hr).mean()
+            seen = lpips_loss(self.lpips, decoded, hr, cfg.lpips_shift, generator)
+            terms["lpips"] = cfg.lpips, seen
         if self.critic is not None and step >= cfg.adversarial_start:
-            seen = torch.stack([weight * term for weight, term in terms.values()]).sum()
+            wanted = torch.stack([weight * term for weight, term in terms.values()]).sum()
             with torch.no_grad():
                 real = self.autoencoder.decode(z0[: cfg.decode_samples])
-            terms["adversarial"] = self.critic.term(real, decoded, seen, z0_hat)
+            terms["adversarial"] = self.critic.term(real, decoded, wanted, z0_hat)
         return terms
 
     def begins(self, step: int) -> str | None:

@@ -79,7 +79,7 @@ def test_the_critic_sees_pictures_of_the_decoder_on_both_sides(tmp_path):
     assert objective.critic is not None
     objective.critic.term = lambda *given: seen.extend(given) or (0.0, given[3].mean())
     hr, z0, z0_hat = torch.rand(3, 3, 32, 32), torch.rand(3, 4, 8, 8), torch.rand(3, 4, 8, 8)
-    objective.picture_terms(hr, z0, z0_hat.requires_grad_(), 2)
+    objective.picture_terms(hr, z0, z0_hat.requires_grad_(), 2, torch.Generator())
     real, fake = (autoencoder.decode(z[:2]) for z in (z0, z0_hat))
     assert torch.equal(seen[0], real) and torch.equal(seen[1], fake)
 
