@@ -129,7 +129,7 @@ def build_parser() -> argparse.ArgumentParser:
         parents=[worn],
         help="a recipe trained with DREAM and without for equal time; both on worn pictures",
     )
-    gain.add_argument("--config", default="configs/tiny/dream-photo-x4-tiny-part3.yaml")
+    gain.add_argument("--config", default="configs/tiny/dream-photo-x4-tiny.yaml")
     gain.add_argument("--set", action="extend", nargs="+", default=[], metavar="a.b=value")
     gain.add_argument("--steps", type=int, default=400, metavar="N", help="with DREAM")
     gain.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], metavar="N")

@@ -42,15 +42,21 @@ def test_a_model_is_bundled_in_half_precision_with_its_card(bundle, tmp_path):
     assert (folder / "README.md").read_text() == "new card"
 
 
-def test_latents_of_a_teacher_keep_its_scale(bundle, tmp_path):
-    taught = AutoencoderRun(
-        autoencoder=VQGANConfig(latent_scale=1.5),
-        loss=AutoencoderLossConfig(teacher=VQGANConfig(pretrained="vq-f4-tiny"), latent=1.0),
-        train=TrainConfig(freeze=("quantize",)),
+TAUGHT = AutoencoderLossConfig(teacher=VQGANConfig(pretrained="vq-f4-tiny"), latent=1.0)
+
+
+@pytest.mark.parametrize(
+    "loss, freeze",
+    [(TAUGHT, ("quantize",)), (AutoencoderLossConfig(), ("encoder", "quant_conv", "quantize"))],
+)
+def test_latents_that_models_know_keep_their_scale(bundle, tmp_path, loss, freeze):
+    """Those of a teacher, and of an encoder that stayed."""
+    known = AutoencoderRun(
+        autoencoder=VQGANConfig(latent_scale=1.5), loss=loss, train=TrainConfig(freeze=freeze)
     )
-    save_model(tmp_path / "taught", taught, {"w": torch.ones(2)}, "card")
-    bundle("mine", tmp_path / "taught")
-    assert read_run(tmp_path / "bundled/mine").autoencoder == taught.autoencoder
+    save_model(tmp_path / "known", known, {"w": torch.ones(2)}, "card")
+    bundle("mine", tmp_path / "known")
+    assert read_run(tmp_path / "bundled/mine").autoencoder == known.autoencoder
 
 
 @pytest.mark.parametrize(
