@@ -25,6 +25,9 @@ from ldm_dream.scoring.set_metrics import SetMetric
 
 from .peer_methods import SCALE
 
+# rows and columns at the top and left: without them AlexNet's stride of four meets other pixels than
+# in patches of training
+CUT = 2
 Pixels = np.ndarray  # uint8 [H, W, 3]
 Score = Callable[[Pixels, Pixels, Pixels], float]  # result, original, LR picture
 
@@ -36,6 +39,11 @@ def _psnr_y(args: Namespace) -> Score:
 def _lpips(args: Namespace) -> Score:
     network = load_lpips(args.lpips_weights)
     return lambda sr, hr, lr: lpips_distance(network, sr, hr)
+
+
+def _lpips_cut(args: Namespace) -> Score:
+    network = load_lpips(args.lpips_weights)
+    return lambda sr, hr, lr: lpips_distance(network, *(x[CUT:, CUT:] for x in (sr, hr)))
 
 
 def _consistency(args: Namespace) -> Score:
@@ -59,6 +67,7 @@ def _frechet_lite0(args: Namespace) -> SetMetric:
 SCORES: dict[str, Callable[[Namespace], Score]] = {
     "psnr_y": _psnr_y,
     "lpips": _lpips,
+    "lpips_cut": _lpips_cut,
     "lite0_distance": _lite0,
     "niqe": _niqe,
     "consistency_x1e5": _consistency,

@@ -12,7 +12,12 @@ from ldm_dream.scoring.bootstrap import paired_interval
 from .record import Row
 
 COSTS = {"seconds_per_megapixel": "s per MP", "peak_mib": "memory, MiB"}
-NAMES = {"psnr_y": "PSNR-Y", "lpips": "LPIPS", "consistency_x1e5": "consistency x 1e5"}
+NAMES = {
+    "psnr_y": "PSNR-Y",
+    "lpips": "LPIPS",
+    "lpips_cut": "LPIPS, 2 px cut",
+    "consistency_x1e5": "consistency x 1e5",
+}
 HIGHER_IS_BETTER = {"psnr_y"}
 
 

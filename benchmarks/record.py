@@ -91,6 +91,7 @@ METRICS = {  # benchmark -> metric (a pattern) -> unit and meaning
         "step_seconds": "of a training step, measured before the first run",
         "psnr_y/*": "dB, on Y, of each picture, of each wear",
         "lpips/*": "AlexNet, of each picture; where its weights are at hand",
+        "lpips_cut/*": "likewise, without two rows and columns at the top and left",
         "lite0_distance/*": "EfficientNet-lite0, of each picture; where its package is at hand",
         "niqe/*": "of each picture's result alone",
         "consistency_x1e5/*": "of each picture",
@@ -99,6 +100,7 @@ METRICS = {  # benchmark -> metric (a pattern) -> unit and meaning
     "peers": {
         "psnr_y": "dB, on Y, of each picture",
         "lpips": "AlexNet, of each picture; where its weights are at hand",
+        "lpips_cut": "likewise, without two rows and columns at the top and left",
         "lite0_distance": "EfficientNet-lite0, of each picture; where its package is at hand",
         "niqe": "of each picture's result alone",
         "consistency_x1e5": "of each picture",
@@ -108,6 +110,7 @@ METRICS = {  # benchmark -> metric (a pattern) -> unit and meaning
     },
     "autoencoder": {
         **QUALITY,
+        "lpips_cut": "LPIPS without two rows and columns at the top and left",
         "seconds": "a picture",
         "pictures": "how many",
         "worst_psnr_y": "dB, of the worst picture",
