@@ -20,8 +20,9 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="append one JSON line a row; in benchmarks/results only from a clean tree",
     )
-    shared = argparse.ArgumentParser(add_help=False, parents=[kept])
-    shared.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    placed = argparse.ArgumentParser(add_help=False)
+    placed.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    shared = argparse.ArgumentParser(add_help=False, parents=[kept, placed])
 
     kernels = commands.add_parser(
         "kernels",
@@ -95,7 +96,7 @@ def build_parser() -> argparse.ArgumentParser:
     quality.add_argument("--color-fix", choices=("none", "wavelet", "adain"), default="none")
     quality.add_argument("--lpips-weights", metavar="FILE")
 
-    worn = argparse.ArgumentParser(add_help=False, parents=[shared])
+    worn = argparse.ArgumentParser(add_help=False, parents=[kept])
     worn.add_argument(
         "--hr",
         required=True,
@@ -107,7 +108,9 @@ def build_parser() -> argparse.ArgumentParser:
     worn.add_argument("--crop", type=int, default=256, help="centre crop, HR pixels (default: 256)")
     worn.add_argument("--lpips-weights", metavar="FILE")
     wear = commands.add_parser(
-        "wear", parents=[worn], help="LPIPS and PSNR-Y on clean, JPEG, web and camera pictures"
+        "wear",
+        parents=[worn, placed],
+        help="LPIPS and PSNR-Y on clean, JPEG, web and camera pictures",
     )
     wear.add_argument(
         "-n",
@@ -131,7 +134,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     gain.add_argument("--config", default="configs/tiny/dream-photo-x4-tiny.yaml")
     gain.add_argument("--set", action="extend", nargs="+", default=[], metavar="a.b=value")
-    gain.add_argument("--steps", type=int, default=400, metavar="N", help="with DREAM")
+    gain.add_argument("--steps", type=int, default=400, metavar="N", help="DREAM (default: 400)")
     gain.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], metavar="N")
     gain.add_argument("--runs", default="runs/dream-gain", metavar="DIR", help="trainings lie here")
 

@@ -14,6 +14,7 @@ import statistics
 import tempfile
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from ldm_dream.config.data import DataConfig
@@ -37,43 +38,64 @@ PACE_STEPS, PACE_EVERY, PACE_TURNS = 40, 10, 2
 
 
 def main(args: argparse.Namespace) -> None:
+    args.device = "cuda" if torch.cuda.is_available() else "cpu"  # as training chooses
+    run = _checked(args)
+    pairs = validation_pairs(DataConfig(val=tuple(args.hr)), SCALE, args.limit, args.crop)
+    if len(pairs) < 2:
+        raise UserError(
+            "an interval needs 2 pictures or more; give more of them, or a larger --limit."
+        )
+    seconds = pace(args, run)
+    ratio = seconds["DREAM"] / seconds["plain"]
+    steps = {"plain": round(args.steps * ratio), "DREAM": args.steps}
+    print(f"a step with DREAM takes {ratio:.3f} of one without; steps: {steps}", flush=True)
+    scorer, rows = Scorer(args), []
+    for seed in args.seeds:
+        for arm, knobs in ARMS.items():
+            place = Path(args.runs) / f"{arm.lower()}-{seed}"
+            ends = [f"seed={seed}", f"train.steps={steps[arm]}", f"train.val_every={steps[arm]}"]
+            print(f"{arm}, seed {seed}: trains", flush=True)
+            train(args, place, [*knobs, *ends])
+            upscaler = Upscaler.from_pretrained(place / "model")
+            asked = {"set": args.set, "seed": seed, "steps": args.steps, "pictures": args.hr}
+            asked |= {"count": len(pairs), "crop": args.crop, "dtype": name_of(upscaler.dtype)}
+            metrics = {"step_seconds": seconds[arm], "steps": steps[arm]}
+            metrics |= scores(upscaler, pairs, scorer)
+            rows.append(Measured(args.config, arm, asked, metrics))
+            print(f"{arm}, seed {seed}: scored", flush=True)
+    finish(args, "dream-gain", rows)
+
+
+def _checked(args: argparse.Namespace) -> DiffusionRun:
     run = load_config(args.config, args.set)
     if not isinstance(run, DiffusionRun):
         raise UserError(f"{args.config} trains an autoencoder; DREAM is for task: diffusion.")
     if run.scale != SCALE:
         raise UserError(f"{args.config}: scale is {run.scale}; the scores are for {SCALE}.")
-    folder = Path(args.runs) / Path(args.config).stem
-    seconds = pace(args, folder, run)
-    ratio = seconds["DREAM"] / seconds["plain"]
-    steps = {"plain": round(args.steps * ratio), "DREAM": args.steps}
-    print(f"a step with DREAM takes {ratio:.3f} of one without; steps: {steps}", flush=True)
-    pairs = validation_pairs(DataConfig(val=tuple(args.hr)), SCALE, args.limit, args.crop)
-    scorer, rows = Scorer(args), []
-    for seed in args.seeds:
-        for arm, knobs in ARMS.items():
-            place = folder / f"{arm.lower()}-{seed}"
-            ends = [f"seed={seed}", f"train.steps={steps[arm]}", f"train.val_every={steps[arm]}"]
-            print(f"{arm}, seed {seed}: trains", flush=True)
-            train(args, place, [*knobs, *ends])
-            upscaler = Upscaler.from_pretrained(place / "model")
-            asked = {"set": args.set, "seed": seed, "steps": steps[arm], "pictures": args.hr}
-            asked |= {"count": len(pairs), "crop": args.crop, "dtype": name_of(upscaler.dtype)}
-            metrics = {"step_seconds": seconds[arm], **scores(upscaler, pairs, scorer)}
-            rows.append(Measured(args.config, arm, asked, metrics))
-            print(f"{arm}, seed {seed}: scored", flush=True)
-    finish(args, "dream-gain", rows)
+    if not run.loss.strength:
+        raise UserError(f"{args.config}: loss.strength is 0, so both arms are plain; set it to 1.")
+    return run
 
 
 def train(args: argparse.Namespace, place: Path, knobs: list[str]) -> None:
     python(["tools/train.py", args.config, "--run-dir", str(place), "--set", *args.set, *knobs])
 
 
-def pace(args: argparse.Namespace, folder: Path, run: DiffusionRun) -> dict[str, float]:
-    """Seconds of a step of each arm, as measured when the first run of `folder` began."""
-    file = folder / "pace.json"
+def pace(args: argparse.Namespace, run: DiffusionRun) -> dict[str, float]:
+    """Seconds of a step of each arm, as measured when the first run of `--runs` began. Raises
+    UserError where that was another recipe.
+    """
+    recipe = {"config": args.config, "set": args.set, "steps": args.steps}
+    file = Path(args.runs) / "pace.json"
     if file.exists():
-        return json.loads(file.read_text())
-    few = [f"train.steps={PACE_STEPS}", f"train.log_every={PACE_EVERY}"]
+        known = json.loads(file.read_text())
+        if known["recipe"] != recipe:
+            raise UserError(
+                f"--runs {args.runs}: holds runs of {known['recipe']}, not of {recipe}; name another folder."
+            )
+        return known["seconds"]
+    few = [f"train.{name}={PACE_STEPS}" for name in ("steps", "val_every", "save_every")]
+    few.append(f"train.log_every={PACE_EVERY}")
     if run.data.cache_latents:
         few.append(f"data.cache_latents={PACE_EVERY * run.train.batch_size}")
     found: dict[str, list[float]] = {arm: [] for arm in ARMS}
@@ -86,8 +108,8 @@ def pace(args: argparse.Namespace, folder: Path, run: DiffusionRun) -> dict[str,
             # by then latents and memory are there
             found[arm] += [1 / row["steps_per_second"] for row in logged[2:]]
     seconds = {arm: statistics.median(times) for arm, times in found.items()}
-    folder.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(seconds))
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps({"recipe": recipe, "seconds": seconds}))
     return seconds
 
 

@@ -6,21 +6,27 @@ import statistics
 
 from ldm_dream.scoring.bootstrap import interval_over_seeds
 
-from .peers_table import NAMES
+from .peers_table import NAMES, scores_of_each_picture
 from .record import Row
 
 
 def gained(rows: list[Row]) -> list[list[str]]:
-    arms: dict[str, dict[int, Row]] = {}  # arm -> seed -> row
+    """A line for each score of each wear that all models have, over the seeds that both arms have."""
+    arms: dict[str, dict[int, Row]] = {"plain": {}, "DREAM": {}}
     for row in rows:
-        arms.setdefault(row["variant"], {})[row["settings"]["seed"]] = row
-    seeds = sorted(set.intersection(*map(set, arms.values())))
-    plain, dream = ([arms[arm][seed]["metrics"] for seed in seeds] for arm in ("plain", "DREAM"))
+        arms[row["variant"]][row["settings"]["seed"]] = row
+    seeds = sorted(arms["plain"].keys() & arms["DREAM"].keys())
+    plain, dream = (
+        [dict(scores_of_each_picture(arms[arm][seed])) for seed in seeds] for arm in arms
+    )
     lines = [["wear", "score", "plain", "DREAM", "DREAM - plain", "95 % interval"]]
-    for name in plain[0]:
-        if not all(isinstance(metrics.get(name), list) for metrics in plain + dream):
+    if seeds:
+        steps = [f"{arms[arm][seeds[0]]['metrics']['steps']}" for arm in arms]
+        lines.append(["", "steps of training", *steps, "", ""])
+    for name in plain[0] if seeds else ():
+        if not all(name in found for found in plain + dream):
             continue
-        a, b = ([metrics[name] for metrics in found] for found in (dream, plain))
+        a, b = ([found[name] for found in each] for each in (dream, plain))
         mean, low, high = interval_over_seeds(a, b)
         score, _, wear = name.partition("/")
         means = [f"{statistics.fmean(map(statistics.fmean, x)):.3f}" for x in (b, a)]
@@ -29,9 +35,7 @@ def gained(rows: list[Row]) -> list[list[str]]:
     return lines
 
 
-def recipe(row: Row) -> str:
-    """What rows of one table have in common."""
+def trained(row: Row) -> str:
+    """How, in words."""
     settings = row["settings"]
-    words = " ".join(f"`{word}`" for word in (row["subject"], *settings["set"]))
-    pictures = ", ".join(f"`{folder}`" for folder in settings["pictures"])
-    return f"{words}; {settings['count']} of {pictures}, centre crop {settings['crop']}"
+    return f"{settings['steps']} steps with DREAM, {settings['dtype']}"

@@ -45,12 +45,12 @@ def differences(rows: list[Row]) -> list[list[str]]:
     peers: dict[tuple, dict[str, list[float]]] = {}  # pictures, score -> peer -> values
     for row in rows:
         if not _is_ours(row):
-            for name, values in _of_each_picture(row):
+            for name, values in scores_of_each_picture(row):
                 peers.setdefault((_pictures(row), name), {})[row["subject"]] = values
     lines = [["pictures", "method", "score", "best peer", "difference", "95 % interval"]]
     for row in filter(_is_ours, by_pictures(rows)):
         where = f"{row['settings']['count']} of {row['variant']}"
-        for name, values in _of_each_picture(row):
+        for name, values in scores_of_each_picture(row):
             found = peers.get((_pictures(row), name))
             if not found:
                 continue
@@ -75,7 +75,7 @@ def _pictures(row: Row) -> tuple[str, str, int]:
     return row["settings"]["pictures"], row["variant"], row["settings"]["count"]
 
 
-def _of_each_picture(row: Row) -> Iterator[tuple[str, list[float]]]:
+def scores_of_each_picture(row: Row) -> Iterator[tuple[str, list[float]]]:
     """Scores with a finite value for each of at least two pictures."""
     for name, values in row["metrics"].items():
         if name in COSTS or not isinstance(values, list) or len(values) < 2:

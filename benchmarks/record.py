@@ -88,6 +88,7 @@ METRICS = {  # benchmark -> metric (a pattern) -> unit and meaning
         "lpips/*": "AlexNet; where its weights are at hand",
     },
     "dream-gain": {
+        "steps": "of training; settings hold those with DREAM, in which time is equal",
         "step_seconds": "of a training step, measured before the first run",
         "psnr_y/*": "dB, on Y, of each picture, of each wear",
         "lpips/*": "AlexNet, of each picture; where its weights are at hand",

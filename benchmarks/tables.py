@@ -12,7 +12,7 @@ import statistics
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
-from .gain_table import gained, recipe
+from .gain_table import gained, trained
 from .peers_table import differences, peers
 from .record import Measured, Row, append, complete
 from .speed_tables import engines, number, parts, sampling
@@ -370,8 +370,9 @@ TABLES = {
         "dream-gain",
         gained,
         "The same recipe without and with DREAM, trained for equal time: means over seeds and "
-        "pictures. Interval: a paired bootstrap over both; one that holds 0 shows no difference.",
-        common=recipe,
+        "pictures. Interval: a paired bootstrap over both; one that holds 0 shows no difference, and "
+        "of few seeds it is too narrow.",
+        common=lambda row: f"{asked(row)}, {trained(row)}; {worn(row)}",
     ),
     "peers": Table(
         "peers",

@@ -44,7 +44,7 @@ class ToyNet(Network):
     """Any size, without padding."""
 
     sees_noise_level = False
-    multiple, cond_factor = 1, 1
+    multiple, align, cond_factor = 1, 1, 1
     repeated_blocks = (nn.Conv2d,)
 
     def __init__(self, cfg: ToyConfig):

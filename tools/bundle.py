@@ -9,14 +9,10 @@ teacher's, and one whose encoder was frozen its own.
 import argparse
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from ldm_dream.cli import command_line, user_errors
 from ldm_dream.errors import UserError
 from ldm_dream.writing import check_folder
-
-if TYPE_CHECKING:
-    from ldm_dream.config.run import AutoencoderRun
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -39,11 +35,6 @@ def read_card(path: Path) -> str:
         raise UserError(f"{path}: no card can be read from it ({error}); name a text.") from None
 
 
-def keeps_latents(run: "AutoencoderRun") -> bool:
-    """Whether models that were trained before it stand on the latents that it has."""
-    return run.loss.teacher is not None or "encoder" in run.train.freeze
-
-
 def main() -> None:
     args = build_parser().parse_args()
     with user_errors():
@@ -62,7 +53,7 @@ def main() -> None:
             raise UserError(f"{args.model}: is the bundled model itself; give the one of a run.")
         check_folder(folder, holds="model.safetensors")
         card = read_card(args.card)
-        if isinstance(run, AutoencoderRun) and not keeps_latents(run):
+        if isinstance(run, AutoencoderRun) and not run.keeps_latents:
             scale = latent_scale(run, state)
             print(f"latent scale {scale:.4f}")
             run = run.model_copy(

@@ -87,6 +87,18 @@ def critic(run: Any) -> None:
         )
 
 
+def perceptual(run: Any) -> None:
+    """LPIPS sees what is left of a patch."""
+    loss, least = run.loss, 31  # pixels, for AlexNet's last layer
+    if loss.lpips_shift and not loss.lpips:
+        raise ValueError("loss.lpips_shift has no effect where loss.lpips is 0; leave it out")
+    if loss.lpips_shift and run.data.patch - loss.lpips_shift < least:
+        raise ValueError(
+            f"data.patch={run.data.patch} with loss.lpips_shift={loss.lpips_shift} leaves LPIPS less "
+            f"than {least} pixels a side; give larger patches"
+        )
+
+
 def latent(run: Any, autoencoder: AutoencoderConfig) -> None:
     """Pictures can be encoded, and the network has the channels of the latents. autoencoder: with
     the architecture of its `pretrained`.

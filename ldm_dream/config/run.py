@@ -182,8 +182,6 @@ LpipsWeights = Annotated[
 
 
 def _lpips_has_its_weights(run):
-    if run.loss.lpips_shift and not run.loss.lpips:
-        raise ValueError("loss.lpips_shift has no effect where loss.lpips is 0; leave it out")
     if run.train.best == "lpips" and run.lpips_weights is None:
         raise ValueError("train.best=lpips needs lpips_weights; name them, or choose psnr_y")
     return run
@@ -274,6 +272,7 @@ class DiffusionRun(Strict):
         fits.patches(self)
         fits.condition(self)
         fits.critic(self)
+        fits.perceptual(self)
         fits.cache(self)
         if not self.autoencoder.pretrained:
             fits.latent(self, self.autoencoder)
@@ -327,6 +326,7 @@ class AutoencoderRun(Strict):
         fits.patches(self)
         fits.autoencoder(self)
         fits.critic(self)
+        fits.perceptual(self)
         fits.latent(self, self.autoencoder)
         return self
 
@@ -346,6 +346,12 @@ class AutoencoderRun(Strict):
         if teacher and "quantize" not in self.train.freeze:
             raise ValueError("the codebook of loss.teacher stays; set train.freeze: [quantize]")
         return self
+
+    @property
+    def keeps_latents(self) -> bool:
+        """Whether its latents are older than the run: a teacher's, or those of a frozen encoder."""
+        frozen = {"encoder", "quant_conv"} <= set(self.train.freeze)
+        return self.loss.teacher is not None or frozen
 
     @field_validator("data")
     @classmethod

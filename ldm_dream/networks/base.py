@@ -14,14 +14,10 @@ class Network(nn.Module, ABC):
     """What a denoiser calls. Its `forward` is (z_t [B,C,h,w], emb, *features) -> [B,Cout,h,w]."""
 
     multiple: int  # h and w are padded to multiples of it
+    align: int  # parts of a picture that begin on multiples of it are seen as in the whole
     cond_factor: int | None  # size of the condition over that of z_t; None: LR at its own size
     sees_noise_level: bool  # its t is the noise level sqrt(abar), else the timestep
     repeated_blocks: tuple[type[nn.Module], ...]  # what is compiled, each block a graph of its own
-
-    @property
-    def align(self) -> int:
-        """What begins on multiples of it is seen as in the whole picture."""
-        return self.multiple
 
     @abstractmethod
     def embed(self, t: Tensor) -> Tensor:

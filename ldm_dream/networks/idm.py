@@ -54,7 +54,7 @@ class IDM(Network):
         self.unet = ImplicitUNet(cfg)
         self.max_scale = cfg.max_scale
         # grids of a tile and of the whole agree at these; any size works
-        self.multiple = 2 ** (len(cfg.channel_mult) - 1)
+        self.multiple = self.align = 2 ** (len(cfg.channel_mult) - 1)
 
     def embed(self, t: Tensor) -> Tensor:
         """t [B], noise level sqrt(abar) in [0,1] -> what every block receives of it, [B,E]."""

@@ -42,7 +42,8 @@ class LDMNet(Network):
     def __init__(self, cfg: LDMConfig):
         super().__init__()
         self.repeated_blocks = (ResBlock, Attention)
-        self.model_channels, self.multiple = cfg.model_channels, 2 ** (len(cfg.channel_mult) - 1)
+        self.model_channels = cfg.model_channels
+        self.multiple = self.align = 2 ** (len(cfg.channel_mult) - 1)
         self.time_embed = EmbeddingMLP(cfg.model_channels, 4 * cfg.model_channels)
 
         width, skips, last = cfg.model_channels, [cfg.model_channels], len(cfg.channel_mult) - 1

@@ -104,11 +104,7 @@ class ResShiftNet(Network):
         self.multiple = cfg.patch_size << len(sizes)
         attending = [i for i, size in enumerate(sizes) if size in cfg.attention_resolutions]
         windows = (min(cfg.window_size, sizes[i]) << i for i in (*attending, len(sizes) - 1))
-        self.whole_windows = math.lcm(self.multiple, *(cfg.patch_size * n for n in windows))
-
-    @property
-    def align(self) -> int:
-        return self.whole_windows
+        self.align = math.lcm(self.multiple, *(cfg.patch_size * n for n in windows))
 
     def embed(self, t: Tensor) -> Tensor:
         """t [B], step of the original schedule -> what every block receives of it, [B,E]."""

@@ -41,7 +41,7 @@ class SR3Net(Network):
     def __init__(self, cfg: SR3Config):
         super().__init__()
         self.repeated_blocks = (Block,)
-        self.multiple = 2 ** (len(cfg.channel_mult) - 1)
+        self.multiple = self.align = 2 ** (len(cfg.channel_mult) - 1)
         self.inner = cfg.model_channels
         self.noise_level_mlp = EmbeddingMLP(cfg.model_channels, cfg.model_channels)
         sizes = [cfg.image_size >> level for level in range(len(cfg.channel_mult))]

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from ldm_dream.config.model import AutoencoderConfig, PixelConfig
-from ldm_dream.config.run import AutoencoderLossConfig, DiffusionRun, Run
+from ldm_dream.config.run import AutoencoderLossConfig, AutoencoderRun, DiffusionRun, Run
 from ldm_dream.config.train import TrainConfig
 from ldm_dream.data.loader import Data, Loader, workers_for
 from ldm_dream.data.pairs import PairDataset
@@ -313,7 +313,7 @@ def _say_other_latents(run: Run, first: Path) -> None:
     mine, other = run.autoencoder, theirs.autoencoder
     digests = [getattr(cfg, "sha256", None) for cfg in (mine, other)]
     if all(digests):
-        same = digests[0] == digests[1] or _teacher_of(mine) == digests[1]
+        same = digests[0] == digests[1] or _older_latents(mine, str(digests[1]))
     else:
         same = mine.pretrained == other.pretrained
     if mine.kind != other.kind or not same:
@@ -324,12 +324,16 @@ def _say_other_latents(run: Run, first: Path) -> None:
         )  # fmt: skip
 
 
-def _teacher_of(cfg: AutoencoderConfig) -> str | None:
-    """The digest of the autoencoder whose latents this one learned, if one taught it."""
+def _older_latents(cfg: AutoencoderConfig, digest: str) -> bool:
+    """Whether this autoencoder has or may have the latents of the one with that digest: that taught
+    it, or, where its encoder was frozen, one that it does not know.
+    """
     if isinstance(cfg, PixelConfig) or not cfg.pretrained:
-        return None
-    teacher = getattr(read_run(find_model(cfg.pretrained)).loss, "teacher", None)
-    return teacher and teacher.sha256
+        return False
+    made = read_run(find_model(cfg.pretrained))
+    assert isinstance(made, AutoencoderRun)
+    teacher = made.loss.teacher
+    return made.keeps_latents if teacher is None else teacher.sha256 == digest
 
 
 def _set_up(device: torch.device, tf32: bool, fixed_sizes: bool) -> list[str]:

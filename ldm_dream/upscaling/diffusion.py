@@ -58,8 +58,10 @@ class Diffusion(Engine):
         # tiles begin on LR pixels too where the network sees these as they are
         takes_lr = network.cond_factor is None
         least = self.scale if takes_lr else 1
-        self.multiple = math.lcm(network.multiple, least)
         self.align = math.lcm(network.align, least)
+        # graphs are recorded for a few sizes only
+        recorded = isinstance(call, GraphedCall)
+        self.multiple = self.align if recorded else math.lcm(network.multiple, least)
         self.stoppable = not compile
 
     def makes(self, scale: float) -> bool:

@@ -46,7 +46,7 @@ class Latents(NamedTuple):
 
 @dataclass(frozen=True)
 class InTiles:
-    """source: its sides are whole windows. noise: z_lr of some rows and the first of them -> their
+    """source: its sides are those of the tiles' grid. noise: z_lr of some rows and the first of them -> their
     noise. batch_size: tiles at a time.
     """
 

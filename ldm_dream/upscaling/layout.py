@@ -76,10 +76,10 @@ def with_less_memory(engine: Engine, layout: Layout, how: Options) -> Layout:
             f"{engine.device} has too little memory for the smallest tiles; "
             "lower batch_size or use the CPU."
         )
-    log.warning(
-        "out of memory on %s: tiles of %d latent pixels become tiles of %d.",
-        engine.device, max(tiles.shape), max(smaller.shape),
-    )  # fmt: skip
+    before = (
+        f"tiles of {max(tiles.shape)} latent pixels become" if layout.tiles else "one piece becomes"
+    )
+    log.warning("out of memory on %s: %s tiles of %d.", engine.device, before, max(smaller.shape))
     return _in_tiles(engine, layout, smaller, how)
 
 

@@ -3,7 +3,7 @@
     picture -> pixels and mirrored border -> engine: x scale -> colour fix -> wanted size
             -> the picture's own type
 
-The picture is mirrored on all sides first, up to whole attention windows, and cropped afterwards,
+The picture is mirrored on all sides first, up to sides that the network takes, and cropped afterwards,
 so every size works and networks meet no border where the picture has one. A small picture takes
 this way in one piece. Another goes in bands (`in_tiles.py`): of it only the LR picture and the
 result are held whole, both in the depth they came in, a large result that is for a file on the disk

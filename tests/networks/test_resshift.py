@@ -296,9 +296,10 @@ def test_sizes_that_fit_are_not_padded(monkeypatch):
 
 
 def test_padding_multiple_is_that_of_the_levels_with_one_halving_more():
-    assert tiny().multiple == 4
+    assert (tiny().multiple, tiny().align) == (4, 8)
     with torch.device("meta"):
-        assert build_network(ResShiftNetConfig()).multiple == 16
+        published = build_network(ResShiftNetConfig())
+    assert (published.multiple, published.align) == (16, 64)
 
 
 @pytest.mark.parametrize(

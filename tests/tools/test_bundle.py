@@ -59,6 +59,11 @@ def test_latents_that_models_know_keep_their_scale(bundle, tmp_path, loss, freez
     assert read_run(tmp_path / "bundled/mine").autoencoder == known.autoencoder
 
 
+def test_a_frozen_encoder_alone_does_not_keep_the_scale():
+    train = TrainConfig(freeze=("encoder",))
+    assert not AutoencoderRun(train=train).keeps_latents, "quant_conv makes latents too"
+
+
 @pytest.mark.parametrize(
     "words, text",
     [

@@ -84,6 +84,22 @@ def test_the_critic_sees_pictures_of_the_decoder_on_both_sides(tmp_path):
     assert torch.equal(seen[0], real) and torch.equal(seen[1], fake)
 
 
+def test_lpips_of_a_decoded_estimate_is_of_a_cut_that_the_config_names(tmp_path):
+    run = diffusion_run(tmp_path)
+    loss = run.loss.model_copy(update={"lpips": 1.0, "lpips_shift": 3})
+    seen = []
+
+    def lpips(made, wanted):
+        seen.append((made.shape[-1], wanted.shape[-1]))
+        return (made - wanted).abs().mean()
+
+    autoencoder = load_autoencoder(run.autoencoder)
+    objective = DiffusionObjective(run.model_copy(update={"loss": loss}), autoencoder, lpips)  # type: ignore
+    hr, z0 = torch.rand(2, 3, 32, 32), torch.rand(2, 4, 8, 8)
+    objective.picture_terms(hr, z0, z0, 0, torch.Generator())
+    assert seen == [(29, 29)]
+
+
 @pytest.mark.parametrize("steps, visited", [(1, [3]), (2, [0, 3])])
 def test_the_first_samples_are_at_the_samplers_steps(steps, visited, tmp_path):
     run = diffusion_run(tmp_path)

@@ -225,22 +225,28 @@ def test_processes_that_see_other_checkpoints_do_not_train(tmp_path, monkeypatch
 
 
 @pytest.mark.parametrize(
-    ("other", "taught", "said"), [(False, False, False), (True, False, True), (True, True, False)]
+    ("other", "known", "said"),
+    [(False, "", False), (True, "", True), (True, "taught", False), (True, "frozen", False)],
 )
-def test_weights_of_other_latents_are_named(other, taught, said, tmp_path, caplog):
-    """taught: by the autoencoder of those weights, so that the latents are its."""
+def test_weights_of_other_latents_are_named(other, known, said, tmp_path, caplog):
+    """taught: by the autoencoder of those weights, so that the latents are its. frozen: the encoder
+    may be that one.
+    """
     run = diffusion_run(tmp_path, steps=1)
     train(run, tmp_path / "first")
     if other:
         retrained = read_tensors(tmp_path / "vq" / "model.safetensors")
         retrained = {name: value * 1.01 for name, value in retrained.items()}
         made = read_run(tmp_path / "vq")
-        if taught:
+        if known == "taught":
             loss = made.loss.model_copy(
                 update={"teacher": own_autoencoder(run.autoencoder)[0], "latent": 1.0}
             )
             frozen = made.train.model_copy(update={"freeze": ("quantize",)})
             made = made.model_copy(update={"loss": loss, "train": frozen})
+        if known == "frozen":
+            frozen = made.train.model_copy(update={"freeze": ("encoder", "quant_conv")})
+            made = made.model_copy(update={"train": frozen})
         save_model(tmp_path / "vq2", made, retrained, "a card")
         cfg = run.autoencoder.model_copy(update={"pretrained": str(tmp_path / "vq2")})
         run = run.model_copy(update={"autoencoder": cfg})

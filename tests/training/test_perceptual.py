@@ -44,6 +44,8 @@ def test_a_shift_without_lpips_is_refused(run):
     with pytest.raises(ValueError, match="lpips_shift has no effect"):
         run(loss={"lpips_shift": 3, "lpips": 0})
     assert run(loss={"lpips_shift": 3, "lpips": 1}).loss.lpips_shift == 3
+    with pytest.raises(ValueError, match="data.patch=32 with loss.lpips_shift=3 leaves LPIPS less"):
+        run(loss={"lpips_shift": 3, "lpips": 1}, data={"patch": 32})
 
 
 def test_a_pattern_of_four_pixels_is_seen_by_cuts_that_begin_at_random():

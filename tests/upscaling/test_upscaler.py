@@ -244,9 +244,10 @@ def test_batch_size_changes_nothing_but_rounding(batch_size):
     torch.testing.assert_close(out, upscaler()(image, batch_size=1, **options), rtol=0, atol=2e-4)
 
 
-def test_a_picture_in_a_batch_is_the_picture_alone():
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_a_picture_in_a_batch_is_the_picture_alone(batch_size):
     batch = torch.stack(list(pictures().values()))
-    out = upscaler()(batch, batch_size=3, color_fix="none")
+    out = upscaler()(batch, batch_size=batch_size, color_fix="none")
     for alone, together in zip(batch, out):
         torch.testing.assert_close(upscaler()(alone, color_fix="none"), together, rtol=0, atol=2e-4)
 
@@ -298,6 +299,23 @@ def test_running_out_of_memory_halves_the_tile_and_says_so(caplog, monkeypatch):
     torch.testing.assert_close(
         out, upscaler(image, steps=1, tile=24, tile_pad=4), rtol=0, atol=1e-5
     )
+
+
+def test_a_batch_of_small_pictures_that_does_not_fit_goes_in_tiles_of_whole_windows(monkeypatch):
+    upscaler = make()
+    decode = upscaler.engine.autoencoder.decode
+
+    def small_decode(z):
+        if z.shape[-1] > 32:
+            raise torch.OutOfMemoryError
+        return decode(z)
+
+    batch = torch.stack(list(pictures().values()))
+    asked = {"steps": 1, "tile_pad": 4, "batch_size": 2}
+    monkeypatch.setattr(upscaler.engine.autoencoder, "decode", small_decode)
+    out = upscaler(batch, **asked)
+    monkeypatch.setattr(upscaler.engine.autoencoder, "decode", decode)
+    torch.testing.assert_close(out, upscaler(batch, tile=24, **asked), rtol=0, atol=1e-5)
 
 
 def test_memory_that_no_tile_fits_is_one_sentence(monkeypatch):
