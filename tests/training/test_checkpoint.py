@@ -214,6 +214,6 @@ def test_a_latent_model_keeps_its_autoencoder(tmp_path):
 
 
 def test_a_bundled_autoencoder_is_known_by_its_name_and_digest():
-    cfg, tensors = own_autoencoder(VQGANConfig(pretrained="vq-f4-tiny"))
-    assert tensors is None and cfg.pretrained == "vq-f4-tiny"
+    cfg, tensors = own_autoencoder(VQGANConfig(pretrained="vq-f4-fast"))
+    assert tensors is None and cfg.pretrained == "vq-f4-fast"
     assert cfg.sha256 == load_model("dream-latent-x4-tiny").run.autoencoder.sha256
