@@ -10,6 +10,8 @@ import torch
 from test_upscaler import make, pictures
 
 from ldm_dream import Stopped, Upscaler
+from ldm_dream.config.model import VQGANConfig
+from ldm_dream.model_folder import load_autoencoder, load_model
 from ldm_dream.upscaling import frame as frame_module
 from ldm_dream.upscaling import upscaler as upscaler_module
 from ldm_dream.upscaling import watch as watch_module
@@ -181,7 +183,9 @@ def test_an_error_of_the_callback_is_its_own():
 
 def test_every_network_is_asked_within_many_times(often):
     """Who stops waits for one call of torch, not for one of a network."""
-    upscaler = Upscaler.from_pretrained("dream-latent-x4-tiny", device="cpu")
+    model = load_model("dream-latent-x4-tiny")
+    deep = load_autoencoder(VQGANConfig(pretrained="vq-f4-tiny"))
+    upscaler = Upscaler(model._replace(autoencoder=deep), device="cpu")
     heard = Heard(looks=False)
     image = np.random.default_rng(0).integers(0, 256, (20, 20, 3), np.uint8)
     upscaler(image, steps=1, callback=heard)
