@@ -201,10 +201,12 @@ class SwinLayer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         height, width = x.shape[-2:]
-        x = pad_to_multiple(self.patch_embed(x), self.window)
+        nhwc = x.is_contiguous(memory_format=torch.channels_last)
+        layout = torch.channels_last if nhwc else torch.contiguous_format
+        x = pad_to_multiple(self.patch_embed(x), self.window).contiguous(memory_format=layout)
         for block in self.blocks:
             x = block(x)
-        return self.patch_unembed(x[..., :height, :width])
+        return self.patch_unembed(x[..., :height, :width].contiguous(memory_format=layout))
 
 
 class SwinBlock(nn.Module):

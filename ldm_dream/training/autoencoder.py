@@ -14,7 +14,8 @@ from ldm_dream.networks.autoencoders import build_autoencoder
 from ldm_dream.networks.vqgan import VQGAN, Quantized
 from ldm_dream.training import distributed
 from ldm_dream.training.critic import Critic
-from ldm_dream.training.objective import Part, on_host
+from ldm_dream.training.diffusion import on_host
+from ldm_dream.training.objective import Part
 from ldm_dream.training.perceptual import lpips_loss
 
 

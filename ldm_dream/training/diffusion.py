@@ -20,8 +20,15 @@ from ldm_dream.process import build_process
 from ldm_dream.sampler import Noise, gaussian, plan, sample
 from ldm_dream.training import distributed
 from ldm_dream.training.critic import Critic
-from ldm_dream.training.objective import Part, on_host
+from ldm_dream.training.objective import Part
 from ldm_dream.training.perceptual import lpips_loss
+
+
+def on_host(generator: torch.Generator) -> torch.Generator:
+    """`generator`, or one of the same seed on the host: what is drawn from it waits for no device."""
+    if generator.device.type == "cpu":
+        return generator
+    return torch.Generator().manual_seed(generator.initial_seed())
 
 
 class DiffusionObjective:

@@ -15,13 +15,6 @@ from ldm_dream.data.pairs import Batch
 Loss = Callable[[Batch, int, torch.Generator], tuple[Tensor, dict[str, Tensor]]]
 
 
-def on_host(generator: torch.Generator) -> torch.Generator:
-    """`generator`, or one of the same seed on the host: what is drawn from it waits for no device."""
-    if generator.device.type == "cpu":
-        return generator
-    return torch.Generator().manual_seed(generator.initial_seed())
-
-
 @dataclass(frozen=True)
 class Part:
     """Parameters stepped together, by one optimizer."""
