@@ -15,6 +15,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from dream_kernels import dropout, group_norm_silu
+from dream_kernels.reference import layout
 from ldm_dream.config.strict import GROUPS
 
 Layer = TypeVar("Layer", bound=nn.Module)
@@ -168,7 +169,15 @@ def pad(x: Tensor, down: int, right: int) -> Tensor:
     if x.shape[1] == 0:  # no condition: nothing to reflect
         return x.new_empty(x.shape[0], 0, x.shape[2] + down, x.shape[3] + right)
     reflectable = down < x.shape[-2] and right < x.shape[-1]
-    return F.pad(x, (0, right, 0, down), mode="reflect" if reflectable else "replicate")
+    padded = F.pad(x, (0, right, 0, down), mode="reflect" if reflectable else "replicate")
+    return padded.contiguous(memory_format=layout(x))
+
+
+def crop(x: Tensor, height: int, width: int) -> Tensor:
+    """[B,C,H,W] -> its first rows and columns, as dense in memory; x itself where these are all."""
+    if (height, width) == x.shape[-2:]:
+        return x
+    return x[..., :height, :width].contiguous(memory_format=layout(x))
 
 
 def pad_to_multiple(x: Tensor, multiple: int) -> Tensor:

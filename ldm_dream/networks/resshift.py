@@ -30,6 +30,7 @@ from ldm_dream.networks.layers import (
     EmbeddingMLP,
     LastConv2d,
     Upsample,
+    crop,
     make_norm,
     norm_silu,
     of_size,
@@ -201,12 +202,10 @@ class SwinLayer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         height, width = x.shape[-2:]
-        nhwc = x.is_contiguous(memory_format=torch.channels_last)
-        layout = torch.channels_last if nhwc else torch.contiguous_format
-        x = pad_to_multiple(self.patch_embed(x), self.window).contiguous(memory_format=layout)
+        x = pad_to_multiple(self.patch_embed(x), self.window)
         for block in self.blocks:
             x = block(x)
-        return self.patch_unembed(x[..., :height, :width].contiguous(memory_format=layout))
+        return self.patch_unembed(crop(x, height, width))
 
 
 class SwinBlock(nn.Module):
