@@ -13,10 +13,10 @@ from ldm_dream.model_config import find_model, read_run
 from ldm_dream.model_folder import load_autoencoder
 from ldm_dream.networks.vqgan import VQGAN
 from ldm_dream.scoring.evaluation import PROTOCOL
-from ldm_dream.scoring.metrics import lpips_distance, lpips_or_reason, scores
+from ldm_dream.scoring.metrics import lpips_or_reason, scores
 from ldm_dream.scoring.report import means
 
-from .peer_scores import CUT
+from .peer_scores import cut_distance
 from .record import Measured
 from .tables import finish
 
@@ -48,7 +48,7 @@ def main(args) -> None:
         sr, hr = from_tensor(y.cpu()), from_tensor(x.cpu())
         figures = scores(sr, hr, BORDER, lpips)
         if lpips is not None:
-            figures["lpips_cut"] = lpips_distance(lpips, *(x[CUT:, CUT:] for x in (sr, hr)))
+            figures["lpips_cut"] = cut_distance(lpips, sr, hr)
         scored.append({"picture": path.stem, "method": args.model, "seconds": seconds, **figures})
     worst = min(row["psnr_y"] for row in scored)
     metrics = {**means(scored)[args.model], "pictures": len(scored), "worst_psnr_y": worst}

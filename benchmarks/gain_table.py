@@ -20,10 +20,11 @@ def gained(rows: list[Row]) -> list[list[str]]:
         [dict(scores_of_each_picture(arms[arm][seed])) for seed in seeds] for arm in arms
     )
     lines = [["wear", "score", "plain", "DREAM", "DREAM - plain", "95 % interval"]]
-    if seeds:
-        steps = [f"{arms[arm][seeds[0]]['metrics']['steps']}" for arm in arms]
-        lines.append(["", "steps of training", *steps, "", ""])
-    for name in plain[0] if seeds else ():
+    if not seeds:
+        return lines
+    steps = [f"{arms[arm][seeds[0]]['metrics']['steps']}" for arm in arms]
+    lines.append(["", "steps of training", *steps, "", ""])
+    for name in plain[0]:
         if not all(name in found for found in plain + dream):
             continue
         a, b = ([found[name] for found in each] for each in (dream, plain))

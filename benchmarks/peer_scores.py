@@ -5,11 +5,12 @@ from __future__ import annotations
 from argparse import Namespace
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from typing import TypeVar
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ldm_dream.scoring.lite0 import load_lite0
 from ldm_dream.scoring.metrics import (
@@ -28,8 +29,13 @@ from .peer_methods import SCALE
 # rows and columns at the top and left: without them AlexNet's stride of four meets other pixels than
 # in patches of training
 CUT = 2
+alexnet, lite0 = cache(load_lpips), cache(load_lite0)  # each is behind two scores
 Pixels = np.ndarray  # uint8 [H, W, 3]
 Score = Callable[[Pixels, Pixels, Pixels], float]  # result, original, LR picture
+
+
+def cut_distance(network: nn.Module, sr: Pixels, hr: Pixels) -> float:
+    return lpips_distance(network, sr[CUT:, CUT:], hr[CUT:, CUT:])
 
 
 def _psnr_y(args: Namespace) -> Score:
@@ -37,13 +43,13 @@ def _psnr_y(args: Namespace) -> Score:
 
 
 def _lpips(args: Namespace) -> Score:
-    network = load_lpips(args.lpips_weights)
+    network = alexnet(args.lpips_weights)
     return lambda sr, hr, lr: lpips_distance(network, sr, hr)
 
 
 def _lpips_cut(args: Namespace) -> Score:
-    network = load_lpips(args.lpips_weights)
-    return lambda sr, hr, lr: lpips_distance(network, *(x[CUT:, CUT:] for x in (sr, hr)))
+    network = alexnet(args.lpips_weights)
+    return lambda sr, hr, lr: cut_distance(network, sr, hr)
 
 
 def _consistency(args: Namespace) -> Score:
@@ -51,7 +57,7 @@ def _consistency(args: Namespace) -> Score:
 
 
 def _lite0(args: Namespace) -> Score:
-    network = load_lite0()
+    network = lite0()
     return lambda sr, hr, lr: lpips_distance(network, sr, hr)
 
 
@@ -60,7 +66,7 @@ def _niqe(args: Namespace) -> Score:
 
 
 def _frechet_lite0(args: Namespace) -> SetMetric:
-    return load_lite0().set_metric()
+    return lite0().set_metric()
 
 
 # name -> what loads it, or raises MetricUnavailable

@@ -50,7 +50,7 @@ class Session:
     lock: threading.Lock = field(default_factory=threading.Lock)  # a browser asks twice at a time
 
     def take(self, uploads: list[str]) -> list[Path]:
-        """Moves uploaded pictures into this session's folder, where they are not there yet; -> where
+        """Moves uploaded pictures into the session's folder, where they are not there yet; -> where
         they are now. Each has a folder of its own, so that names need not differ. What is no picture
         by name is deleted. Raises AppError.
         """

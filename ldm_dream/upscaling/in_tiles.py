@@ -46,8 +46,8 @@ class Latents(NamedTuple):
 
 @dataclass(frozen=True)
 class InTiles:
-    """source: its sides are those of the tiles' grid. noise: z_lr of some rows and the first of them -> their
-    noise. batch_size: tiles at a time.
+    """source: its sides are those of the tiles' grid. noise: z_lr of some rows and the first of them
+    -> their noise. batch_size: tiles at a time.
     """
 
     calls: Calls

@@ -41,7 +41,7 @@ def first_layout(engine: Engine, pixels: Pixels, asked: Size, how: Options) -> L
     """Raises ImageError for a result of too many pixels, UserError for other options."""
     size = asked.of(pixels.size)
     check_pixels(size, how.max_pixels)
-    if how.tile is None and _is_small(pixels) and engine.makes(asked.times(pixels.size)):
+    if _is_small(pixels, how) and engine.makes(asked.times(pixels.size)):
         frame = Frame(Source(pixels), size, 0, size)
         return Layout(size, frame, frame.source.count * engine.calls(how), native=True)
     return _by_own_scale(engine, pixels, size, how)
@@ -85,7 +85,7 @@ def with_less_memory(engine: Engine, layout: Layout, how: Options) -> Layout:
 
 def _by_own_scale(engine: Engine, pixels: Pixels, size: tuple[int, int], how: Options) -> Layout:
     """As the model enlarges it, with context on all sides."""
-    small = how.tile is None and _is_small(pixels)
+    small = _is_small(pixels, how)
     grid = engine.multiple if small else engine.align
     frame = _frame(engine, pixels, grid)
     count = frame.source.count
@@ -106,7 +106,7 @@ def _frame(engine: Engine, pixels: Pixels, grid: int) -> Frame:
 def _tiles(engine: Engine, frame: Frame, how: Options, grid: int) -> Tiles:
     """As large as asked for, else a whole small picture."""
     source, pixels = frame.source, frame.source.pixels
-    small = how.tile is None and _is_small(pixels)
+    small = _is_small(pixels, how)
     tile = max(source.size) if small else (how.tile or _auto_tile(pixels)) + 2 * engine.context
     height, width = (side // engine.factor for side in frame.size)
     side, pad = (x * engine.scale / engine.factor for x in (tile, how.tile_pad))
@@ -123,5 +123,6 @@ def _auto_tile(pixels: Pixels) -> int:
     return AUTO_TILE if pixels.size[0] * pixels.size[1] <= VERY_LARGE else SMALL_TILE
 
 
-def _is_small(pixels: Pixels) -> bool:
-    return pixels.size[0] * pixels.size[1] <= AUTO_TILE**2
+def _is_small(pixels: Pixels, how: Options) -> bool:
+    """Taken whole, where no tiles are asked for."""
+    return how.tile is None and pixels.size[0] * pixels.size[1] <= AUTO_TILE**2

@@ -3,9 +3,9 @@
     picture -> pixels and mirrored border -> engine: x scale -> colour fix -> wanted size
             -> the picture's own type
 
-The picture is mirrored on all sides first, up to sides that the network takes, and cropped afterwards,
-so every size works and networks meet no border where the picture has one. A small picture takes
-this way in one piece. Another goes in bands (`in_tiles.py`): of it only the LR picture and the
+The picture is mirrored on all sides first, up to sides that the network takes, and cropped
+afterwards, so every size works and networks meet no border where the picture has one. A small
+picture takes this way in one piece. Another goes in bands (`in_tiles.py`): of it only the LR picture and the
 result are held whole, both in the depth they came in, a large result that is for a file on the disk
 (`data/scratch.py`); of a picture with alpha also a copy, and one more where colours are hidden
 (`hidden.py`). Accelerator memory depends on the size of tiles, on how many are made at a time,
