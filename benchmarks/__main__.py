@@ -132,6 +132,7 @@ def build_parser() -> argparse.ArgumentParser:
         parents=[worn],
         help="a recipe trained with DREAM and without for equal time; both on worn pictures",
     )
+    gain.add_argument("--vgg-weights", metavar="FILE", help="torchvision's VGG16, for DISTS")
     gain.add_argument("--config", default="configs/tiny/dream-photo-x4-tiny.yaml")
     gain.add_argument("--set", action="extend", nargs="+", default=[], metavar="a.b=value")
     gain.add_argument("--steps", type=int, default=400, metavar="N", help="DREAM (default: 400)")
@@ -191,6 +192,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="timed, of the largest picture (default: %(default)s)",
     )
     peers.add_argument("--lpips-weights", metavar="FILE")
+    peers.add_argument("--vgg-weights", metavar="FILE", help="torchvision's VGG16, for DISTS")
 
     sampling = commands.add_parser(
         "sampling",

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ldm_dream.scoring.dists import load_dists
 from ldm_dream.scoring.lite0 import load_lite0
 from ldm_dream.scoring.metrics import (
     MetricError,
@@ -52,6 +53,11 @@ def _lpips_cut(args: Namespace) -> Score:
     return lambda sr, hr, lr: cut_distance(network, sr, hr)
 
 
+def _dists(args: Namespace) -> Score:
+    network = load_dists(args.vgg_weights)
+    return lambda sr, hr, lr: lpips_distance(network, sr, hr)
+
+
 def _consistency(args: Namespace) -> Score:
     return lambda sr, hr, lr: 1e5 * consistency(sr, lr)
 
@@ -74,6 +80,7 @@ SCORES: dict[str, Callable[[Namespace], Score]] = {
     "psnr_y": _psnr_y,
     "lpips": _lpips,
     "lpips_cut": _lpips_cut,
+    "dists": _dists,
     "lite0_distance": _lite0,
     "niqe": _niqe,
     "consistency_x1e5": _consistency,

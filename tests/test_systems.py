@@ -42,7 +42,7 @@ def objective(name: str) -> tuple[DiffusionObjective, Batch]:
     """A system with weights that are nowhere zero, and a batch of two smooth pictures of 32 pixels."""
     torch.manual_seed(0)
     run = DiffusionRun(loss={"strength": 1.0, "p": 1.0}, **SYSTEMS[name])
-    system = DiffusionObjective(run, build_autoencoder(run.autoencoder).requires_grad_(False), None)
+    system = DiffusionObjective(run, build_autoencoder(run.autoencoder).requires_grad_(False))
     torch.manual_seed(0)  # how many numbers the first weights took depends on torch's version
     for parameter in system.model.parameters():
         torch.nn.init.normal_(

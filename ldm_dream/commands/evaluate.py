@@ -67,18 +67,13 @@ def build_parser() -> argparse.ArgumentParser:
         help="dream-legacy: as in DREAM's own code",
     )
     add("--lpips-net", choices=("alex", "vgg"), help="(default: alex; dream-legacy: vgg)")
-    add(
-        "--lpips-weights",
-        type=Path,
-        metavar="FILE",
-        help="state dict of that net (default: torchvision's cache)",
-    )
-    add(
-        "--inception",
-        type=Path,
-        metavar="FILE",
-        help="torch-fidelity's Inception weights (default: torch's cache)",
-    )
+    files = {
+        "--lpips-weights": "state dict of that net (default: torchvision's cache)",
+        "--vgg-weights": "torchvision's VGG16, for DISTS (default: torchvision's cache)",
+        "--inception": "torch-fidelity's Inception weights (default: torch's cache)",
+    }
+    for flag, text in files.items():
+        add(flag, type=Path, metavar="FILE", help=text)
     add("--json", type=Path, metavar="FILE", help="write protocol, means and every row")
     return parser
 
@@ -100,7 +95,7 @@ def main(words: list[str] | None = None) -> None:
         from ldm_dream.scoring import evaluation, report
 
         refuse_ignored(args)
-        weights = args.lpips_weights, args.inception
+        weights = args.lpips_weights, args.vgg_weights, args.inception
         check_outputs(
             [args.json] if args.json else [],
             evaluation.files_read((args.hr, args.sr, args.lr), args.model, weights),

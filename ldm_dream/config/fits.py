@@ -79,10 +79,10 @@ def critic(run: Any) -> None:
             f"data.patch={run.data.patch} is too small for loss.adversarial, whose PatchGAN of "
             f"{loss.discriminator_layers} layers wants {least}"
         )
-    weighed = ("pixel", "lpips") if run.task == "diffusion" else ("l1", "lpips")
-    if not any(getattr(loss, name) for name in weighed):
+    pixels = "pixel" if run.task == "diffusion" else "l1"
+    if not (getattr(loss, pixels) or loss.perceptual):
         raise ValueError(
-            f"loss.adversarial is weighed against loss.{weighed[0]} and loss.lpips, which are both 0; "
+            f"loss.adversarial is weighed against loss.{pixels} and loss.lpips, which are both 0; "
             "set one of them"
         )
 
@@ -90,7 +90,7 @@ def critic(run: Any) -> None:
 def perceptual(run: Any) -> None:
     """LPIPS sees what is left of a patch."""
     loss, least = run.loss, 31  # pixels, for AlexNet's last layer
-    if loss.lpips_shift and not loss.lpips:
+    if loss.lpips_shift and not loss.perceptual:
         raise ValueError("loss.lpips_shift has no effect where loss.lpips is 0; leave it out")
     if loss.lpips_shift and run.data.patch - loss.lpips_shift < least:
         raise ValueError(

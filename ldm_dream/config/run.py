@@ -52,9 +52,27 @@ class AdversarialConfig(Strict):
     )
 
 
-class PerceptualConfig(Strict):
-    """How LPIPS looks at pictures in training."""
+# knob of the loss -> network of LPIPS, knob of the run that names its file
+WEIGHTS: dict[str, tuple[Literal["alex", "vgg"], str]] = {
+    "lpips": ("alex", "lpips_weights"),
+    "lpips_vgg": ("vgg", "vgg_weights"),
+}
 
+
+class PerceptualConfig(Strict):
+    """LPIPS (arXiv 1801.03924) in training."""
+
+    lpips: float = Field(
+        default=0.0,
+        ge=0,
+        description="Weight of LPIPS between the decoded estimate of z0 and HR; needs "
+        "lpips_weights.",
+    )
+    lpips_vgg: float = Field(
+        default=0.0,
+        ge=0,
+        description="Weight of LPIPS with VGG16 in place of AlexNet; needs vgg_weights.",
+    )
     lpips_shift: int = Field(
         default=0,
         ge=0,
@@ -62,6 +80,11 @@ class PerceptualConfig(Strict):
         description="LPIPS leaves out so many rows and columns, drawn at random on which sides; 3 "
         "shows AlexNet, which looks at every fourth pixel, all places.",
     )
+
+    @property
+    def perceptual(self) -> dict[str, float]:
+        """Knob -> weight, of the terms that count."""
+        return {name: weight for name in WEIGHTS if (weight := getattr(self, name))}
 
 
 class DiffusionLossConfig(PerceptualConfig, AdversarialConfig, Dream):
@@ -77,17 +100,11 @@ class DiffusionLossConfig(PerceptualConfig, AdversarialConfig, Dream):
     pixel: float = Field(
         default=0.0, ge=0, description="Weight of L1 between the decoded estimate of z0 and HR."
     )
-    lpips: float = Field(
-        default=0.0,
-        ge=0,
-        description="Weight of LPIPS between the decoded estimate of z0 and HR; needs "
-        "lpips_weights.",
-    )
     decode_samples: int = Field(
         default=4,
         ge=1,
-        description="Samples of a batch, its first ones, that are decoded for `pixel`, `lpips` and "
-        "`adversarial`.",
+        description="Samples of a batch, its first ones, that are decoded for `pixel`, `lpips`, "
+        "`lpips_vgg` and `adversarial`.",
     )
 
 
@@ -139,6 +156,7 @@ MAY_CHANGE = (
     "description",
     "expected",
     "lpips_weights",  # a place on this disk, as these are:
+    "vgg_weights",
     "data.train",  # its pictures may not change
     "data.lr",  # likewise
     "data.val",
@@ -178,6 +196,10 @@ LpipsWeights = Annotated[
         description="File with AlexNet's weights, torchvision's own or those with the heads of LPIPS "
         "beside them, for losses and validation; null: no LPIPS."
     ),
+]
+VggWeights = Annotated[
+    Annotated[Name, AfterValidator(os.path.expanduser)] | None,
+    Field(description="File with torchvision's VGG16, for loss.lpips_vgg; null: none."),
 ]
 
 
@@ -223,6 +245,7 @@ class DiffusionRun(Strict):
     data: Data = DataConfig()
     train: Train = TrainConfig()
     lpips_weights: LpipsWeights = None
+    vgg_weights: VggWeights = None
 
     @model_validator(mode="after")
     def _lpips_has_its_weights(self):
@@ -320,6 +343,7 @@ class AutoencoderRun(Strict):
     data: Data = DataConfig()
     train: Train = TrainConfig()
     lpips_weights: LpipsWeights = None
+    vgg_weights: VggWeights = None
 
     @model_validator(mode="after")
     def _parts_fit(self):

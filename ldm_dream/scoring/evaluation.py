@@ -29,6 +29,7 @@ from ldm_dream.data.image import to_uint8
 from ldm_dream.data.images import find_images, in_words, list_images, read_image
 from ldm_dream.data.resize import degrade, imresize
 from ldm_dream.errors import UserError
+from ldm_dream.scoring import dists as dists_score
 from ldm_dream.scoring import lite0 as lite0_scores
 from ldm_dream.scoring.metrics import (
     MetricError,
@@ -83,6 +84,7 @@ class Protocol:
         texts["lpips"] = (
             f"v0.1 ({self.lpips_net}); uint8 RGB mapped to [{self.lpips_black:g}, 1], no border cut"
         )
+        texts[dists_score.NAME] = dists_score.TEXT
         texts[lite0_scores.NAME] = lite0_scores.TEXT
         texts["niqe"] = (
             f"of the result alone; blocks of 96x96, Y (BT.601, 16-235, rounded) of uint8 RGB, {border}"
@@ -105,7 +107,7 @@ PROTOCOLS = {
 class Evaluator:
     """Scores in one protocol: `add` every picture, then `report` the set.
 
-    lpips, lite0: networks of two distances, or None. sets: FID or its stand-in, if any. absent:
+    lpips, lite0, dists: networks of distances, or None. sets: FID or its stand-in, if any. absent:
     metric -> why it was not computed. notes: what the figures leave out, in sentences.
     """
 
@@ -116,10 +118,12 @@ class Evaluator:
         lpips: nn.Module | None = None,
         sets: Sequence[SetMetric] = (),
         lite0: lite0_scores.Lite0 | None = None,
+        dists: dists_score.Dists | None = None,
     ):
         if scale < 1:
             raise EvaluationError(f"scale {scale}: give HR over LR size, 1 or more.")
-        self.protocol, self.scale, self.lpips, self.lite0 = protocol, scale, lpips, lite0
+        self.protocol, self.scale = protocol, scale
+        self.lpips, self.lite0, self.dists = lpips, lite0, dists
         self.sets = (*sets, lite0.set_metric()) if lite0 else tuple(sets)
         self.rows: list[dict] = []
         self.absent: dict[str, str] = {}
@@ -135,6 +139,7 @@ class Evaluator:
         protocol: Protocol,
         scale: int,
         lpips_weights: Path | None = None,
+        vgg_weights: Path | None = None,
         inception: Path | None = None,
         notes: Iterable[str] = (),
     ) -> Evaluator:
@@ -142,8 +147,11 @@ class Evaluator:
         lpips, reason = lpips_or_reason(lpips_weights, protocol.lpips_net)
         sets, absent = load_set_metric(inception, protocol.lpips_net, lpips_weights)
         lite0, reasons = lite0_scores.lite0_or_reasons()
-        evaluator = cls(protocol, scale, lpips, [sets] if sets else [], lite0)
-        evaluator.absent |= absent | reasons if lpips else {"lpips": reason, **absent, **reasons}
+        dists, why = dists_score.dists_or_reason(vgg_weights)
+        evaluator = cls(protocol, scale, lpips, [sets] if sets else [], lite0, dists)
+        evaluator.absent |= {} if lpips else {"lpips": reason}
+        evaluator.absent |= {} if dists else {dists_score.NAME: why}
+        evaluator.absent |= absent | reasons
         evaluator.notes += notes
         return evaluator
 
@@ -177,6 +185,8 @@ class Evaluator:
             metrics["lpips"] = partial(
                 lpips_distance, self.lpips, sr, hr, black=self.protocol.lpips_black
             )
+        if self.dists is not None:
+            metrics[dists_score.NAME] = partial(lpips_distance, self.dists, sr, hr)
         if self.lite0 is not None:
             metrics[lite0_scores.NAME] = partial(lpips_distance, self.lite0, sr, hr)
         metrics["niqe"] = partial(niqe, sr, border)

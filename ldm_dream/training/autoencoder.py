@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -16,7 +18,7 @@ from ldm_dream.training import distributed
 from ldm_dream.training.critic import Critic
 from ldm_dream.training.diffusion import on_host
 from ldm_dream.training.objective import Part
-from ldm_dream.training.perceptual import lpips_loss
+from ldm_dream.training.perceptual import Perceptual
 
 
 class AutoencoderObjective:
@@ -24,17 +26,16 @@ class AutoencoderObjective:
     the ratio of gradient norms.
     """
 
-    def __init__(self, run: AutoencoderRun, lpips: nn.Module | None, teacher: VQGAN | None = None):
+    def __init__(
+        self, run: AutoencoderRun, networks: Mapping[str, nn.Module], teacher: VQGAN | None = None
+    ):
         cfg = run.loss
-        if cfg.lpips and lpips is None:
-            raise UserError(
-                "loss.lpips is set but lpips_weights is not: name a file with AlexNet and LPIPS weights."
-            )
         if not isinstance(run.autoencoder, VQGANConfig):
             raise UserError(
                 f"autoencoder.kind={run.autoencoder.kind} cannot be trained, only imported; train a vqgan."
             )
-        self.run, self.lpips, self.teacher = run, lpips, teacher
+        self.run, self.teacher = run, teacher
+        self.perceptual = Perceptual(cfg, networks)
         self.model = VQGAN(run.autoencoder)
         if teacher is not None:
             self.model.quantize.load_state_dict(teacher.quantize.state_dict())
@@ -68,10 +69,13 @@ class AutoencoderObjective:
         fake, quantized, h = self.call(x, quantizes)
         logged = {"l1": F.l1_loss(fake.float(), x)}
         reconstruction = cfg.l1 * logged["l1"]
-        if cfg.lpips and self.lpips is not None:
-            logged["lpips"] = lpips_loss(self.lpips, fake, x, cfg.lpips_shift, on_host(generator))
-            reconstruction = reconstruction + cfg.lpips * logged["lpips"]
+        for name, (weight, term) in self.perceptual.terms(fake, x, on_host(generator)).items():
+            logged[name] = term
+            reconstruction = reconstruction + weight * term
         total = reconstruction
+        if self.critic is not None and step >= cfg.adversarial_start:
+            last = self.model.decoder.conv_out.weight
+            total, logged["adversarial"] = self.critic.joined(x, fake, reconstruction, last)
         if self.teacher is not None:
             logged["latent"] = F.mse_loss(h.float(), self._taught(x))
             total = total + cfg.latent * logged["latent"]
@@ -83,10 +87,6 @@ class AutoencoderObjective:
             )
             logged["quantization"] = quantized.commitment_loss
             self.usage.note(quantized, x)
-        if self.critic is not None and step >= cfg.adversarial_start:
-            last = self.model.decoder.conv_out.weight
-            weight, logged["adversarial"] = self.critic.term(x, fake, reconstruction, last)
-            total = total + weight * logged["adversarial"]
         return total, logged
 
     @torch.no_grad()

@@ -127,7 +127,8 @@ def _diffusion(run: DiffusionRun) -> list[str]:
     dream = f"with DREAM ({_MADE_BY}), strength {loss.strength:g}, p {loss.p:g}"
     if loss.strength and loss.min_lam:
         dream += f", samples below lam {loss.min_lam:g} plain"
-    terms = {"pixel": loss.pixel, "LPIPS": loss.lpips, "adversarial": loss.adversarial}
+    terms = {"pixel": loss.pixel, "LPIPS": loss.lpips, "LPIPS of VGG16": loss.lpips_vgg}
+    terms["adversarial"] = loss.adversarial
     more = [f"{weight:g} {name}" for name, weight in terms.items() if weight]
     method = dream if loss.strength else "plain, without DREAM"
     encoder = getattr(run.autoencoder, "pretrained", None)
@@ -140,7 +141,7 @@ def _diffusion(run: DiffusionRun) -> list[str]:
 
 
 def _autoencoder(run: Run) -> list[str]:
-    names = ("l1", "lpips", "codebook", "adversarial")
+    names = ("l1", "lpips", "lpips_vgg", "codebook", "adversarial")
     weights = {name: getattr(run.loss, name) for name in names}
     return [
         f"Autoencoder: {run.autoencoder.kind}",

@@ -7,12 +7,17 @@ from pathlib import Path
 from ldm_dream.config import fits
 from ldm_dream.config.model import VQGANConfig
 from ldm_dream.config.places import place_of
-from ldm_dream.config.run import DiffusionRun, Run
+from ldm_dream.config.run import WEIGHTS, DiffusionRun, Run
 from ldm_dream.errors import ConfigError
 from ldm_dream.hub import repo_id_of
 from ldm_dream.model_config import AUTOENCODER, ModelError, find_model, resolve_autoencoder
 from ldm_dream.training.tracker import check_tracker
 from ldm_dream.writing import check_place
+
+_FILES = {
+    "lpips_weights": "file with AlexNet and LPIPS weights",
+    "vgg_weights": "file with torchvision's VGG16 weights",
+}
 
 
 def check_run(run: Run, run_dir: Path, starts: bool = True) -> Run:
@@ -24,12 +29,12 @@ def check_run(run: Run, run_dir: Path, starts: bool = True) -> Run:
     check_place(run_dir)
     if starts:
         check_tracker(run.train.tracker)
-    if run.loss.lpips and not run.lpips_weights:
-        raise ConfigError(
-            "loss.lpips is set but lpips_weights is not: name a file with AlexNet and LPIPS weights."
-        )
-    if run.lpips_weights:
-        _is_weights(Path(run.lpips_weights), starts)
+    for knob, (_, key) in WEIGHTS.items():
+        file = getattr(run, key)
+        if knob in run.loss.perceptual and not file:
+            raise ConfigError(f"loss.{knob} is set but {key} is not: name a {_FILES[key]}.")
+        if file:
+            _is_weights(key, Path(file), starts)
     if isinstance(run, DiffusionRun):
         run = _with_autoencoder(run, starts and not (run_dir / AUTOENCODER).is_file())
     elif not isinstance(run.autoencoder, VQGANConfig):
@@ -61,7 +66,7 @@ def _is_inside(run_dir: Path, folder: Path, exclude: tuple[str, ...]) -> bool:
     return inside and not any(part in f"{run_dir.as_posix()}/samples/" for part in exclude)
 
 
-def _is_weights(path: Path, must_exist: bool) -> None:
+def _is_weights(key: str, path: Path, must_exist: bool) -> None:
     """By its first bytes: a zip archive or pickle of torch, or safetensors."""
     if not must_exist and not path.exists():
         return
@@ -70,14 +75,14 @@ def _is_weights(path: Path, must_exist: bool) -> None:
             head = file.read(9)
     except OSError as error:
         raise ConfigError(
-            f"lpips_weights={path}: cannot be read ({error.strerror}); "
-            "name a file with AlexNet and LPIPS weights, or set it to null."
+            f"{key}={path}: cannot be read ({error.strerror}); "
+            f"name a {_FILES[key]}, or set it to null."
         ) from None
     is_safetensors = head[8:] == b"{" and int.from_bytes(head[:8], "little") < 10**8
     if not is_safetensors and not head.startswith((b"PK\3\4", b"\x80")):
         raise ConfigError(
-            f"lpips_weights={path}: no file of weights (.pth or .safetensors); "
-            "name one with AlexNet and LPIPS weights, or set it to null."
+            f"{key}={path}: no file of weights (.pth or .safetensors); "
+            f"name a {_FILES[key]}, or set it to null."
         )
 
 

@@ -41,21 +41,27 @@ class Critic:
     def share_gradients(self) -> None:
         self.call = distributed.share_gradients(self.discriminator)
 
-    def term(
+    def joined(
         self, real: Tensor, fake: Tensor, reconstruction: Tensor, at: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """(weight, term) of the model's loss. real, fake: [B,3,H,W], kept for the discriminator's own
-        step, whose weights get no gradient here. The weight is the config's factor times
-        |d reconstruction / d at| / |d term / d at| (Eq. 7).
+        """(reconstruction + weight * adversarial, adversarial), the second to be logged. real, fake:
+        [B,3,H,W], kept for the discriminator's own step, whose weights get no gradient here.
+        reconstruction: of `fake` alone, made from `at`. The weight is the config's factor times
+        |d reconstruction / d at| / |d adversarial / d at| (Eq. 7). What lies between `fake` and the
+        two terms is gone back through once.
         """
         self._made.append((real, fake.detach()))
         adversarial = -self.discriminator.requires_grad_(False)(fake).float().mean()
-        wanted, given = (
-            torch.autograd.grad(x * UP, at, retain_graph=True)[0].norm() / UP
+        pulls = [
+            torch.autograd.grad(x * UP, fake, retain_graph=True)[0]
             for x in (reconstruction, adversarial)
+        ]
+        wanted, given = (
+            torch.autograd.grad(fake, at, pull, retain_graph=True)[0].norm() / UP for pull in pulls
         )
-        weight = (wanted / (given + 1e-4)).clamp(0, 1e4).detach()
-        return self.cfg.adversarial * weight, adversarial
+        weight = self.cfg.adversarial * (wanted / (given + 1e-4)).clamp(0, 1e4)
+        value = (reconstruction + weight * adversarial).detach()
+        return _Known.apply(fake, value, pulls[0] + weight * pulls[1]), adversarial.detach()
 
     def loss(
         self, batch: Batch, step: int, generator: torch.Generator
@@ -66,6 +72,20 @@ class Critic:
         on_real, on_fake = self.call(real).float(), self.call(fake).float()
         hinge = 0.5 * (F.relu(1 - on_real).mean() + F.relu(1 + on_fake).mean())
         return hinge, {"hinge": hinge.detach()}
+
+
+class _Known(torch.autograd.Function):
+    """A value of `fake` whose gradient, times `UP`, is known."""
+
+    @staticmethod
+    def forward(ctx, fake: Tensor, value: Tensor, gradient: Tensor) -> Tensor:
+        ctx.save_for_backward(gradient)
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx, given: Tensor):  # type: ignore  # static in torch's own class as well
+        (gradient,) = ctx.saved_tensors
+        return (gradient * (given / UP)).to(gradient.dtype), None, None
 
 
 def _patch_discriminator(cfg: AdversarialConfig) -> nn.Module:

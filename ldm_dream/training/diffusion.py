@@ -4,6 +4,8 @@ terms of the picture that its estimate decodes to: L1, LPIPS, a critic's.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -12,7 +14,6 @@ from ldm_dream.config.run import DiffusionRun
 from ldm_dream.data.pairs import Batch
 from ldm_dream.data.resize import size_of, upsample
 from ldm_dream.denoiser import Denoiser
-from ldm_dream.errors import UserError
 from ldm_dream.loss import diffusion_loss
 from ldm_dream.networks import build_network
 from ldm_dream.networks.base import Autoencoder
@@ -21,7 +22,7 @@ from ldm_dream.sampler import Noise, gaussian, plan, sample
 from ldm_dream.training import distributed
 from ldm_dream.training.critic import Critic
 from ldm_dream.training.objective import Part
-from ldm_dream.training.perceptual import lpips_loss
+from ldm_dream.training.perceptual import Perceptual
 
 
 def on_host(generator: torch.Generator) -> torch.Generator:
@@ -36,13 +37,11 @@ class DiffusionObjective:
     weights, ValueError for a network that cannot be built.
     """
 
-    def __init__(self, run: DiffusionRun, autoencoder: Autoencoder, lpips: nn.Module | None):
-        if run.loss.lpips and lpips is None:
-            raise UserError(
-                "loss.lpips is set but lpips_weights is not: "
-                "name a file with AlexNet and LPIPS weights."
-            )
-        self.run, self.autoencoder, self.lpips = run, autoencoder, lpips
+    def __init__(
+        self, run: DiffusionRun, autoencoder: Autoencoder, networks: Mapping[str, nn.Module] = {}
+    ):
+        self.run, self.autoencoder = run, autoencoder
+        self.perceptual = Perceptual(run.loss, networks)
         self.model = build_network(run.network)
         self.process = build_process(run.process)
         self.denoiser = Denoiser(self.model, self.process, run.condition, run.prediction)
@@ -75,10 +74,8 @@ class DiffusionObjective:
         loss, z0_hat = diffusion_loss(self.denoiser, z0, inputs, t, eps, self.run.loss)
         total, logged = loss.mean(), {}
         logged["diffusion"] = total.detach()
-        for name, (weight, term) in self.picture_terms(batch.hr, z0, z0_hat, step, host).items():
-            logged[name] = term.detach()
-            total = total + weight * term
-        return total, logged
+        of_picture, terms = self.picture_loss(batch.hr, z0, z0_hat, step, host)
+        return total + of_picture, logged | terms
 
     def steps(self, count: int, generator: torch.Generator) -> Tensor:
         """Those to train on, [count]: the first ones by chance of those that the sampler visits, as
@@ -100,34 +97,31 @@ class DiffusionObjective:
         z0, z_lr = self.autoencoder.encode(pictures).float().chunk(2)
         return z0, z_lr
 
-    def picture_terms(
+    def picture_loss(
         self,
         hr: Tensor | None,
         z0: Tensor,
         z0_hat: Tensor,
         step: int,
         generator: torch.Generator,
-    ) -> dict[str, tuple[float | Tensor, Tensor]]:
-        """Name -> (weight, term) between hr and the decoded z0_hat of `decode_samples` samples. The
+    ) -> tuple[Tensor | float, dict[str, Tensor]]:
+        """(loss, its terms by name) between hr and the decoded z0_hat of `decode_samples` samples. The
         critic compares with the decoded z0: by what the decoder loses it would know every picture.
         """
         cfg = self.run.loss
-        terms: dict[str, tuple[float | Tensor, Tensor]] = {}
-        if hr is None or not (cfg.pixel or cfg.lpips):
-            return terms
+        if hr is None or not (cfg.pixel or cfg.perceptual):
+            return 0.0, {}
         hr = hr[: cfg.decode_samples]
         decoded = self.autoencoder.decode(z0_hat[: cfg.decode_samples])
-        if cfg.pixel:
-            terms["pixel"] = cfg.pixel, F.l1_loss(decoded.float(), hr)
-        if cfg.lpips and self.lpips is not None:
-            seen = lpips_loss(self.lpips, decoded, hr, cfg.lpips_shift, generator)
-            terms["lpips"] = cfg.lpips, seen
+        terms = {"pixel": (cfg.pixel, F.l1_loss(decoded.float(), hr))} if cfg.pixel else {}
+        terms |= self.perceptual.terms(decoded, hr, generator)
+        logged = {name: term.detach() for name, (_, term) in terms.items()}
+        loss = torch.stack([weight * term for weight, term in terms.values()]).sum()
         if self.critic is not None and step >= cfg.adversarial_start:
-            wanted = torch.stack([weight * term for weight, term in terms.values()]).sum()
             with torch.no_grad():
                 real = self.autoencoder.decode(z0[: cfg.decode_samples])
-            terms["adversarial"] = self.critic.term(real, decoded, wanted, z0_hat)
-        return terms
+            loss, logged["adversarial"] = self.critic.joined(real, decoded, loss, z0_hat)
+        return loss, logged
 
     def begins(self, step: int) -> str | None:
         begins = self.critic is not None and step == self.run.loss.adversarial_start

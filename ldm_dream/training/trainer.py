@@ -34,13 +34,13 @@ from ldm_dream.model_folder import load_autoencoder, load_weights
 from ldm_dream.networks import compile_blocks, recompute_blocks
 from ldm_dream.networks.base import Network
 from ldm_dream.networks.vqgan import VQGAN
-from ldm_dream.scoring.metrics import load_lpips
 from ldm_dream.training import distributed
 from ldm_dream.training.autoencoder import AutoencoderObjective
 from ldm_dream.training.diffusion import DiffusionObjective
 from ldm_dream.training.latents import LatentDataset
 from ldm_dream.training.objective import Objective
 from ldm_dream.training.optimizer import freeze, make_optimizer
+from ldm_dream.training.perceptual import load_networks
 from ldm_dream.training.precision import precision_of
 from ldm_dream.training.start import Start
 
@@ -62,7 +62,7 @@ class Trainer:
         torch.manual_seed(run.seed)
         if device.type == "cpu":
             keep_freed_memory()
-        self.lpips = load_lpips(run.lpips_weights).to(device) if run.lpips_weights else None
+        self.perceptual = load_networks(run, device)
         self.start, self.run, self.means = start, run, Means()
         self.micro_batches = cfg.accumulate * rank.world
         pairs = PairDataset(run.data, run.scale, run.seed)
@@ -101,12 +101,12 @@ class Trainer:
 
     def _build(self, run: Run, pairs: PairDataset, run_dir: Path) -> tuple[Objective, Data]:
         if not isinstance(run, DiffusionRun):
-            return AutoencoderObjective(run, self.lpips, self._teacher(run.loss)), pairs
+            return AutoencoderObjective(run, self.perceptual, self._teacher(run.loss)), pairs
         autoencoder = load_autoencoder(run.autoencoder, run_dir)
         autoencoder.to(self.device).to(memory_format=self.layout)
-        objective = DiffusionObjective(run, autoencoder, self.lpips)
+        objective = DiffusionObjective(run, autoencoder, self.perceptual)
         if run.data.cache_latents:
-            with_hr = bool(run.loss.pixel or run.loss.lpips)
+            with_hr = bool(run.loss.pixel or run.loss.perceptual)
             return objective, LatentDataset(pairs, autoencoder, run.data.cache_latents, with_hr)
         return objective, pairs
 

@@ -78,7 +78,7 @@ def _judge(trainer: Trainer, pairs: list[Pair], numbers: tuple[int, ...]) -> dic
         _, truth, small = pairs[i]
         ours, wanted = from_tensor(sr[place : place + 1]), from_tensor(truth)
         with torch.autocast(device.type, enabled=False):
-            figures = scores(ours, wanted, BORDER, trainer.lpips)
+            figures = scores(ours, wanted, BORDER, trainer.perceptual.get("lpips"))
         row = None
         if i < GRID_ROWS:
             shown = F.interpolate(small, size=truth.shape[-2:], mode="nearest")

@@ -43,7 +43,7 @@ def losses(mode: str, steps: int = 5, **options) -> tuple[list[float], set[str]]
     process = options.pop("process", {"kind": "residual_shift", "num_timesteps": 4, "kappa": 1.0})
     run = DiffusionRun(network=NETWORK, process=process, condition=("z_lr",), scale=1, **options)
     torch.manual_seed(0)
-    objective = DiffusionObjective(run, build_autoencoder(run.autoencoder), None)
+    objective = DiffusionObjective(run, build_autoencoder(run.autoencoder))
     objective.trained.to(DEVICE)
     optimizer = torch.optim.SGD(objective.parts[0].parameters, lr=0.05)
     generator = torch.Generator(DEVICE).manual_seed(1)

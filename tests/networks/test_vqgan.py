@@ -197,7 +197,7 @@ def test_taef2_reconstructs_photos_as_well_as_it_was_measured_to(tmp_path):
 def test_a_taesd_is_not_trained_and_a_config_must_name_its_kind(tmp_path):
     run = AutoencoderRun(task="autoencoder", autoencoder=TAESDConfig(), loss={"lpips": 0.0})
     with pytest.raises(UserError, match="cannot be trained"):
-        AutoencoderObjective(run, None)
+        AutoencoderObjective(run, {})
     save_model(tmp_path / "tiny", run, TAESD(TAESDConfig()).state_dict(), "a card")
     assert resolve_autoencoder(TAESDConfig(pretrained=str(tmp_path / "tiny"))).latent_channels == 32
     with pytest.raises(ModelError, match="kind taesd"):

@@ -59,11 +59,16 @@ def test_the_critics_gradient_is_a_share_of_the_reconstructions():
     at = torch.rand(2, 3, 32, 32, requires_grad=True)
     real, fake = torch.rand(2, 3, 32, 32), at * 2 - 1
     reconstruction = (fake - real).abs().mean()
-    wanted = torch.autograd.grad(reconstruction, at, retain_graph=True)[0].norm()
-    weight, term = critic.term(real, fake, reconstruction, at)
-    (weight * term).backward()
+    wanted = torch.autograd.grad(reconstruction, at, retain_graph=True)[0]
+    joined, adversarial = critic.joined(real, fake, reconstruction, at)
+    joined.backward(retain_graph=True)
     assert at.grad is not None
-    torch.testing.assert_close(at.grad.norm() / wanted, torch.tensor(0.5), rtol=0.02, atol=0)
+    share = (at.grad - wanted).norm() / wanted.norm()
+    torch.testing.assert_close(share, torch.tensor(0.5), rtol=0.02, atol=0)
+    weight = (joined - reconstruction) / adversarial
+    by_hand = reconstruction - weight.detach() * critic.discriminator(fake).mean()
+    (expected,) = torch.autograd.grad(by_hand, at)
+    torch.testing.assert_close(at.grad, expected)
     assert all(p.grad is None for p in critic.discriminator.parameters())
     hinge, logged = critic.loss(None, 0, torch.Generator())  # type: ignore  # of the pair above
     hinge.backward()
@@ -75,11 +80,11 @@ def test_the_critics_gradient_is_a_share_of_the_reconstructions():
 def test_the_critic_sees_pictures_of_the_decoder_on_both_sides(tmp_path):
     run = judged_run(tmp_path)
     autoencoder = load_autoencoder(run.autoencoder)
-    objective, seen = DiffusionObjective(run, autoencoder, None), []
+    objective, seen = DiffusionObjective(run, autoencoder), []
     assert objective.critic is not None
-    objective.critic.term = lambda *given: seen.extend(given) or (0.0, given[3].mean())
+    objective.critic.joined = lambda *given: seen.extend(given) or given[2:]
     hr, z0, z0_hat = torch.rand(3, 3, 32, 32), torch.rand(3, 4, 8, 8), torch.rand(3, 4, 8, 8)
-    objective.picture_terms(hr, z0, z0_hat.requires_grad_(), 2, torch.Generator())
+    objective.picture_loss(hr, z0, z0_hat.requires_grad_(), 2, torch.Generator())
     real, fake = (autoencoder.decode(z[:2]) for z in (z0, z0_hat))
     assert torch.equal(seen[0], real) and torch.equal(seen[1], fake)
 
@@ -94,9 +99,10 @@ def test_lpips_of_a_decoded_estimate_is_of_a_cut_that_the_config_names(tmp_path)
         return (made - wanted).abs().mean()
 
     autoencoder = load_autoencoder(run.autoencoder)
-    objective = DiffusionObjective(run.model_copy(update={"loss": loss}), autoencoder, lpips)  # type: ignore
+    run = run.model_copy(update={"loss": loss})
+    objective = DiffusionObjective(run, autoencoder, {"lpips": lpips})  # type: ignore
     hr, z0 = torch.rand(2, 3, 32, 32), torch.rand(2, 4, 8, 8)
-    objective.picture_terms(hr, z0, z0, 0, torch.Generator())
+    objective.picture_loss(hr, z0, z0, 0, torch.Generator())
     assert seen == [(29, 29)]
 
 
@@ -105,7 +111,7 @@ def test_the_first_samples_are_at_the_samplers_steps(steps, visited, tmp_path):
     run = diffusion_run(tmp_path)
     loss = run.loss.model_copy(update={"sampler_share": 0.5})
     run = run.model_copy(update={"loss": loss, "sampler": Sampling(kind="resshift", steps=steps)})
-    objective = DiffusionObjective(run, load_autoencoder(run.autoencoder), None)
+    objective = DiffusionObjective(run, load_autoencoder(run.autoencoder))
     t = objective.steps(64, torch.Generator().manual_seed(0))
     assert sorted(set(t[:32].tolist())) == visited
     assert sorted(set(t[32:].tolist())) == [0, 1, 2, 3]
@@ -113,7 +119,7 @@ def test_the_first_samples_are_at_the_samplers_steps(steps, visited, tmp_path):
 
 def test_without_a_share_steps_are_as_the_process_draws_them(tmp_path):
     run = diffusion_run(tmp_path)
-    objective = DiffusionObjective(run, load_autoencoder(run.autoencoder), None)
+    objective = DiffusionObjective(run, load_autoencoder(run.autoencoder))
     seeds = [torch.Generator().manual_seed(0) for _ in range(2)]
     assert torch.equal(objective.steps(9, seeds[0]), objective.process.draw(9, seeds[1]))
     assert torch.equal(seeds[0].get_state(), seeds[1].get_state())
