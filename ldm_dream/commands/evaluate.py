@@ -67,12 +67,11 @@ def build_parser() -> argparse.ArgumentParser:
         help="dream-legacy: as in DREAM's own code",
     )
     add("--lpips-net", choices=("alex", "vgg"), help="(default: alex; dream-legacy: vgg)")
-    files = {
+    for flag, text in {
         "--lpips-weights": "state dict of that net (default: torchvision's cache)",
         "--vgg-weights": "torchvision's VGG16, for DISTS (default: torchvision's cache)",
         "--inception": "torch-fidelity's Inception weights (default: torch's cache)",
-    }
-    for flag, text in files.items():
+    }.items():
         add(flag, type=Path, metavar="FILE", help=text)
     add("--json", type=Path, metavar="FILE", help="write protocol, means and every row")
     return parser
