@@ -26,7 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dream_kernels import dream_loss, dream_rectify, q_sample
-from ldm_dream.config.model import Dream
+from ldm_dream.config.process import Dream
 from ldm_dream.denoiser import Denoiser, Inputs, sent
 from ldm_dream.process import wide
 

@@ -9,8 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+from ldm_dream.config.autoencoder import AutoencoderConfig, PixelConfig, VQGANConfig
 from ldm_dream.config.files import validate
-from ldm_dream.config.model import AutoencoderConfig, PixelConfig, VQGANConfig
 from ldm_dream.config.run import AutoencoderRun, Run
 from ldm_dream.config.yaml_text import YamlError, parse_mapping, read_yaml
 from ldm_dream.errors import UserError, did_you_mean

@@ -17,8 +17,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from ldm_dream.config.autoencoder import AutoencoderConfig, PixelConfig
 from ldm_dream.config.files import dump_config
-from ldm_dream.config.model import AutoencoderConfig, PixelConfig
 from ldm_dream.config.run import DiffusionRun, Run
 from ldm_dream.digests import damaged
 from ldm_dream.hub import ANYWHERE, Search, repo_id_of

@@ -28,14 +28,14 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from ldm_dream.config.model import (
+from ldm_dream.config.process import (
     DDPMConfig,
     FlowConfig,
     ProcessConfig,
     RegressionConfig,
     ResidualShiftConfig,
 )
-from ldm_dream.schedules import ProcessError, exponential_sqrt_eta, linear_abar, respaced
+from ldm_dream.schedules import ProcessError, abar_of, exponential_sqrt_eta, respaced
 
 PREDICTIONS = ("eps", "z0", "v")
 
@@ -357,7 +357,7 @@ class Flow(Process):
 def build_process(cfg: ProcessConfig) -> Process:
     """Config -> process."""
     if isinstance(cfg, DDPMConfig):
-        abar = linear_abar(cfg.num_timesteps, cfg.beta_start, cfg.beta_end, cfg.schedule)
+        abar = abar_of(cfg.num_timesteps, cfg.beta_start, cfg.beta_end, cfg.schedule)
         return DDPM(
             abar,
             None if cfg.respace is None else respaced(cfg.num_timesteps, cfg.respace),

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from dream_kernels import q_sample
-from ldm_dream.config.model import Sampling
+from ldm_dream.config.process import Sampling
 from ldm_dream.denoiser import Denoiser, Inputs, sent
 from ldm_dream.errors import UserError
 from ldm_dream.process import Numbers, Process, wide

@@ -5,9 +5,12 @@ Symbols: T = num_timesteps; abar = cumulative product of 1 - beta; eta of ResShi
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
+from ldm_dream.config.process import RISES
 from ldm_dream.errors import UserError
 
 
@@ -15,22 +18,31 @@ class ProcessError(UserError, ValueError):
     """A schedule or a prediction type that the process cannot serve."""
 
 
-def linear_betas(
+def betas_of(
     num_timesteps: int, beta_start: float, beta_end: float, schedule: str = "linear"
 ) -> Tensor:
-    """betas, float64 [T]. "linear": linear in t; "sqrt_linear": their square roots are (LDM calls
-    that one "linear").
+    """betas, float64 [T], as SR3 has them (Image-Super-Resolution-via-Iterative-Refinement,
+    make_beta_schedule). "jsd" and "cosine" do not read the two ends.
     """
-    if schedule == "linear":
-        return torch.linspace(beta_start, beta_end, num_timesteps, dtype=torch.float64)
-    return torch.linspace(beta_start**0.5, beta_end**0.5, num_timesteps, dtype=torch.float64) ** 2
+    total = num_timesteps
+    if schedule == "jsd":
+        return 1 / torch.arange(total, 0, -1, dtype=torch.float64)
+    if schedule == "cosine":
+        place = (torch.arange(total + 1, dtype=torch.float64) / total + 0.008) / 1.008
+        abar = (place * math.pi / 2).cos() ** 2
+        return (1 - abar[1:] / abar[:-1]).clamp(max=0.999)
+    if schedule == "sqrt_linear":
+        return torch.linspace(beta_start**0.5, beta_end**0.5, total, dtype=torch.float64) ** 2
+    rising = int(total * RISES[schedule])
+    begin = torch.linspace(beta_start, beta_end, rising, dtype=torch.float64)
+    return torch.cat([begin, begin.new_full((total - rising,), beta_end)])
 
 
-def linear_abar(
+def abar_of(
     num_timesteps: int, beta_start: float, beta_end: float, schedule: str = "linear"
 ) -> Tensor:
-    """abar of `linear_betas`, float64 [T]."""
-    return torch.cumprod(1 - linear_betas(num_timesteps, beta_start, beta_end, schedule), 0)
+    """abar of `betas_of`, float64 [T]."""
+    return torch.cumprod(1 - betas_of(num_timesteps, beta_start, beta_end, schedule), 0)
 
 
 def respaced(num_timesteps: int, steps: int) -> Tensor:

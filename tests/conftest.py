@@ -10,7 +10,7 @@ import torch
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 
-from ldm_dream.config.model import DDPMConfig, FlowConfig, ResidualShiftConfig
+from ldm_dream.config.process import DDPMConfig, FlowConfig, ResidualShiftConfig
 from ldm_dream.process import build_process
 
 SHARED = Path(__file__).resolve().parents[1].parent / "shared"

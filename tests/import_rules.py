@@ -77,7 +77,7 @@ IMPORT_RULES = {
     "ldm_dream.networks.__init__": May((*CONFIG, *root("networks")), ("torch",)),
     "ldm_dream.networks.autoencoders": May((*CONFIG, *root("networks")), ("torch",)),
     # the method is given its networks, and knows what they offer
-    "ldm_dream.schedules": May(root("errors"), ("torch",)),
+    "ldm_dream.schedules": May((*CONFIG, *root("errors")), ("torch",)),
     "ldm_dream.process": May((*CONFIG, *KERNELS, *METHOD), ("torch",)),
     "ldm_dream.denoiser": May(
         (*CONFIG, *KERNELS, *METHOD, *root("data.resize", "networks.base")), ("torch",)

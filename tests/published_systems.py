@@ -14,15 +14,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ldm_dream.config.model import DDPMConfig, TAESDConfig, VQGANConfig
+from ldm_dream.config.autoencoder import TAESDConfig, VQGANConfig
 from ldm_dream.config.networks import IDMConfig, LDMConfig, ResShiftNetConfig, SR3Config
+from ldm_dream.config.process import DDPMConfig
 from ldm_dream.interchange import published as importer
 from ldm_dream.interchange.checkpoint_file import read_checkpoint
 from ldm_dream.interchange.published import CheckpointImportError, import_state
 from ldm_dream.interchange.system import Config, PublishedSystem
 from ldm_dream.interchange.systems import IDM, LDM, RESSHIFT, SR3, TAESD, VQGAN
 from ldm_dream.networks.resshift import SwinBlock, relative_position_index, shift_mask
-from ldm_dream.schedules import linear_abar, linear_betas
+from ldm_dream.schedules import abar_of, betas_of
 
 CPU = torch.device("cpu")
 SR3_SCHEDULE = (300, 1e-4, 0.05, "linear")
@@ -32,7 +33,7 @@ SR3_PROCESS = DDPMConfig(**dict(zip(FIELDS, SR3_SCHEDULE)))
 LDM_PROCESS = DDPMConfig(**dict(zip(FIELDS, LDM_SCHEDULE)))
 TIME = (torch.linspace(0, 1, 1001, dtype=torch.float64) + 0.008) / 1.008
 ABAR = torch.cos(TIME * torch.pi / 2) ** 2
-COSINE = (1 - ABAR[1:] / ABAR[:-1]).clamp(max=0.999)  # betas that no config can say
+COSINE = (1 - ABAR[1:] / ABAR[:-1]).clamp(max=0.999)  # betas
 
 
 def swin_buffers(cfg: ResShiftNetConfig, network: nn.Module) -> dict[str, Tensor]:
@@ -63,8 +64,8 @@ def idm_unused(cfg: IDMConfig, network: nn.Module) -> dict[str, Tensor]:
 
 def schedule_buffers(*schedule) -> dict[str, Tensor]:
     return {
-        "betas": linear_betas(*schedule).float(),
-        "alphas_cumprod": linear_abar(*schedule).float(),
+        "betas": betas_of(*schedule).float(),
+        "alphas_cumprod": abar_of(*schedule).float(),
     }
 
 

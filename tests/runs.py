@@ -9,8 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ldm_dream.config.model import ResidualShiftConfig, VQGANConfig
+from ldm_dream.config.autoencoder import VQGANConfig
 from ldm_dream.config.networks import ResShiftNetConfig
+from ldm_dream.config.process import ResidualShiftConfig
 from ldm_dream.config.run import AutoencoderRun, DiffusionRun
 from ldm_dream.data.images import Image, write_image
 from ldm_dream.denoiser import Denoiser, Inputs, sent

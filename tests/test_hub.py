@@ -8,8 +8,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
+from ldm_dream.config.autoencoder import VQGANConfig
 from ldm_dream.config.files import load_config
-from ldm_dream.config.model import VQGANConfig
 from ldm_dream.hub import HubError, Search, repo_id_of, upload
 from ldm_dream.model_folder import (
     ModelError,

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from dream_kernels import reference
-from ldm_dream.config.model import Dream, ResidualShiftConfig
+from ldm_dream.config.process import Dream, ResidualShiftConfig
 from ldm_dream.denoiser import Inputs
 from ldm_dream.loss import DiffusionLoss, as_in_sampling, diffusion_loss, estimate
 from ldm_dream.process import PREDICTIONS, build_process

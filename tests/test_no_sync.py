@@ -17,7 +17,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from ldm_dream.config.model import Sampling
+from ldm_dream.config.process import Sampling
 from ldm_dream.config.run import DiffusionRun
 from ldm_dream.data.pairs import Batch
 from ldm_dream.loss import diffusion_loss, large_enough

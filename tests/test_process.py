@@ -5,8 +5,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
-from ldm_dream.config.model import DDPMConfig, FlowConfig, ResidualShiftConfig
+from ldm_dream.config.process import DDPMConfig, FlowConfig, ResidualShiftConfig
 from ldm_dream.process import (
     DDPM,
     PREDICTIONS,
@@ -14,7 +15,7 @@ from ldm_dream.process import (
     ResidualShift,
     build_process,
 )
-from ldm_dream.schedules import exponential_sqrt_eta, linear_abar
+from ldm_dream.schedules import abar_of, exponential_sqrt_eta
 
 F64 = torch.float64
 
@@ -171,6 +172,45 @@ def test_sqrt_linear_schedule_is_ldms():
     assert abar.tolist() == pytest.approx([0.9985, 6.687e-4], rel=1e-3)
 
 
+def official_betas(schedule: str, total: int, start: float, end: float) -> np.ndarray:
+    """make_beta_schedule of SR3's code, in its own words' formulas."""
+    betas = np.full(total, end)
+    if schedule in ("warmup10", "warmup50"):
+        share = int(total * float(schedule[-2:]) / 100)
+        betas[:share] = np.linspace(start, end, share)
+    if schedule == "jsd":
+        betas = 1.0 / np.linspace(total, 1, total)
+    if schedule == "cosine":
+        places = np.arange(total + 1) / total + 0.008
+        left = np.cos(places / 1.008 * np.pi / 2) ** 2
+        betas = np.minimum(1 - left[1:] / left[:-1], 0.999)
+    return betas
+
+
+@pytest.mark.parametrize("schedule", ["warmup10", "warmup50", "const", "jsd", "cosine"])
+def test_sr3s_other_schedules(schedule):
+    cfg = DDPMConfig(num_timesteps=55, schedule=schedule)
+    process, t = build_process(cfg), torch.arange(55)
+    abar = np.cumprod(1 - official_betas(schedule, 55, cfg.beta_start, cfg.beta_end))
+    found = process.a(t, F64).flatten().numpy() ** 2
+    np.testing.assert_allclose(found, abar, rtol=1e-12, atol=1e-16)
+    assert (54 in process.blind) == (schedule == "jsd")
+
+
+@pytest.mark.parametrize(
+    "schedule, knob", [("const", "beta_start"), ("jsd", "beta_end"), ("cosine", "beta_start")]
+)
+def test_an_end_that_a_schedule_does_not_read_is_refused(schedule, knob):
+    with pytest.raises(ValidationError, match=f"{knob} has no effect with schedule={schedule}"):
+        DDPMConfig.model_validate({"schedule": schedule, knob: 0.02})
+
+
+def test_a_schedule_that_stays_at_its_end_leaves_something_of_the_picture():
+    with pytest.raises(ValidationError, match="leaves nothing of the picture"):
+        DDPMConfig(num_timesteps=2000, beta_end=0.05, schedule="const")
+    DDPMConfig(num_timesteps=2000, beta_end=0.05)
+
+
 def test_resshift_schedules_are_the_published_ones():
     v1 = "0.02 .117165 .176305 .233629 .291574 .351009 .412356 .475858 .541672 .60991 .680658 .753985 .829951 .908606 .99"
     v3 = "0.1 .520096 .761382 .99"
@@ -262,7 +302,7 @@ def test_step_beyond_the_last_is_an_error(process):
 
 
 def test_continuous_steps_lie_between_their_neighbours_and_meet_them():
-    process = DDPM(linear_abar(50, 1e-3, 0.2), continuous=True)
+    process = DDPM(abar_of(50, 1e-3, 0.2), continuous=True)
     whole = torch.arange(-1, 50)
     for factor in (process.a, process.s, process.weight):
         torch.testing.assert_close(
@@ -280,10 +320,10 @@ def test_continuous_steps_lie_between_their_neighbours_and_meet_them():
 
 
 def test_continuous_training_shares_one_step_and_places_each_sample_in_it():
-    process = DDPM(linear_abar(50, 1e-3, 0.2), continuous=True)
+    process = DDPM(abar_of(50, 1e-3, 0.2), continuous=True)
     generator = torch.Generator().manual_seed(0)
     draws = torch.stack([process.draw(8, generator) for _ in range(400)])
     assert (draws.ceil() - draws.ceil()[:, :1]).abs().max() == 0  # one step a batch
     assert draws.min() >= -1 and draws.max() <= 49 and draws.ceil().unique().numel() == 50
     assert draws[0].unique().numel() == 8
-    assert DDPM(linear_abar(50, 1e-3, 0.2)).draw(8, generator).dtype == torch.int64
+    assert DDPM(abar_of(50, 1e-3, 0.2)).draw(8, generator).dtype == torch.int64

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from ldm_dream.config.model import (
+from ldm_dream.config.process import (
     DDPMConfig,
     FlowConfig,
     RegressionConfig,

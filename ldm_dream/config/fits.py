@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ldm_dream.config.model import AutoencoderConfig
+from ldm_dream.config.autoencoder import AutoencoderConfig
 
 MOST_PIXELS = 2**31  # of HR in one step on one device: 24 GB as float32
 MOST_CACHE = 2**40  # bytes of cached latents

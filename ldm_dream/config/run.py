@@ -1,4 +1,4 @@
-"""Every knob of a run: what it builds (`model.py`, `networks.py`), what it sees (`data.py`), and here
+"""Every knob of a run: what it builds (`autoencoder.py`, `networks.py`, `process.py`), what it sees (`data.py`), and here
 its loss, its training and itself.
 
 Imports no torch, so `--help` and `--dry-run` answer at once.
@@ -12,18 +12,10 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from ldm_dream.config import fits
+from ldm_dream.config.autoencoder import AutoencoderConfig, PixelConfig, TAESDConfig, VQGANConfig
 from ldm_dream.config.data import DataConfig
-from ldm_dream.config.model import (
-    AutoencoderConfig,
-    Dream,
-    PixelConfig,
-    ProcessConfig,
-    ResidualShiftConfig,
-    Sampling,
-    TAESDConfig,
-    VQGANConfig,
-)
 from ldm_dream.config.networks import KINDS_OF_ANY_SCALE, NetworkConfig, ResShiftNetConfig
+from ldm_dream.config.process import Dream, ProcessConfig, ResidualShiftConfig, Sampling
 from ldm_dream.config.strict import Name, Strict
 from ldm_dream.config.train import TrainConfig
 

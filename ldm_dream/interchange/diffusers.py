@@ -12,12 +12,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
 from ldm_dream import __version__
 from ldm_dream.config.files import dump_config
+from ldm_dream.config.process import DDPMConfig
 from ldm_dream.config.run import DiffusionRun
 from ldm_dream.interchange.diffusers_names import (
     DiffusersError,
@@ -27,10 +28,12 @@ from ldm_dream.interchange.diffusers_names import (
     vqgan_state,
 )
 from ldm_dream.model_folder import LoadedModel, write_tensors
+from ldm_dream.schedules import betas_of
 from ldm_dream.writing import whole_folder
 
 VERSION = "0.32.0"  # the first diffusers that these files are tested to suit
-BETA_SCHEDULES = {"linear": "linear", "sqrt_linear": "scaled_linear"}  # ours -> theirs
+# ours -> theirs
+BETA_SCHEDULES = {"linear": "linear", "sqrt_linear": "scaled_linear", "cosine": "squaredcos_cap_v2"}
 PREDICTIONS = {"eps": "epsilon", "z0": "sample", "v": "v_prediction"}
 PIPELINE = {"unet": "UNet2DModel", "vqvae": "VQModel", "scheduler": "DDIMScheduler"}
 
@@ -121,9 +124,7 @@ def _scheduler(model: LoadedModel) -> Part | None:
         return None
     arguments = {
         "num_train_timesteps": process.num_timesteps,
-        "beta_start": process.beta_start,
-        "beta_end": process.beta_end,
-        "beta_schedule": BETA_SCHEDULES[process.schedule],
+        **_betas(process),
         "prediction_type": PREDICTIONS[model.run.prediction],
         "clip_sample": bound is not None,
         "clip_sample_range": bound or 1.0,
@@ -138,6 +139,15 @@ def _scheduler(model: LoadedModel) -> Part | None:
         arguments | {"set_alpha_to_one": True, "timestep_spacing": "leading"},
         None,
     )
+
+
+def _betas(cfg: DDPMConfig) -> dict[str, Any]:
+    """By their name, or one by one where diffusers has none."""
+    first, last = cfg.beta_start, cfg.beta_end
+    if cfg.schedule not in BETA_SCHEDULES:
+        return {"trained_betas": betas_of(cfg.num_timesteps, first, last, cfg.schedule).tolist()}
+    name = BETA_SCHEDULES[cfg.schedule]
+    return {"beta_start": first, "beta_end": last, "beta_schedule": name}
 
 
 def _write_json(path: Path, values: dict) -> None:

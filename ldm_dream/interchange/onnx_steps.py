@@ -15,7 +15,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ldm_dream.config.model import Sampling
+from ldm_dream.config.process import Sampling
 from ldm_dream.denoiser import Denoiser
 from ldm_dream.sampler import SAMPLERS, Now, Sampler, Step, Turn
 

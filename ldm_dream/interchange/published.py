@@ -16,8 +16,9 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
+from ldm_dream.config.autoencoder import VQGANConfig
 from ldm_dream.config.files import with_overrides
-from ldm_dream.config.model import DDPMConfig, VQGANConfig
+from ldm_dream.config.process import DDPMConfig
 from ldm_dream.config.run import DiffusionRun, Run
 from ldm_dream.errors import CheckpointImportError, shown
 from ldm_dream.interchange.system import Config, Facts, PublishedSystem

@@ -5,14 +5,14 @@ into a config.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
 
-from ldm_dream.config.model import DDPMConfig
+from ldm_dream.config.process import UNREAD, DDPMConfig, Schedule
 from ldm_dream.errors import CheckpointImportError
-from ldm_dream.schedules import linear_betas
+from ldm_dream.schedules import betas_of
 
 
 def read_schedule(state: Mapping[str, Tensor], path: str) -> DDPMConfig | None:
@@ -32,15 +32,10 @@ def read_schedule(state: Mapping[str, Tensor], path: str) -> DDPMConfig | None:
     # float32 has seven digits
     first, last = (float(f"{beta:.6g}") for beta in (betas[0].item(), betas[-1].item()))
     about = f"{path}: its noise schedule ({len(betas)} steps, betas {first:g} to {last:g})"
-    shape: Literal["linear", "sqrt_linear"] | None = None
-    if 0 < min(first, last) <= max(first, last) < 1:
-        if _is(betas, linear_betas(len(betas), first, last, "linear")):
-            shape = "linear"
-        elif _is(betas, linear_betas(len(betas), first, last, "sqrt_linear")):
-            shape = "sqrt_linear"
-    if shape is None:
+    found = _named(betas, first, last)
+    if found is None:
         raise CheckpointImportError(
-            f"{about} is linear neither in beta nor in its square root, from 0 to 1 without the ends; only those can be imported."
+            f"{about} is none of {', '.join(get_args(Schedule))}; only those can be imported."
         )
     abar = torch.cumprod(1 - betas, 0)
     if not _is(state.get("alphas_cumprod", abar).double(), abar):
@@ -48,9 +43,20 @@ def read_schedule(state: Mapping[str, Tensor], path: str) -> DDPMConfig | None:
             f"{about} is not that of its alphas_cumprod; the file is damaged, download it again."
         )
     try:
-        return DDPMConfig(num_timesteps=len(betas), beta_start=first, beta_end=last, schedule=shape)
+        return DDPMConfig(num_timesteps=len(betas), **found)
     except ValueError:
         raise CheckpointImportError(f"{about} is none that a model here can have.") from None
+
+
+def _named(betas: Tensor, first: float, last: float) -> dict[str, Any] | None:
+    """The knobs that make them, if there are such."""
+    given = {"beta_start": first, "beta_end": last}
+    for schedule in get_args(Schedule):
+        ends = {name: x for name, x in given.items() if name not in UNREAD.get(schedule, ())}
+        allowed = all(0 < beta < 1 for beta in ends.values())
+        if allowed and _is(betas, betas_of(len(betas), first, last, schedule)):
+            return {"schedule": schedule, **ends}
+    return None
 
 
 def _is(got: Tensor, want: Tensor) -> bool:

@@ -13,8 +13,9 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from ldm_dream.config.model import AutoencoderConfig, DDPMConfig, VQGANConfig
+from ldm_dream.config.autoencoder import AutoencoderConfig, VQGANConfig
 from ldm_dream.config.networks import NetworkConfig
+from ldm_dream.config.process import DDPMConfig
 from ldm_dream.config.run import Run
 from ldm_dream.errors import shown
 

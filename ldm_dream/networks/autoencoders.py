@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ldm_dream.config.model import AutoencoderConfig, TAESDConfig, VQGANConfig
+from ldm_dream.config.autoencoder import AutoencoderConfig, TAESDConfig, VQGANConfig
 from ldm_dream.networks.base import Autoencoder
 from ldm_dream.networks.taesd import TAESD
 from ldm_dream.networks.vqgan import VQGAN

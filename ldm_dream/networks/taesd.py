@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ldm_dream.config.model import TAESDConfig
+from ldm_dream.config.autoencoder import TAESDConfig
 from ldm_dream.networks.base import Autoencoder
 
 

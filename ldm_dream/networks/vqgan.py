@@ -18,7 +18,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from dream_kernels import vq_lookup
-from ldm_dream.config.model import VQGANConfig
+from ldm_dream.config.autoencoder import VQGANConfig
 from ldm_dream.networks.base import Autoencoder
 from ldm_dream.networks.layers import GROUPS, GroupNorm, Upsample
 

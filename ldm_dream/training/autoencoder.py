@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ldm_dream.config.model import VQGANConfig
+from ldm_dream.config.autoencoder import VQGANConfig
 from ldm_dream.config.run import AutoencoderRun
 from ldm_dream.data.pairs import Batch, PairDataset
 from ldm_dream.errors import UserError

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ldm_dream.config import fits
-from ldm_dream.config.model import VQGANConfig
+from ldm_dream.config.autoencoder import VQGANConfig
 from ldm_dream.config.places import place_of
 from ldm_dream.config.run import WEIGHTS, DiffusionRun, Run
 from ldm_dream.errors import ConfigError

@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ldm_dream.config.model import AutoencoderConfig, PixelConfig
+from ldm_dream.config.autoencoder import AutoencoderConfig, PixelConfig
 from ldm_dream.config.run import AutoencoderLossConfig, AutoencoderRun, DiffusionRun, Run
 from ldm_dream.config.train import TrainConfig
 from ldm_dream.data.loader import Data, Loader, workers_for

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ldm_dream.config.model import Sampling
+from ldm_dream.config.process import Sampling
 from ldm_dream.data.resize import upsample
 from ldm_dream.denoiser import Denoiser
 from ldm_dream.model_folder import LoadedModel

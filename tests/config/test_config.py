@@ -10,10 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ldm_dream.config.autoencoder import VQGANConfig
 from ldm_dream.config.data import BlindConfig, DataConfig, SecondOrder
 from ldm_dream.config.files import ConfigError, dump_config, load_config
-from ldm_dream.config.model import DDPMConfig, FlowConfig, ResidualShiftConfig, VQGANConfig
 from ldm_dream.config.networks import IDMConfig
+from ldm_dream.config.process import DDPMConfig, FlowConfig, ResidualShiftConfig
 from ldm_dream.config.run import AutoencoderRun, DiffusionRun
 from ldm_dream.errors import UserError
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from ldm_dream.config.autoencoder import VQGANConfig
 from ldm_dream.config.files import load_config
-from ldm_dream.config.model import VQGANConfig
 from ldm_dream.config.networks import IDMConfig, LDMConfig, ResShiftNetConfig, SR3Config
 from ldm_dream.config.run import DiffusionRun
 from ldm_dream.errors import UserError

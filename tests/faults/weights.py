@@ -32,8 +32,8 @@ from safetensors.torch import save_file
 
 from faults.configs import MOST_WORDS, damaged
 from faults.runner import Tally, run_all
-from ldm_dream.config.model import DDPMConfig
 from ldm_dream.config.networks import SR3Config
+from ldm_dream.config.process import DDPMConfig
 from ldm_dream.config.run import DiffusionRun
 from ldm_dream.errors import UserError, shown
 from ldm_dream.interchange.systems import SR3

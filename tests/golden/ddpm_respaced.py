@@ -11,11 +11,11 @@ from torch import Tensor
 
 from golden.closed_form import stand_in
 from golden.reading import Case
-from ldm_dream.config.model import Sampling
+from ldm_dream.config.process import Sampling
 from ldm_dream.denoiser import Inputs
 from ldm_dream.process import DDPM
 from ldm_dream.sampler import sample_steps
-from ldm_dream.schedules import linear_abar, respaced
+from ldm_dream.schedules import abar_of, respaced
 from runs import PlainDenoiser
 
 SCHEDULE = {"linear": "linear", "scaled_linear": "sqrt_linear"}
@@ -26,7 +26,7 @@ def run(case: Case, io: dict[str, Tensor], weights: dict[str, Tensor]) -> dict[s
     outputs = {}
     for item in case["construct"]["items"]:
         name, total, n = item["name"], item["T"], item["n"]
-        abar = linear_abar(total, item["start"], item["end"], SCHEDULE[item["kind"]])
+        abar = abar_of(total, item["start"], item["end"], SCHEDULE[item["kind"]])
         outputs[f"{name}.base.betas"] = schedule(DDPM(abar))["betas"]
         outputs[f"{name}.base.alphas_cumprod"] = abar
         for rule, kept in {"resshift": respaced(total, n), "guided": guided_map(total, n)}.items():

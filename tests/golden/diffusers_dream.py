@@ -8,20 +8,24 @@ from torch import Tensor
 from dream_kernels import dream_rectify
 from golden.closed_form import stand_in
 from golden.reading import Case
-from ldm_dream.config.model import Dream
+from ldm_dream.config.process import Dream
 from ldm_dream.denoiser import Inputs
 from ldm_dream.loss import estimate
 from ldm_dream.process import DDPM
-from ldm_dream.schedules import linear_abar
+from ldm_dream.schedules import abar_of
 from runs import PlainDenoiser
 
-SCHEDULE = {"linear": "linear", "scaled_linear": "sqrt_linear"}
+SCHEDULE = {
+    "linear": "linear",
+    "scaled_linear": "sqrt_linear",
+    "squaredcos_cap_v2": "cosine",
+}
 
 
-def abar_of(kwargs: Case) -> Tensor:
+def scheduler_abar(kwargs: Case) -> Tensor:
     """diffusers' scheduler arguments -> abar, float64."""
     schedule = SCHEDULE[kwargs.get("beta_schedule", "linear")]
-    return linear_abar(
+    return abar_of(
         kwargs["num_train_timesteps"], kwargs["beta_start"], kwargs["beta_end"], schedule
     )
 
@@ -30,7 +34,7 @@ def run(case: Case, io: dict[str, Tensor], weights: dict[str, Tensor]) -> dict[s
     case["construct"].only(scheduler="DDPMScheduler")
     kwargs = case["construct"]["kwargs"]
     kwargs.only(prediction_type="epsilon")  # diffusers has DREAM for no other
-    abar = abar_of(kwargs)
+    abar = scheduler_abar(kwargs)
     process, network = DDPM(abar), stand_in(case["dummy"], unit=1000)
     z0, eps, t = io["in.x0"], io["in.noise"], io["in.timesteps"]
     cond = io["in.encoder_hidden_states"].mean((1, 2))[:, None, None, None]

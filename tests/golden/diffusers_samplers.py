@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from golden.closed_form import stand_in
-from golden.diffusers_dream import abar_of
+from golden.diffusers_dream import scheduler_abar
 from golden.reading import Case
-from ldm_dream.config.model import Sampling
+from ldm_dream.config.process import Sampling
 from ldm_dream.denoiser import Inputs
 from ldm_dream.process import DDPM
 from ldm_dream.sampler import sample_steps
@@ -77,7 +77,7 @@ def run(case: Case, io: dict[str, Tensor], weights: dict[str, Tensor]) -> dict[s
         trajectory = list(sample_steps(denoiser, inputs, sampling, noise.__getitem__, clip))
         outputs[f"{name}.timesteps"] = torch.tensor([step.t for step in trajectory])
         outputs[f"{name}.latents"] = torch.stack([step.z_t for step in trajectory])
-        outputs[f"{name}.alphas_cumprod"] = abar_of(config).float()
+        outputs[f"{name}.alphas_cumprod"] = scheduler_abar(config).float()
         if kind == "ddim":
             outputs[f"{name}.pred_original_sample"] = torch.stack(
                 [step.z0_hat for step in trajectory]

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from golden.closed_form import stand_in
 from golden.reading import Case
-from ldm_dream.config.model import Dream, Sampling
+from ldm_dream.config.process import Dream, Sampling
 from ldm_dream.denoiser import Inputs
 from ldm_dream.loss import diffusion_loss
 from ldm_dream.process import ResidualShift

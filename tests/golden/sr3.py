@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from dream_kernels import dream_loss, dream_rectify
 from golden.reading import Case, watching
-from ldm_dream.config.model import Dream, Sampling
 from ldm_dream.config.networks import SR3Config
+from ldm_dream.config.process import Dream, Sampling
 from ldm_dream.denoiser import Denoiser
 from ldm_dream.interchange.published import translate
 from ldm_dream.interchange.systems import SR3
@@ -18,7 +18,7 @@ from ldm_dream.loss import diffusion_loss, estimate
 from ldm_dream.networks import build_network
 from ldm_dream.process import DDPM
 from ldm_dream.sampler import sample_steps
-from ldm_dream.schedules import linear_abar
+from ldm_dream.schedules import abar_of
 from runs import predict
 
 NAMES = {  # the official constructor's -> ours
@@ -85,10 +85,9 @@ def sampling(case: Case, io: dict[str, Tensor], weights: dict[str, Tensor]) -> d
     """Algorithm 2 with clipped estimates, step by step."""
     model = network(case["construct"]["unet_kwargs"], weights).eval()
     schedule = case["construct"]["schedule"]
-    schedule.only(schedule="linear")
-    process = DDPM(
-        linear_abar(schedule["n_timestep"], schedule["linear_start"], schedule["linear_end"])
-    )
+    kind = {"quad": "sqrt_linear"}.get(schedule["schedule"], schedule["schedule"])
+    ends = schedule["linear_start"], schedule["linear_end"]
+    process = DDPM(abar_of(schedule["n_timestep"], *ends, kind))
     denoiser, x = Denoiser(model, process, ("z_lr",), "eps"), io["in.x"]
     noise = [io["in.x_T"], *io["in.step_noise"]]
     sampling = Sampling(kind="ancestral")

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 
 from golden.reading import Case
-from ldm_dream.config.model import VQGANConfig
+from ldm_dream.config.autoencoder import VQGANConfig
 from ldm_dream.networks.vqgan import VQGAN
 
 BETA = 0.25  # VectorQuantizer2's default, which both cases use

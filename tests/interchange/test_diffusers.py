@@ -9,15 +9,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from ldm_dream.config.autoencoder import VQGANConfig
 from ldm_dream.config.files import load_config
-from ldm_dream.config.model import (
-    DDPMConfig,
-    FlowConfig,
-    ResidualShiftConfig,
-    Sampling,
-    VQGANConfig,
-)
 from ldm_dream.config.networks import LDMConfig, ResShiftNetConfig, SR3Config
+from ldm_dream.config.process import DDPMConfig, FlowConfig, ResidualShiftConfig, Sampling
 from ldm_dream.config.run import DiffusionRun
 from ldm_dream.denoiser import Denoiser
 from ldm_dream.interchange.diffusers import export_diffusers

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ldm_dream.config.model import VQGANConfig
+from ldm_dream.config.autoencoder import VQGANConfig
 from ldm_dream.config.networks import LDMConfig
 from ldm_dream.interchange.diffusers_names import (
     DiffusersError,

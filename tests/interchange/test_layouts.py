@@ -29,7 +29,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from ldm_dream.schedules import linear_abar, linear_betas
+from ldm_dream.schedules import abar_of, betas_of
 from tests.conftest import SHARED
 
 TOOL = Path(__file__).resolve().parents[2] / "tools/import_checkpoint.py"
@@ -261,8 +261,8 @@ def published_state(shapes: dict[str, list[int]], schedule: tuple) -> dict[str, 
     state = {key: numbers(i, shape) for i, (key, shape) in enumerate(shapes.items())}
     if schedule:
         state |= {
-            "betas": linear_betas(*schedule).float(),
-            "alphas_cumprod": linear_abar(*schedule).float(),
+            "betas": betas_of(*schedule).float(),
+            "alphas_cumprod": abar_of(*schedule).float(),
         }
     return state
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ldm_dream.commands.export_onnx import main
-from ldm_dream.config.model import DDPMConfig, FlowConfig, ResidualShiftConfig
+from ldm_dream.config.process import DDPMConfig, FlowConfig, ResidualShiftConfig
 from ldm_dream.config.run import DiffusionRun
 from ldm_dream.data.resize import upsample
 from ldm_dream.denoiser import Denoiser

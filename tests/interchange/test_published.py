@@ -22,8 +22,9 @@ from torch import Tensor, nn
 
 from golden import resshift_unet, sr3, vqgan
 from golden.reading import Case
-from ldm_dream.config.model import DDPMConfig, PixelConfig, ResidualShiftConfig, VQGANConfig
+from ldm_dream.config.autoencoder import PixelConfig, VQGANConfig
 from ldm_dream.config.networks import IDMConfig, LDMConfig, ResShiftNetConfig, SR3Config
+from ldm_dream.config.process import DDPMConfig, ResidualShiftConfig
 from ldm_dream.interchange.published import (
     CheckpointImportError,
     import_state,

@@ -5,10 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ldm_dream.config.model import DDPMConfig
 from ldm_dream.config.networks import IDMConfig, LDMConfig, SR3Config
+from ldm_dream.config.process import DDPMConfig
 from ldm_dream.interchange.published import CheckpointImportError, published_run
 from ldm_dream.interchange.schedule import read_schedule
+from ldm_dream.schedules import betas_of
 from published_systems import COSINE, LDM_SCHEDULE, schedule_buffers
 
 
@@ -20,6 +21,8 @@ from published_systems import COSINE, LDM_SCHEDULE, schedule_buffers
         LDM_SCHEDULE,
         (50, 0.3, 0.3, "linear"),
         (2, 0.5, 0.5, "linear"),
+        (200, 1e-6, 1e-2, "warmup10"),
+        (200, 1e-6, 1e-2, "warmup50"),
     ],
 )
 def test_the_schedule_is_read_from_the_buffers_of_the_file(schedule):
@@ -30,19 +33,28 @@ def test_the_schedule_is_read_from_the_buffers_of_the_file(schedule):
     assert read_schedule({"denoise_fn.downs.0.weight": torch.zeros(1)}, "x") is None
 
 
-BENT = torch.cat([torch.linspace(1e-6, 1e-2, 200), torch.full((1800,), 1e-2)])
+@pytest.mark.parametrize(
+    "betas, schedule", [(COSINE, "cosine"), (1 / torch.arange(500.0, 0, -1), "jsd")]
+)
+def test_a_schedule_without_ends_is_read_by_its_name(betas, schedule):
+    config = read_schedule({"betas": betas}, "x")
+    assert config == DDPMConfig(num_timesteps=len(betas), schedule=schedule)
+    torch.testing.assert_close(betas_of(len(betas), 0.0, 0.0, schedule).float(), betas.float())
+
+
+BENT = torch.cat([torch.linspace(1e-6, 1e-2, 300), torch.full((1700,), 1e-2)])
+NONE = "is none of linear, sqrt_linear, warmup10, warmup50, const, jsd, cosine"
 OTHER = schedule_buffers(100, 1e-4, 2e-2)
 
 
 @pytest.mark.parametrize(
     "state, text",
     [
-        ({"betas": COSINE}, r"\(1000 steps, betas 4.1\d+e-05 to 0.999\) is linear neither"),
-        ({"betas": torch.linspace(-1e-4, 1e-2, 10)}, "is linear neither"),
-        ({"betas": BENT}, r"\(2000 steps, .* linear neither"),
+        ({"betas": torch.linspace(-1e-4, 1e-2, 10)}, NONE),
+        ({"betas": BENT}, rf"\(2000 steps, betas 1e-06 to 0.01\) {NONE}"),
         ({"betas": torch.full((1,), 0.5)}, "none that a model here can have"),
-        ({"betas": torch.zeros(10)}, r"\(10 steps, betas 0 to 0\) is linear neither"),
-        ({"betas": torch.full((10,), torch.nan)}, "is linear neither"),
+        ({"betas": torch.zeros(10)}, rf"\(10 steps, betas 0 to 0\) {NONE}"),
+        ({"betas": torch.full((10,), torch.nan)}, NONE),
         ({"alphas_cumprod": torch.full((10,), 0.5)}, "alphas_cumprod without a list of betas"),
         ({"betas": torch.zeros(0)}, "without a list of betas"),
         (OTHER | {"alphas_cumprod": torch.full((100,), 0.5)}, "is not that of its alphas_cumprod"),

@@ -16,7 +16,7 @@ from dream_kernels import OPS, Variant, vq_lookup
 from dream_kernels._triton import run
 from kernel_rules import DEVICE, ROOT, without_interpreter
 from ldm_dream.config.files import load_config
-from ldm_dream.config.model import DDPMConfig, Dream, ResidualShiftConfig, Sampling
+from ldm_dream.config.process import DDPMConfig, Dream, ResidualShiftConfig, Sampling
 from ldm_dream.denoiser import Inputs
 from ldm_dream.loss import diffusion_loss
 from ldm_dream.networks.layers import GroupNorm

@@ -8,7 +8,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import dream_kernels
 from kernel_rules import DEVICE
-from ldm_dream.config.model import DDPMConfig, ResidualShiftConfig, Sampling
+from ldm_dream.config.process import DDPMConfig, ResidualShiftConfig, Sampling
 from ldm_dream.config.run import DiffusionRun
 from ldm_dream.data.pairs import Batch
 from ldm_dream.denoiser import Inputs

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from dream_kernels import backend
-from ldm_dream.config.model import PixelConfig, TAESDConfig, VQGANConfig
+from ldm_dream.config.autoencoder import PixelConfig, TAESDConfig, VQGANConfig
 from ldm_dream.config.run import AutoencoderRun
 from ldm_dream.data.images import from_tensor, read_image, to_tensor
 from ldm_dream.errors import UserError

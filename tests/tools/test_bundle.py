@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from ldm_dream import model_config
-from ldm_dream.config.model import VQGANConfig
+from ldm_dream.config.autoencoder import VQGANConfig
 from ldm_dream.config.run import AutoencoderLossConfig, AutoencoderRun, DiffusionRun
 from ldm_dream.config.train import TrainConfig
 from ldm_dream.model_config import read_run

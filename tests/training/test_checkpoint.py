@@ -6,7 +6,7 @@ import pytest
 import torch
 import yaml
 
-from ldm_dream.config.model import VQGANConfig
+from ldm_dream.config.autoencoder import VQGANConfig
 from ldm_dream.model_folder import (
     ModelError,
     find_model,

@@ -7,7 +7,7 @@ import torch
 from pydantic import ValidationError
 from safetensors.torch import load_file
 
-from ldm_dream.config.model import Sampling
+from ldm_dream.config.process import Sampling
 from ldm_dream.config.run import AdversarialConfig, AutoencoderRun, DiffusionRun
 from ldm_dream.model_folder import load_autoencoder
 from ldm_dream.training.critic import Critic

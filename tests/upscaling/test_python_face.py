@@ -9,7 +9,7 @@ import torch
 from test_upscaler import make
 
 import ldm_dream
-from ldm_dream.config.model import PixelConfig
+from ldm_dream.config.autoencoder import PixelConfig
 from ldm_dream.data.images import Image, ImageError, read_image, write_image
 from ldm_dream.hub import HubError
 from ldm_dream.model_folder import load_model, save_loaded

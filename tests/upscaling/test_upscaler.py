@@ -12,14 +12,9 @@ import torch
 from pydantic import TypeAdapter
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ldm_dream.config.model import (
-    DDPMConfig,
-    PixelConfig,
-    ResidualShiftConfig,
-    Sampling,
-    VQGANConfig,
-)
+from ldm_dream.config.autoencoder import PixelConfig, VQGANConfig
 from ldm_dream.config.networks import IDMConfig, NetworkConfig, ResShiftNetConfig
+from ldm_dream.config.process import DDPMConfig, ResidualShiftConfig, Sampling
 from ldm_dream.config.run import DiffusionRun
 from ldm_dream.data import scratch
 from ldm_dream.data.images import Image, ImageError

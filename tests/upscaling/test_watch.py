@@ -10,7 +10,7 @@ import torch
 from test_upscaler import make, pictures
 
 from ldm_dream import Stopped, Upscaler
-from ldm_dream.config.model import VQGANConfig
+from ldm_dream.config.autoencoder import VQGANConfig
 from ldm_dream.model_folder import load_autoencoder, load_model
 from ldm_dream.upscaling import frame as frame_module
 from ldm_dream.upscaling import upscaler as upscaler_module

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from ldm_dream.config.model import DDPMConfig, Sampling
 from ldm_dream.config.networks import IDMConfig
+from ldm_dream.config.process import DDPMConfig, Sampling
 from ldm_dream.config.run import DiffusionRun
 from ldm_dream.interchange.shapes import count, one_or_each, possible_groups, ratio
 from ldm_dream.interchange.system import Facts, PublishedSystem, State, schedule_of

@@ -15,8 +15,9 @@ from typing import Any
 
 from torch import Tensor
 
-from ldm_dream.config.model import DDPMConfig, Sampling, VQGANConfig
+from ldm_dream.config.autoencoder import VQGANConfig
 from ldm_dream.config.networks import LDMConfig
+from ldm_dream.config.process import DDPMConfig, Sampling
 from ldm_dream.config.run import DiffusionLossConfig, DiffusionRun
 from ldm_dream.errors import CheckpointImportError, some
 from ldm_dream.interchange.shapes import count, has, ratio

@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from ldm_dream.config.model import ResidualShiftConfig, VQGANConfig
+from ldm_dream.config.autoencoder import VQGANConfig
 from ldm_dream.config.networks import ResShiftNetConfig
+from ldm_dream.config.process import ResidualShiftConfig
 from ldm_dream.config.run import DiffusionRun
 from ldm_dream.errors import CheckpointImportError
 from ldm_dream.interchange.shapes import count, has, one_or_each, ratio

@@ -6,8 +6,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from ldm_dream.config.model import DDPMConfig, Sampling
 from ldm_dream.config.networks import SR3Config
+from ldm_dream.config.process import DDPMConfig, Sampling
 from ldm_dream.config.run import DiffusionRun
 from ldm_dream.errors import CheckpointImportError
 from ldm_dream.interchange.shapes import count, has, possible_groups, ratio

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ldm_dream.config.model import TAESDConfig
+from ldm_dream.config.autoencoder import TAESDConfig
 from ldm_dream.config.run import AutoencoderRun
 from ldm_dream.errors import CheckpointImportError
 from ldm_dream.interchange.checkpoint_file import read_checkpoint

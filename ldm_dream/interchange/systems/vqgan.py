@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ldm_dream.config.model import VQGANConfig
+from ldm_dream.config.autoencoder import VQGANConfig
 from ldm_dream.config.run import AutoencoderRun
 from ldm_dream.interchange.shapes import count, has, one_or_each, ratio
 from ldm_dream.interchange.system import Facts, PublishedSystem, State
