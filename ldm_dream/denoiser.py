@@ -22,7 +22,8 @@ from torch import Tensor
 
 from ldm_dream.data.resize import imresize_to, size_of
 from ldm_dream.networks.base import Network
-from ldm_dream.process import Numbers, Process, wide
+from ldm_dream.predictions import Numbers
+from ldm_dream.process import Process, wide
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,10 @@ from torch import Tensor, nn
 from dream_kernels import dream_loss, dream_rectify, q_sample
 from ldm_dream.config.process import Dream
 from ldm_dream.denoiser import Denoiser, Inputs, sent
+from ldm_dream.predictions import PREDICTIONS
 from ldm_dream.process import wide
+
+POWERS = {"l1": 1, "l2": 2, "huber": 1}  # of a factor on the error; huber's is 1 (config/run.py)
 
 
 class DiffusionLoss(NamedTuple):
@@ -51,10 +54,14 @@ def diffusion_loss(
         eps_hat, lam = estimated
         z_t = dream_rectify(z_t, eps, eps_hat, at.s, lam)  # Eq. 15
     output = _of_shape(z0, denoiser(z_t, t, inputs))
+    z0_hat = process.to_z0(output, z_t, inputs.z_lr, at, prediction)
+    if error := PREDICTIONS[prediction].error:  # z_t' and its target imply z0, whatever is said
+        loss = dream_loss(z0_hat, z0=z0, prediction="z0", kind=dream.kind)
+        return DiffusionLoss(loss * error(at).flatten() ** POWERS[dream.kind], z0_hat)
     loss = dream_loss(  # Eq. 14
         output, eps, eps_hat, lam, z0, at.a, at.s, prediction=prediction, kind=dream.kind
     )
-    return DiffusionLoss(loss, process.to_z0(output, z_t, inputs.z_lr, at, prediction))
+    return DiffusionLoss(loss, z0_hat)
 
 
 @torch.no_grad()

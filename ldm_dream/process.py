@@ -21,8 +21,7 @@ coefficients: [B,1,1,1].
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cache
 from typing import TypeAlias
 
 import torch
@@ -35,49 +34,8 @@ from ldm_dream.config.process import (
     RegressionConfig,
     ResidualShiftConfig,
 )
+from ldm_dream.predictions import Numbers, prediction_of
 from ldm_dream.schedules import ProcessError, abar_of, exponential_sqrt_eta, respaced
-
-PREDICTIONS = ("eps", "z0", "v")
-
-
-@dataclass(frozen=True)
-class Numbers:
-    """What a process says of one step a sample: a, b, s and weight, [B,1,1,1] each, and what the
-    network is told of it, [B]: the ORIGINAL timestep or the noise level a.
-
-    rows: all of them, [5,B].
-    """
-
-    rows: Tensor
-
-    @cached_property
-    def _each(self) -> tuple[Tensor, ...]:
-        return self.rows.view(5, -1, 1, 1, 1).unbind()
-
-    @property
-    def a(self) -> Tensor:
-        return self._each[0]
-
-    @property
-    def b(self) -> Tensor:
-        return self._each[1]
-
-    @property
-    def s(self) -> Tensor:
-        return self._each[2]
-
-    @property
-    def weight(self) -> Tensor:
-        return self._each[3]
-
-    @cached_property
-    def told(self) -> Tensor:
-        return self.rows[4]
-
-    def of(self, samples: Tensor) -> Numbers:
-        """Of some samples, int64 [n] on its device."""
-        return Numbers(self.rows.index_select(1, samples))
-
 
 Steps: TypeAlias = Tensor | Numbers  # indices [B], or what `Process.at` says of them
 
@@ -165,16 +123,11 @@ class Process:
         at = self._at(t, z0)
         return at.a * z0 + at.b * z_lr + at.s * eps
 
-    def velocity(self, z0: Tensor, eps: Tensor, t: Steps) -> Tensor:
-        """v = a eps - s z0 (Salimans & Ho 2022), the target of prediction "v" for every process."""
-        at = self._at(t, z0)
-        return at.a * eps - at.s * z0
-
     # -------------------------------------------------------------------------- what an output says
 
     def refuse_blind(self, prediction: str, steps: list[int]) -> None:
         """Raises ProcessError for eps at a step of pure noise, which holds nothing of z0."""
-        if prediction == "eps" and self.blind.intersection(steps):
+        if prediction in ("eps", "eps_scale") and self.blind.intersection(steps):
             raise ProcessError(
                 f"prediction 'eps' cannot give z0 at the last step of {type(self).__name__}, which is pure noise; "
                 "use prediction 'v' or 'z0'."
@@ -184,33 +137,13 @@ class Process:
         """The z0 that `output` implies at z_t; for eps not at a step of pure noise (see
         `refuse_blind`).
         """
-        check_prediction(prediction)
-        if prediction == "z0":
-            return output
-        at = self._at(t, z_t)
-        # y = a z0 + s eps and v = a eps - s z0, solved; a^2 + s^2 = 1 only for DDPM
-        if prediction == "v":
-            return (at.a * (z_t - at.b * z_lr) - at.s * output) / (at.a * at.a + at.s * at.s)
-        return (z_t - at.b * z_lr - at.s * output) / at.a
+        return prediction_of(prediction).z0(output, z_t, z_lr, self._at(t, z_t))
 
     def to_eps(
         self, output: Tensor, z_t: Tensor, z_lr: Tensor, t: Steps, prediction: str
     ) -> Tensor:
         """The eps that `output` implies at z_t."""
-        check_prediction(prediction)
-        if prediction == "eps":
-            return output
-        at = self._at(t, z_t)
-        if prediction == "v":
-            return (at.s * (z_t - at.b * z_lr) + at.a * output) / (at.a * at.a + at.s * at.s)
-        return (z_t - at.a * output - at.b * z_lr) / at.s
-
-    def to_v(self, output: Tensor, z_t: Tensor, z_lr: Tensor, t: Steps, prediction: str) -> Tensor:
-        """The v = a eps - s z0 that `output` implies at z_t."""
-        if prediction == "v":
-            return output
-        z0 = self.to_z0(output, z_t, z_lr, t, prediction)
-        return self.velocity(z0, self.to_eps(output, z_t, z_lr, t, prediction), t)
+        return prediction_of(prediction).eps(output, z_t, z_lr, self._at(t, z_t))
 
     # -------------------------------------------------------------------------------- backward
 
@@ -319,11 +252,12 @@ class ResidualShift(Process):
         kappa: float,
         normalize_input: bool = True,
         timesteps: Tensor | None = None,
+        latent_flag: bool = True,
     ):
         sqrt_eta = sqrt_eta.double()
         eta = sqrt_eta**2
         super().__init__(1 - eta, eta, kappa * sqrt_eta, sqrt_eta, timesteps)
-        self.normalize_input = normalize_input
+        self.normalize_input, self.latent_flag = normalize_input, latent_flag
         self._most = kappa * sqrt_eta[-1].item()
 
     def carry(self, t: Tensor, t_prev: Tensor) -> Tensor:
@@ -333,11 +267,13 @@ class ResidualShift(Process):
         return torch.ones_like(self.s(t, torch.float64))
 
     def model_input(self, z_t: Tensor, t: Steps) -> Tensor:
-        """z_t / sqrt(1 + kappa^2 eta): about unit variance at every step."""
+        """z_t / sqrt(1 + kappa^2 eta): about unit variance at every step; of pixels z_t / (1 + 3
+        kappa sqrt(eta)): within about [-1, 1] (ResShift, _scale_input).
+        """
         if not self.normalize_input:
             return z_t
         s = self._at(t, z_t).s
-        return z_t / (1 + s * s).sqrt()
+        return z_t / ((1 + s * s).sqrt() if self.latent_flag else 1 + 3 * s)
 
     def prior(self, z_lr: Tensor, eps: Tensor) -> Tensor:
         """z_lr + kappa sqrt(eta_T) eps: published sampling takes b = 1 at the start, not eta_T."""
@@ -367,7 +303,7 @@ def build_process(cfg: ProcessConfig) -> Process:
         sqrt_eta = exponential_sqrt_eta(
             cfg.num_timesteps, cfg.sqrt_eta_start, cfg.sqrt_eta_end, cfg.power
         )
-        return ResidualShift(sqrt_eta, cfg.kappa, cfg.normalize_input)
+        return ResidualShift(sqrt_eta, cfg.kappa, cfg.normalize_input, latent_flag=cfg.latent_flag)
     if isinstance(cfg, RegressionConfig):  # no noise (kappa = 0), no z0: one step from z_lr alone
         process = ResidualShift(torch.ones(1), kappa=0.0)
         process.samplers = cfg.samplers
@@ -390,10 +326,3 @@ def wide(dtype: torch.dtype) -> torch.dtype:
 def like(coefficient: Tensor, z: Tensor) -> Tensor:
     """A coefficient on z's device, in z's dtype or float32 if that is wider."""
     return coefficient.to(wide(z.dtype)).to(z.device)
-
-
-def check_prediction(prediction: str) -> None:
-    if prediction not in PREDICTIONS:
-        raise ProcessError(
-            f"prediction {prediction!r} is not known; use one of {', '.join(PREDICTIONS)}."
-        )

@@ -26,7 +26,8 @@ from dream_kernels import q_sample
 from ldm_dream.config.process import Sampling
 from ldm_dream.denoiser import Denoiser, Inputs, sent
 from ldm_dream.errors import UserError
-from ldm_dream.process import Numbers, Process, wide
+from ldm_dream.predictions import Numbers
+from ldm_dream.process import Process, wide
 
 # k = 0: the prior's noise, k = 1 ..: that of the k-th step; unit variance, shaped as z_lr
 Noise = Callable[[int], Tensor]

@@ -32,7 +32,7 @@ def root(*names: str) -> tuple[str, ...]:
 
 CONFIG = root("errors", "config")
 KERNELS = ("dream_kernels",)
-METHOD = root("schedules", "process", "denoiser", "loss", "sampler")
+METHOD = root("schedules", "predictions", "process", "denoiser", "loss", "sampler")
 MODEL = (
     *CONFIG,
     *METHOD,

@@ -18,7 +18,8 @@ from ldm_dream.denoiser import Denoiser, Inputs, sent
 from ldm_dream.model_folder import save_model
 from ldm_dream.networks import build_network
 from ldm_dream.networks.vqgan import VQGAN
-from ldm_dream.process import Numbers, wide
+from ldm_dream.predictions import Numbers
+from ldm_dream.process import wide
 
 VQGAN_TINY = VQGANConfig(
     ch=8,
@@ -125,6 +126,18 @@ class PlainDenoiser(Denoiser):
 
     def __call__(self, z_t: Tensor, t: Tensor, inputs: Inputs) -> Tensor:
         return self.call(z_t, t, *inputs.features)
+
+
+def said(prediction: str, z0: Tensor, eps: Tensor, z_lr: Tensor, at: Numbers) -> Tensor:
+    """What a network says of a known z0 and eps."""
+    return {
+        "eps": eps,
+        "z0": z0,
+        "v": at.a * eps - at.s * z0,
+        "residual": z_lr - z0,
+        "eps_scale": at.s * eps,
+        "flow": eps - z0,
+    }[prediction]
 
 
 def predict(network: nn.Module, z_t: Tensor, t: Tensor, cond: Tensor) -> Tensor:

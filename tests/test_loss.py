@@ -12,8 +12,9 @@ from dream_kernels import reference
 from ldm_dream.config.process import Dream, ResidualShiftConfig
 from ldm_dream.denoiser import Inputs
 from ldm_dream.loss import DiffusionLoss, as_in_sampling, diffusion_loss, estimate
-from ldm_dream.process import PREDICTIONS, build_process
-from runs import PlainDenoiser
+from ldm_dream.predictions import PREDICTIONS
+from ldm_dream.process import build_process, wide
+from runs import PlainDenoiser, said
 
 F64 = torch.float64
 
@@ -38,7 +39,7 @@ def batch(process, dtype=torch.float32, prediction="z0"):
     """z0, z_lr, cond, t, eps of four samples; for eps the steps stay clear of pure noise."""
     generator = torch.Generator().manual_seed(3)
     z0, z_lr, cond, eps = torch.randn(4, 4, 2, 5, 5, dtype=dtype, generator=generator)
-    last = process.num_timesteps - 1 - (prediction == "eps")
+    last = process.num_timesteps - 1 - ("eps" in prediction)
     return z0, z_lr, cond, torch.tensor([0, last // 3, last // 2, last]), eps
 
 
@@ -65,8 +66,12 @@ def frozen_guess(z_t, t, cond):
 
 
 def saying_the_same(process, z_lr, prediction):
-    convert = {"eps": process.to_eps, "z0": process.to_z0, "v": process.to_v}[prediction]
-    return lambda z_t, t, cond: convert(frozen_guess(z_t, t, cond), z_t, z_lr, t, "eps")
+    def says(z_t, t, cond):
+        eps = frozen_guess(z_t, t, cond)
+        z0 = process.to_z0(eps, z_t, z_lr, t, "eps")
+        return said(prediction, z0, eps, z_lr, process.at(t, wide(z_t.dtype)))
+
+    return says
 
 
 # ------------------------------------------------------------------------------------- off is plain
@@ -78,7 +83,7 @@ def test_dream_with_strength_zero_is_plain_loss(process, prediction, kind):
     z0, z_lr, cond, t, eps = batch(process, prediction=prediction)
     plain, net = Net(), Net()
     a, b, s, _ = numbers(process, t, torch.float32)
-    target = {"eps": eps, "z0": z0, "v": a * eps - s * z0}[prediction]
+    target = said(prediction, z0, eps, z_lr, process.at(t))
     torch.manual_seed(7)
     error = plain(a * z0 + b * z_lr + s * eps, t, cond) - target
     wanted = (error.abs() if kind == "l1" else error**2).mean((1, 2, 3))
@@ -98,8 +103,13 @@ def test_dream_with_strength_zero_is_plain_loss(process, prediction, kind):
         p=0.7,
     )
     got.loss.sum().backward()
-    assert torch.equal(got.loss, wanted)
-    assert all(torch.equal(x.grad, y.grad) for x, y in zip(net.parameters(), plain.parameters()))
+    gradients = [[x.grad for x in network.parameters()] for network in (net, plain)]
+    if PREDICTIONS[prediction].error is None:
+        assert torch.equal(got.loss, wanted)
+        assert all(torch.equal(x, y) for x, y in zip(*gradients))
+    else:  # by way of z0
+        torch.testing.assert_close(got.loss, wanted, rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(*gradients, rtol=1e-3, atol=1e-5)
     assert net.modes == [True]
 
 
@@ -163,7 +173,7 @@ def test_a_network_that_knows_the_answer_has_no_loss(process, prediction):
     def knows(z_t, at, cond):
         a, b, s, _ = numbers(process, at)
         implied = (z_t - a * z0 - b * z_lr) / s
-        return {"eps": implied, "z0": z0, "v": a * implied - s * z0}[prediction]
+        return said(prediction, z0, implied, z_lr, process.at(at, F64))
 
     got = loss_of(knows, process, z0, z_lr, cond, t, eps, prediction=prediction, strength=1.0)
     # eps of the first step: 1 / s ~ 1e3
@@ -195,12 +205,17 @@ def test_gradient_is_that_of_the_loss_written_out(process, prediction, kind):
     z_t = a * z0 + b * z_lr + s * eps
     guess = 0.6 * z_t
     y = z_t - b * z_lr
-    eps_hat = {"eps": guess, "z0": (y - a * guess) / s, "v": (s * y + a * guess) / (a * a + s * s)}[
-        prediction
-    ]
+    eps_hat = {
+        "eps": guess,
+        "z0": (y - a * guess) / s,
+        "v": (s * y + a * guess) / (a * a + s * s),
+        "residual": (y - a * (z_lr - guess)) / s,
+        "eps_scale": guess / s,
+        "flow": (y + a * guess) / (a + s),
+    }[prediction]
     z = z_t + s * weight * (eps - eps_hat)
     rectified = eps + weight * (eps - eps_hat)
-    error = 0.6 * z - {"eps": rectified, "z0": z0, "v": a * rectified - s * z0}[prediction]
+    error = 0.6 * z - said(prediction, z0, rectified, z_lr, process.at(t, F64))
     wanted = ((error.sign() if kind == "l1" else 2 * error) * z).mean((1, 2, 3)).sum()
 
     got = loss_of(

@@ -8,14 +8,15 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from ldm_dream.config.process import DDPMConfig, FlowConfig, ResidualShiftConfig
+from ldm_dream.predictions import PREDICTIONS
 from ldm_dream.process import (
     DDPM,
-    PREDICTIONS,
     ProcessError,
     ResidualShift,
     build_process,
 )
 from ldm_dream.schedules import abar_of, exponential_sqrt_eta
+from runs import said
 
 F64 = torch.float64
 
@@ -30,19 +31,18 @@ def batch(process, steps):
 def steps_of(process, prediction="z0"):
     """All steps at which `prediction` determines z0: for eps those that are not pure noise."""
     t = torch.arange(process.num_timesteps)
-    return t if prediction != "eps" else t[process.a(t, F64).flatten() > 0]
+    return t[process.a(t, F64).flatten() > 0] if "eps" in prediction else t
 
 
 # -------------------------------------------------------------------------------------- conversions
 
 
 @pytest.mark.parametrize("prediction", PREDICTIONS)
-def test_true_outputs_give_back_z0_eps_and_v(process, prediction):
+def test_true_outputs_give_back_z0_and_eps(process, prediction):
     t = steps_of(process, prediction)
     z0, z_lr, eps, z_t = batch(process, t)
-    v = process.a(t, F64) * eps - process.s(t, F64) * z0
-    output = {"eps": eps, "z0": z0, "v": v}[prediction]
-    for convert, truth in ((process.to_z0, z0), (process.to_eps, eps), (process.to_v, v)):
+    output = said(prediction, z0, eps, z_lr, process.at(t, F64))
+    for convert, truth in ((process.to_z0, z0), (process.to_eps, eps)):
         torch.testing.assert_close(
             convert(output, z_t, z_lr, t, prediction), truth, rtol=1e-8, atol=1e-8
         )
@@ -53,10 +53,26 @@ def test_any_output_survives_the_round_trip_through_z0_and_eps(process, predicti
     t = steps_of(process, "eps")
     _, z_lr, _, z_t = batch(process, t)
     output = torch.randn(z_t.shape, dtype=F64, generator=torch.Generator().manual_seed(2))
-    back = {"eps": process.to_eps, "z0": process.to_z0, "v": process.to_v}[prediction]
-    for via, convert in (("z0", process.to_z0), ("eps", process.to_eps), ("v", process.to_v)):
-        middle = convert(output, z_t, z_lr, t, prediction)
-        torch.testing.assert_close(back(middle, z_t, z_lr, t, via), output, rtol=1e-7, atol=1e-7)
+
+    def as_said(kind, given, what):
+        z0, eps = (to(what, z_t, z_lr, t, given) for to in (process.to_z0, process.to_eps))
+        return said(kind, z0, eps, z_lr, process.at(t, F64))
+
+    for via in PREDICTIONS:
+        back = as_said(prediction, via, as_said(via, prediction, output))
+        torch.testing.assert_close(back, output, rtol=1e-7, atol=1e-7)
+
+
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+def test_the_error_of_an_output_is_that_of_its_z0_times_a_factor(process, prediction):
+    if (error := PREDICTIONS[prediction].error) is None:
+        return
+    t = steps_of(process, prediction)
+    z0, z_lr, eps, z_t = batch(process, t)
+    at = process.at(t, F64)
+    right, wrong = said(prediction, z0, eps, z_lr, at), torch.rand(z_t.shape, dtype=F64)
+    of_z0 = (process.to_z0(wrong, z_t, z_lr, t, prediction) - z0).abs()
+    torch.testing.assert_close(error(at) * of_z0, (wrong - right).abs(), rtol=1e-7, atol=1e-7)
 
 
 def test_eps_at_pure_noise_is_refused_and_v_gives_z0():
@@ -72,7 +88,7 @@ def test_eps_at_pure_noise_is_refused_and_v_gives_z0():
 def test_unknown_prediction_is_refused(process):
     t = torch.tensor([0])
     z0, z_lr, _, z_t = batch(process, t)
-    for convert in (process.to_z0, process.to_eps, process.to_v):
+    for convert in (process.to_z0, process.to_eps):
         with pytest.raises(ProcessError, match="use one of eps, z0, v"):
             convert(z0, z_t, z_lr, t, "x0")
 
@@ -260,6 +276,16 @@ def test_resshift_input_is_divided_by_its_spread_and_others_are_left_alone(proce
     z_t = torch.ones(1, 1, 2, 2, dtype=F64)
     wanted = z_t / (1 + 4 * process.b(t, F64)).sqrt() if isinstance(process, ResidualShift) else z_t
     torch.testing.assert_close(process.model_input(z_t, t), wanted)
+
+
+def test_pixels_are_brought_into_their_range():
+    process = build_process(ResidualShiftConfig(latent_flag=False))
+    t = torch.arange(15)
+    z_t = torch.ones(15, 3, 2, 2)
+    wanted = 1 / (1 + 3 * 2.0 * process.weight(t))
+    torch.testing.assert_close(process.model_input(z_t, t), wanted.expand_as(z_t))
+    with pytest.raises(ValidationError, match="latent_flag=false has no effect"):
+        ResidualShiftConfig(latent_flag=False, normalize_input=False)
 
 
 def test_normalize_input_off_leaves_the_input():

@@ -17,7 +17,7 @@ from ldm_dream.config.process import (
 from ldm_dream.denoiser import Inputs
 from ldm_dream.process import build_process
 from ldm_dream.sampler import SamplerError, gaussian, sample, sample_steps, timesteps
-from runs import PlainDenoiser
+from runs import PlainDenoiser, said
 
 F64 = torch.float64
 SHAPE = (2, 3, 4, 4)
@@ -189,14 +189,12 @@ def test_a_network_that_knows_z0_is_believed(process, z_lr, cond, steps):
         torch.testing.assert_close(got, z0, rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("prediction", ["z0", "v"])
+@pytest.mark.parametrize("prediction", ["z0", "v", "residual", "flow"])
 def test_prediction_types_that_say_the_same_give_the_same_sample(process, z_lr, cond, prediction):
     def says(z_t, t, cond):
-        return (
-            guess(z_t, t, cond)
-            if prediction == "z0"
-            else process.to_v(guess(z_t, t, cond), z_t, z_lr, t, "z0")
-        )
+        z0 = guess(z_t, t, cond)
+        eps = process.to_eps(z0, z_t, z_lr, t, "z0")
+        return said(prediction, z0, eps, z_lr, process.at(t, z_t.dtype))
 
     for kind in process.samplers:
         got = end(

@@ -68,6 +68,42 @@ def autoencoder(run: Any) -> None:
         )
 
 
+def prediction(run: Any) -> None:
+    """The process gives z0 and noise back from what is predicted, and the loss can be taken there."""
+    process, kind = run.process, run.prediction
+    if kind not in process.predictions:
+        options = " or ".join(process.predictions)
+        raise ValueError(
+            f"prediction={kind} does not fit process.kind={process.kind}; set it to {options}"
+        )
+    if kind == "eps" and process.ends_in_noise:
+        raise ValueError(
+            "prediction=eps does not fit process.schedule=jsd, whose last step is pure noise; set it "
+            "to z0 or v"
+        )
+    if run.loss.kind == "huber" and kind in ("eps_scale", "flow"):
+        raise ValueError(f"loss.kind=huber does not fit prediction={kind}; use l1 or l2")
+    if run.loss.strength and not process.has_noise:
+        raise ValueError(
+            f"process.kind={process.kind} has no noise for DREAM to rectify; set loss.strength: 0"
+        )
+
+
+def sampler(run: Any) -> None:
+    """The process has the sampler, and as many steps."""
+    process, given = run.process, run.sampler
+    if given.kind not in process.samplers:
+        options = " or ".join(process.samplers)
+        raise ValueError(
+            f"sampler.kind={given.kind} does not fit process.kind={process.kind}; set it to {options}"
+        )
+    if given.needs > process.steps:
+        raise ValueError(
+            f"sampler.steps={given.steps} is more than the {process.steps} of the process; "
+            f"set at most {process.steps}"
+        )
+
+
 def critic(run: Any) -> None:
     """The PatchGAN has patches that it can judge, beside terms by which it is weighed."""
     loss = run.loss

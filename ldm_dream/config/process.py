@@ -76,6 +76,11 @@ class DDPMConfig(Strict):
     def steps(self) -> int:
         return self.respace or self.num_timesteps
 
+    @property
+    def ends_in_noise(self) -> bool:
+        """Whether the last step holds nothing of the picture."""
+        return self.schedule == "jsd" and self.steps == self.num_timesteps
+
 
 class ResidualShiftConfig(Strict):
     """ResShift's process (arXiv 2307.12348), which shifts HR to LR. sqrt(eta) grows from
@@ -83,9 +88,10 @@ class ResidualShiftConfig(Strict):
     """
 
     kind: Literal["residual_shift"] = "residual_shift"
-    predictions: ClassVar[tuple[str, ...]] = ("eps", "z0", "v")
+    predictions: ClassVar[tuple[str, ...]] = ("eps", "z0", "v", "residual", "eps_scale")
     samplers: ClassVar[tuple[str, ...]] = ("ancestral", "ddim", "resshift")
     has_noise: ClassVar[bool] = True
+    ends_in_noise: ClassVar[bool] = False
     num_timesteps: Timesteps = Field(default=15, description="Steps (ResShift: 15, v3: 4).")
     kappa: float = Field(
         default=2.0,
@@ -107,11 +113,18 @@ class ResidualShiftConfig(Strict):
         description="Exponent p of the schedule (Eq. 9); a smaller one is noisier early.",
     )
     normalize_input: bool = Field(
-        default=True, description="The network sees z_t / sqrt(1 + kappa^2 eta), as published."
+        default=True, description="The network sees z_t divided by its size, as published."
+    )
+    latent_flag: bool = Field(
+        default=True,
+        description="That size: true: sqrt(1 + kappa^2 eta), of latents of variance 1; false: 1 + 3 "
+        "kappa sqrt(eta), of pixels in [-1, 1].",
     )
 
     @model_validator(mode="after")
     def _grows(self):
+        if not self.latent_flag and not self.normalize_input:
+            raise ValueError("latent_flag=false has no effect with normalize_input=false")
         if self.sqrt_eta_start >= self.sqrt_eta_end:
             raise ValueError(
                 f"sqrt_eta_end={self.sqrt_eta_end:g} is not above the first step's {self.sqrt_eta_start:g}, "
@@ -133,9 +146,10 @@ class FlowConfig(Strict):
     """Linear interpolation z_t = (1 - sigma) z0 + sigma eps with sigma = (t + 1) / num_timesteps."""
 
     kind: Literal["flow"] = "flow"
-    predictions: ClassVar[tuple[str, ...]] = ("z0", "v")  # its last step is pure noise
+    predictions: ClassVar[tuple[str, ...]] = ("z0", "v", "flow")  # its last step is pure noise
     samplers: ClassVar[tuple[str, ...]] = ("ancestral", "ddim", "dpm-solver++")
     has_noise: ClassVar[bool] = True
+    ends_in_noise: ClassVar[bool] = True
     num_timesteps: Timesteps = Field(default=1000, description="Steps between picture and noise.")
 
     @property
@@ -152,6 +166,7 @@ class RegressionConfig(Strict):
     predictions: ClassVar[tuple[str, ...]] = ("z0",)
     samplers: ClassVar[tuple[str, ...]] = ("ancestral",)
     has_noise: ClassVar[bool] = False
+    ends_in_noise: ClassVar[bool] = False
     steps: ClassVar[int] = 1
 
 

@@ -220,10 +220,11 @@ class DiffusionRun(Strict):
     process: ProcessConfig = Field(
         default=ResidualShiftConfig(), description="The way between picture and noise."
     )
-    prediction: Literal["eps", "z0", "v"] = Field(
+    prediction: Literal["eps", "z0", "v", "residual", "eps_scale", "flow"] = Field(
         default="z0",
-        description="What the network predicts: the noise, the clean latent, or v = a eps - s z0 "
-        "(arXiv 2202.00512); which of them fit is said at each process.",
+        description="What the network predicts: the noise, the clean latent, v = a eps - s z0 (arXiv "
+        "2202.00512), residual = z_lr - z0 and eps_scale = s eps (ResShift), flow = eps - z0 (arXiv "
+        "2209.03003); which of them fit is said at each process.",
     )
     condition: tuple[Literal["lr", "z_lr"], ...] = Field(
         default=("lr",),
@@ -245,31 +246,12 @@ class DiffusionRun(Strict):
 
     @model_validator(mode="after")
     def _process_allows_prediction_and_dream(self):
-        process = self.process
-        if self.prediction not in process.predictions:
-            options = " or ".join(process.predictions)
-            raise ValueError(
-                f"prediction={self.prediction} does not fit process.kind={process.kind}; set it to {options}"
-            )
-        if self.loss.strength and not process.has_noise:
-            raise ValueError(
-                f"process.kind={process.kind} has no noise for DREAM to rectify; set loss.strength: 0"
-            )
+        fits.prediction(self)
         return self
 
     @model_validator(mode="after")
     def _process_allows_sampler_and_steps(self):
-        process, sampler = self.process, self.sampler
-        if sampler.kind not in process.samplers:
-            options = " or ".join(process.samplers)
-            raise ValueError(
-                f"sampler.kind={sampler.kind} does not fit process.kind={process.kind}; set it to {options}"
-            )
-        if sampler.needs > process.steps:
-            raise ValueError(
-                f"sampler.steps={sampler.steps} is more than the {process.steps} of the process; "
-                f"set at most {process.steps}"
-            )
+        fits.sampler(self)
         return self
 
     @model_validator(mode="after")

@@ -13,7 +13,7 @@ from ldm_dream.denoiser import Inputs
 from ldm_dream.loss import estimate
 from ldm_dream.process import DDPM
 from ldm_dream.schedules import abar_of
-from runs import PlainDenoiser
+from runs import PlainDenoiser, said
 
 SCHEDULE = {
     "linear": "linear",
@@ -44,7 +44,7 @@ def run(case: Case, io: dict[str, Tensor], weights: dict[str, Tensor]) -> dict[s
         "noisy_latents": z_t,
         "alphas_cumprod": abar.float(),
         "pred": network(z_t, t, cond),
-        "v_target": process.velocity(z0, eps, t),
+        "v_target": said("v", z0, eps, z_lr, process.at(t)),
     }
     for p in case["construct"]["dream_detail_preservation"]:
         denoiser, inputs = PlainDenoiser(network, process, "eps"), Inputs(z_lr, (cond,))

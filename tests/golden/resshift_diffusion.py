@@ -21,7 +21,12 @@ from ldm_dream.schedules import exponential_sqrt_eta, respaced
 from runs import PlainDenoiser
 
 MASTER_CAP = math.sqrt(0.001)  # of the first sqrt(eta), on the master branch only
-PREDICTION = {"xstart": "z0", "residual": "z0", "epsilon": "eps"}
+PREDICTION = {
+    "xstart": "z0",
+    "residual": "residual",
+    "epsilon": "eps",
+    "epsilon_scale": "eps_scale",
+}
 
 
 def run(case: Case, io: dict[str, Tensor], weights: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -40,22 +45,21 @@ def run(case: Case, io: dict[str, Tensor], weights: dict[str, Tensor]) -> dict[s
 
 
 class Item:
-    """One configuration. `residual` (the network says z_lr - z0) and weighted_mse are the official
-    code's, not the library's.
-    """
+    """One configuration. weighted_mse is the official code's, not the library's."""
 
     def __init__(self, item: Case, dummy: list[float], io: dict[str, Tensor]):
         self.kwargs = kwargs = item["kwargs"]
-        kwargs.only(schedule_name="exponential", scale_factor=1.0)
-        kwargs.known("latent_flag")  # read where the input is normalised
-        self.master, self.kind = "master" in item["branch"], kwargs["predict_type"]
-        self.prediction = PREDICTION[self.kind]
+        kwargs.only(schedule_name="exponential")
+        kwargs.known("scale_factor")  # of an autoencoder's latents, and there is none
+        self.master = "master" in item["branch"]
+        self.prediction = PREDICTION[kwargs["predict_type"]]
         start = min(kwargs["min_noise_level"] / kwargs["kappa"], kwargs["min_noise_level"])
         start = min(start, MASTER_CAP) if self.master else start
         steps, power = kwargs["steps"], kwargs["schedule_kwargs"]["power"]
         kept = respaced(steps, int(kwargs["timestep_respacing"] or steps))
         sqrt_eta = exponential_sqrt_eta(steps, start, kwargs["etas_end"], power)[kept]
-        self.process = ResidualShift(sqrt_eta, kwargs["kappa"], timesteps=kept)
+        scaled = kwargs["normalize_input"], kept, kwargs["latent_flag"]
+        self.process = ResidualShift(sqrt_eta, kwargs["kappa"], *scaled)
 
         self.z0, self.eps, self.lq = io["in.x0"], io["in.noise"], io["in.lq"]
         self.step_noise = io["in.step_noise"]
@@ -65,16 +69,8 @@ class Item:
         self.denoiser = PlainDenoiser(self.denoise, self.process, self.prediction)
         self.inputs = Inputs(self.z_lr, (self.lq,))
 
-    def scale_input(self, z_t: Tensor, t: Tensor) -> Tensor:
-        if not self.kwargs["normalize_input"]:
-            return z_t
-        if self.kwargs["latent_flag"]:
-            return self.process.model_input(z_t, t)
-        return z_t / (1 + 3 * self.process.s(t))
-
     def denoise(self, z_t: Tensor, t: Tensor, cond: Tensor) -> Tensor:
-        output = self.network(self.scale_input(z_t, t), self.process.model_t(t), cond)
-        return self.z_lr - output if self.kind == "residual" else output
+        return self.network(self.process.model_input(z_t, t), self.process.model_t(t), cond)
 
     def schedule(self) -> dict[str, Tensor]:
         process, f64 = self.process, torch.float64
@@ -84,7 +80,8 @@ class Item:
         clipped = torch.cat([variance[1:2], variance[1:]])
         on_z0, on_zt = (factor.flatten() for factor in process.posterior_factors(t, t_prev))
         # d z0 / d output: the weight is that of the posterior's KL divergence
-        slope = (process.s(t, f64) / process.a(t, f64)).flatten() if self.prediction == "eps" else 1
+        of_noise = self.prediction in ("eps", "eps_scale")
+        slope = (process.s(t, f64) / process.a(t, f64)).flatten() if of_noise else 1
         return {
             "sqrt_etas": process.weight(t, f64).flatten(),
             "etas": process.b(t, f64).flatten(),
@@ -114,7 +111,7 @@ class Item:
             "q_posterior_log_variance_clipped": self.schedule()["posterior_log_variance_clipped"][
                 t
             ].float(),
-            "scale_input": self.scale_input(z_t, t),
+            "scale_input": process.model_input(z_t, t),
             "prior_sample": process.prior(z_lr, self.eps),
         }
 

@@ -24,7 +24,7 @@ SAME = (
     "num_res_blocks",
     "attention_resolutions",
 )
-SAME += ("dropout", "swin_depth", "swin_embed_dim", "num_head_channels", "window_size", "mlp_ratio")
+SAME += ("dropout", "swin_depth", "swin_embed_dim", "window_size", "mlp_ratio")
 
 
 def config(kwargs: Case) -> ResShiftNetConfig:
@@ -34,7 +34,9 @@ def config(kwargs: Case) -> ResShiftNetConfig:
     kwargs.only(conv_resample=True, dims=2, use_fp16=False, resblock_updown=False)
     kwargs.only(use_scale_shift_norm=True)
     kwargs.known("lq_size", "cond_mask")  # read where there is a condition
+    channels, heads = kwargs["num_head_channels"], kwargs.get("num_heads", 1)
     return ResShiftNetConfig(
+        num_head_channels=kwargs["swin_embed_dim"] // heads if channels == -1 else channels,
         **{name: kwargs[name] for name in SAME},
         cond_channels=3 + bool(kwargs.get("cond_mask")) if kwargs["cond_lq"] else 0,
         cond_factor=kwargs["lq_size"] // kwargs["image_size"] if kwargs["cond_lq"] else 1,
