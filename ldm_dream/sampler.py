@@ -14,7 +14,7 @@ Symbols as in process.py; u = -1 is the clean end; n = fresh noise of unit varia
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
@@ -25,7 +25,7 @@ from torch import Tensor
 from dream_kernels import q_sample
 from ldm_dream.config.process import Sampling
 from ldm_dream.denoiser import Denoiser, Inputs, sent
-from ldm_dream.errors import UserError
+from ldm_dream.paths import Path, path_of
 from ldm_dream.predictions import Numbers
 from ldm_dream.process import Process, wide
 
@@ -33,10 +33,6 @@ from ldm_dream.process import Process, wide
 Noise = Callable[[int], Tensor]
 
 LARGEST_SEED = 2**64 - 1
-
-
-class SamplerError(UserError, ValueError):
-    """A sampler or a number of steps that does not fit the process."""
 
 
 class Step(NamedTuple):
@@ -57,11 +53,10 @@ class Seen(NamedTuple):
 
 
 class Turn(NamedTuple):
-    """The k-th step of a run, from index t to u; u = -1 is the clean end."""
+    """The k-th step of a run, from index t."""
 
     k: int
     t: int
-    u: int
     at: Numbers  # of t
     factors: tuple[Tensor, ...]  # of the sampler, [1,1,1,1] each
     adds_noise: bool
@@ -103,22 +98,20 @@ class Sampler:
         """The steps in their order, with all numbers for a z of `dtype` on `device`. Raises
         SamplerError, and ProcessError for a prediction that fails at one of them.
         """
-        path = plan(self.process, self.sampling)
-        self.process.refuse_blind(self.prediction, path)
-        ends = [*path[1:], -1]
-        t, u = torch.tensor(path), torch.tensor(ends)
-        factors = SAMPLERS[self.sampling.kind].factors(self.process, t, u, self.sampling)
+        path = path_of(self.process, self.sampling)
+        asked = path.t.tolist()
+        self.process.refuse_blind(self.prediction, asked)
+        factors = SAMPLERS[self.sampling.kind].factors(self.process, path, self.sampling)
         adds_noise = (factors[-1] > 0).flatten().tolist()
-        rows = self.process.at(t, torch.float64).rows
-        table = torch.cat([rows, *(factor.view(1, -1) for factor in factors)])
+        table = torch.cat([path.here.rows, *(factor.view(1, -1) for factor in factors)])
         columns = sent(table.to(wide(dtype)), device).split(1, 1)
         return [
-            Turn(k, t, u, Numbers(column[:5]), column[5:].view(-1, 1, 1, 1, 1).unbind(), adds)
-            for k, (t, u, column, adds) in enumerate(zip(path, ends, columns, adds_noise))
+            Turn(k, t, Numbers(column[:5]), column[5:].view(-1, 1, 1, 1, 1).unbind(), adds)
+            for k, (t, column, adds) in enumerate(zip(asked, columns, adds_noise))
         ]
 
     def step(self, turn: Turn, seen: Seen, noise: Noise) -> Step:
-        """From z_t at turn.t to z at turn.u."""
+        """From z_t at turn.t to where it leads."""
         output, z_t, z_lr, before = seen
         z0_hat = self.process.to_z0(output, z_t, z_lr, turn.at, self.prediction)
         eps_hat = partial(self.process.to_eps, output, z_t, z_lr, turn.at, self.prediction)
@@ -155,12 +148,11 @@ def sample(
 
 
 # ----------------------------------------------------------------------------------------- samplers
-# Factors: t and u int64 [steps] on the host -> float64 [steps,1,1,1] each, that of the noise last.
+# Factors: of all steps of a path, on the host, float64 [steps,1,1,1] each, that of the noise last.
 
 
-def ancestral_factors(
-    process: Process, t: Tensor, u: Tensor, sampling: Sampling
-) -> tuple[Tensor, ...]:
+def ancestral_factors(process: Process, path: Path, sampling: Sampling) -> tuple[Tensor, ...]:
+    t, u = path.t, path.u
     z0_factor, z_factor = process.posterior_factors(t, u)
     variance = process.posterior_variance(t, u)
     if sampling.variance == "forward":
@@ -179,9 +171,9 @@ def ancestral(now: Now) -> Tensor:
     return q_sample(now.z_t, now.z0_hat, noise, *now.turn.factors)
 
 
-def ddim_factors(process: Process, t: Tensor, u: Tensor, sampling: Sampling) -> tuple[Tensor, ...]:
-    at = process.at(u, torch.float64)
-    sigma2 = sampling.eta**2 * process.posterior_variance(t, u)
+def ddim_factors(process: Process, path: Path, sampling: Sampling) -> tuple[Tensor, ...]:
+    at = path.there
+    sigma2 = sampling.eta**2 * process.posterior_variance(path.t, path.u)
     return at.a, at.b, (at.s**2 - sigma2).sqrt(), sigma2.sqrt()
 
 
@@ -195,37 +187,42 @@ def ddim(now: Now) -> Tensor:
     return mean + sigma * now.noise() if now.turn.adds_noise else mean
 
 
-def dpm_solver_factors(
-    process: Process, t: Tensor, u: Tensor, sampling: Sampling
-) -> tuple[Tensor, ...]:
-    """The first is h / (2 h_before), which the first and the last step do not have."""
+def dpm_solver_factors(process: Process, path: Path, sampling: Sampling) -> tuple[Tensor, ...]:
+    """The first is that of z0_hat's change, 0 in a step of first order."""
     # e^-h of the paper is (a_t s_u) / (a_u s_t): as ratios it holds at a_t = 0 (Flow) and at
     # s_u = 0 (the clean end) too
-    here, there = process.at(t, torch.float64), process.at(u, torch.float64)
-    ratio, log_snr = there.s / here.s, (here.a / here.s).log()
-    h = log_snr[1:] - log_snr[:-1]
+    here, there = path.here, path.there
+    ratio, h = there.s / here.s, (there.a / there.s).log() - (here.a / here.s).log()
+    gone = 1 - (-h).exp()
+    second = h / 2 if sampling.solver_type == "midpoint" else (h - gone) / gone
     # h_before is infinite after pure noise: first order
-    slope = h[1:] / (2 * h[:-1])
     slopes = torch.zeros_like(ratio)
-    slopes[1:-1] = slope
+    slopes[1:] = second[1:] / h[:-1]
+    few = sampling.lower_order_final and len(path.t) < FEW
+    if few or sampling.euler_at_final or not 0 < h[-1] < math.inf:
+        slopes[-1] = 0
     return slopes, ratio, there.a - here.a * ratio, torch.zeros_like(ratio)
+
+
+FEW = 15  # steps, as in diffusers: with fewer the last one is of first order
 
 
 def dpm_solver(now: Now) -> Tensor:
     """z_u = (s_u/s_t) z_t + (a_u - a_t s_u/s_t) D        DPM-Solver++ 2M (arXiv 2211.01095, Alg. 2)
 
-    D = z0_hat + h / (2 h_before) (z0_hat - z0_hat_before), h = step in log(a/s); D = z0_hat at the
-    first and the last step.
+    D = z0_hat + slope (z0_hat - z0_hat_before), h = step in log(a/s); the slope is h / (2 h_before),
+    or with diffusers' heun (h / (1 - e^-h) - 1) / h_before. D = z0_hat in a step of first order: the
+    first one, and the last one to the clean end.
     """
     slope, *factors = now.turn.factors
     estimate = now.z0_hat
-    if now.before is not None and now.turn.u != -1:
+    if now.before is not None:
         estimate = estimate + slope * (now.z0_hat - now.before.z0_hat)
     return q_sample(now.z_t, estimate, now.z_t, *factors)
 
 
 class Kind(NamedTuple):
-    factors: Callable[[Process, Tensor, Tensor, Sampling], tuple[Tensor, ...]]
+    factors: Callable[[Process, Path, Sampling], tuple[Tensor, ...]]
     step: Callable[[Now], Tensor]
 
 
@@ -235,43 +232,6 @@ SAMPLERS = {
     "ddim": Kind(ddim_factors, ddim),
     "dpm-solver++": Kind(dpm_solver_factors, dpm_solver),
 }
-
-
-# --------------------------------------------------------------------------------------- which steps
-
-
-def plan(process: Process, sampling: Sampling) -> list[int]:
-    """`timesteps` of `sampling`; raises SamplerError also for a sampler that the process lacks."""
-    if sampling.kind not in process.samplers:
-        raise SamplerError(
-            f"sampler {sampling.kind!r} does not fit {type(process).__name__}; "
-            f"use one of {', '.join(process.samplers)}."
-        )
-    return timesteps(process, sampling.steps)
-
-
-def timesteps(process: Process, steps: int | Sequence[int] | None) -> list[int]:
-    """Indices to visit, descending. None: all. n: T - 1 down to 0, evenly spaced and rounded half
-    up (n = 1: T - 1 alone). A sequence: these. Raises SamplerError for a number outside 1 .. T or
-    a sequence that does not descend within 0 .. T-1.
-    """
-    last = process.num_timesteps - 1
-    if steps is None:
-        return list(range(last, -1, -1))
-    if isinstance(steps, int):
-        if not 1 <= steps <= last + 1:
-            raise SamplerError(
-                f"steps={steps} is not possible; this process has {last + 1} steps, "
-                f"choose 1 to {last + 1}."
-            )
-        gaps = max(steps - 1, 1)
-        return [last - (2 * i * last + gaps) // (2 * gaps) for i in range(steps)]
-    path = list(steps)
-    if not path or path[0] > last or path[-1] < 0 or any(t <= u for t, u in zip(path, path[1:])):
-        raise SamplerError(
-            f"steps={path} is not possible; give indices that descend within {last} .. 0."
-        )
-    return path
 
 
 # -------------------------------------------------------------------------------------------- noise

@@ -15,8 +15,9 @@ from ldm_dream.config.process import (
     Sampling,
 )
 from ldm_dream.denoiser import Inputs
+from ldm_dream.paths import SamplerError, timesteps
 from ldm_dream.process import build_process
-from ldm_dream.sampler import SamplerError, gaussian, sample, sample_steps, timesteps
+from ldm_dream.sampler import gaussian, sample, sample_steps
 from runs import PlainDenoiser, said
 
 F64 = torch.float64
@@ -85,7 +86,7 @@ def test_ddim_adds_noise_of_eta_times_the_posterior_deviation(process, z_lr, con
     """Two runs that differ only in the step's noise part by sigma times the difference of the
     noises.
     """
-    path = timesteps(process, 3)
+    path = timesteps(process, Sampling(steps=3))
 
     def first(other):
         run = walk(
@@ -302,7 +303,7 @@ def test_forward_variance_replaces_the_noise_and_leaves_the_mean(process, z_lr, 
             variance=variance,
         )
         first[variance] = next(run).z_t
-    t, u = (torch.tensor([t]) for t in timesteps(process, 3)[:2])
+    t, u = (torch.tensor([t]) for t in timesteps(process, Sampling(steps=3))[:2])
     larger = process.forward_variance(t, u).sqrt() - process.posterior_variance(t, u).sqrt()
     torch.testing.assert_close(
         first["forward"] - first["posterior"], larger * field(1), rtol=1e-9, atol=1e-9
@@ -321,12 +322,17 @@ def test_clip_bounds_every_estimate(process, z_lr, cond):
 # -------------------------------------------------------------------------------------------- steps
 
 
+def steps_of(process, steps):
+    """Without the checks of a config, as where a caller asks for steps."""
+    return timesteps(process, Sampling().model_copy(update={"steps": steps}))
+
+
 def test_steps_descend_evenly_from_the_last_to_zero(process):
     total = process.num_timesteps
-    assert timesteps(process, None) == timesteps(process, total) == list(range(total - 1, -1, -1))
-    assert timesteps(process, 1) == [total - 1]
+    assert steps_of(process, None) == steps_of(process, total) == list(range(total - 1, -1, -1))
+    assert steps_of(process, 1) == [total - 1]
     for n in range(2, min(total, 60)):
-        path = timesteps(process, n)
+        path = steps_of(process, n)
         gaps = {t - u for t, u in zip(path, path[1:])}
         assert (path[0], path[-1], len(path)) == (total - 1, 0, n)
         assert max(gaps) - min(gaps) <= 1
@@ -334,16 +340,16 @@ def test_steps_descend_evenly_from_the_last_to_zero(process):
 
 def test_given_steps_are_taken():
     process = build_process(ResidualShiftConfig())
-    assert timesteps(process, (14, 7, 3)) == [14, 7, 3]
+    assert steps_of(process, (14, 7, 3)) == [14, 7, 3]
     for wrong in ([], [3, 7], [7, 7], [15, 0], [3, -1]):
         with pytest.raises(SamplerError, match=r"descend within 14 \.\. 0"):
-            timesteps(process, wrong)
+            steps_of(process, wrong)
 
 
 @pytest.mark.parametrize("steps", [0, -1, 16])
 def test_impossible_numbers_of_steps_are_refused(steps):
     with pytest.raises(SamplerError, match=f"steps={steps} .* choose 1 to 15"):
-        timesteps(build_process(ResidualShiftConfig()), steps)
+        steps_of(build_process(ResidualShiftConfig()), steps)
 
 
 # ----------------------------------------------------------------------------------------- mistakes

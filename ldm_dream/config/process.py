@@ -192,6 +192,35 @@ class Sampling(Strict):
         description="Calls of the network, evenly spaced; null: every step of the process; a list: "
         "these steps, descending, counted from 0.",
     )
+    spacing: Literal["even", "leading", "trailing", "linspace", "karras", "ldm", "ldm_quad"] = (
+        Field(
+            default="even",
+            description="Which steps, where `steps` is a number: even, from the last to the first one; "
+            "leading, trailing and linspace as in diffusers, with its ends of ddim's steps; karras: by "
+            "sigmas (arXiv 2206.00364), for dpm-solver++; ldm and ldm_quad: LDM's uniform and quad, which "
+            "may be one step more.",
+        )
+    )
+    steps_offset: int = Field(
+        default=0, ge=0, description="Added to each step of spacing leading, as in diffusers."
+    )
+    end: Literal["clean", "first"] = Field(
+        default="clean",
+        description="Where the last step of ddim and dpm-solver++ leads: to the clean end, or to the "
+        "noise of the schedule's first step (LDM; diffusers' set_alpha_to_one: false and "
+        "final_sigmas_type: sigma_min).",
+    )
+    solver_type: Literal["midpoint", "heun"] = Field(
+        default="midpoint", description="Of dpm-solver++'s steps of second order, as in diffusers."
+    )
+    lower_order_final: bool = Field(
+        default=True,
+        description="With fewer than 15 steps, dpm-solver++'s last one is of first order. It always is "
+        "where it leads to the clean end.",
+    )
+    euler_at_final: bool = Field(
+        default=False, description="dpm-solver++'s last step is of first order in any case."
+    )
     eta: float = Field(
         default=0.0,
         ge=0,
@@ -211,6 +240,22 @@ class Sampling(Strict):
         if isinstance(steps, tuple) and any(t <= u for t, u in zip(steps, steps[1:])):
             raise ValueError(f"{list(steps)} does not descend; give steps from noisy to clean")
         return steps
+
+    @model_validator(mode="after")
+    def _all_of_it_is_read(self):
+        solves, counted = self.kind == "dpm-solver++", isinstance(self.steps, int)
+        read = {
+            "spacing": counted and (solves or self.spacing != "karras"),
+            "steps_offset": self.spacing == "leading",
+            "end": solves or self.kind == "ddim",
+            **dict.fromkeys(("solver_type", "lower_order_final", "euler_at_final"), solves),
+        }
+        for name, has_effect in read.items():
+            if not has_effect and getattr(self, name) != type(self).model_fields[name].default:
+                given = {"kind": self.kind, "steps": self.steps, "spacing": self.spacing}
+                others = ", ".join(f"{key}={value}" for key, value in given.items() if key != name)
+                raise ValueError(f"{name}={getattr(self, name)} has no effect with {others}")
+        return self
 
     @property
     def needs(self) -> int:

@@ -17,8 +17,9 @@ from ldm_dream.denoiser import Denoiser
 from ldm_dream.loss import diffusion_loss
 from ldm_dream.networks import build_network
 from ldm_dream.networks.base import Autoencoder
+from ldm_dream.paths import plan
 from ldm_dream.process import build_process
-from ldm_dream.sampler import Noise, gaussian, plan, sample
+from ldm_dream.sampler import Noise, gaussian, sample
 from ldm_dream.training import distributed
 from ldm_dream.training.critic import Critic
 from ldm_dream.training.objective import Part

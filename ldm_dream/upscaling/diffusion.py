@@ -21,7 +21,8 @@ from ldm_dream.data.resize import upsample
 from ldm_dream.denoiser import Denoiser
 from ldm_dream.model_folder import LoadedModel
 from ldm_dream.networks import compile_blocks
-from ldm_dream.sampler import Sampler, Turn, plan, sample_steps, seeded
+from ldm_dream.paths import plan
+from ldm_dream.sampler import Sampler, Turn, sample_steps, seeded
 from ldm_dream.upscaling.cuda_graphs import GraphedCall
 from ldm_dream.upscaling.devices import placed
 from ldm_dream.upscaling.engine import Engine, Made, Options, on_device
@@ -105,10 +106,12 @@ class Diffusion(Engine):
         return isinstance(call, GraphedCall) and call.drop()
 
     def _sampling(self, how: Options) -> Sampling:
-        """The model's, with what was asked for."""
-        given = {"kind": how.sampler, "steps": how.steps}
-        given = {name: value for name, value in given.items() if value is not None}
-        return self.run.sampler.model_copy(update=given)
+        """The model's, with what was asked for; the knobs of its own kind do not fit another one."""
+        own = self.run.sampler
+        if how.sampler not in (None, own.kind):
+            shared = own.model_dump(include={"steps", "eta", "variance"})
+            own = Sampling.model_validate({"kind": how.sampler, **shared})
+        return own if how.steps is None else own.model_copy(update={"steps": how.steps})
 
     def _encode(self, x: Tensor) -> Tensor:
         with self._autocast():

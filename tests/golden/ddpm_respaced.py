@@ -4,8 +4,6 @@ and ancestral loops.
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
@@ -13,12 +11,13 @@ from golden.closed_form import stand_in
 from golden.reading import Case
 from ldm_dream.config.process import Sampling
 from ldm_dream.denoiser import Inputs
+from ldm_dream.paths import path_of, spaced
 from ldm_dream.process import DDPM
-from ldm_dream.sampler import sample_steps
+from ldm_dream.sampler import SAMPLERS, sample_steps
 from ldm_dream.schedules import abar_of, respaced
 from runs import PlainDenoiser
 
-SCHEDULE = {"linear": "linear", "scaled_linear": "sqrt_linear"}
+SCHEDULE = {"linear": "linear", "scaled_linear": "sqrt_linear", "cosine": "cosine"}
 VARIANCE = {"FIXED_SMALL": "posterior", "FIXED_LARGE": "forward"}
 
 
@@ -33,13 +32,11 @@ def run(case: Case, io: dict[str, Tensor], weights: dict[str, Tensor]) -> dict[s
             outputs |= {
                 f"{name}.{rule}.{key}": value for key, value in schedule(DDPM(abar, kept)).items()
             }
-        for rule, kept in {
-            "ddim_uniform": ldm_uniform(total, n),
-            "ddim_quad": ldm_quad(total, n),
-        }.items():
+        for rule, spacing in {"ddim_uniform": "ldm", "ddim_quad": "ldm_quad"}.items():
+            sampling = Sampling(kind="ddim", steps=n, spacing=spacing, end="first", eta=1.0)
             outputs |= {
                 f"{name}.ldm.{rule}.{key}": value
-                for key, value in ldm_tables(DDPM(abar), kept).items()
+                for key, value in ldm_tables(DDPM(abar), sampling).items()
             }
         process = DDPM(abar, respaced(total, n))
         for official, variance in VARIANCE.items():
@@ -82,26 +79,19 @@ def guided_map(total: int, n: int) -> Tensor:
     return torch.tensor(kept)
 
 
-def ldm_uniform(total: int, n: int) -> Tensor:
-    """LDM's "uniform": every T // n-th step, moved up by one."""
-    return torch.arange(0, total, total // n) + 1
-
-
-def ldm_quad(total: int, n: int) -> Tensor:
-    """LDM's "quad": squares of an even grid up to sqrt(0.8 T), moved up by one."""
-    return (torch.linspace(0, math.sqrt(0.8 * total), n, dtype=torch.float64) ** 2).long() + 1
-
-
-def ldm_tables(process: DDPM, kept: Tensor) -> dict[str, Tensor]:
-    """LDM's DDIM ends at the schedule's step 0, not at the clean end."""
-    previous = torch.cat([torch.zeros_like(kept[:1]), kept[:-1]])
-    sigma = process.posterior_variance(kept, previous).sqrt().flatten()
+def ldm_tables(process: DDPM, sampling: Sampling) -> dict[str, Tensor]:
+    """Rising. Where the last step lies outside of the schedule the official tables do not exist."""
+    steps = spaced(process.num_timesteps, sampling.steps, sampling)[::-1]
+    if steps[-1] >= process.num_timesteps:
+        return {"timesteps": torch.tensor(steps)}
+    path = path_of(process, sampling)
+    sigma = SAMPLERS["ddim"].factors(process, path, sampling)[-1].flatten().flip(0)
     return {
-        "timesteps": kept,
+        "timesteps": path.t.flip(0),
         "sigmas_eta0": 0 * sigma,
         "sigmas_eta1": sigma,
-        "alphas": process.a(kept, torch.float64).flatten() ** 2,
-        "alphas_prev": process.a(previous, torch.float64).flatten() ** 2,
+        "alphas": path.here.a.flatten().flip(0) ** 2,
+        "alphas_prev": path.there.a.flatten().flip(0) ** 2,
     }
 
 

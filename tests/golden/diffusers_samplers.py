@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -15,6 +14,7 @@ from golden.diffusers_dream import scheduler_abar
 from golden.reading import Case
 from ldm_dream.config.process import Sampling
 from ldm_dream.denoiser import Inputs
+from ldm_dream.paths import path_of
 from ldm_dream.process import DDPM
 from ldm_dream.sampler import sample_steps
 from runs import PlainDenoiser
@@ -22,21 +22,9 @@ from runs import PlainDenoiser
 PREDICTION = {"epsilon": "eps", "sample": "z0", "v_prediction": "v"}
 # what the library does; another value is another algorithm, and the case then fails here by name
 SAME = {
-    "ddim": {
-        "set_alpha_to_one": True,
-        "thresholding": False,
-        "rescale_betas_zero_snr": False,
-        "trained_betas": None,
-    },
-    "dpm": {
-        "algorithm_type": "dpmsolver++",
-        "solver_order": 2,
-        "solver_type": "midpoint",
-        "final_sigmas_type": "zero",
-    }
-    | dict.fromkeys(
-        ["use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "use_lu_lambdas"], False
-    )
+    "ddim": {"thresholding": False, "rescale_betas_zero_snr": False, "trained_betas": None},
+    "dpm": {"algorithm_type": "dpmsolver++", "solver_order": 2}
+    | dict.fromkeys(["use_exponential_sigmas", "use_beta_sigmas", "use_lu_lambdas"], False)
     | {
         "thresholding": False,
         "rescale_betas_zero_snr": False,
@@ -47,11 +35,10 @@ SAME = {
         "trained_betas": None,
     },
 }
-# what then changes nothing; where sigmas end at zero, the last step is of first order anyway
+# what then changes nothing
 IDLE = {
     "ddim": ("dynamic_thresholding_ratio", "sample_max_value"),
-    "dpm": ("dynamic_thresholding_ratio", "sample_max_value", "lower_order_final")
-    + ("euler_at_final", "flow_shift", "time_shift_type"),
+    "dpm": ("dynamic_thresholding_ratio", "sample_max_value", "flow_shift", "time_shift_type"),
 }
 KIND = {"ddim": "ddim", "dpm": "dpm-solver++"}
 
@@ -64,13 +51,12 @@ def run(case: Case, io: dict[str, Tensor], weights: dict[str, Tensor]) -> dict[s
         config = item.join("config", defaults[name], item["kwargs"])
         config.only(**SAME[kind])
         config.known(*IDLE[kind], "steps_offset", "clip_sample_range")  # read where they count
-        steps = (ddim_timesteps if kind == "ddim" else dpm_timesteps)(config, item["n"])
+        sampling = asked(config, kind, item["n"], item.get("eta", 0.0))
         # diffusers' float32 abar, stored with the case, so that the sampler is tested apart from
         # the schedule's precision
         process = DDPM(io[f"out.{name}.alphas_cumprod"].double())
         prediction = PREDICTION[config["prediction_type"]]
         denoiser = PlainDenoiser(stand_in(case["dummy"], unit=1000), process, prediction)
-        sampling = Sampling(kind=KIND[kind], steps=tuple(steps), eta=item.get("eta", 0.0))
         inputs = Inputs(torch.zeros_like(io["in.x_T"]), (torch.zeros(()),))
         clip = config["clip_sample_range"] if config.get("clip_sample") else None
         noise = [io["in.x_T"], *io["in.step_noise"]]
@@ -83,38 +69,25 @@ def run(case: Case, io: dict[str, Tensor], weights: dict[str, Tensor]) -> dict[s
                 [step.z0_hat for step in trajectory]
             )
         else:
-            at = torch.tensor([*steps, -1])
-            outputs[f"{name}.sigmas"] = (
-                (process.s(at, torch.float64) / process.a(at, torch.float64)).flatten().float()
-            )
+            path = path_of(process, sampling)
+            sigmas = [(at.s / at.a).flatten() for at in (path.here, path.there)]
+            outputs[f"{name}.sigmas"] = torch.cat([sigmas[0], sigmas[1][-1:]]).float()
     return outputs
 
 
-def ddim_timesteps(config: Case, n: int) -> list[int]:
-    """diffusers steps back by T // n, whatever the spacing: only lists that do the same are one
-    algorithm with ours.
-    """
-    total, spacing = config["num_train_timesteps"], config["timestep_spacing"]
-    if spacing == "linspace":
-        steps = np.linspace(0, total - 1, n).round()[::-1]
-    elif spacing == "leading":
-        steps = (np.arange(n) * (total // n))[::-1] + config["steps_offset"]
-    else:
-        steps = np.round(np.arange(total, 0, -total / n)) - 1
-    steps = [int(t) for t in steps]
-    jumps = {t - u for t, u in zip(steps, steps[1:])}
-    assert jumps <= {total // n} and steps[-1] < total // n, (
-        f"{spacing}: diffusers' own steps do not meet each other"
-    )
-    return steps
-
-
-def dpm_timesteps(config: Case, n: int) -> list[int]:
-    total, spacing = config["num_train_timesteps"], config["timestep_spacing"]
-    if spacing == "linspace":
-        steps = np.linspace(0, total - 1, n + 1).round()[::-1][:-1]
-    elif spacing == "leading":
-        steps = (np.arange(n + 1) * (total // (n + 1)))[::-1][:-1] + config["steps_offset"]
-    else:
-        steps = np.arange(total, 0, -total / n).round() - 1
-    return [int(t) for t in steps]
+def asked(config: Case, kind: str, steps: int, eta: float) -> Sampling:
+    """diffusers' scheduler arguments -> our sampler."""
+    spacing = config["timestep_spacing"]
+    knobs = {"kind": KIND[kind], "steps": steps, "spacing": spacing, "eta": eta}
+    if spacing == "leading":
+        knobs["steps_offset"] = config["steps_offset"]
+    if kind == "ddim":
+        return Sampling(**knobs, end="clean" if config["set_alpha_to_one"] else "first")
+    if config.get("use_karras_sigmas"):
+        if config["beta_schedule"] == "squaredcos_cap_v2":  # diffusers then cuts steps, not rounds
+            config.only(use_karras_sigmas=False)
+        knobs |= {"spacing": "karras", "steps_offset": 0}
+    for name in ("solver_type", "lower_order_final", "euler_at_final"):
+        knobs[name] = config[name]
+    end = {"zero": "clean", "sigma_min": "first"}[config["final_sigmas_type"]]
+    return Sampling.model_validate(knobs | {"end": end})
