@@ -11,9 +11,9 @@ import os
 import select
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from ldm_dream.errors import UserError, did_you_mean, shown
 
@@ -95,6 +95,19 @@ def _whole(text: str, least: int) -> int:
     if text.isascii() and text.isdecimal() and len(text) < 10 and int(text) >= least:
         return int(text)
     raise argparse.ArgumentTypeError(f"{text!r} is not possible; give a whole number from {least}")
+
+
+def given(args: argparse.Namespace, names: Iterable[str]) -> dict[str, Any]:
+    """Those of the options `names` that are not None."""
+    values = {name: getattr(args, name) for name in names}
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def refuse_given(args: argparse.Namespace, names: Iterable[str], there: str) -> None:
+    """Raises UserError for any of the options `names` that was given. there: where they do nothing."""
+    if found := given(args, names):
+        flags = " and ".join(f"--{name.replace('_', '-')}" for name in found)
+        raise UserError(f"{flags}: has no effect {there}; leave it out.")
 
 
 @contextmanager

@@ -19,11 +19,15 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from ldm_dream.cli import command_line, user_errors
-from ldm_dream.errors import UserError, shown
+from ldm_dream.cli import command_line, given, positive, refuse_given, user_errors
+from ldm_dream.errors import shown
 from ldm_dream.stopping import stoppable
-from ldm_dream.upscaling.flags import add_dtype_flag
+from ldm_dream.upscaling.flags import add_device_flags, add_sampling_flags, add_tile_flags
 from ldm_dream.writing import check_outputs
+
+# of how a picture is upscaled, handed on as they are
+OPTIONS = ("steps", "sampler", "seed", "tile", "tile_pad", "batch_size")
+OF_A_MODEL = (*OPTIONS, "color_fix", "device", "dtype")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -53,13 +57,17 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="TEXT",
         help="of the names in --sr, e.g. _x4 (default: none, or the only one that fits all)",
     )
-    add("--steps", type=int, metavar="N", help="sampling steps (default: the model's)")
-    add(
+    add("--limit", type=positive, metavar="N", help="pictures, the first ones (default: all)")
+    model = parser.add_argument_group("how a model runs, as for upscale")
+    add_sampling_flags(model)
+    model.add_argument(
         "--color-fix",
         choices=("none", "wavelet", "adain"),
         help="(default: wavelet; dream-legacy, and files of other projects: none)",
     )
-    add_dtype_flag(parser, default=None)  # so that it is known whether it was given
+    add_tile_flags(model)
+    add_device_flags(model)
+    parser.set_defaults(**dict.fromkeys(OF_A_MODEL))  # so that it is known what was given
     add(
         "--protocol",
         choices=("standard", "dream-legacy"),
@@ -77,31 +85,23 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def refuse_ignored(args: argparse.Namespace) -> None:
-    given = [
-        f"--{name.replace('_', '-')}"
-        for name in (("steps", "color_fix", "dtype") if args.sr else ("suffix",))
-        if getattr(args, name) is not None
-    ]
-    if given:
-        there = "with --sr, where no model runs" if args.sr else "without --sr"
-        raise UserError(f"{' and '.join(given)}: has no effect {there}; leave it out.")
-
-
 def main(words: list[str] | None = None) -> None:
     args = build_parser().parse_args(words)
     with user_errors(), stoppable():
         from ldm_dream.scoring import evaluation, report
 
-        refuse_ignored(args)
+        refuse_given(
+            args,
+            OF_A_MODEL if args.sr else ["suffix"],
+            "with --sr, where no model runs" if args.sr else "without --sr",
+        )
         weights = args.lpips_weights, args.vgg_weights, args.inception
         check_outputs(
             [args.json] if args.json else [],
             evaluation.files_read((args.hr, args.sr, args.lr), args.model, weights),
         )
-        files, notes = evaluation.find_originals(args.hr, args.match)
-        protocol = evaluation.PROTOCOLS[args.protocol]
-        protocol = replace(protocol, lpips_net=args.lpips_net or protocol.lpips_net)
+        files, notes = evaluation.find_originals(args.hr, args.match, args.limit)
+        protocol = replace(evaluation.PROTOCOLS[args.protocol], **given(args, ["lpips_net"]))
         if args.sr:
             evaluator = evaluation.Evaluator.load(
                 protocol, 4 if args.scale is None else args.scale, *weights, notes
@@ -111,7 +111,7 @@ def main(words: list[str] | None = None) -> None:
             from ldm_dream.dtypes import name_of
             from ldm_dream.upscaling.upscaler import Upscaler
 
-            upscaler = Upscaler.from_pretrained(args.model, dtype=args.dtype or "auto")
+            upscaler = Upscaler.from_pretrained(args.model, **given(args, ["device", "dtype"]))
             scale = upscaler.scale if args.scale is None else args.scale
             fix = args.color_fix or protocol.color_fix
             evaluator = evaluation.Evaluator.load(protocol, scale, *weights, notes)
@@ -123,7 +123,7 @@ def main(words: list[str] | None = None) -> None:
                 evaluator,
                 files,
                 args.lr,
-                partial(upscaler, scale=scale, steps=args.steps, color_fix=fix),
+                partial(upscaler, scale=scale, color_fix=fix, **given(args, OPTIONS)),
                 Path(args.model).name,
             )
         found = evaluator.report()

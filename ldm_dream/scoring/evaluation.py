@@ -278,9 +278,11 @@ def files_read(
     ]
 
 
-def find_originals(folder: Path, text: str = "") -> tuple[list[Path], list[str]]:
-    """(pictures of `folder` whose name holds `text`, notes on what else it holds). Raises
-    EvaluationError for none.
+def find_originals(
+    folder: Path, text: str = "", limit: int | None = None
+) -> tuple[list[Path], list[str]]:
+    """(pictures of `folder` whose name holds `text`, the first `limit` of them; notes on what else it
+    holds). Raises EvaluationError for none.
     """
     listing = list_images(folder)
     found = listing.pictures
@@ -295,7 +297,9 @@ def find_originals(folder: Path, text: str = "") -> tuple[list[Path], list[str]]
         notes.append(f"{len(found) - len(files)} pictures of {folder} do not have {text!r}.")
     if listing.left_out:
         notes.append(f"{folder} also holds {in_words(listing.left_out)}; not scored.")
-    return files, notes
+    if limit is not None and limit < len(files):
+        notes.append(f"{len(files) - limit} more pictures of {folder} were left out by --limit.")
+    return files[:limit], notes
 
 
 def evaluate_folder(

@@ -67,6 +67,42 @@ def add_dtype_flag(group: argparse._ActionsContainer, default: str | None) -> No
     )
 
 
+def add_sampling_flags(group: argparse._ActionsContainer) -> None:
+    group.add_argument(
+        "--steps", type=int, metavar="N", help="sampling steps (default: the model's)"
+    )
+    group.add_argument(
+        "--sampler",
+        metavar="S",
+        help="ancestral, ddim, dpm-solver++ or resshift (default: the model's)",
+    )
+    group.add_argument("--seed", type=int, metavar="N", help="same seed, same picture (default: 0)")
+
+
+def add_tile_flags(group: argparse._ActionsContainer) -> None:
+    group.add_argument(
+        "-t",
+        "--tile",
+        type=_tile,
+        metavar="TILE_PX",
+        help="side of a tile in input pixels (default: 0, automatic)",
+    )
+    group.add_argument(
+        "--tile-pad",
+        type=int,
+        default=TILE_PAD,
+        metavar="PX",
+        help=f"overlap a side in input pixels (default: {TILE_PAD})",
+    )
+    group.add_argument(
+        "--batch-size",
+        type=int,
+        default=BATCH_SIZE,
+        metavar="N",
+        help=f"tiles computed at a time (default: {BATCH_SIZE})",
+    )
+
+
 def _what(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "inputs",
@@ -135,15 +171,7 @@ def _how(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--megapixels", type=float, metavar="N", help="of the output, instead of a scale, e.g. 24"
     )
-    group.add_argument(
-        "--steps", type=int, metavar="N", help="sampling steps (default: the model's)"
-    )
-    group.add_argument(
-        "--sampler",
-        metavar="S",
-        help="ancestral, ddim, dpm-solver++ or resshift (default: the model's)",
-    )
-    group.add_argument("--seed", type=int, metavar="N", help="same seed, same picture (default: 0)")
+    add_sampling_flags(group)
     group.add_argument(
         "--color-fix",
         choices=("none", "wavelet", "adain"),
@@ -184,27 +212,7 @@ def _files(group: argparse._ArgumentGroup) -> None:
 
 def _machine(group: argparse._ArgumentGroup) -> None:
     add_device_flags(group)
-    group.add_argument(
-        "-t",
-        "--tile",
-        type=_tile,
-        metavar="TILE_PX",
-        help="side of a tile in input pixels (default: 0, automatic)",
-    )
-    group.add_argument(
-        "--tile-pad",
-        type=int,
-        default=TILE_PAD,
-        metavar="PX",
-        help="overlap a side in input pixels (default: %(default)s)",
-    )
-    group.add_argument(
-        "--batch-size",
-        type=int,
-        default=BATCH_SIZE,
-        metavar="N",
-        help="tiles computed at a time (default: %(default)s)",
-    )
+    add_tile_flags(group)
     group.add_argument(
         "--compile",
         action="store_true",

