@@ -22,7 +22,10 @@ UNREAD: dict[str, tuple[str, ...]] = {"const": _ENDS[:1], "jsd": _ENDS, "cosine"
 
 
 class DDPMConfig(Strict):
-    """Variance-preserving process on a fixed schedule of betas (Ho et al., arXiv 2006.11239)."""
+    """Variance-preserving process on a fixed schedule of betas (Ho et al., arXiv 2006.11239). SR3's
+    schedules: warmup10 and warmup50 rise in the first 10 or 50 % of the steps, const is beta_end, jsd
+    1/T, 1/(T-1), .., 1 and cosine that of arXiv 2102.09672; these two have no ends to be set.
+    """
 
     kind: Literal["ddpm"] = "ddpm"
     predictions: ClassVar[tuple[str, ...]] = ("eps", "z0", "v")
@@ -33,10 +36,8 @@ class DDPMConfig(Strict):
     beta_end: Beta = Field(default=1e-2, description="beta of the last step (SR3: 1e-2).")
     schedule: Schedule = Field(
         default="linear",
-        description='linear: beta is linear in t; sqrt_linear: its square root is (SR3: "quad", LDM: '
-        '"linear"); warmup10, warmup50: linear in the first 10 or 50 % of the steps, then beta_end; '
-        "const: beta_end; jsd: 1/T, 1/(T-1), .., 1; cosine: arXiv 2102.09672. The last two do not "
-        "read beta_start and beta_end.",
+        description="How beta goes from beta_start to beta_end; sqrt_linear: its square root is linear "
+        '(SR3: "quad", LDM: "linear").',
     )
     respace: int | None = Field(
         default=None,
@@ -181,8 +182,14 @@ ProcessConfig = Annotated[
 Steps = Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)]
 
 
+Spacing = Literal["even", "leading", "trailing", "linspace", "karras", "ldm", "ldm_quad"]
+
+
 class Sampling(Strict):
-    """How the reverse process is walked."""
+    """How the reverse process is walked. Spacings: leading, trailing and linspace are diffusers', also
+    in where ddim's steps lead; karras goes by sigmas (arXiv 2206.00364), for dpm-solver++; ldm and
+    ldm_quad are LDM's uniform and quad, which may be one step more.
+    """
 
     kind: Literal["ancestral", "ddim", "dpm-solver++", "resshift"] = Field(
         default="ancestral", description="The sampler; which of them fit is said at each process."
@@ -192,23 +199,17 @@ class Sampling(Strict):
         description="Calls of the network, evenly spaced; null: every step of the process; a list: "
         "these steps, descending, counted from 0.",
     )
-    spacing: Literal["even", "leading", "trailing", "linspace", "karras", "ldm", "ldm_quad"] = (
-        Field(
-            default="even",
-            description="Which steps, where `steps` is a number: even, from the last to the first one; "
-            "leading, trailing and linspace as in diffusers, with its ends of ddim's steps; karras: by "
-            "sigmas (arXiv 2206.00364), for dpm-solver++; ldm and ldm_quad: LDM's uniform and quad, which "
-            "may be one step more.",
-        )
+    spacing: Spacing = Field(
+        default="even",
+        description="Which steps, where `steps` is a number; even: from the last to the first one.",
     )
     steps_offset: int = Field(
         default=0, ge=0, description="Added to each step of spacing leading, as in diffusers."
     )
     end: Literal["clean", "first"] = Field(
         default="clean",
-        description="Where the last step of ddim and dpm-solver++ leads: to the clean end, or to the "
-        "noise of the schedule's first step (LDM; diffusers' set_alpha_to_one: false and "
-        "final_sigmas_type: sigma_min).",
+        description="Where ddim's and dpm-solver++'s last step leads; first: the schedule's first step "
+        "(diffusers' set_alpha_to_one: false, final_sigmas_type: sigma_min).",
     )
     solver_type: Literal["midpoint", "heun"] = Field(
         default="midpoint", description="Of dpm-solver++'s steps of second order, as in diffusers."

@@ -222,9 +222,8 @@ class DiffusionRun(Strict):
     )
     prediction: Literal["eps", "z0", "v", "residual", "eps_scale", "flow"] = Field(
         default="z0",
-        description="What the network predicts: the noise, the clean latent, v = a eps - s z0 (arXiv "
-        "2202.00512), residual = z_lr - z0 and eps_scale = s eps (ResShift), flow = eps - z0 (arXiv "
-        "2209.03003); which of them fit is said at each process.",
+        description="What the network predicts: noise, z0, v = a eps - s z0, residual = z_lr - z0, "
+        "eps_scale = s eps or flow = eps - z0; which of them fit is said at each process.",
     )
     condition: tuple[Literal["lr", "z_lr"], ...] = Field(
         default=("lr",),

@@ -269,7 +269,10 @@ def test_a_mistake_names_the_file_it_stands_in(write):
         ("data: {train: photos}", ["`data.train` is 'photos'", "list"]),
         ("condition: [lr, foo]", ["`condition` is 'foo'", "'lr' or 'z_lr'"]),
         ("loss: {strength: 2}", ["`loss.strength` is 2", "less than or equal to 1"]),
-        ("prediction: epsilon", ["`prediction` is 'epsilon'", "'eps', 'z0' or 'v'"]),
+        (
+            "prediction: epsilon",
+            ["`prediction` is 'epsilon'", "'eps', 'z0', 'v', 'residual', 'eps_scale' or 'flow'"],
+        ),
         ("autoencoder: {kind: vqgan, num_res_blocks: x}", ["`autoencoder.num_res_blocks` is 'x'"]),
         (
             "autoencoder: {kind: vqgan, embed_dim: 3, codebook_groups: 2}",
