@@ -16,7 +16,6 @@ exit status:
 
 import argparse
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 from ldm_dream.cli import command_line, given, positive, refuse_given, user_errors
@@ -27,7 +26,7 @@ from ldm_dream.writing import check_outputs
 
 # of how a picture is upscaled, handed on as they are
 OPTIONS = ("steps", "sampler", "seed", "tile", "tile_pad", "batch_size")
-OF_A_MODEL = (*OPTIONS, "color_fix", "device", "dtype")
+OF_A_MODEL = (*OPTIONS, "color_fix", "device", "dtype", "patch", "patch_overlap")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -57,7 +56,12 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="TEXT",
         help="of the names in --sr, e.g. _x4 (default: none, or the only one that fits all)",
     )
-    add("--limit", type=positive, metavar="N", help="pictures, the first ones (default: all)")
+    for flag, text in {
+        "--limit": "pictures, the first ones (default: all)",
+        "--patch": "enlarge patches of N LR pixels one by one, as papers do (default: the whole)",
+        "--patch-overlap": "LR pixels that neighbours share, where the mean is taken (default: 0)",
+    }.items():
+        add(flag, type=positive, metavar="N", help=text)
     model = parser.add_argument_group("how a model runs, as for upscale")
     add_sampling_flags(model)
     model.add_argument(
@@ -88,7 +92,7 @@ def build_parser() -> argparse.ArgumentParser:
 def main(words: list[str] | None = None) -> None:
     args = build_parser().parse_args(words)
     with user_errors(), stoppable():
-        from ldm_dream.scoring import evaluation, report
+        from ldm_dream.scoring import evaluation, patches, report
 
         refuse_given(
             args,
@@ -101,7 +105,9 @@ def main(words: list[str] | None = None) -> None:
             evaluation.files_read((args.hr, args.sr, args.lr), args.model, weights),
         )
         files, notes = evaluation.find_originals(args.hr, args.match, args.limit)
-        protocol = replace(evaluation.PROTOCOLS[args.protocol], **given(args, ["lpips_net"]))
+        protocol = replace(
+            evaluation.PROTOCOLS[args.protocol], **given(args, ["lpips_net", "color_fix"])
+        )
         if args.sr:
             evaluator = evaluation.Evaluator.load(
                 protocol, 4 if args.scale is None else args.scale, *weights, notes
@@ -113,17 +119,22 @@ def main(words: list[str] | None = None) -> None:
 
             upscaler = Upscaler.from_pretrained(args.model, **given(args, ["device", "dtype"]))
             scale = upscaler.scale if args.scale is None else args.scale
-            fix = args.color_fix or protocol.color_fix
             evaluator = evaluation.Evaluator.load(protocol, scale, *weights, notes)
             evaluator.notes.append(
                 f"{args.model} ran in {name_of(upscaler.dtype)} on {upscaler.device}, with the colour fix "
-                f"{fix or upscaler.engine.color_fix}."
+                f"{protocol.color_fix or upscaler.engine.color_fix}."
             )
             evaluation.evaluate_model(
                 evaluator,
                 files,
                 args.lr,
-                partial(upscaler, scale=scale, color_fix=fix, **given(args, OPTIONS)),
+                patches.in_patches(
+                    lambda lr: upscaler(
+                        lr, scale=scale, color_fix=protocol.color_fix, **given(args, OPTIONS)
+                    ),
+                    args.patch,
+                    args.patch_overlap,
+                ),
                 Path(args.model).name,
             )
         found = evaluator.report()

@@ -64,7 +64,7 @@ class Protocol:
     lpips_black: float  # LPIPS sees [lpips_black, 1]
     shrinks: Literal["MATLAB", "Pillow"]  # whose bicubic makes LR pictures that are not given
     # of a model that is run, unless another is asked for; None: its own
-    color_fix: Literal["none"] | None
+    color_fix: str | None
 
     def border(self, scale: int) -> int:
         return scale if self.cuts_border else 0
