@@ -4,7 +4,7 @@ three forms, all in turns in one run. `step_variants.py` says what the variants 
 Each variant has a process of its own: ours keeps freed memory as training does
 (`ldm_dream/heap.py`), the official one runs as Python finds it. The repetitions are spread
 evenly over the steps of the process; in each all variants step once, one after the other, so that a
-slow moment of the machine hits all. With loss.min_lam, which skips the extra pass at some of them,
+slow moment of the machine hits all. With loss.min_lam or loss.min_shift, which skip the extra pass at some of them,
 figures are means over the repetitions, otherwise medians.
 
 Memory: most that tensors hold at once during a step; and on a CPU the high-water mark of resident
@@ -123,7 +123,7 @@ def begin(variant: Variant) -> tuple[dict[str, Any], dict[str, Any]]:
         step.compile()
     first, _ = step(), step()
     parameters = sum(p.numel() for p in step.network.parameters())
-    average = "mean" if step.run.loss.min_lam else "median"
+    average = "mean" if step.run.loss.min_lam or step.run.loss.min_shift else "median"
     return (
         {"first_step_seconds": first, "flop": flop, "parameters": parameters},
         {"batch": step.run.train.batch_size, "precision": step.precision, "average": average},

@@ -70,8 +70,8 @@ def estimate(
 ) -> tuple[Tensor, Tensor] | None:
     """DREAM's extra pass -> (eps_hat [B,C,h,w], lam [B,1,1,1]), without gradient.
 
-    None where nothing is to be rectified. Samples whose lam is below `dream.min_lam` stay as they
-    are: their lam is 0, and their eps_hat counts for nothing.
+    None where nothing is to be rectified. Samples whose lam is below `dream.min_lam`, or a * lam
+    below `dream.min_shift`, stay as they are: their lam is 0, and their eps_hat counts for nothing.
     """
     if dream.strength == 0:
         return None
@@ -80,8 +80,9 @@ def estimate(
     lam = dream.strength * process.weight(t) ** dream.p
     # made before the pass: among what the pass leaves free it would break up that memory
     eps_hat, moved = torch.zeros_like(z_t), None
-    if dream.min_lam > 0:
-        moved, lam = large_enough(lam, dream.min_lam, device)
+    if dream.min_lam > 0 or dream.min_shift > 0:
+        enough = (lam >= dream.min_lam) & (process.a(t) * lam >= dream.min_shift)
+        moved, lam = with_extra_pass(lam, enough, device)
         if not len(moved):
             return None
         t, moved = t[moved], sent(moved, device)
@@ -99,14 +100,14 @@ def estimate(
     return eps_hat, sent(lam, device)
 
 
-def large_enough(lam: Tensor, least: float, device: torch.device) -> tuple[Tensor, Tensor]:
-    """lam [B,1,1,1], where t is -> samples of the extra pass, int64 [n], and lam with 0 where it is
-    below `least`.
+def with_extra_pass(lam: Tensor, enough: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
+    """lam, enough (bool): [B,1,1,1], where t is -> samples of the extra pass, int64 [n], and lam with
+    0 where it is not enough.
 
     Where passes are compiled, which is not on a CPU, n is a number of whole quarters of the batch,
     so that there are four shapes and not one for each count.
     """
-    kept, total = torch.where(lam >= least, lam, 0), len(lam)
+    kept, total = torch.where(enough, lam, 0), len(lam)
     chosen = kept.flatten().nonzero().flatten()
     if len(chosen) and device.type != "cpu":
         quarters = -(-4 * len(chosen) // total)

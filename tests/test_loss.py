@@ -335,8 +335,9 @@ def test_output_of_another_shape_does_not_broadcast():
         )
 
 
-def test_samples_below_min_lam_stay_plain(process):
-    """And where none is left, the extra pass is skipped."""
+@pytest.mark.parametrize("knob", ["min_lam", "min_shift"])
+def test_samples_below_a_least_rectification_stay_plain(process, knob):
+    """And where none is left, the extra pass is skipped. The shift of z_t is a * lam."""
     z0, z_lr, cond, t, eps = batch(process)
     passes = []
 
@@ -349,11 +350,12 @@ def test_samples_below_min_lam_stay_plain(process):
         return loss_of(denoise, process, z0, z_lr, cond, t, eps, **dream).loss
 
     lam = process.weight(t).flatten()
-    least = lam.mean().item()
-    above, all_of_them = lam >= least, t.tolist()
-    got = loss(strength=1.0, min_lam=least)
+    judged = lam if knob == "min_lam" else process.a(t).flatten() * lam
+    least = judged.mean().item()
+    above, all_of_them = judged >= least, t.tolist()
+    got = loss(strength=1.0, **{knob: least})
     assert passes == [t[above].tolist(), all_of_them] and 0 < above.sum() < 4
     torch.testing.assert_close(got, torch.where(above, loss(strength=1.0), loss()))
-    torch.testing.assert_close(loss(strength=0.5, min_lam=0.6), loss())
-    loss(strength=0.5, min_lam=0.6)
+    torch.testing.assert_close(loss(strength=0.5, **{knob: 0.6}), loss())
+    loss(strength=0.5, **{knob: 0.6})
     assert passes == [all_of_them]

@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_leaves
 from ldm_dream.config.process import Sampling
 from ldm_dream.config.run import DiffusionRun
 from ldm_dream.data.pairs import Batch
-from ldm_dream.loss import diffusion_loss, large_enough
+from ldm_dream.loss import diffusion_loss, with_extra_pass
 from ldm_dream.model_folder import LoadedModel
 from ldm_dream.networks import build_network
 from ldm_dream.networks.autoencoders import build_autoencoder
@@ -166,8 +166,8 @@ def test_compiled_passes_see_four_batch_sizes():
         sizes = set()
         for count in range(total + 1):
             lam = torch.where(torch.randperm(total) < count, 0.9, 0.2).view(-1, 1, 1, 1)
-            chosen, kept = large_enough(lam, 0.5, META)
-            exact, same = large_enough(lam, 0.5, torch.device("cpu"))
+            chosen, kept = with_extra_pass(lam, lam >= 0.5, META)
+            exact, same = with_extra_pass(lam, lam >= 0.5, torch.device("cpu"))
             assert torch.equal(kept, same) and torch.equal(kept, lam * (lam > 0.5))
             assert len(exact) == count and {*exact.tolist()} <= {*chosen.tolist()}
             assert len({*chosen.tolist()}) == len(chosen)

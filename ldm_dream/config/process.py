@@ -291,6 +291,13 @@ class Dream(Strict):
         description="Samples whose lam = strength * weight(t) ** p is lower stay plain and "
         "skip the extra pass.",
     )
+    min_shift: float = Field(
+        default=0.0,
+        ge=0,
+        le=1,
+        description="Likewise those whose a * lam is lower, the share of the error of z0 by which z_t "
+        "would be moved: in DDPM small where nearly all is noise.",
+    )
     estimate_precision: Literal["same", "bf16"] = Field(
         default="same",
         description="Precision of DREAM's extra pass; same: that of train.precision.",

@@ -125,8 +125,9 @@ def _trained(run: Run, facts: Facts) -> list[str]:
 def _diffusion(run: DiffusionRun) -> list[str]:
     loss = run.loss
     dream = f"with DREAM ({_MADE_BY}), strength {loss.strength:g}, p {loss.p:g}"
-    if loss.strength and loss.min_lam:
-        dream += f", samples below lam {loss.min_lam:g} plain"
+    for name, least in {"lam": loss.min_lam, "a lam": loss.min_shift}.items():
+        if loss.strength and least:
+            dream += f", samples below {name} {least:g} plain"
     terms = {"pixel": loss.pixel, "LPIPS": loss.lpips, "LPIPS of VGG16": loss.lpips_vgg}
     terms["adversarial"] = loss.adversarial
     more = [f"{weight:g} {name}" for name, weight in terms.items() if weight]
