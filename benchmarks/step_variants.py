@@ -189,7 +189,8 @@ def make_step(variant: Variant) -> Step:
 
 def load_run(variant: Variant) -> DiffusionRun:
     """The config with DREAM at full strength or off, and without terms through the decoder."""
-    loss = [f"loss.strength={float(variant.dream)}", "loss.pixel=0", "loss.lpips=0"]
+    loss = [f"loss.strength={float(variant.dream)}", "loss.pixel=0"]
+    loss += [f"loss.{name}=0" for name in ("lpips", "lpips_vgg", "lpips_shift", "adversarial")]
     run = load_config(variant.config, [*variant.overrides, *loss])
     if not isinstance(run, DiffusionRun):
         raise UserError(f"{variant.config}: train-step wants a config with task: diffusion.")

@@ -101,6 +101,7 @@ def step_way(config: str = CONFIG) -> Way:
             [
                 "loss.strength=1",
                 "loss.lpips=0",
+                "loss.lpips_vgg=0",
                 "lpips_weights=null",
                 f"data.train=[{folder}]",
                 "data.val=[]",

@@ -55,7 +55,7 @@ class Denoiser:
     """`network` at the steps of `process`.
 
     condition: parts of what the network sees, "lr" (LR pixels) and "z_lr", in their order.
-    prediction: what the network returns, "eps", "z0" or "v".
+    prediction: what the network returns, a key of `predictions.PREDICTIONS`.
     call: how its forward pass is reached, where that is not the network itself (several processes,
     CUDA graphs).
     """

@@ -10,7 +10,7 @@ and 15 written for every process z_t = a z0 + b z_lr + s eps:
     z_t'    = z_t + s lam (eps - eps_hat)                                                    Eq. 15
     target  = eps + lam (eps - eps_hat)                of eps; z0 stays z0; v = a target - s z0  14
 
-The z0 that (z_t', target) imply is still z0: the three prediction types train on one and the same
+The z0 that (z_t', target) imply is still z0: all prediction types train on one and the same
 rectified pair. The target is never stored: dream_kernels makes it where the loss needs it.
 """
 

@@ -92,16 +92,16 @@ def spaced(total: int, count: int, sampling: Sampling) -> list[int]:
     if kind == "trailing":
         return [round(total - i * (total / count)) - 1 for i in range(count)]
     if kind == "ldm":
-        rising = [t + 1 for t in range(0, total, total // count)]
-    elif kind == "ldm_quad":
+        return [t + 1 for t in range(0, total, total // count)][::-1]
+    if kind == "ldm_quad":
         grid = torch.linspace(0, math.sqrt(0.8 * total), count, dtype=torch.float64)
-        rising = [int(x**2) + 1 for x in grid.tolist()]
-    elif kind == "leading":
+        return [int(x**2) + 1 for x in grid.tolist()][::-1]
+    if kind == "leading":
         rising = [i * (total // points) + sampling.steps_offset for i in range(points)]
     else:
         grid = torch.linspace(0, last, points, dtype=torch.float64)
         rising = [round(x) for x in grid.tolist()]
-    return rising[::-1][: max(count, len(rising) - points + count)]
+    return rising[::-1][:count]
 
 
 def _count(process: Process, steps: int | Sequence[int] | None) -> int:

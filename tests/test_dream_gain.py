@@ -102,7 +102,7 @@ def test_the_table_names_both_arms_and_an_interval(trained, tmp_path):
 def test_each_wear_has_the_scores_of_its_pictures():
     hr = torch.rand(1, 3, 96, 96) * 2 - 1
     enlarged = lambda lr, seed: upsample(lr, (96, 96)).clamp(0, 1)  # noqa: E731
-    args = SimpleNamespace(lpips_weights=None)
+    args = SimpleNamespace(lpips_weights=None, vgg_weights=None)
     found = scores(enlarged, [("a", hr, hr), ("b", hr, hr)], Scorer(args))  # type: ignore
     assert {name.split("/")[1] for name in found} == {"clean", "jpeg75", "web40", "camera"}
     assert found["psnr_y/clean"][0] == found["psnr_y/clean"][1]

@@ -122,7 +122,8 @@ def main(words: list[str] | None = None) -> None:
             evaluator = evaluation.Evaluator.load(protocol, scale, *weights, notes)
             evaluator.notes.append(
                 f"{args.model} ran in {name_of(upscaler.dtype)} on {upscaler.device}, with the colour fix "
-                f"{protocol.color_fix or upscaler.engine.color_fix}."
+                f"{protocol.color_fix or upscaler.engine.color_fix}; asked for: "
+                f"{given(args, OF_A_MODEL) or 'nothing'}."
             )
             evaluation.evaluate_model(
                 evaluator,

@@ -118,16 +118,20 @@ def critic(run: Any) -> None:
     pixels = "pixel" if run.task == "diffusion" else "l1"
     if not (getattr(loss, pixels) or loss.perceptual):
         raise ValueError(
-            f"loss.adversarial is weighed against loss.{pixels} and loss.lpips, which are both 0; "
-            "set one of them"
+            f"loss.adversarial is weighed against loss.{pixels}, loss.lpips and loss.lpips_vgg, which "
+            "are all 0; set one of them"
         )
 
 
 def perceptual(run: Any) -> None:
     """LPIPS sees what is left of a patch."""
-    loss, least = run.loss, 31  # pixels, for AlexNet's last layer
+    loss = run.loss
     if loss.lpips_shift and not loss.perceptual:
-        raise ValueError("loss.lpips_shift has no effect where loss.lpips is 0; leave it out")
+        raise ValueError(
+            "loss.lpips_shift has no effect where loss.lpips and loss.lpips_vgg are 0; leave it out"
+        )
+    # pixels that still reach the last layer of AlexNet, or of VGG16
+    least = max(({"lpips": 31, "lpips_vgg": 16}[name] for name in loss.perceptual), default=0)
     if loss.lpips_shift and run.data.patch - loss.lpips_shift < least:
         raise ValueError(
             f"data.patch={run.data.patch} with loss.lpips_shift={loss.lpips_shift} leaves LPIPS less "

@@ -182,13 +182,15 @@ ProcessConfig = Annotated[
 Steps = Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)]
 
 
+ONLY_OF = {"karras": ("dpm-solver++",), "ldm": ("ddim",), "ldm_quad": ("ddim",)}  # kinds of sampler
 Spacing = Literal["even", "leading", "trailing", "linspace", "karras", "ldm", "ldm_quad"]
 
 
 class Sampling(Strict):
     """How the reverse process is walked. Spacings: leading, trailing and linspace are diffusers', also
     in where ddim's steps lead; karras goes by sigmas (arXiv 2206.00364), for dpm-solver++; ldm and
-    ldm_quad are LDM's uniform and quad, which may be one step more.
+    ldm_quad are LDM's uniform and quad, which may be
+    more steps, for ddim.
     """
 
     kind: Literal["ancestral", "ddim", "dpm-solver++", "resshift"] = Field(
@@ -196,7 +198,7 @@ class Sampling(Strict):
     )
     steps: Annotated[int, Field(ge=1)] | Steps | None = Field(
         default=None,
-        description="Calls of the network, evenly spaced; null: every step of the process; a list: "
+        description="Calls of the network, spaced as `spacing` says; null: every step of the process; a list: "
         "these steps, descending, counted from 0.",
     )
     spacing: Spacing = Field(
@@ -216,8 +218,8 @@ class Sampling(Strict):
     )
     lower_order_final: bool = Field(
         default=True,
-        description="With fewer than 15 steps, dpm-solver++'s last one is of first order. It always is "
-        "where it leads to the clean end.",
+        description="With fewer than 15 steps, dpm-solver++'s last one is of first order; with end: clean "
+        "it always is.",
     )
     euler_at_final: bool = Field(
         default=False, description="dpm-solver++'s last step is of first order in any case."
@@ -246,14 +248,22 @@ class Sampling(Strict):
     def _all_of_it_is_read(self):
         solves, counted = self.kind == "dpm-solver++", isinstance(self.steps, int)
         read = {
-            "spacing": counted and (solves or self.spacing != "karras"),
+            "spacing": counted and self.kind in ONLY_OF.get(self.spacing, (self.kind,)),
             "steps_offset": self.spacing == "leading",
             "end": solves or self.kind == "ddim",
-            **dict.fromkeys(("solver_type", "lower_order_final", "euler_at_final"), solves),
+            "solver_type": solves,
+            # to the clean end the last step is of first order in any case
+            "lower_order_final": solves and self.end == "first",
+            "euler_at_final": solves and self.end == "first",
         }
         for name, has_effect in read.items():
             if not has_effect and getattr(self, name) != type(self).model_fields[name].default:
-                given = {"kind": self.kind, "steps": self.steps, "spacing": self.spacing}
+                given = {
+                    "kind": self.kind,
+                    "steps": self.steps,
+                    "spacing": self.spacing,
+                    "end": self.end,
+                }
                 others = ", ".join(f"{key}={value}" for key, value in given.items() if key != name)
                 raise ValueError(f"{name}={getattr(self, name)} has no effect with {others}")
         return self

@@ -28,6 +28,7 @@ from ldm_dream.interchange.diffusers_names import (
     vqgan_state,
 )
 from ldm_dream.model_folder import LoadedModel, write_tensors
+from ldm_dream.paths import DIFFUSERS
 from ldm_dream.schedules import betas_of
 from ldm_dream.writing import whole_folder
 
@@ -116,8 +117,8 @@ def _autoencoder(model: LoadedModel) -> Part | None:
 
 
 def _scheduler(model: LoadedModel) -> Part | None:
-    """Timesteps are spaced as in the published pipeline for DDIM, and as this project does for
-    ancestral sampling.
+    """Steps are spaced as the run's sampler says in words of diffusers; else as in the published
+    pipeline for DDIM, and as this project does for ancestral sampling.
     """
     process, bound = model.run.process, model.autoencoder.bound
     if process.kind != "ddpm" or process.respace is not None:
@@ -130,15 +131,14 @@ def _scheduler(model: LoadedModel) -> Part | None:
         "clip_sample_range": bound or 1.0,
         "steps_offset": 0,
     }
-    if model.run.sampler.kind == "ancestral":
+    sampler = model.run.sampler
+    if sampler.spacing in DIFFUSERS:
+        arguments |= {"timestep_spacing": sampler.spacing, "steps_offset": sampler.steps_offset}
+    if sampler.kind == "ancestral":
         own = {"variance_type": "fixed_small", "timestep_spacing": "linspace"}
-        return Part("scheduler", "DDPMScheduler", arguments | own, None)
-    return Part(
-        "scheduler",
-        "DDIMScheduler",
-        arguments | {"set_alpha_to_one": True, "timestep_spacing": "leading"},
-        None,
-    )
+        return Part("scheduler", "DDPMScheduler", own | arguments, None)
+    own = {"set_alpha_to_one": sampler.end == "clean", "timestep_spacing": "leading"}
+    return Part("scheduler", "DDIMScheduler", own | arguments, None)
 
 
 def _betas(cfg: DDPMConfig) -> dict[str, Any]:

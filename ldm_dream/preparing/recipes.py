@@ -13,8 +13,7 @@ from ldm_dream.errors import did_you_mean
 from ldm_dream.preparing.pictures import AsItIs, Crop, Square, SubImages
 from ldm_dream.preparing.recipe import Part, PrepareError, Recipe
 
-_DIV2K = ("configs/sr3/div2k-4x.yaml",)
-_DF2K = ("configs/resshift/ddpm-4x.yaml",)
+_DF2K = ("configs/sr3/div2k-4x.yaml", "configs/resshift/ddpm-4x.yaml")
 _FACES = {
     128: ("configs/sr3/face-8x.yaml", "configs/idm/face-8x.yaml"),
     512: ("configs/sr3/face-8x-512.yaml",),
@@ -83,11 +82,11 @@ def _div2k(sizes: tuple[int, ...], scale: int) -> list[Part]:
     return [
         Part(
             "DIV2K_train_HR_sub", r"DIV2K_train_HR\b.*/(\d{4})\.png$", SubImages(480, 240),
-            "DIV2K_train_HR.zip (3.5 GB)", _2K, 800, configs=_DIV2K + _DF2K,
+            "DIV2K_train_HR.zip (3.5 GB)", _2K, 800, configs=_DF2K,
         ),
         Part(
             "DIV2K_valid_HR", r"DIV2K_valid_HR\b.*/(\d{4})\.png$", AsItIs(),
-            "DIV2K_valid_HR.zip (0.4 GB)", 2.8, 100, is_evaluation=True, configs=_DIV2K + _DF2K,
+            "DIV2K_valid_HR.zip (0.4 GB)", 2.8, 100, is_evaluation=True, configs=_DF2K,
         ),
         Part(
             f"DIV2K_train_LR_bicubic_X{scale}_sub", f"DIV2K_train{lr}",

@@ -7,6 +7,7 @@ of VGG16 from torchvision's file. Nothing is downloaded.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -62,17 +63,18 @@ class Dists(nn.Module):
             structures.append((2 * both + _FLOOR) / (var_a + var_b + _FLOOR))
         return 1 - torch.cat(textures, 1) @ self.alpha - torch.cat(structures, 1) @ self.beta
 
-    def _layers(self, x: Tensor) -> list[Tensor]:
-        """The picture in [0, 1], then the last activation before each pooling: [B, C, h, w]."""
-        layers = [(x + 1) / 2]
-        h = (layers[0] - self.mean) / self.std
+    def _layers(self, x: Tensor) -> Iterator[Tensor]:
+        """The picture in [0, 1], then the last activation before each pooling: [B, C, h, w]; one at a
+        time, for large pictures.
+        """
+        yield (x + 1) / 2
+        h = ((x + 1) / 2 - self.mean) / self.std
         for module in self.features:
             if isinstance(module, nn.MaxPool2d):
-                layers.append(h)
+                yield h
                 h = self._halved(h)
             else:
                 h = module(h)
-        return layers
 
     def _halved(self, h: Tensor) -> Tensor:
         """l2 pooling (Eq. 1): a shift of the picture makes no jumps."""
@@ -86,13 +88,15 @@ def load_dists(vgg_weights: str | Path | None = None) -> Dists:
     cache. Raises MetricUnavailable without it or without a package.
     """
     found = find_spec("DISTS_pytorch")
-    if found is None or not found.submodule_search_locations or find_spec("torchvision") is None:
+    here = found.submodule_search_locations if found else None
+    if not here or find_spec("torchvision") is None:
+        missing = "torchvision" if here else "DISTS_pytorch"
         raise MetricUnavailable(
-            "DISTS needs the package DISTS_pytorch; install it with: pip install 'ldm_dream[eval]'."
+            f"DISTS needs the package {missing}; install it with: pip install 'ldm_dream[eval]'."
         )
     from torchvision.models import vgg16
 
-    heads = read_weights(Path(found.submodule_search_locations[0]) / "weights.pt")
+    heads = read_weights(Path(here[0]) / "weights.pt")
     path, state = trunk_weights("vgg", vgg_weights)
     with torch.device("meta"):  # the weights are given
         features = nn.Sequential(*vgg16().features.children())

@@ -67,11 +67,11 @@ class AutoencoderObjective:
         if quantizes:
             self.usage.start(self.model, x, generator)
         fake, quantized, h = self.call(x, quantizes)
-        logged = {"l1": F.l1_loss(fake.float(), x)}
-        reconstruction = cfg.l1 * logged["l1"]
+        l1 = F.l1_loss(fake.float(), x)
+        reconstruction, logged = cfg.l1 * l1, {"l1": l1.detach()}
         for name, (weight, term) in self.perceptual.terms(fake, x, on_host(generator)).items():
-            logged[name] = term
             reconstruction = reconstruction + weight * term
+            logged[name] = term.detach()  # else it would keep the networks' activations
         total = reconstruction
         if self.critic is not None and step >= cfg.adversarial_start:
             last = self.model.decoder.conv_out.weight

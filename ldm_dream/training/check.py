@@ -33,7 +33,7 @@ def check_run(run: Run, run_dir: Path, starts: bool = True) -> Run:
         file = getattr(run, key)
         if knob in run.loss.perceptual and not file:
             raise ConfigError(f"loss.{knob} is set but {key} is not: name a {_FILES[key]}.")
-        if file:
+        if file and (knob in run.loss.perceptual or knob == "lpips"):  # validation has LPIPS too
             _is_weights(key, Path(file), starts)
     if isinstance(run, DiffusionRun):
         run = _with_autoencoder(run, starts and not (run_dir / AUTOENCODER).is_file())

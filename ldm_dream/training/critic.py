@@ -48,14 +48,12 @@ class Critic:
         [B,3,H,W], kept for the discriminator's own step, whose weights get no gradient here.
         reconstruction: of `fake` alone, made from `at`. The weight is the config's factor times
         |d reconstruction / d at| / |d adversarial / d at| (Eq. 7). What lies between `fake` and the
-        two terms is gone back through once.
+        two terms is gone back through once, here, and freed; in half precision with gradients times
+        `UP`, whatever the scale of the loss is.
         """
         self._made.append((real, fake.detach()))
         adversarial = -self.discriminator.requires_grad_(False)(fake).float().mean()
-        pulls = [
-            torch.autograd.grad(x * UP, fake, retain_graph=True)[0]
-            for x in (reconstruction, adversarial)
-        ]
+        pulls = [torch.autograd.grad(x * UP, fake)[0] for x in (reconstruction, adversarial)]
         wanted, given = (
             torch.autograd.grad(fake, at, pull, retain_graph=True)[0].norm() / UP for pull in pulls
         )

@@ -106,11 +106,11 @@ class Diffusion(Engine):
         return isinstance(call, GraphedCall) and call.drop()
 
     def _sampling(self, how: Options) -> Sampling:
-        """The model's, with what was asked for; the knobs of its own kind do not fit another one."""
+        """The model's, with what was asked for; another kind begins with its own defaults."""
         own = self.run.sampler
         if how.sampler not in (None, own.kind):
             shared = own.model_dump(include={"steps", "eta", "variance"})
-            own = Sampling.model_validate({"kind": how.sampler, **shared})
+            own = Sampling(**shared).model_copy(update={"kind": how.sampler})
         return own if how.steps is None else own.model_copy(update={"steps": how.steps})
 
     def _encode(self, x: Tensor) -> Tensor:

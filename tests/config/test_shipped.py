@@ -86,7 +86,7 @@ def test_a_part_starts_from_the_run_folder_of_the_part_before():
 HINTS = {
     "data/": "tools/prepare_data.py",
     "../shared/": "--set 'data.train=[FOLDER]'",
-    "weights/lpips": "torchvision's AlexNet",
+    "weights/vgg16": "torchvision's VGG16",
     "weights/": "tools/import_checkpoint.py",
     "runs/": "Second part",
 }
@@ -103,7 +103,8 @@ def heads(path: Path) -> str:
 @pytest.mark.parametrize("path", SHIPPED, ids=IDS)
 def test_a_path_that_is_not_there_is_explained_at_the_top(path):
     run = load_config(path)
-    names = [*run.data.train, *run.data.val, run.lpips_weights, run.train.init_from]
+    names = [*run.data.train, *run.data.val, run.lpips_weights, run.vgg_weights]
+    names += [run.train.init_from]
     names.append(getattr(run.autoencoder, "pretrained", None))
     said = heads(path)
     for name in filter(None, names):

@@ -87,7 +87,10 @@ def asked(config: Case, kind: str, steps: int, eta: float) -> Sampling:
         if config["beta_schedule"] == "squaredcos_cap_v2":  # diffusers then cuts steps, not rounds
             config.only(use_karras_sigmas=False)
         knobs |= {"spacing": "karras", "steps_offset": 0}
-    for name in ("solver_type", "lower_order_final", "euler_at_final"):
-        knobs[name] = config[name]
-    end = {"zero": "clean", "sigma_min": "first"}[config["final_sigmas_type"]]
-    return Sampling.model_validate(knobs | {"end": end})
+    knobs["solver_type"] = config["solver_type"]
+    knobs["end"] = {"zero": "clean", "sigma_min": "first"}[config["final_sigmas_type"]]
+    for name in ("lower_order_final", "euler_at_final"):
+        value = config[name]
+        if knobs["end"] == "first":  # else the last step is of first order in any case
+            knobs[name] = value
+    return Sampling.model_validate(knobs)
