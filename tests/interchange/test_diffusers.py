@@ -20,6 +20,7 @@ from ldm_dream.model_folder import LoadedModel
 from ldm_dream.networks import build_network
 from ldm_dream.networks.autoencoders import build_autoencoder
 from ldm_dream.networks.vqgan import VQGAN
+from ldm_dream.paths import plan
 from ldm_dream.process import build_process
 from ldm_dream.sampler import gaussian, sample
 from runs import predict
@@ -176,6 +177,24 @@ def test_of_an_sr3_model_the_scheduler_samples_as_we_do(model, tmp_path):
         ours = sample(denoiser, inputs, Sampling(kind="ancestral", steps=6), noise, clip=1.0)
     assert theirs.std() > 0.1
     torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "warmup10", "const"])
+@pytest.mark.parametrize("spacing, offset", [("trailing", 0), ("leading", 1)])
+def test_the_scheduler_says_schedule_spacing_and_end(model, schedule, spacing, offset, tmp_path):
+    diffusers = pytest.importorskip("diffusers", reason="diffusers (extra `dev`) is not installed")
+    process = DDPMConfig(num_timesteps=200, schedule=schedule)
+    sampling = Sampling(kind="ddim", steps=8, spacing=spacing, steps_offset=offset, end="first")
+    run = model.run.model_copy(update={"process": process, "sampler": sampling})
+    made = model._replace(run=run, process=build_process(process))
+    export_diffusers(made, tmp_path / "parts")
+    folder = str(tmp_path / "parts")
+    scheduler = diffusers.DDIMScheduler.from_pretrained(folder, subfolder="scheduler")
+    abar = made.process.a(torch.arange(200), torch.float64).flatten() ** 2
+    torch.testing.assert_close(scheduler.alphas_cumprod.double(), abar, rtol=1e-4, atol=1e-7)
+    scheduler.set_timesteps(8)
+    assert scheduler.timesteps.tolist() == plan(made.process, sampling)
+    assert scheduler.final_alpha_cumprod == scheduler.alphas_cumprod[0]
 
 
 def test_what_diffusers_cannot_express_keeps_our_form_and_says_why(model, tmp_path):

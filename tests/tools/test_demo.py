@@ -38,9 +38,9 @@ def test_the_demo_beats_bicubic_in_all_but_the_likeness_of_small_windows(demo):
     theirs, ours = rows["bicubic"], rows[DEFAULT_MODEL]
     assert tuple(ours) == CORE
     assert ours["psnr_y"] > theirs["psnr_y"] + 0.2
-    assert ours["gmsd"] < 0.96 * theirs["gmsd"]
+    assert ours["gmsd"] < 0.955 * theirs["gmsd"]
     assert ours["consistency_x1e5"] < theirs["consistency_x1e5"]
-    assert ours["ssim_y"] > theirs["ssim_y"] - 0.02
+    assert ours["ssim_y"] > theirs["ssim_y"] - 0.015
     assert "better than bicubic: gmsd, psnr_y, consistency_x1e5; not: ssim_y\n" in demo[1]
 
 
