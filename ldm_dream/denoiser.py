@@ -22,8 +22,7 @@ from torch import Tensor
 
 from ldm_dream.data.resize import imresize_to, size_of
 from ldm_dream.networks.base import Network
-from ldm_dream.predictions import Numbers
-from ldm_dream.process import Process, wide
+from ldm_dream.process import Numbers, Process, wide
 
 
 @dataclass(frozen=True)
@@ -55,7 +54,7 @@ class Denoiser:
     """`network` at the steps of `process`.
 
     condition: parts of what the network sees, "lr" (LR pixels) and "z_lr", in their order.
-    prediction: what the network returns, a key of `predictions.PREDICTIONS`.
+    prediction: what the network returns, a key of `process.PREDICTIONS`.
     call: how its forward pass is reached, where that is not the network itself (several processes,
     CUDA graphs).
     """

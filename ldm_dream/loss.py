@@ -17,7 +17,7 @@ rectified pair. The target is never stored: dream_kernels makes it where the los
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import NamedTuple
 
@@ -28,10 +28,15 @@ from torch import Tensor, nn
 from dream_kernels import dream_loss, dream_rectify, q_sample
 from ldm_dream.config.process import Dream
 from ldm_dream.denoiser import Denoiser, Inputs, sent
-from ldm_dream.predictions import PREDICTIONS
-from ldm_dream.process import wide
+from ldm_dream.process import Numbers, wide
 
-POWERS = {"l1": 1, "l2": 2, "huber": 1}  # of a factor on the error; huber's is 1 (config/run.py)
+# prediction that the kernels do not know -> |error of the output| / |error of its z0| at one z_t
+ERRORS: dict[str, Callable[[Numbers], Tensor]] = {
+    "residual": lambda at: torch.ones_like(at.a),
+    "eps_scale": lambda at: at.a,
+    "flow": lambda at: (at.a + at.s) / at.s,
+}
+POWERS = {"l1": 1, "l2": 2, "huber": 1}  # of such a factor; huber's is 1 (config/fits.py)
 
 
 class DiffusionLoss(NamedTuple):
@@ -55,7 +60,7 @@ def diffusion_loss(
         z_t = dream_rectify(z_t, eps, eps_hat, at.s, lam)  # Eq. 15
     output = _of_shape(z0, denoiser(z_t, t, inputs))
     z0_hat = process.to_z0(output, z_t, inputs.z_lr, at, prediction)
-    if error := PREDICTIONS[prediction].error:  # z_t' and its target imply z0, whatever is said
+    if error := ERRORS.get(prediction):  # z_t' and its target imply z0, whatever is said
         loss = dream_loss(z0_hat, z0=z0, prediction="z0", kind=dream.kind)
         return DiffusionLoss(loss * error(at).flatten() ** POWERS[dream.kind], z0_hat)
     loss = dream_loss(  # Eq. 14

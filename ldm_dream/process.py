@@ -21,7 +21,8 @@ coefficients: [B,1,1,1].
 
 from __future__ import annotations
 
-from functools import cache
+from dataclasses import dataclass
+from functools import cache, cached_property
 from typing import TypeAlias
 
 import torch
@@ -34,8 +35,51 @@ from ldm_dream.config.process import (
     RegressionConfig,
     ResidualShiftConfig,
 )
-from ldm_dream.predictions import Numbers, prediction_of
 from ldm_dream.schedules import ProcessError, abar_of, exponential_sqrt_eta, respaced
+
+# what an output may be: eps, z0, v = a eps - s z0, residual = z_lr - z0, eps_scale = s eps,
+# flow = eps - z0; each gives both z0 and eps
+PREDICTIONS = ("eps", "z0", "v", "residual", "eps_scale", "flow")
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """What a process says of one step a sample: a, b, s and weight, [B,1,1,1] each, and what the
+    network is told of it, [B]: the ORIGINAL timestep or the noise level a.
+
+    rows: all of them, [5,B].
+    """
+
+    rows: Tensor
+
+    @cached_property
+    def _each(self) -> tuple[Tensor, ...]:
+        return self.rows.view(5, -1, 1, 1, 1).unbind()
+
+    @property
+    def a(self) -> Tensor:
+        return self._each[0]
+
+    @property
+    def b(self) -> Tensor:
+        return self._each[1]
+
+    @property
+    def s(self) -> Tensor:
+        return self._each[2]
+
+    @property
+    def weight(self) -> Tensor:
+        return self._each[3]
+
+    @cached_property
+    def told(self) -> Tensor:
+        return self.rows[4]
+
+    def of(self, samples: Tensor) -> Numbers:
+        """Of some samples, int64 [n] on its device."""
+        return Numbers(self.rows.index_select(1, samples))
+
 
 Steps: TypeAlias = Tensor | Numbers  # indices [B], or what `Process.at` says of them
 
@@ -137,13 +181,34 @@ class Process:
         """The z0 that `output` implies at z_t; for eps not at a step of pure noise (see
         `refuse_blind`).
         """
-        return prediction_of(prediction).z0(output, z_t, z_lr, self._at(t, z_t))
+        check_prediction(prediction)
+        if prediction in ("z0", "residual"):
+            return output if prediction == "z0" else z_lr - output
+        at = self._at(t, z_t)
+        y = z_t - at.b * z_lr  # a z0 + s eps
+        if prediction in ("eps", "eps_scale"):
+            return (y - (at.s * output if prediction == "eps" else output)) / at.a
+        if prediction == "flow":
+            return (y - at.s * output) / (at.a + at.s)
+        return (at.a * y - at.s * output) / (at.a * at.a + at.s * at.s)  # 1 only for DDPM
 
     def to_eps(
         self, output: Tensor, z_t: Tensor, z_lr: Tensor, t: Steps, prediction: str
     ) -> Tensor:
         """The eps that `output` implies at z_t."""
-        return prediction_of(prediction).eps(output, z_t, z_lr, self._at(t, z_t))
+        check_prediction(prediction)
+        if prediction == "eps":
+            return output
+        at = self._at(t, z_t)
+        if prediction == "eps_scale":
+            return output / at.s
+        if prediction in ("z0", "residual"):
+            z0 = output if prediction == "z0" else z_lr - output
+            return (z_t - at.a * z0 - at.b * z_lr) / at.s
+        y = z_t - at.b * z_lr
+        if prediction == "flow":
+            return (y + at.a * output) / (at.a + at.s)
+        return (at.s * y + at.a * output) / (at.a * at.a + at.s * at.s)
 
     # -------------------------------------------------------------------------------- backward
 
@@ -326,3 +391,10 @@ def wide(dtype: torch.dtype) -> torch.dtype:
 def like(coefficient: Tensor, z: Tensor) -> Tensor:
     """A coefficient on z's device, in z's dtype or float32 if that is wider."""
     return coefficient.to(wide(z.dtype)).to(z.device)
+
+
+def check_prediction(prediction: str) -> None:
+    if prediction not in PREDICTIONS:
+        raise ProcessError(
+            f"prediction {prediction!r} is not known; use one of {', '.join(PREDICTIONS)}."
+        )

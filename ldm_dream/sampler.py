@@ -14,7 +14,7 @@ Symbols as in process.py; u = -1 is the clean end; n = fresh noise of unit varia
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
@@ -25,14 +25,27 @@ from torch import Tensor
 from dream_kernels import q_sample
 from ldm_dream.config.process import Sampling
 from ldm_dream.denoiser import Denoiser, Inputs, sent
-from ldm_dream.paths import Path, path_of
-from ldm_dream.predictions import Numbers
-from ldm_dream.process import Process, wide
+from ldm_dream.errors import UserError
+from ldm_dream.process import Numbers, Process, wide
+from ldm_dream.schedules import karras, spaced
 
 # k = 0: the prior's noise, k = 1 ..: that of the k-th step; unit variance, shaped as z_lr
 Noise = Callable[[int], Tensor]
 
 LARGEST_SEED = 2**64 - 1
+
+
+class SamplerError(UserError, ValueError):
+    """A sampler or a number of steps that does not fit the process."""
+
+
+class Path(NamedTuple):
+    """From t to u, step by step."""
+
+    t: Tensor  # int64 [steps]: at these the network is asked
+    u: Tensor  # int64 [steps]; those of ddim with a spacing of diffusers need not be the next t
+    here: Numbers  # of t, float64 on the host
+    there: Numbers  # of u
 
 
 class Step(NamedTuple):
@@ -232,6 +245,85 @@ SAMPLERS = {
     "ddim": Kind(ddim_factors, ddim),
     "dpm-solver++": Kind(dpm_solver_factors, dpm_solver),
 }
+
+
+# --------------------------------------------------------------------------------------- which steps
+
+
+def plan(process: Process, sampling: Sampling) -> list[int]:
+    """The t of `path_of`. Raises SamplerError likewise."""
+    return path_of(process, sampling).t.tolist()
+
+
+def path_of(process: Process, sampling: Sampling) -> Path:
+    """Raises SamplerError for a sampler or steps that the process lacks."""
+    if sampling.kind not in process.samplers:
+        raise SamplerError(
+            f"sampler {sampling.kind!r} does not fit {type(process).__name__}; "
+            f"use one of {', '.join(process.samplers)}."
+        )
+    last = 0 if sampling.end == "first" else -1
+    if sampling.spacing == "karras":
+        return _by_sigmas(process, _count(process, sampling.steps), last)
+    t = torch.tensor(timesteps(process, sampling))
+    if sampling.kind == "ddim" and sampling.spacing in DIFFUSERS:
+        u = t - process.num_timesteps // len(t)  # whatever the next t is
+        u = torch.where(u < 0, last, u)
+    else:
+        u = torch.cat([t[1:], torch.tensor([last])])
+    return Path(t, u, *(process.at(index, torch.float64) for index in (t, u)))
+
+
+def timesteps(process: Process, sampling: Sampling) -> list[int]:
+    """Indices to visit, descending. Raises SamplerError for those that the process has not."""
+    steps, last = sampling.steps, process.num_timesteps - 1
+    if steps is None:
+        return list(range(last, -1, -1))
+    if isinstance(steps, int):
+        count = _count(process, steps)
+        gaps = max(count - 1, 1)  # even: rounded half up; one step is the last alone
+        path = [last - (2 * i * last + gaps) // (2 * gaps) for i in range(count)]
+        if sampling.spacing != "even":
+            path = spaced(last + 1, count, sampling)
+        why = f"steps={steps} with spacing {sampling.spacing}: {path}"
+    else:
+        path, why = list(steps), f"steps={list(steps)}"
+    # LDM's quad begins with the same step twice where there are many
+    twice = isinstance(steps, int) and sampling.spacing == "ldm_quad"
+    descends = all(t > u or (twice and t == u) for t, u in zip(path, path[1:]))
+    if not path or path[0] > last or path[-1] < 0 or not descends:
+        raise SamplerError(f"{why} is not possible; give indices that descend within {last} .. 0.")
+    return path
+
+
+DIFFUSERS = ("leading", "trailing", "linspace")  # spacings by the names that diffusers gives them
+
+
+def _count(process: Process, steps: int | Sequence[int] | None) -> int:
+    total = process.num_timesteps
+    if not isinstance(steps, int) or not 1 <= steps <= total:
+        raise SamplerError(
+            f"steps={steps} is not possible; this process has {total} steps, choose 1 to {total}."
+        )
+    return steps
+
+
+def _by_sigmas(process: Process, count: int, last: int) -> Path:
+    """The network is told the nearest step of the process."""
+    everywhere = process.at(torch.arange(process.num_timesteps), torch.float64)
+    table = (everywhere.s / everywhere.a).flatten()
+    if not table.isfinite().all():
+        raise SamplerError(
+            f"spacing karras does not fit {type(process).__name__}, whose last step is pure noise; "
+            "use another spacing."
+        )
+    t, sigmas = karras(table, count)
+    a = 1 / (1 + sigmas**2).sqrt()
+    told = process.at(t, torch.float64).told
+    here = torch.stack([a, torch.zeros_like(a), sigmas * a, sigmas * a, told])
+    end = process.at(torch.tensor([last]), torch.float64).rows
+    there = torch.cat([here[:, 1:], end], 1)
+    return Path(t, torch.cat([t[1:], torch.tensor([last])]), Numbers(here), Numbers(there))
 
 
 # -------------------------------------------------------------------------------------------- noise

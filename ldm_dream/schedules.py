@@ -10,7 +10,7 @@ import math
 import torch
 from torch import Tensor
 
-from ldm_dream.config.process import RISES
+from ldm_dream.config.process import RISES, Sampling
 from ldm_dream.errors import UserError
 
 
@@ -62,3 +62,38 @@ def exponential_sqrt_eta(num_timesteps: int, start: float, end: float, power: fl
     """
     position = torch.arange(num_timesteps, dtype=torch.float64) / (num_timesteps - 1)
     return start * (end / start) ** position**power
+
+
+def karras(table: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """table: sigma = s / a of every step, rising -> int64 [count], the steps nearest to it, and sigma
+    itself, [count], falling from its last to its first one (arXiv 2206.00364, Eq. 5, rho = 7).
+    """
+    place = torch.linspace(0, 1, count, dtype=torch.float64)
+    most, least = table[-1] ** (1 / 7), table[0] ** (1 / 7)
+    sigmas = (most + place * (least - most)) ** 7
+    upper = torch.searchsorted(table, sigmas).clamp(1, len(table) - 1)
+    below, above = table[upper - 1].log(), table[upper].log()
+    t = upper - 1 + ((sigmas.log() - below) / (above - below)).clamp(0, 1)
+    return t.round().long(), sigmas
+
+
+def spaced(total: int, count: int, sampling: Sampling) -> list[int]:
+    """Steps by the spacings of diffusers, and by LDM's uniform and quad, which may have more steps
+    than were asked for, and some outside of the process.
+    """
+    last, kind = total - 1, sampling.spacing
+    # diffusers' solver counts the clean end as one more point
+    points = count + (sampling.kind == "dpm-solver++")
+    if kind == "trailing":
+        return [round(total - i * (total / count)) - 1 for i in range(count)]
+    if kind == "ldm":
+        return [t + 1 for t in range(0, total, total // count)][::-1]
+    if kind == "ldm_quad":
+        grid = torch.linspace(0, math.sqrt(0.8 * total), count, dtype=torch.float64)
+        return [int(x**2) + 1 for x in grid.tolist()][::-1]
+    if kind == "leading":
+        rising = [i * (total // points) + sampling.steps_offset for i in range(points)]
+    else:
+        grid = torch.linspace(0, last, points, dtype=torch.float64)
+        rising = [round(x) for x in grid.tolist()]
+    return rising[::-1][:count]

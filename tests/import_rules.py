@@ -32,7 +32,7 @@ def root(*names: str) -> tuple[str, ...]:
 
 CONFIG = root("errors", "config")
 KERNELS = ("dream_kernels",)
-METHOD = root("schedules", "predictions", "process", "paths", "denoiser", "loss", "sampler")
+METHOD = root("schedules", "process", "denoiser", "loss", "sampler")
 MODEL = (
     *CONFIG,
     *METHOD,
@@ -78,9 +78,7 @@ IMPORT_RULES = {
     "ldm_dream.networks.autoencoders": May((*CONFIG, *root("networks")), ("torch",)),
     # the method is given its networks, and knows what they offer
     "ldm_dream.schedules": May((*CONFIG, *root("errors")), ("torch",)),
-    "ldm_dream.predictions": May((*CONFIG, *METHOD), ("torch",)),
     "ldm_dream.process": May((*CONFIG, *KERNELS, *METHOD), ("torch",)),
-    "ldm_dream.paths": May((*CONFIG, *METHOD), ("torch",)),
     "ldm_dream.denoiser": May(
         (*CONFIG, *KERNELS, *METHOD, *root("data.resize", "networks.base")), ("torch",)
     ),

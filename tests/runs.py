@@ -18,8 +18,7 @@ from ldm_dream.denoiser import Denoiser, Inputs, sent
 from ldm_dream.model_folder import save_model
 from ldm_dream.networks import build_network
 from ldm_dream.networks.vqgan import VQGAN
-from ldm_dream.predictions import Numbers
-from ldm_dream.process import wide
+from ldm_dream.process import Numbers, wide
 
 VQGAN_TINY = VQGANConfig(
     ch=8,

@@ -9,9 +9,8 @@ from pydantic import ValidationError
 
 from ldm_dream.config.process import DDPMConfig, FlowConfig, Sampling
 from ldm_dream.denoiser import Inputs
-from ldm_dream.paths import SamplerError, path_of, plan
 from ldm_dream.process import DDPM, build_process
-from ldm_dream.sampler import sample_steps
+from ldm_dream.sampler import SamplerError, path_of, plan, sample_steps
 from runs import PlainDenoiser
 
 BETAS = {"beta_start": 1e-4, "beta_end": 0.02}

@@ -8,9 +8,10 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from ldm_dream.config.process import DDPMConfig, FlowConfig, ResidualShiftConfig
-from ldm_dream.predictions import PREDICTIONS
+from ldm_dream.loss import ERRORS
 from ldm_dream.process import (
     DDPM,
+    PREDICTIONS,
     ProcessError,
     ResidualShift,
     build_process,
@@ -65,7 +66,7 @@ def test_any_output_survives_the_round_trip_through_z0_and_eps(process, predicti
 
 @pytest.mark.parametrize("prediction", PREDICTIONS)
 def test_the_error_of_an_output_is_that_of_its_z0_times_a_factor(process, prediction):
-    if (error := PREDICTIONS[prediction].error) is None:
+    if (error := ERRORS.get(prediction)) is None:
         return
     t = steps_of(process, prediction)
     z0, z_lr, eps, z_t = batch(process, t)

@@ -15,9 +15,8 @@ from ldm_dream.config.process import (
     Sampling,
 )
 from ldm_dream.denoiser import Inputs
-from ldm_dream.paths import SamplerError, timesteps
 from ldm_dream.process import build_process
-from ldm_dream.sampler import gaussian, sample, sample_steps
+from ldm_dream.sampler import SamplerError, gaussian, sample, sample_steps, timesteps
 from runs import PlainDenoiser, said
 
 F64 = torch.float64

@@ -120,11 +120,11 @@ def main(words: list[str] | None = None) -> None:
             upscaler = Upscaler.from_pretrained(args.model, **given(args, ["device", "dtype"]))
             scale = upscaler.scale if args.scale is None else args.scale
             evaluator = evaluation.Evaluator.load(protocol, scale, *weights, notes)
-            evaluator.notes.append(
+            evaluator.notes += [
                 f"{args.model} ran in {name_of(upscaler.dtype)} on {upscaler.device}, with the colour fix "
-                f"{protocol.color_fix or upscaler.engine.color_fix}; asked for: "
-                f"{given(args, OF_A_MODEL) or 'nothing'}."
-            )
+                f"{protocol.color_fix or upscaler.engine.color_fix}.",
+                *(f"{name}: {value}." for name, value in given(args, OF_A_MODEL).items()),
+            ]
             evaluation.evaluate_model(
                 evaluator,
                 files,

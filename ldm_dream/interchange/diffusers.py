@@ -28,7 +28,7 @@ from ldm_dream.interchange.diffusers_names import (
     vqgan_state,
 )
 from ldm_dream.model_folder import LoadedModel, write_tensors
-from ldm_dream.paths import DIFFUSERS
+from ldm_dream.sampler import DIFFUSERS
 from ldm_dream.schedules import betas_of
 from ldm_dream.writing import whole_folder
 

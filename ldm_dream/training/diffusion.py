@@ -17,9 +17,8 @@ from ldm_dream.denoiser import Denoiser
 from ldm_dream.loss import diffusion_loss
 from ldm_dream.networks import build_network
 from ldm_dream.networks.base import Autoencoder
-from ldm_dream.paths import plan
 from ldm_dream.process import build_process
-from ldm_dream.sampler import Noise, gaussian, sample
+from ldm_dream.sampler import Noise, gaussian, plan, sample
 from ldm_dream.training import distributed
 from ldm_dream.training.critic import Critic
 from ldm_dream.training.objective import Part
@@ -110,7 +109,7 @@ class DiffusionObjective:
         critic compares with the decoded z0: by what the decoder loses it would know every picture.
         """
         cfg = self.run.loss
-        if hr is None or not (cfg.pixel or cfg.perceptual):
+        if hr is None or not (cfg.pixel or self.perceptual.weights):
             return 0.0, {}
         hr = hr[: cfg.decode_samples]
         decoded = self.autoencoder.decode(z0_hat[: cfg.decode_samples])

@@ -33,7 +33,7 @@ class Perceptual:
     def __init__(self, cfg: PerceptualConfig, networks: Mapping[str, nn.Module]):
         if missing := [name for name in cfg.perceptual if name not in networks]:
             raise UserError(f"loss.{missing[0]} is set but {WEIGHTS[missing[0]][1]} is not.")
-        self.cfg, self.networks = cfg, networks
+        self.cfg, self.networks, self.weights = cfg, networks, cfg.perceptual
 
     def terms(
         self, made: Tensor, wanted: Tensor, generator: torch.Generator
@@ -49,5 +49,5 @@ class Perceptual:
             made, wanted = made[..., rows, columns], wanted[..., rows, columns]
         return {
             name: (weight, self.networks[name](made, wanted).mean())
-            for name, weight in self.cfg.perceptual.items()
+            for name, weight in self.weights.items()
         }

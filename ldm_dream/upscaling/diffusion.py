@@ -21,8 +21,7 @@ from ldm_dream.data.resize import upsample
 from ldm_dream.denoiser import Denoiser
 from ldm_dream.model_folder import LoadedModel
 from ldm_dream.networks import compile_blocks
-from ldm_dream.paths import plan
-from ldm_dream.sampler import Sampler, Turn, sample_steps, seeded
+from ldm_dream.sampler import Sampler, Turn, plan, sample_steps, seeded
 from ldm_dream.upscaling.cuda_graphs import GraphedCall
 from ldm_dream.upscaling.devices import placed
 from ldm_dream.upscaling.engine import Engine, Made, Options, on_device

@@ -11,10 +11,9 @@ from golden.closed_form import stand_in
 from golden.reading import Case
 from ldm_dream.config.process import Sampling
 from ldm_dream.denoiser import Inputs
-from ldm_dream.paths import path_of, spaced
 from ldm_dream.process import DDPM
-from ldm_dream.sampler import SAMPLERS, sample_steps
-from ldm_dream.schedules import abar_of, respaced
+from ldm_dream.sampler import SAMPLERS, path_of, sample_steps
+from ldm_dream.schedules import abar_of, respaced, spaced
 from runs import PlainDenoiser
 
 SCHEDULE = {"linear": "linear", "scaled_linear": "sqrt_linear", "cosine": "cosine"}

@@ -14,9 +14,8 @@ from golden.diffusers_dream import scheduler_abar
 from golden.reading import Case
 from ldm_dream.config.process import Sampling
 from ldm_dream.denoiser import Inputs
-from ldm_dream.paths import path_of
 from ldm_dream.process import DDPM
-from ldm_dream.sampler import sample_steps
+from ldm_dream.sampler import path_of, sample_steps
 from runs import PlainDenoiser
 
 PREDICTION = {"epsilon": "eps", "sample": "z0", "v_prediction": "v"}

@@ -20,9 +20,8 @@ from ldm_dream.model_folder import LoadedModel
 from ldm_dream.networks import build_network
 from ldm_dream.networks.autoencoders import build_autoencoder
 from ldm_dream.networks.vqgan import VQGAN
-from ldm_dream.paths import plan
 from ldm_dream.process import build_process
-from ldm_dream.sampler import gaussian, sample
+from ldm_dream.sampler import gaussian, plan, sample
 from runs import predict
 
 

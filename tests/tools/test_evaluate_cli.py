@@ -65,7 +65,8 @@ def test_dream_legacy_and_the_net_are_chosen_on_the_command_line(evaluate, folde
     out, _ = evaluate("--hr", hr, "--sr", sr, "--protocol", "dream-legacy")
     assert "protocol dream-legacy" in out and "psnr_y" not in out and "vgg16-*.pth" in out
     out, _ = evaluate("--hr", hr, "--sr", sr, "--protocol", "dream-legacy", "--lpips-net", "alex")
-    assert "vgg16" not in out and "alexnet-owt-*.pth" in out
+    assert "lpips: not computed: put torchvision's alexnet-owt-*.pth" in out
+    assert "frechet_alexnet" in out and "frechet_vgg16" not in out
 
 
 def test_a_weights_file_brings_lpips_and_the_stand_in_for_fid(evaluate, folders, tmp_path):
@@ -107,7 +108,7 @@ def test_a_model_is_scored_at_its_scale_without_colour_fix_under_legacy(
         scale, engine = 2, SimpleNamespace(color_fix="wavelet")
         dtype, device = torch.float32, "cpu"
 
-        def __call__(self, lr, scale, steps, color_fix):
+        def __call__(self, lr, scale, color_fix, steps=None):
             calls.append((scale, steps, color_fix))
             return bicubic(lr, scale)
 

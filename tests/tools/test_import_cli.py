@@ -17,7 +17,6 @@ from torch import Tensor
 from ldm_dream.config.files import load_config
 from ldm_dream.model_folder import load_model
 from published_systems import (
-    COSINE,
     DIFFUSION,
     LDM_PROCESS,
     SR3_PROCESS,
@@ -117,8 +116,8 @@ def test_the_model_that_the_tool_wrote_loads(name, tmp_path, ldm, tool):
 def test_the_tool_says_a_mistake_in_one_sentence(tmp_path, tool):
     broken, strange = tmp_path / "x.pth", tmp_path / "I10_E1_gen.pth"
     broken.write_bytes(b"hello")
-    torch.save(published(SYSTEMS["sr3"]) | {"betas": COSINE.float()}, strange)
-    for path, text in ((broken, "no file of weights"), (strange, "linear neither")):
+    torch.save(published(SYSTEMS["sr3"]) | {"betas": torch.linspace(0.1, 0.7, 2000) ** 4}, strange)
+    for path, text in ((broken, "no file of weights"), (strange, "is none of linear")):
         status, said, errors = tool(path, "-o", tmp_path / "model")
         assert (status, said, errors.count("\n")) == (2, "", 1) and text in errors
         assert not (tmp_path / "model").exists()

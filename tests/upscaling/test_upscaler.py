@@ -25,8 +25,8 @@ from ldm_dream.model_folder import LoadedModel
 from ldm_dream.networks import build_network
 from ldm_dream.networks.autoencoders import build_autoencoder
 from ldm_dream.networks.layers import LastConv2d
-from ldm_dream.paths import SamplerError
 from ldm_dream.process import build_process
+from ldm_dream.sampler import SamplerError
 from ldm_dream.upscaling import frame as frame_module
 from ldm_dream.upscaling import layout as layout_module
 from ldm_dream.upscaling import pictures as pictures_module
