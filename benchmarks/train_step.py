@@ -4,7 +4,8 @@ three forms, all in turns in one run. `step_variants.py` says what the variants 
 Each variant has a process of its own: ours keeps freed memory as training does
 (`ldm_dream/heap.py`), the official one runs as Python finds it. The repetitions are spread
 evenly over the steps of the process; in each all variants step once, one after the other, so that a
-slow moment of the machine hits all. With loss.min_lam or loss.min_shift, which skip the extra pass at some of them,
+slow moment of the machine hits all. With loss.min_lam or
+loss.min_shift, which skip the extra pass at some of them,
 figures are means over the repetitions, otherwise medians.
 
 Memory: most that tensors hold at once during a step; and on a CPU the high-water mark of resident

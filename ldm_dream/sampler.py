@@ -33,6 +33,7 @@ from ldm_dream.schedules import karras, spaced
 Noise = Callable[[int], Tensor]
 
 LARGEST_SEED = 2**64 - 1
+FEW = 15  # steps of dpm-solver++, as in diffusers: with fewer the last one is of first order
 
 
 class SamplerError(UserError, ValueError):
@@ -217,9 +218,6 @@ def dpm_solver_factors(process: Process, path: Path, sampling: Sampling) -> tupl
     return slopes, ratio, there.a - here.a * ratio, torch.zeros_like(ratio)
 
 
-FEW = 15  # steps, as in diffusers: with fewer the last one is of first order
-
-
 def dpm_solver(now: Now) -> Tensor:
     """z_u = (s_u/s_t) z_t + (a_u - a_t s_u/s_t) D        DPM-Solver++ 2M (arXiv 2211.01095, Alg. 2)
 
@@ -281,9 +279,10 @@ def timesteps(process: Process, sampling: Sampling) -> list[int]:
         return list(range(last, -1, -1))
     if isinstance(steps, int):
         count = _count(process, steps)
-        gaps = max(count - 1, 1)  # even: rounded half up; one step is the last alone
-        path = [last - (2 * i * last + gaps) // (2 * gaps) for i in range(count)]
-        if sampling.spacing != "even":
+        if sampling.spacing == "even":  # rounded half up; one step is the last alone
+            gaps = max(count - 1, 1)
+            path = [last - (2 * i * last + gaps) // (2 * gaps) for i in range(count)]
+        else:
             path = spaced(last + 1, count, sampling)
         why = f"steps={steps} with spacing {sampling.spacing}: {path}"
     else:

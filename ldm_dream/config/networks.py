@@ -1,4 +1,5 @@
-"""Knobs of the networks. A model folder needs them, and those of `autoencoder.py` and `process.py`, to be loaded.
+"""Knobs of the networks. A model folder needs them, and those of `autoencoder.py` and
+`process.py`, to be loaded.
 
 Adding a network = its class here, with the paper's values as defaults, and its row in
 NetworkConfig. Imports no torch.

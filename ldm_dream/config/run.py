@@ -1,5 +1,5 @@
-"""Every knob of a run: what it builds (`autoencoder.py`, `networks.py`, `process.py`), what it sees (`data.py`), and here
-its loss, its training and itself.
+"""Every knob of a run: what it builds (`autoencoder.py`, `networks.py`, `process.py`), what it
+sees (`data.py`), and here its loss, its training and itself.
 
 Imports no torch, so `--help` and `--dry-run` answer at once.
 """
