@@ -9,17 +9,12 @@ without DREAM then takes as many more steps as its steps are shorter. Runs and t
 from __future__ import annotations
 
 import argparse
-import json
-import statistics
-import tempfile
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from ldm_dream.config.data import DataConfig
-from ldm_dream.config.files import load_config
-from ldm_dream.config.run import DiffusionRun
 from ldm_dream.data.images import from_tensor
 from ldm_dream.data.validation import validation_pairs
 from ldm_dream.dtypes import name_of
@@ -29,23 +24,23 @@ from ldm_dream.upscaling.upscaler import Upscaler
 from .peer_methods import SCALE
 from .peer_scores import Found, Scorer
 from .record import Measured
-from .systems import python
 from .tables import finish
+from .trainings import diffusion_run, pace, train
 from .wear import worn
 
-ARMS = {"plain": ["loss.strength=0"], "DREAM": []}
-PACE_STEPS, PACE_EVERY, PACE_TURNS = 40, 10, 2
+ARMS: dict[str, list[str]] = {"plain": ["loss.strength=0"], "DREAM": []}
 
 
 def main(args: argparse.Namespace) -> None:
     args.device = "cuda" if torch.cuda.is_available() else "cpu"  # as training chooses
-    run = _checked(args)
+    _check(args)
     pairs = validation_pairs(DataConfig(val=tuple(args.hr)), SCALE, args.limit, args.crop)
     if len(pairs) < 2:
         raise UserError(
             "an interval needs 2 pictures or more; give more of them, or a larger --limit."
         )
-    seconds = pace(args, run)
+    recipe = {"config": args.config, "set": args.set, "steps": args.steps}
+    seconds = pace(Path(args.runs), recipe, args.set, ARMS)
     ratio = seconds["DREAM"] / seconds["plain"]
     steps = {"plain": round(args.steps * ratio), "DREAM": args.steps}
     print(f"a step with DREAM takes {ratio:.3f} of one without; steps: {steps}", flush=True)
@@ -55,7 +50,7 @@ def main(args: argparse.Namespace) -> None:
             place = Path(args.runs) / f"{arm.lower()}-{seed}"
             ends = [f"seed={seed}", f"train.steps={steps[arm]}", f"train.val_every={steps[arm]}"]
             print(f"{arm}, seed {seed}: trains", flush=True)
-            train(args, place, [*knobs, *ends])
+            train(args.config, place, [*args.set, *knobs, *ends])
             upscaler = Upscaler.from_pretrained(place / "model")
             asked = {"set": args.set, "seed": seed, "steps": args.steps, "pictures": args.hr}
             asked |= {"count": len(pairs), "crop": args.crop, "dtype": name_of(upscaler.dtype)}
@@ -66,51 +61,12 @@ def main(args: argparse.Namespace) -> None:
     finish(args, "dream-gain", rows)
 
 
-def _checked(args: argparse.Namespace) -> DiffusionRun:
-    run = load_config(args.config, args.set)
-    if not isinstance(run, DiffusionRun):
-        raise UserError(f"{args.config} trains an autoencoder; DREAM is for task: diffusion.")
+def _check(args: argparse.Namespace) -> None:
+    run = diffusion_run(args.config, args.set)
     if run.scale != SCALE:
         raise UserError(f"{args.config}: scale is {run.scale}; the scores are for {SCALE}.")
     if not run.loss.strength:
         raise UserError(f"{args.config}: loss.strength is 0, so both arms are plain; set it to 1.")
-    return run
-
-
-def train(args: argparse.Namespace, place: Path, knobs: list[str]) -> None:
-    python(["tools/train.py", args.config, "--run-dir", str(place), "--set", *args.set, *knobs])
-
-
-def pace(args: argparse.Namespace, run: DiffusionRun) -> dict[str, float]:
-    """Seconds of a step of each arm, as measured when the first run of `--runs` began. Raises
-    UserError where that was another recipe.
-    """
-    recipe = {"config": args.config, "set": args.set, "steps": args.steps}
-    file = Path(args.runs) / "pace.json"
-    if file.exists():
-        known = json.loads(file.read_text())
-        if known["recipe"] != recipe:
-            raise UserError(
-                f"--runs {args.runs}: holds runs of {known['recipe']}, not of {recipe}; name another folder."
-            )
-        return known["seconds"]
-    few = [f"train.{name}={PACE_STEPS}" for name in ("steps", "val_every", "save_every")]
-    few.append(f"train.log_every={PACE_EVERY}")
-    if run.data.cache_latents:
-        few.append(f"data.cache_latents={PACE_EVERY * run.train.batch_size}")
-    found: dict[str, list[float]] = {arm: [] for arm in ARMS}
-    for _ in range(PACE_TURNS):
-        for arm, knobs in ARMS.items():
-            with tempfile.TemporaryDirectory() as place:
-                train(args, Path(place) / "run", [*knobs, *few])
-                lines = (Path(place) / "run/metrics.jsonl").read_text().splitlines()
-            logged = [row for row in map(json.loads, lines) if "steps_per_second" in row]
-            # by then latents and memory are there
-            found[arm] += [1 / row["steps_per_second"] for row in logged[2:]]
-    seconds = {arm: statistics.median(times) for arm, times in found.items()}
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps({"recipe": recipe, "seconds": seconds}))
-    return seconds
 
 
 def scores(

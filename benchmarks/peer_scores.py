@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from argparse import Namespace
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from typing import TypeVar
@@ -21,6 +21,7 @@ from ldm_dream.scoring.metrics import (
     load_lpips,
     lpips_distance,
     psnr,
+    ssim,
 )
 from ldm_dream.scoring.niqe import niqe
 from ldm_dream.scoring.set_metrics import SetMetric
@@ -41,6 +42,10 @@ def cut_distance(network: nn.Module, sr: Pixels, hr: Pixels) -> float:
 
 def _psnr_y(args: Namespace) -> Score:
     return lambda sr, hr, lr: psnr(sr, hr, channel="y", crop_border=SCALE)
+
+
+def _ssim_y(args: Namespace) -> Score:
+    return lambda sr, hr, lr: ssim(sr, hr, channel="y", crop_border=SCALE)
 
 
 def _lpips(args: Namespace) -> Score:
@@ -78,6 +83,7 @@ def _frechet_lite0(args: Namespace) -> SetMetric:
 # name -> what loads it, or raises MetricUnavailable
 SCORES: dict[str, Callable[[Namespace], Score]] = {
     "psnr_y": _psnr_y,
+    "ssim_y": _ssim_y,
     "lpips": _lpips,
     "lpips_cut": _lpips_cut,
     "dists": _dists,
@@ -92,10 +98,13 @@ SET_SCORES: dict[str, Callable[[Namespace], SetMetric]] = {
 
 
 class Scorer:
-    """The scores whose packages and weights are here; of another one the reason is printed."""
+    """The scores whose packages and weights are here; of another one the reason is printed. names:
+    of those of each picture (default: all).
+    """
 
-    def __init__(self, args: Namespace):
-        self.scores, self.sets = _loaded(SCORES, args), _loaded(SET_SCORES, args)
+    def __init__(self, args: Namespace, names: Collection[str] | None = None):
+        wanted = {name: load for name, load in SCORES.items() if names is None or name in names}
+        self.scores, self.sets = _loaded(wanted, args), _loaded(SET_SCORES, args)
 
     def add(self, found: Found, sr: Pixels, hr: Pixels, lr: Pixels) -> None:
         """One picture. A score that it does not have is printed."""

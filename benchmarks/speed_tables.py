@@ -67,3 +67,18 @@ def engines(rows: list[Row]) -> list[list[str]]:
 
 def _asked(row: Row) -> tuple[str, int, str]:
     return row["subject"], row["settings"]["size"], row["settings"]["dtype"]
+
+
+def data(rows: list[Row]) -> list[list[str]]:
+    ways = {"first_visit": "first visit", "not_kept": "not kept", "kept": "kept"}
+    head = ["pictures", "patch", "workers", *(f"{way}, samples/s" for way in ways.values())]
+    lines = [[*head, *(f"s a batch, {way}" for way in ways.values()), "s a step"]]
+    for row in rows:
+        settings, metrics = row["settings"], row["metrics"]
+        seconds = [f"{settings['batch'] / metrics[way]:.2f}" for way in ways]
+        lines.append(
+            [row["subject"], str(settings["patch"]), str(settings["workers"])]
+            + [f"{metrics[way]:.0f}" for way in ways]
+            + [*seconds, f"{settings['step_seconds']:g}"]
+        )
+    return lines

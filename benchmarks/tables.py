@@ -13,9 +13,10 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 from .gain_table import gained, trained
+from .paper_rows import sampled
 from .peers_table import differences, peers
 from .record import Measured, Row, append, complete
-from .speed_tables import engines, number, parts, sampling
+from .speed_tables import data, engines, number, parts, sampling
 
 OFFICIAL = ("official fp32", "official bf16", "official compiled")  # recipes beside ours
 NOTHING = "No rows yet."  # in place of a table
@@ -29,6 +30,7 @@ class Table(NamedTuple):
     wanted: Callable[[Row], bool] = lambda _: True  # of the benchmark's rows
     runs: bool = False  # a line is made of all rows of one run, not of single rows
     common: Callable[[Row], str] | None = None  # what only rows of one table have in common
+    spans: bool = False  # one table of rows of all commits and machines
 
 
 # ------------------------------------------------------------------------------------- any table
@@ -48,7 +50,10 @@ def text(name: str, rows: list[Row]) -> str:
     table = TABLES[name]
     places: dict[str, list[Row]] = {}
     for row in newest(filter(table.wanted, rows), table.runs):
-        places.setdefault(place(row, table), []).append(row)
+        places.setdefault("" if table.spans else place(row, table), []).append(row)
+    if table.spans and places:
+        found = places.pop("")
+        places["\n".join(dict.fromkeys(place(row, table) for row in found))] = found
     parts = [table.about]
     for where, found in sorted(places.items(), key=lambda item: item[1][-1]["date"], reverse=True):
         head, *lines = table.lines(found)
@@ -259,21 +264,6 @@ def autoencoder(rows: list[Row]) -> list[list[str]]:
     return lines
 
 
-def data(rows: list[Row]) -> list[list[str]]:
-    ways = {"first_visit": "first visit", "not_kept": "not kept", "kept": "kept"}
-    head = ["pictures", "patch", "workers", *(f"{way}, samples/s" for way in ways.values())]
-    lines = [[*head, *(f"s a batch, {way}" for way in ways.values()), "s a step"]]
-    for row in rows:
-        settings, metrics = row["settings"], row["metrics"]
-        seconds = [f"{settings['batch'] / metrics[way]:.2f}" for way in ways]
-        lines.append(
-            [row["subject"], str(settings["patch"]), str(settings["workers"])]
-            + [f"{metrics[way]:.0f}" for way in ways]
-            + [*seconds, f"{settings['step_seconds']:g}"]
-        )
-    return lines
-
-
 def data_wait(rows: list[Row]) -> list[list[str]]:
     lines = [["config", "pictures", "workers", "nice", "training threads", "s a step", "waits"]]
     for row in rows:
@@ -373,6 +363,15 @@ TABLES = {
         "pictures. Interval: a paired bootstrap over both; one that holds 0 shows no difference, and "
         "of few seeds it is too narrow.",
         common=lambda row: f"{asked(row)}, {trained(row)}; {worn(row)}",
+    ),
+    "paper-latent": Table(
+        "paper",
+        sampled,
+        "The paper's latent system (ResShift's network, DDPM, eps) without DREAM and with it "
+        "(p = 1), trained for equal time: mean of the seeds, ± half of the distance between the best "
+        "and the worst, and the difference with its 95 % interval over seeds and pictures.",
+        wanted=lambda row: row["subject"] == "resshift-ddpm" and row["settings"]["scale"] == "cpu",
+        spans=True,
     ),
     "peers": Table(
         "peers",

@@ -148,6 +148,7 @@ IMPORT_RULES = {
     "benchmarks": May(
         (*ALL, "benchmarks"), ("torch", "numpy", "PIL", "pyvips", "taming", "onnxruntime")
     ),
+    "benchmarks.paper_page": May((*root("errors", "writing"), "benchmarks"), ("matplotlib",)),
 }
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from benchmarks import dream_gain, record
+from benchmarks import dream_gain, record, trainings
 from benchmarks.__main__ import build_parser
 from benchmarks.peer_scores import Scorer
 from benchmarks.tables import text
@@ -33,7 +33,7 @@ def trained(monkeypatch):
         rows = [{"step": 1, "val/psnr_y": 1.0}] + 4 * [{"step": 1, "steps_per_second": rate}]
         (place / "metrics.jsonl").write_text("\n".join(map(json.dumps, rows)))
 
-    monkeypatch.setattr(dream_gain, "python", train)
+    monkeypatch.setattr(trainings, "python", train)
     model = SimpleNamespace(dtype=torch.float32)
     monkeypatch.setattr(dream_gain.Upscaler, "from_pretrained", lambda folder: model)
     scored = {"psnr_y/clean": [20.0, 24.0], "frechet_x/clean": 3.0, "niqe/clean": [1.0, np.inf]}
@@ -63,9 +63,9 @@ def test_both_arms_take_equal_time_with_every_seed(trained, tmp_path):
 
 def test_the_time_of_a_step_is_taken_once_and_belongs_to_its_recipe(trained, tmp_path):
     run(tmp_path, "--seeds", "0")
-    assert len(trained) == 2 * dream_gain.PACE_TURNS + 2
+    assert len(trained) == 2 * trainings.PACE_TURNS + 2
     run(tmp_path, "--seeds", "0")
-    assert len(trained) == 2 * dream_gain.PACE_TURNS + 4
+    assert len(trained) == 2 * trainings.PACE_TURNS + 4
     for other in (["--steps", "9"], ["--set", "train.learning_rate=1e-5"]):
         with pytest.raises(UserError, match="name another folder"):
             run(tmp_path, "--seeds", "0", *other)

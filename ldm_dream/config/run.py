@@ -175,6 +175,7 @@ MAY_CHANGE = (
     "train.tracker",
     "train.save_every",
     "train.keep_checkpoints",
+    "train.keep_every",
 )
 
 Description = Annotated[str, Field(description="What the run is, for its model card.")]

@@ -120,6 +120,12 @@ class TrainConfig(Strict):
     )
     save_every: int = Field(default=500, ge=1, description="Steps between two checkpoints.")
     keep_checkpoints: int = Field(default=2, ge=1, description="Newest checkpoints that are kept.")
+    keep_every: int | None = Field(
+        default=None,
+        ge=1,
+        description="Checkpoints at multiples of so many steps are kept for good, beside the newest; "
+        "null: none.",
+    )
     init_from: Name | None = Field(
         default=None,
         description="A bundled name, a model folder or `hf:owner/name`, whose weights start the run "

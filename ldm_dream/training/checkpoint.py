@@ -40,10 +40,15 @@ class Found(NamedTuple):
 
 
 def save_checkpoint(
-    run_dir: Path, step: int, tensors: dict[str, Tensor], meta: dict, keep: int
+    run_dir: Path,
+    step: int,
+    tensors: dict[str, Tensor],
+    meta: dict,
+    keep: int,
+    keep_every: int | None = None,
 ) -> Path:
     """Write `run_dir/checkpoints/step-N` as a whole, then remove older ones written by this function
-    but for the newest `keep`. Raises WriteError.
+    but for the newest `keep`, and those at multiples of `keep_every`. Raises WriteError.
 
     Later ones stay: the run did not resume from them, so they are damaged or were put there. So do
     copies by other names and folders that are not whole.
@@ -54,12 +59,13 @@ def save_checkpoint(
         meta = {"step": step, "bytes": (draft / STATE).stat().st_size, **meta}
         (draft / "meta.json").write_text(json.dumps(meta, indent=1), encoding="utf-8")
     ours = [
-        found.folder
+        found
         for found in checkpoints(run_dir)
         if found.step <= step and found.folder.name == _name(found.step) and _seems_whole(found)
     ]
     for old in ours[keep:]:
-        shutil.rmtree(old)
+        if keep_every is None or old.step % keep_every:
+            shutil.rmtree(old.folder)
     return folder
 
 

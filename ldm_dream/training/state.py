@@ -64,7 +64,8 @@ def save(trainer: Trainer, run_dir: Path, step: int) -> None:
         "precision": trainer.precision.name,
         "history": trainer.start.history,
     }
-    save_checkpoint(run_dir, step, tensors, meta, trainer.run.train.keep_checkpoints)
+    train = trainer.run.train
+    save_checkpoint(run_dir, step, tensors, meta, train.keep_checkpoints, train.keep_every)
 
 
 def resume(trainer: Trainer, found: Checkpoint, run_dir: Path) -> int:

@@ -121,9 +121,9 @@ def test_an_autoencoder_is_no_upscaler(tmp_path):
         load_model(autoencoder_folder(tmp_path / "vq"))
 
 
-def save(run_dir, *steps, keep=2):
+def save(run_dir, *steps, keep=2, keep_every=None):
     for step in steps:
-        save_checkpoint(run_dir, step, {"x": torch.full((30,), float(step))}, {}, keep)
+        save_checkpoint(run_dir, step, {"x": torch.full((30,), float(step))}, {}, keep, keep_every)
 
 
 def names(run_dir):
@@ -134,6 +134,11 @@ def flip(path, place=-3):
     data = bytearray(path.read_bytes())
     data[place] ^= 1
     path.write_bytes(data)
+
+
+def test_checkpoints_at_multiples_are_kept_for_good(tmp_path):
+    save(tmp_path, *range(2, 17, 2), keep=1, keep_every=6)
+    assert names(tmp_path) == ["step-00000006", "step-00000012", "step-00000016"]
 
 
 @pytest.mark.parametrize("damage", ["cut", "bit", "meta", "gone"])

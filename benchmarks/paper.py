@@ -1,0 +1,236 @@
+"""The tables and figures of DREAM's paper (arXiv 2312.00210): trains what is missing, scores it, and
+writes `docs/paper.html`.
+
+One training at a time, each in a folder of `--runs`; a training that was stopped goes on, and what
+has its row already is not measured again, so the same command goes on where it was. The standard
+arm takes as many more steps as its steps are shorter: it is scored after as many steps as the others
+and after as much time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import fcntl
+import json
+import math
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+
+from ldm_dream.config.data import DataConfig
+from ldm_dream.config.run import DiffusionRun
+from ldm_dream.data.images import from_tensor
+from ldm_dream.data.validation import validation_pairs
+from ldm_dream.dtypes import name_of
+from ldm_dream.errors import UserError
+from ldm_dream.model_folder import load_model
+from ldm_dream.scoring.evaluation import bicubic
+from ldm_dream.training.release import release
+from ldm_dream.upscaling.upscaler import Upscaler
+
+from .discrepancy import Pairs, discrepancies
+from .paper_page import drawing, strip_of, write
+from .paper_systems import (
+    ARMS,
+    DISCREPANCY,
+    DREAM,
+    FIGURES,
+    MAIN,
+    SHARES,
+    STANDARD,
+    STEPS,
+    SYSTEMS,
+    TABLES,
+    TIME,
+    Job,
+    Point,
+    System,
+    jobs,
+    points,
+)
+from .peer_scores import Found, Scorer
+from .record import Measured, append, complete, read
+from .trainings import diffusion_run, pace, train
+
+SCORED = ("psnr_y", "ssim_y", "lpips", "lite0_distance", "consistency_x1e5")
+SHOWN = 6  # pictures of each system that the page shows
+
+
+def main(args: argparse.Namespace) -> None:
+    drawing()  # asked before the hours of training
+    args.device = "cuda" if torch.cuda.is_available() else "cpu"  # as training chooses
+    systems = args.systems or list(SYSTEMS[args.scale])
+    if unknown := set(systems) - SYSTEMS[args.scale].keys():
+        raise UserError(
+            f"--systems {' '.join(sorted(unknown))}: not known at --scale {args.scale}; choose of "
+            f"{', '.join(SYSTEMS[args.scale])}."
+        )
+    everything = args.table is None and args.figure is None
+    tables = list(TABLES) if everything else args.table or []
+    figures = list(FIGURES) if everything else args.figure or []
+    queue = list(jobs(args.scale, tables, figures, systems, args.seeds))
+    with alone(Path(args.runs)):
+        paper = Paper(args)
+        for number, job in enumerate(queue, 1):
+            print(f"{number} of {len(queue)}: {job.system}, {job.arm}, seed {job.seed}", flush=True)
+            paper.make(job)
+    write(Path(args.json), Path(args.page), args.scale)
+    print(args.page)
+
+
+@contextmanager
+def alone(runs: Path) -> Iterator[None]:
+    """Raises UserError where another process trains for this folder."""
+    runs.mkdir(parents=True, exist_ok=True)
+    with open(runs / "lock", "w", encoding="utf-8") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(
+                f"--runs {runs}: another `paper` is at work here; let it end, or name another folder."
+            ) from None
+        yield
+
+
+class Training(NamedTuple):
+    """last: what is equal with the other arms -> its last step then; step_seconds: of its arm."""
+
+    folder: Path
+    last: dict[str, int]
+    step_seconds: float
+
+    def step(self, point: Point) -> int:
+        return round(point.share * self.last[point.equal])
+
+
+class Paper:
+    """What a call of the command has in common."""
+
+    def __init__(self, args: argparse.Namespace):
+        self.args = args
+        self.scorer = Scorer(args, SCORED)
+        path = Path(args.json)
+        rows = read(path) if path.exists() else []
+        self.known = {_key(row["subject"], row["variant"], row["settings"]) for row in rows}
+
+    def make(self, job: Job) -> None:
+        """Train it, unless that is done, and score every point of it that has no row yet."""
+        args, system = self.args, SYSTEMS[self.args.scale][job.system]
+        run = diffusion_run(system.config, args.set)
+        asked = {"scale": args.scale, "set": args.set, "seed": job.seed, "full": run.train.steps}
+        asked |= {"pictures": system.hr, "count": system.count, "crop": system.crop}
+        pairs = self._pairs(system, run)
+        self._bicubic(job, {**asked, "seed": None}, pairs, run.scale)
+        end = Point(1.0, STEPS, system.sampling[-1])
+        gaps = {"kind": DISCREPANCY, "steps": end.steps}
+        settings = {point: asked | point._asdict() for point in points(job.arm, system)}
+        todo = [
+            point for point, about in settings.items() if not self._has(job.system, job.arm, about)
+        ]
+        gaps_todo = job.arm in MAIN and not self._has(job.system, job.arm, asked | gaps)
+        if not todo and not gaps_todo:
+            return
+        done = self._train(job, system, run)
+        for point in todo:
+            step = done.step(point)
+            with released(done.folder, step) as model:
+                upscaler = Upscaler.from_pretrained(model)
+            pictures = enlarged(upscaler, pairs, point.steps)
+            metrics = {"training_steps": step, "step_seconds": done.step_seconds}
+            metrics |= scores(self.scorer, pictures, pairs)
+            self._keep(job.system, job.arm, settings[point], metrics, name_of(upscaler.dtype))
+            if point == end and job.seed == args.seeds[0]:
+                self._show(job, pictures)
+        if gaps_todo:
+            with released(done.folder, done.step(end)) as model:
+                found = discrepancies(
+                    load_model(model), pairs, end.steps, self.scorer.scores.get("lpips")
+                )
+            self._keep(job.system, job.arm, asked | gaps, found, "fp32")
+
+    def _train(self, job: Job, system: System, run: DiffusionRun) -> Training:
+        """Raises UserError where no checkpoint would lie at the shares that are scored."""
+        args, full = self.args, run.train.steps
+        if full * SHARES[0] % 1:
+            raise UserError(
+                f"train.steps={full}: scores are taken at {SHARES[0]} of it; give a multiple of "
+                f"{1 / SHARES[0]:g}."
+            )
+        recipe = {"config": system.config, "set": args.set}
+        arms = {arm: ARMS[arm] for arm in MAIN}
+        seconds = pace(Path(args.runs) / job.system, recipe, args.set, arms)
+        last = {STEPS: full, TIME: full}
+        if job.arm == STANDARD:
+            last[TIME] = round(full * max(1, seconds[DREAM] / seconds[STANDARD]))
+        every = round(full * SHARES[0])
+        knobs = [f"seed={job.seed}", f"train.steps={last[TIME]}", f"train.keep_every={every}"]
+        knobs.append(f"train.save_every={math.gcd(every, run.train.save_every)}")
+        folder = Path(args.runs) / job.folder
+        train(system.config, folder, [*args.set, *ARMS[job.arm], *knobs])
+        return Training(folder, last, seconds[STANDARD if job.arm == STANDARD else DREAM])
+
+    def _pairs(self, system: System, run: DiffusionRun) -> Pairs:
+        data = DataConfig(val=system.hr, degradation=run.data.degradation)
+        return validation_pairs(data, run.scale, system.count, system.crop)
+
+    def _bicubic(self, job: Job, asked: dict[str, Any], pairs: Pairs, scale: int) -> None:
+        if self._has(job.system, "bicubic", asked):
+            return
+        made = [bicubic(from_tensor(lr), scale) for _, _, lr in pairs]
+        self._keep(job.system, "bicubic", asked, scores(self.scorer, made, pairs), "fp32")
+        self._show(Job(job.system, "bicubic", 0), made)
+        self._show(Job(job.system, "original", 0), [from_tensor(hr) for _, hr, _ in pairs])
+
+    def _has(self, subject: str, variant: str, asked: dict[str, Any]) -> bool:
+        return _key(subject, variant, asked) in self.known
+
+    def _keep(
+        self, subject: str, variant: str, asked: dict[str, Any], metrics: dict[str, Any], dtype: str
+    ) -> None:
+        """At once: a command that is stopped loses nothing that it has measured."""
+        row = Measured(subject, variant, {**asked, "dtype": dtype}, metrics)
+        append(self.args.json, complete(self.args, "paper", [row]))
+        self.known.add(_key(subject, variant, asked))
+
+    def _show(self, job: Job, pictures: list[np.ndarray]) -> None:
+        """The first pictures, side by side in one file beside the rows."""
+        target = strip_of(Path(self.args.json), self.args.scale, job.system, job.arm)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        strip = np.concatenate(pictures[:SHOWN], axis=1)
+        Image.fromarray(strip).save(target, lossless=True)
+
+
+def _key(subject: str, variant: str, asked: dict[str, Any]) -> str:
+    """Of a row, whatever dtype the machine chose."""
+    settings = {name: value for name, value in asked.items() if name != "dtype"}
+    return json.dumps([subject, variant, settings], sort_keys=True)
+
+
+@contextmanager
+def released(folder: Path, step: int) -> Iterator[Path]:
+    """The model folder of a checkpoint."""
+    with tempfile.TemporaryDirectory() as place:
+        release(folder / f"checkpoints/step-{step:08d}", Path(place) / "model")
+        yield Path(place) / "model"
+
+
+def enlarged(upscaler: Upscaler, pairs: Pairs, steps: int) -> list[np.ndarray]:
+    """uint8 [H,W,3] each, from the same noise for every model."""
+    lr = torch.cat([lr for _, _, lr in pairs])
+    sr = upscaler((lr + 1) / 2, steps=steps, seed=0, color_fix="none") * 2 - 1
+    return [from_tensor(picture[None]) for picture in sr]
+
+
+def scores(
+    scorer: Scorer, pictures: list[np.ndarray], pairs: Pairs
+) -> dict[str, float | list[float]]:
+    found = Found()
+    for sr, (_, hr, lr) in zip(pictures, pairs):
+        scorer.add(found, sr, from_tensor(hr), from_tensor(lr))
+    return scorer.metrics(found)

@@ -1,0 +1,129 @@
+"""Rows of `paper` by what was scored, and the difference of two of them over seeds and pictures."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from ldm_dream.scoring.bootstrap import Interval, interval_over_seeds
+
+from .discrepancy import SAMPLING, TRAINING
+from .paper_systems import DREAM, STANDARD, STEPS, TIME, Point
+from .record import Row
+
+DIGITS = {
+    "psnr_y": 2,
+    "ssim_y": 3,
+    "lpips": 3,
+    "lite0_distance": 3,
+    "frechet_efficientnet_lite0": 1,
+    "consistency_x1e5": 1,
+}
+TITLES = {
+    "psnr_y": "PSNR-Y, dB",
+    "ssim_y": "SSIM-Y",
+    "lpips": "LPIPS",
+    "lite0_distance": "lite0 distance",
+    "frechet_efficientnet_lite0": "Frechet distance, lite0",
+    "consistency_x1e5": "consistency x 1e5",
+}
+HIGHER_IS_BETTER = ("psnr_y", "ssim_y")
+
+
+class Models(NamedTuple):
+    """The models of one arm at one point: metrics of each seed."""
+
+    by_seed: dict[int | None, dict]
+
+    def values(self, name: str) -> list[float]:
+        """A value a seed: of scores of each picture their mean."""
+        found = (metrics[name] for metrics in self.by_seed.values() if name in metrics)
+        return [statistics.fmean(x) if isinstance(x, list) else x for x in found]
+
+    def text(self, name: str) -> str:
+        """Mean over the seeds, and how far they lie apart; empty where there is none."""
+        if not (values := self.values(name)):
+            return ""
+        mean = f"{statistics.fmean(values):.{DIGITS[name]}f}"
+        apart = (max(values) - min(values)) / 2
+        return f"{mean} ± {apart:.{DIGITS[name]}f}" if len(values) > 1 else mean
+
+
+class Results:
+    """Rows of one scale; of what was measured twice the later row counts."""
+
+    def __init__(self, rows: Iterable[Row], scale: str):
+        self.rows = [row for row in rows if row["settings"]["scale"] == scale]
+        self.found: dict[tuple, dict[int | None, dict]] = {}
+        for row in sorted(self.rows, key=lambda row: row["date"]):
+            asked = row["settings"]
+            at = asked.get("kind")
+            if "share" in asked:
+                at = Point(asked["share"], asked["equal"], asked["steps"])
+            models = self.found.setdefault((row["subject"], row["variant"], at), {})
+            models[asked["seed"]] = row["metrics"]
+
+    def at(self, system: str, arm: str, point: Point | str | None) -> Models:
+        """Without models where it was not measured."""
+        return Models(self.found.get((system, arm, point), {}))
+
+    def full(self, system: str, arm: str, steps: int, equal: str = STEPS) -> Models:
+        return self.at(system, arm, Point(1.0, equal, steps))
+
+
+def difference(a: Models, b: Models, name: str) -> Interval | None:
+    """Of the means of a - b, over the seeds that both have; None where there is none, or no score of
+    each picture.
+    """
+    seeds = [seed for seed in a.by_seed if seed in b.by_seed]
+    x, y = ([models.by_seed[seed].get(name) for seed in seeds] for models in (a, b))
+    x, y = ([values for values in side if isinstance(values, list)] for side in (x, y))
+    return interval_over_seeds(x, y) if seeds and len(x) == len(y) == len(seeds) else None
+
+
+def sampled(rows: list[Row]) -> list[list[str]]:
+    """Rows of one system: scores of standard and p = 1, trained for equal time, by steps of sampling."""
+    results, system = Results(rows, rows[0]["settings"]["scale"]), rows[0]["subject"]
+    names = ("psnr_y", "ssim_y", "lpips")
+    head = [f"{arm}: {TITLES[name]}" for arm in (STANDARD, DREAM) for name in names]
+    lines = [["sampling steps", *head, *(f"difference: {TITLES[name]}" for name in names)]]
+    counts = {row["settings"]["steps"] for row in rows if "share" in row["settings"]}
+    for steps in sorted(counts):
+        plain = results.full(system, STANDARD, steps, TIME)
+        dream = results.full(system, DREAM, steps)
+        if plain.by_seed and dream.by_seed:
+            cells = [models.text(name) for models in (plain, dream) for name in names]
+            gains = [signed(difference(dream, plain, name), name) for name in names]
+            lines.append([str(steps), *cells, *gains])
+    return lines
+
+
+def gap(models: Models, figure: str) -> Models:
+    """Of `discrepancy` rows: index -> how much farther from the truth the estimate in sampling is."""
+    start, end = f"{figure}/{SAMPLING}/", f"{figure}/{TRAINING}/"
+    return Models(
+        {
+            seed: {
+                name.removeprefix(start): [
+                    a - b for a, b in zip(values, metrics[end + name.removeprefix(start)])
+                ]
+                for name, values in metrics.items()
+                if name.startswith(start)
+            }
+            for seed, metrics in models.by_seed.items()
+        }
+    )
+
+
+def indices(models: Models) -> list[str]:
+    """Those that every seed has, the cleanest first."""
+    shared = set.intersection(*(set(metrics) for metrics in models.by_seed.values()))
+    return sorted(shared, key=int)
+
+
+def signed(found: Interval | None, name: str) -> str:
+    if found is None:
+        return ""
+    mean, low, high = (f"{x:+.{DIGITS[name]}f}" for x in found)
+    return f"{mean} ({low} to {high})"

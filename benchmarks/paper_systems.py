@@ -1,0 +1,154 @@
+"""What `paper` trains, as plain data: the systems of DREAM's paper (arXiv 2312.00210) at the size of a
+CPU and as published, their arms, and what each table and figure of the paper needs of them. It
+imports nothing, so that `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+
+class System(NamedTuple):
+    """config: that of the standard arm; its `train.steps` are those of the arms with DREAM."""
+
+    title: str
+    config: str
+    hr: tuple[str, ...]  # pictures of evaluation
+    count: int
+    crop: int  # centre crop, HR pixels
+    sampling: tuple[int, ...]  # numbers of sampling steps, the full one last
+    is_face: bool
+
+
+FACES = ("../shared/data/faces_congress128/val",)
+PHOTOS = ("../shared/data/val_photos/opennature", "../shared/data/val_photos/openimages")
+CELEBA = ("data/celebahq_128-eval100.txt",)
+DIV2K = ("data/DIV2K_valid_HR",)
+SYSTEMS = {
+    "cpu": {
+        "sr3-face": System(
+            "SR3, faces", "configs/tiny/sr3-face.yaml", FACES, 24, 64, (4, 10, 20, 50, 100), True
+        ),
+        "resshift-ddpm": System(
+            "ResShift as DDPM, photos",
+            "configs/tiny/ddpm-latent.yaml",
+            PHOTOS,
+            24,
+            128,
+            (3, 5, 10, 25, 50),
+            False,
+        ),
+    },
+    "paper": {
+        "sr3-face": System(
+            "SR3, faces",
+            "configs/sr3/face-8x.yaml",
+            CELEBA,
+            100,
+            128,
+            (100, 200, 500, 1000, 2000),
+            True,
+        ),
+        "idm-face": System(
+            "IDM, faces",
+            "configs/idm/face-8x.yaml",
+            CELEBA,
+            100,
+            128,
+            (100, 200, 500, 1000, 2000),
+            True,
+        ),
+        "sr3-photo": System(
+            "SR3, photos",
+            "configs/sr3/div2k-4x.yaml",
+            DIV2K,
+            100,
+            512,
+            (50, 100, 200, 500, 1000),
+            False,
+        ),
+        "resshift-ddpm": System(
+            "ResShift as DDPM, photos",
+            "configs/resshift/ddpm-4x.yaml",
+            DIV2K,
+            100,
+            512,
+            (3, 5, 10, 25, 50),
+            False,
+        ),
+    },
+}
+STANDARD, DREAM = "standard", "p = 1"
+# arm -> its knobs; in the order of the paper's Table 1
+ARMS: dict[str, list[str]] = {
+    STANDARD: ["loss.strength=0"],
+    "p = 0": ["loss.strength=1", "loss.p=0"],
+    DREAM: ["loss.strength=1", "loss.p=1"],
+    "p = 2": ["loss.strength=1", "loss.p=2"],
+    "p = 3": ["loss.strength=1", "loss.p=3"],
+}
+MAIN = (STANDARD, DREAM)  # with every seed; the others with the first
+SHARES = (0.125, 0.25, 0.5)  # of the training, at which MAIN arms are scored before its end
+DISCREPANCY = "discrepancy"  # kind of the rows of `discrepancy.py`
+STEPS, TIME = "steps", "time"  # what `Point.equal` may be
+
+
+class Point(NamedTuple):
+    """What is scored: weights after this share of the training, sampled in so many steps. equal: with
+    the other arms, at share 1: number of training steps, or time.
+    """
+
+    share: float
+    equal: str
+    steps: int
+
+
+def points(arm: str, system: System) -> list[Point]:
+    full = system.sampling[-1]
+    found = [Point(1.0, STEPS, steps) for steps in system.sampling]
+    if arm in MAIN:
+        found += [Point(share, STEPS, full) for share in SHARES]
+    if arm == STANDARD:
+        found += [Point(1.0, TIME, steps) for steps in system.sampling]
+    return found
+
+
+class Job(NamedTuple):
+    """One training, and the scores of it."""
+
+    system: str
+    arm: str
+    seed: int
+
+    @property
+    def folder(self) -> str:
+        return f"{self.system}-{self.arm.replace(' = ', '')}-{self.seed}"
+
+
+# of the paper -> what is in it, whether faces or photos, arms
+TABLES = {
+    1: ("faces and photos, every p", (True, False), tuple(ARMS)),
+    2: ("faces", (True,), MAIN),
+    3: ("photos", (False,), MAIN),
+}
+FIGURES = {
+    "convergence": ("Figures 1, 7, 10-12: scores against steps of training", (True, False), MAIN),
+    "discrepancy": ("Figure 3: estimates in training and in sampling", (True, False), MAIN),
+    "steps": ("Figures 8, 13, 14: scores against steps of sampling", (True, False), MAIN),
+    "pictures": ("Figures 4-6, 9, 15-22: pictures side by side", (True, False), MAIN),
+}
+
+
+def jobs(
+    scale: str, tables: list[int], figures: list[str], systems: list[str], seeds: list[int]
+) -> Iterator[Job]:
+    """Trainings that these need, the ones that say most first."""
+    wanted = [TABLES[n] for n in tables] + [FIGURES[name] for name in figures]
+    kinds = {is_face for _, faces, _ in wanted for is_face in faces}
+    arms = {arm for _, _, needed in wanted for arm in needed}
+    names = [name for name in systems if SYSTEMS[scale][name].is_face in kinds]
+    for seed in seeds:
+        yield from (Job(name, arm, seed) for name in names for arm in MAIN if arm in arms)
+    others = [arm for arm in ARMS if arm in arms and arm not in MAIN]
+    yield from (Job(name, arm, seeds[0]) for name in names for arm in others)

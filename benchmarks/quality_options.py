@@ -1,0 +1,182 @@
+"""Options of the commands that measure quality: `steps-quality`, `wear`, `dream-gain`, `peers`, `paper`."""
+
+from __future__ import annotations
+
+import argparse
+
+from benchmarks.choices import METHODS, WEARS
+from benchmarks.paper_systems import FIGURES, SYSTEMS, TABLES
+
+
+def add_quality(
+    commands: argparse._SubParsersAction,
+    kept: argparse.ArgumentParser,
+    placed: argparse.ArgumentParser,
+) -> None:
+    """kept: where rows go; placed: on which device."""
+    quality = commands.add_parser(
+        "steps-quality", parents=[kept, placed], help="PSNR-Y, SSIM, LPIPS against sampling steps"
+    )
+    quality.add_argument(
+        "-n",
+        "--model",
+        action="append",
+        required=True,
+        help="model name or folder; give it several times",
+    )
+    quality.add_argument(
+        "--hr",
+        required=True,
+        action="append",
+        metavar="DIR",
+        help="original pictures; several allowed",
+    )
+    quality.add_argument("--steps", type=int, nargs="+", required=True)
+    quality.add_argument(
+        "--crop", type=int, default=256, help="centre crop, HR pixels (default: 256)"
+    )
+    quality.add_argument("--color-fix", choices=("none", "wavelet", "adain"), default="none")
+    quality.add_argument("--lpips-weights", metavar="FILE")
+
+    worn = argparse.ArgumentParser(add_help=False, parents=[kept])
+    worn.add_argument(
+        "--hr",
+        required=True,
+        action="append",
+        metavar="DIR",
+        help="original pictures; several allowed",
+    )
+    worn.add_argument("--limit", type=int, default=20, metavar="N", help="pictures (default: 20)")
+    worn.add_argument("--crop", type=int, default=256, help="centre crop, HR pixels (default: 256)")
+    worn.add_argument("--lpips-weights", metavar="FILE")
+    wear = commands.add_parser(
+        "wear",
+        parents=[worn, placed],
+        help="LPIPS and PSNR-Y on clean, JPEG, web and camera pictures",
+    )
+    wear.add_argument(
+        "-n",
+        "--model",
+        action="append",
+        default=[],
+        help="model name or folder; give it several times (default: bicubic alone)",
+    )
+    wear.add_argument("--steps", type=int, nargs="+", metavar="N", help="(default: the model's)")
+    wear.add_argument(
+        "--color-fix",
+        nargs="+",
+        choices=("none", "wavelet", "adain"),
+        default=["wavelet"],
+        help="(default: wavelet, as tools/upscale.py)",
+    )
+    gain = commands.add_parser(
+        "dream-gain",
+        parents=[worn],
+        help="a recipe trained with DREAM and without for equal time; both on worn pictures",
+    )
+    gain.add_argument("--vgg-weights", metavar="FILE", help="torchvision's VGG16, for DISTS")
+    gain.add_argument("--config", default="configs/tiny/dream-photo-x4-tiny.yaml")
+    gain.add_argument("--set", action="extend", nargs="+", default=[], metavar="a.b=value")
+    gain.add_argument("--steps", type=int, default=400, metavar="N", help="DREAM (default: 400)")
+    gain.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], metavar="N")
+    gain.add_argument("--runs", default="runs/dream-gain", metavar="DIR", help="trainings lie here")
+
+    peers = commands.add_parser(
+        "peers",
+        parents=[kept],
+        help="published networks beside ours: scores, seconds a megapixel, memory, on the CPU",
+    )
+    peers.set_defaults(device="cpu")
+    peers.add_argument(
+        "-n",
+        "--model",
+        action="append",
+        default=[],
+        help="model name or folder of ours; give it several times",
+    )
+    peers.add_argument(
+        "--steps", type=int, nargs="+", metavar="N", help="of our models (default: the model's)"
+    )
+    peers.add_argument(
+        "--peers",
+        nargs="*",
+        choices=METHODS,
+        default=list(METHODS),
+        metavar="NAME",
+        help=f"of {', '.join(METHODS)} (default: all)",
+    )
+    peers.add_argument(
+        "--weights",
+        default="../shared/data/weights_peers_x4",
+        metavar="DIR",
+        help="with imdn_x4_author.pth, fast_srgan_x4_gan.pt (default: %(default)s)",
+    )
+    peers.add_argument(
+        "--hr",
+        action="append",
+        metavar="DIR",
+        help="original pictures; several allowed (default: Set5, Set14)",
+    )
+    peers.add_argument(
+        "--wear",
+        nargs="+",
+        choices=WEARS,
+        default=list(WEARS),
+        help="(default: all; Set5 is taken clean only)",
+    )
+    peers.add_argument("--limit", type=int, metavar="N", help="pictures of each set (default: all)")
+    peers.add_argument("--threads", type=int, default=2, metavar="N", help="(default: 2)")
+    peers.add_argument(
+        "--repetitions",
+        type=int,
+        default=5,
+        metavar="N",
+        help="timed, of the largest picture (default: %(default)s)",
+    )
+    peers.add_argument("--lpips-weights", metavar="FILE")
+    peers.add_argument("--vgg-weights", metavar="FILE", help="torchvision's VGG16, for DISTS")
+
+    paper = commands.add_parser(
+        "paper",
+        help="the tables and figures of DREAM's paper: trains what is missing, scores it, writes a page",
+    )
+    paper.add_argument(
+        "--table",
+        type=int,
+        nargs="*",
+        choices=TABLES,
+        default=None,
+        help="of the paper (default, without --figure: all)",
+    )
+    paper.add_argument("--figure", nargs="*", choices=FIGURES, default=None)
+    paper.add_argument(
+        "--scale",
+        choices=SYSTEMS,
+        default="cpu",
+        help="cpu: minutes a training; paper: as published (default: %(default)s)",
+    )
+    paper.add_argument("--systems", nargs="+", metavar="NAME", help="only these (default: all)")
+    paper.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], metavar="N")
+    paper.add_argument("--set", action="extend", nargs="+", default=[], metavar="a.b=value")
+    paper.add_argument("--runs", default="runs/paper", metavar="DIR", help="trainings lie here")
+    paper.add_argument("--lpips-weights", metavar="FILE")
+    paper.add_argument(
+        "--json",
+        default="runs/paper/paper.jsonl",
+        metavar="FILE",
+        help="rows; one that is there is not measured again (default: %(default)s)",
+    )
+    paper.add_argument(
+        "--page", default="runs/paper/paper.html", metavar="FILE", help="(default: %(default)s)"
+    )
+
+    claims = commands.add_parser(
+        "claims", help="the paper's claims as checks of the rows of `paper`"
+    )
+    claims.add_argument("--scale", choices=SYSTEMS, default="cpu", help="(default: %(default)s)")
+    claims.add_argument(
+        "--rows",
+        default="benchmarks/results/paper.jsonl",
+        metavar="FILE",
+        help="that `paper --json` has written (default: %(default)s)",
+    )

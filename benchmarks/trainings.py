@@ -1,0 +1,67 @@
+"""Trainings that a benchmark needs: each in its run folder, where it goes on if it was stopped; and the
+time of a step, by which arms that take equal time get their numbers of steps.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from ldm_dream.config.files import load_config
+from ldm_dream.config.run import DiffusionRun
+from ldm_dream.errors import UserError
+
+from .systems import python
+
+PACE_STEPS, PACE_EVERY, PACE_TURNS = 40, 10, 2
+
+
+def train(config: str, place: Path, knobs: Sequence[str]) -> None:
+    python(["tools/train.py", config, "--run-dir", str(place), "--set", *knobs])
+
+
+def diffusion_run(config: str, knobs: Sequence[str]) -> DiffusionRun:
+    """Raises UserError for an autoencoder's config."""
+    run = load_config(config, list(knobs))
+    if not isinstance(run, DiffusionRun):
+        raise UserError(f"{config} trains an autoencoder; DREAM is for task: diffusion.")
+    return run
+
+
+def pace(
+    runs: Path, recipe: Mapping[str, object], knobs: Sequence[str], arms: Mapping[str, list[str]]
+) -> dict[str, float]:
+    """Seconds of a step of each arm (name -> its knobs), taken in turns from patches whose latents are
+    kept; or as measured when the first run in `runs` began. recipe: its config, and all that makes
+    runs comparable. Raises UserError where `runs` holds those of another recipe.
+    """
+    file = runs / "pace.json"
+    if file.exists():
+        known = json.loads(file.read_text())
+        if known["recipe"] != recipe:
+            raise UserError(
+                f"--runs {runs}: holds runs of {known['recipe']}, not of {recipe}; name another folder."
+            )
+        return known["seconds"]
+    config = str(recipe["config"])
+    run = diffusion_run(config, knobs)
+    few = [f"train.{name}={PACE_STEPS}" for name in ("steps", "val_every", "save_every")]
+    few.append(f"train.log_every={PACE_EVERY}")
+    if run.data.cache_latents:
+        few.append(f"data.cache_latents={PACE_EVERY * run.train.batch_size}")
+    found: dict[str, list[float]] = {arm: [] for arm in arms}
+    for _ in range(PACE_TURNS):
+        for arm, own in arms.items():
+            with tempfile.TemporaryDirectory() as place:
+                train(config, Path(place) / "run", [*knobs, *own, *few])
+                lines = (Path(place) / "run/metrics.jsonl").read_text().splitlines()
+            logged = [row for row in map(json.loads, lines) if "steps_per_second" in row]
+            # by then latents and memory are there
+            found[arm] += [1 / row["steps_per_second"] for row in logged[2:]]
+    seconds = {arm: statistics.median(times) for arm, times in found.items()}
+    runs.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps({"recipe": recipe, "seconds": seconds}))
+    return seconds
