@@ -25,7 +25,7 @@ from ldm_dream.upscaling.flags import add_device_flags, add_sampling_flags, add_
 from ldm_dream.writing import check_outputs
 
 # of how a picture is upscaled, handed on as they are
-OPTIONS = ("steps", "sampler", "seed", "tile", "tile_pad", "batch_size")
+OPTIONS = ("steps", "sampler", "seed", "tile", "tile_pad", "batch_size", "native_scale")
 OF_A_MODEL = (*OPTIONS, "color_fix", "device", "dtype", "patch", "patch_overlap")
 
 

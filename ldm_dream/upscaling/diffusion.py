@@ -64,9 +64,13 @@ class Diffusion(Engine):
         self.multiple = self.align if recorded else math.lcm(network.multiple, least)
         self.stoppable = not compile
 
-    def makes(self, scale: float) -> bool:
+    def makes(self, scale: float, asked: bool) -> bool:
         network = self.run.network
-        return network.cond_factor is None and 1 <= scale <= network.largest_scale
+        if network.cond_factor is None:
+            return 1 <= scale <= network.largest_scale
+        # it meets no scale: it sees the enlarged LR picture alone, at the size of the result
+        sees_only_that = self.run.autoencoder.kind == "pixel" and "lr" not in self.run.condition
+        return asked and scale >= 1 and sees_only_that
 
     def settled(self, how: Options) -> Options:
         sampling = self._sampling(how)

@@ -37,6 +37,8 @@ class Options:
     windows; tile=None is automatic. batch_size: tiles at a time. color_fix: none, wavelet, adain (in
     tiles it computes twice, since it wants the mean of the whole result first). max_pixels: of the
     result. width, height, megapixels: of the result, instead of a scale (`sizes.Size`).
+    native_scale: the network works at that size itself, whatever scale it was trained for (SR3 at 2,
+    3, 5 in DREAM's Table 4); without, it works at its own and the result is resized.
     """
 
     steps: int | None = None
@@ -50,6 +52,7 @@ class Options:
     width: int | None = None
     height: int | None = None
     megapixels: float | None = None
+    native_scale: bool = False
 
     def __post_init__(self) -> None:
         for name, least in {"tile_pad": 0, "batch_size": 1, "max_pixels": 1}.items():
@@ -59,6 +62,8 @@ class Options:
                 check_whole(name, value, least)
         if self.seed is not None and self.seed > LARGEST_SEED:
             raise UpscaleError(f"seed={self.seed} is not possible; give one below 2^64.")
+        if not isinstance(self.native_scale, bool):
+            raise UpscaleError(f"native_scale={self.native_scale!r} is neither True nor False.")
         if self.sampler is not None and not isinstance(self.sampler, str):
             raise UpscaleError(f"sampler={self.sampler!r} is unknown; give the name of one.")
         if self.color_fix is not None and self.color_fix not in tuple(COLOR_FIXES):
@@ -97,6 +102,7 @@ class Choices(TypedDict, total=False):
     width: int | None
     height: int | None
     megapixels: float | None
+    native_scale: bool
 
 
 class Engine(ABC):
@@ -119,8 +125,10 @@ class Engine(ABC):
     def __init__(self, scale: int, device: torch.device, dtype: torch.dtype):
         self.scale, self.device, self.dtype = scale, device, dtype
 
-    def makes(self, scale: float) -> bool:
-        """Whether the model itself takes a whole picture as it is and enlarges it by this scale."""
+    def makes(self, scale: float, asked: bool) -> bool:
+        """Whether the model itself takes a whole picture as it is and enlarges it by this scale;
+        asked: also one that it was not trained for.
+        """
         return False
 
     def settled(self, how: Options) -> Options:

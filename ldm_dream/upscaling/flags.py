@@ -77,6 +77,11 @@ def add_sampling_flags(group: argparse._ActionsContainer) -> None:
         help="ancestral, ddim, dpm-solver++ or resshift (default: the model's)",
     )
     group.add_argument("--seed", type=int, metavar="N", help="same seed, same picture (default: 0)")
+    group.add_argument(
+        "--native-scale",
+        action="store_true",
+        help="SR3: the network works at the wanted size itself, not at its own scale",
+    )
 
 
 def add_tile_flags(group: argparse._ActionsContainer) -> None:

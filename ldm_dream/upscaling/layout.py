@@ -9,7 +9,7 @@ import math
 from dataclasses import dataclass, replace
 
 from ldm_dream.data.images import ImageError
-from ldm_dream.upscaling.devices import TooLittleMemory
+from ldm_dream.upscaling.devices import TooLittleMemory, UpscaleError
 from ldm_dream.upscaling.engine import Engine, Options
 from ldm_dream.upscaling.frame import Frame
 from ldm_dream.upscaling.pictures import Pixels, Source
@@ -38,10 +38,23 @@ class Layout:
 
 
 def first_layout(engine: Engine, pixels: Pixels, asked: Size, how: Options) -> Layout:
-    """Raises ImageError for a result of too many pixels, UserError for other options."""
+    """Raises ImageError for a result of too many pixels, UpscaleError for a native scale that is not
+    possible, UserError for other options.
+    """
     size = asked.of(pixels.size)
     check_pixels(size, how.max_pixels)
-    if _is_small(pixels, how) and engine.makes(asked.times(pixels.size)):
+    is_small = _is_small(pixels, how)
+    makes = engine.makes(asked.times(pixels.size), how.native_scale)
+    if how.native_scale and not makes:
+        raise UpscaleError(
+            "native_scale: this model makes no picture of that scale itself; leave it out."
+        )
+    if how.native_scale and not is_small:
+        raise UpscaleError(
+            f"native_scale: a picture is taken whole up to {AUTO_TILE}x{AUTO_TILE} pixels, and without "
+            "tile; give a smaller one, or leave it out."
+        )
+    if makes and is_small:
         frame = Frame(Source(pixels), size, 0, size)
         return Layout(size, frame, frame.source.count * engine.calls(how), native=True)
     return _by_own_scale(engine, pixels, size, how)
@@ -61,6 +74,10 @@ def with_less_memory(engine: Engine, layout: Layout, how: Options) -> Layout:
     if engine.give_memory_back():
         log.warning("out of memory on %s: goes on without recorded CUDA graphs.", engine.device)
         return layout
+    if layout.native and how.native_scale:
+        raise TooLittleMemory(
+            f"{engine.device} has too little memory for this picture at a native scale; take the CPU."
+        )
     if layout.native:
         layout = _by_own_scale(engine, layout.frame.source.pixels, layout.size, how)
         if layout.tiles:  # of a batch, of which each picture was small enough alone

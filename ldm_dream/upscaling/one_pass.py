@@ -57,7 +57,7 @@ class OnePass(Engine):
             self.net.model.compile(dynamic=True)
         self.stoppable = not compile
 
-    def makes(self, scale: float) -> bool:
+    def makes(self, scale: float, asked: bool) -> bool:
         return scale == self.scale
 
     def calls(self, how: Options) -> int:

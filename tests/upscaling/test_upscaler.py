@@ -13,7 +13,7 @@ from pydantic import TypeAdapter
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ldm_dream.config.autoencoder import PixelConfig, VQGANConfig
-from ldm_dream.config.networks import IDMConfig, NetworkConfig, ResShiftNetConfig
+from ldm_dream.config.networks import IDMConfig, NetworkConfig, ResShiftNetConfig, SR3Config
 from ldm_dream.config.process import DDPMConfig, ResidualShiftConfig, Sampling
 from ldm_dream.config.run import DiffusionRun
 from ldm_dream.data import scratch
@@ -130,6 +130,64 @@ def test_idm_makes_any_scale_up_to_its_largest_itself(options, seen):
     scale = options.get("scale", 4)
     assert model(image, **options).shape == (round(10 * scale), round(14 * scale), 3)
     assert sizes == seen
+
+
+def sr3(condition=("z_lr",)):
+    """A small SR3 for x4, and the sizes that its network has seen."""
+    torch.manual_seed(0)
+    run = DiffusionRun(
+        scale=4,
+        prediction="eps",
+        condition=condition,
+        process=DDPMConfig(num_timesteps=10, beta_end=0.5),
+        sampler={"kind": "ddim", "steps": 2},
+        network=SR3Config(
+            image_size=16, model_channels=8, channel_mult=(1, 2), num_res_blocks=1, attention_resolutions=(),
+            norm_groups=4,
+        ),
+    )  # fmt: skip
+    network, sizes = build_network(run.network), set()
+    network.register_forward_hook(lambda _, args, out: sizes.add(tuple(out.shape[-2:])))
+    decoder, process = build_autoencoder(run.autoencoder), build_process(run.process)
+    return Upscaler(LoadedModel(run, network, decoder, process), device="cpu"), sizes
+
+
+@pytest.mark.parametrize("scale", [1, 2, 2.5, 3, 5])
+def test_sr3_makes_any_scale_itself_where_that_is_asked_for(scale):
+    model, sizes = sr3()
+    image = np.random.default_rng(0).integers(0, 256, (10, 14, 3), dtype=np.uint8)
+    made = model(image, scale=scale, native_scale=True)
+    assert made.shape == (round(10 * scale), round(14 * scale), 3)
+    assert sizes == {made.shape[:2]}
+    sizes.clear()
+    own = model(image, scale=scale)
+    assert own.shape == made.shape and (own != made).any()
+    assert sizes == {(72, 88)}, "with 4 mirrored pixels on each side"
+
+
+@pytest.mark.parametrize(
+    ("condition", "options", "says"),
+    [
+        (("z_lr",), {"scale": 0.5}, "no picture of that scale itself"),
+        (("lr",), {"scale": 3}, "no picture of that scale itself"),
+        (
+            ("z_lr",),
+            {"scale": 3, "tile": 8},
+            "is taken whole up to 256x256 pixels, and without tile",
+        ),
+        (("z_lr",), {"native_scale": 3}, "native_scale=3 is neither True nor False"),
+    ],
+)
+def test_a_native_scale_that_is_not_possible_is_one_sentence(condition, options, says):
+    image = np.zeros((10, 14, 3), np.uint8)
+    model, _ = sr3(condition=condition)
+    with pytest.raises(UpscaleError, match=says):
+        model(image, **{"native_scale": True} | options)
+
+
+def test_a_latent_model_has_no_native_scale():
+    with pytest.raises(UpscaleError, match="no picture of that scale itself"):
+        upscaler()(np.zeros((8, 8, 3), np.uint8), scale=3, native_scale=True)
 
 
 # ---------------------------------------------------------------------------------- sizes and types
