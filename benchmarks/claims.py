@@ -89,6 +89,23 @@ def gaps_close(results: Results, system: str, sampling: tuple[int, ...]) -> Verd
     return Verdict(word, f"smaller at {smaller} of {len(found)} steps, larger at {larger}")
 
 
+def scales(results: Results, system: str, sampling: tuple[int, ...]) -> Verdict:
+    """C6: PSNR and LPIPS of p = 1 at scales that neither arm was trained for, for equal time."""
+    others = SYSTEMS[results.scale][system].scales
+    found = [
+        _compare(
+            results.full(system, DREAM, sampling[-1], STEPS, scale),
+            results.full(system, STANDARD, sampling[-1], TIME, scale),
+            psnr=True,
+        )
+        for scale in others
+    ]
+    if not others or any(one.word == NO_ROWS for one in found):
+        return Verdict(NO_ROWS, "" if others else "this system has one scale")
+    figures = "; ".join(f"x{scale}: {one.figures}" for scale, one in zip(others, found))
+    return Verdict(_least([one.word for one in found]), figures)
+
+
 def costs(results: Results, system: str, sampling: tuple[int, ...]) -> Verdict:
     """C7: time of a training step, 1.08 to 1.38 of one without DREAM."""
     both = [results.full(system, arm, sampling[-1]) for arm in (DREAM, STANDARD)]
@@ -105,6 +122,7 @@ CLAIMS: dict[str, tuple[str, Check]] = {
     "C3": ("half of the training steps reach standard's final quality", converges),
     "C4": ("a tenth of the sampling steps reaches standard's quality", samples),
     "C5": ("training and sampling differ less at every step", gaps_close),
+    "C6": ("PSNR and LPIPS are better at scales of 2, 3 and 5 too", scales),
     "C7": ("a training step takes 1.08 to 1.38 of the time", costs),
 }
 

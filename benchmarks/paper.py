@@ -38,10 +38,12 @@ from .discrepancy import Pairs, discrepancies
 from .paper_page import drawing, strip_of, write
 from .paper_systems import (
     ARMS,
+    BICUBIC,
     DISCREPANCY,
     DREAM,
     FIGURES,
     MAIN,
+    ORIGINAL,
     SHARES,
     STANDARD,
     STEPS,
@@ -125,8 +127,8 @@ class Paper:
         run = diffusion_run(system.config, args.set)
         asked = {"scale": args.scale, "set": args.set, "seed": job.seed, "full": run.train.steps}
         asked |= {"pictures": system.hr, "count": system.count, "crop": system.crop}
-        pairs = self._pairs(system, run)
-        self._bicubic(job, {**asked, "seed": None}, pairs, run.scale)
+        pairs = {scale: _pairs(system, run, scale) for scale in (None, *system.scales)}
+        self._bicubic(job, asked, pairs, run.scale)
         end = Point(1.0, STEPS, system.sampling[-1])
         gaps = {"kind": DISCREPANCY, "steps": end.steps}
         settings = {point: asked | point._asdict() for point in points(job.arm, system)}
@@ -138,19 +140,18 @@ class Paper:
             return
         done = self._train(job, system, run)
         for point in todo:
-            step = done.step(point)
-            with released(done.folder, step) as model:
+            with released(done.folder, done.step(point)) as model:
                 upscaler = Upscaler.from_pretrained(model)
-            pictures = enlarged(upscaler, pairs, point.steps)
-            metrics = {"training_steps": step, "step_seconds": done.step_seconds}
-            metrics |= scores(self.scorer, pictures, pairs)
+            pictures = enlarged(upscaler, pairs[point.enlarge], point)
+            metrics = {"training_steps": done.step(point), "step_seconds": done.step_seconds}
+            metrics |= scores(self.scorer, pictures, pairs[point.enlarge])
             self._keep(job.system, job.arm, settings[point], metrics, name_of(upscaler.dtype))
             if point == end and job.seed == args.seeds[0]:
                 self._show(job, pictures)
         if gaps_todo:
             with released(done.folder, done.step(end)) as model:
                 found = discrepancies(
-                    load_model(model), pairs, end.steps, self.scorer.scores.get("lpips")
+                    load_model(model), pairs[None], end.steps, self.scorer.scores.get("lpips")
                 )
             self._keep(job.system, job.arm, asked | gaps, found, "fp32")
 
@@ -175,17 +176,18 @@ class Paper:
         train(system.config, folder, [*args.set, *ARMS[job.arm], *knobs])
         return Training(folder, last, seconds[STANDARD if job.arm == STANDARD else DREAM])
 
-    def _pairs(self, system: System, run: DiffusionRun) -> Pairs:
-        data = DataConfig(val=system.hr, degradation=run.data.degradation)
-        return validation_pairs(data, run.scale, system.count, system.crop)
-
-    def _bicubic(self, job: Job, asked: dict[str, Any], pairs: Pairs, scale: int) -> None:
-        if self._has(job.system, "bicubic", asked):
-            return
-        made = [bicubic(from_tensor(lr), scale) for _, _, lr in pairs]
-        self._keep(job.system, "bicubic", asked, scores(self.scorer, made, pairs), "fp32")
-        self._show(Job(job.system, "bicubic", 0), made)
-        self._show(Job(job.system, "original", 0), [from_tensor(hr) for _, hr, _ in pairs])
+    def _bicubic(
+        self, job: Job, asked: dict[str, Any], pairs: dict[int | None, Pairs], own: int
+    ) -> None:
+        for scale, found in pairs.items():
+            about = {**asked, "seed": None, "enlarge": scale}
+            if self._has(job.system, BICUBIC, about):
+                continue
+            made = [bicubic(from_tensor(lr), scale or own) for _, _, lr in found]
+            self._keep(job.system, BICUBIC, about, scores(self.scorer, made, found), "fp32")
+            if scale is None:
+                self._show(Job(job.system, BICUBIC, 0), made)
+                self._show(Job(job.system, ORIGINAL, 0), [from_tensor(hr) for _, hr, _ in found])
 
     def _has(self, subject: str, variant: str, asked: dict[str, Any]) -> bool:
         return _key(subject, variant, asked) in self.known
@@ -220,10 +222,18 @@ def released(folder: Path, step: int) -> Iterator[Path]:
         yield Path(place) / "model"
 
 
-def enlarged(upscaler: Upscaler, pairs: Pairs, steps: int) -> list[np.ndarray]:
+def _pairs(system: System, run: DiffusionRun, scale: int | None) -> Pairs:
+    data = DataConfig(val=system.hr, degradation=run.data.degradation)
+    return validation_pairs(data, scale or run.scale, system.count, system.crop)
+
+
+def enlarged(upscaler: Upscaler, pairs: Pairs, point: Point) -> list[np.ndarray]:
     """uint8 [H,W,3] each, from the same noise for every model."""
     lr = torch.cat([lr for _, _, lr in pairs])
-    sr = upscaler((lr + 1) / 2, steps=steps, seed=0, color_fix="none") * 2 - 1
+    how: dict[str, Any] = {"steps": point.steps, "seed": 0, "color_fix": "none"}
+    if point.enlarge:
+        how |= {"scale": point.enlarge, "native_scale": True}
+    sr = upscaler((lr + 1) / 2, **how) * 2 - 1
     return [from_tensor(picture[None]) for picture in sr]
 
 

@@ -18,9 +18,11 @@ from .discrepancy import SAMPLING, TRAINING
 from .paper_rows import TITLES, Models, Results, difference, signed
 from .paper_systems import (
     ARMS,
+    BICUBIC,
     DISCREPANCY,
     DREAM,
     MAIN,
+    ORIGINAL,
     SHARES,
     STANDARD,
     STEPS,
@@ -29,7 +31,8 @@ from .paper_systems import (
     Point,
     System,
 )
-from .record import Row, read
+from .record import RESULTS, Row, read
+from .tables import SPREAD, TABLES, asked, cost, newest, runs
 
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 62rem; padding: 0 1rem;
@@ -59,8 +62,10 @@ def write(rows: Path, page: Path, scale: str) -> None:
             continue
         parts += [_about(results, name, system), _arms(results, name, system)]
         parts += [_gain(results, name, system), _sampling(results, name, system)]
+        parts += [_scales(results, name, system)] if system.scales else []
         parts += [_convergence(results, name, system), _discrepancy(results, name)]
         parts.append(_pictures(rows, scale, name))
+    parts += ["<h2>Time and memory (Table 5)</h2>", _costs()]
     text = "\n".join(parts)
     with whole_file(page) as draft:
         draft.write_text(
@@ -127,7 +132,7 @@ def _about(results: Results, name: str, system: System) -> str:
 def _arms(results: Results, name: str, system: System) -> str:
     """The paper's Tables 1 to 3."""
     full = system.sampling[-1]
-    found = {"bicubic": results.at(name, "bicubic", None)}
+    found = {BICUBIC: results.at(name, BICUBIC, None)}
     found |= {arm: results.full(name, arm, full) for arm in ARMS}
     found[f"{STANDARD}, time of {DREAM}"] = results.full(name, STANDARD, full, TIME)
     lines = [
@@ -145,6 +150,37 @@ def _gain(results: Results, name: str, system: System) -> str:
         cells = [signed(difference(dream, plain, score), score) for score in TITLES]
         lines.append([f"equal {equal}", *cells])
     return _table(["", *TITLES.values()], lines, f"{DREAM} minus {STANDARD}")
+
+
+def _scales(results: Results, name: str, system: System) -> str:
+    """The paper's Table 4."""
+    lines = []
+    for scale in system.scales:
+        found = {BICUBIC: results.at(name, BICUBIC, scale)}
+        found |= {
+            arm: results.full(name, arm, system.sampling[-1], equal, scale)
+            for arm, equal in ((STANDARD, TIME), (DREAM, STEPS))
+        }
+        lines += [[f"x{scale}, {arm}", *map(models.text, TITLES)] for arm, models in found.items()]
+        gains = [signed(difference(found[DREAM], found[STANDARD], x), x) for x in TITLES]
+        lines.append([f"x{scale}, difference", *gains])
+    caption = "Scales that it was not trained for (Table 4), trained for equal time"
+    return _table(["", *TITLES.values()], lines, caption)
+
+
+def _costs() -> str:
+    """The paper's Table 5, from the rows of `train-step`."""
+    path = RESULTS / "train-step.jsonl"
+    table = TABLES["train-step"]
+    rows = filter(table.wanted, read(path)) if path.exists() else ()
+    lines = []
+    for run in runs(newest(rows, table.runs)):
+        dream = run["ours DREAM"]
+        machine = dream["machine"]
+        where = f"{machine['gpu'] or machine['cpu']} ({machine['vectors']}), {dream['commit']}"
+        lines.append([asked(dream).replace("`", ""), where, *cost(run)])
+    head = ["config", "machine, commit", "time, DREAM / standard", "memory"]
+    return _table(head, lines, SPREAD[0].upper() + SPREAD[1:])
 
 
 # ------------------------------------------------------------------------------------------- curves
@@ -263,7 +299,7 @@ def strip_of(rows: Path, scale: str, system: str, arm: str) -> Path:
 
 def _pictures(rows: Path, scale: str, name: str) -> str:
     parts = ["<h3>Pictures (Figures 4 to 6, 9, 15 to 22)</h3>"]
-    for arm in ("bicubic", *MAIN, "original"):
+    for arm in (BICUBIC, *MAIN, ORIGINAL):
         path = strip_of(rows, scale, name, arm)
         if path.exists():
             data = base64.b64encode(path.read_bytes()).decode()

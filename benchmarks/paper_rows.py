@@ -54,22 +54,27 @@ class Results:
     """Rows of one scale; of what was measured twice the later row counts."""
 
     def __init__(self, rows: Iterable[Row], scale: str):
+        self.scale = scale
         self.rows = [row for row in rows if row["settings"]["scale"] == scale]
         self.found: dict[tuple, dict[int | None, dict]] = {}
         for row in sorted(self.rows, key=lambda row: row["date"]):
             asked = row["settings"]
-            at = asked.get("kind")
+            at = asked.get("kind") or asked.get("enlarge")
             if "share" in asked:
-                at = Point(asked["share"], asked["equal"], asked["steps"])
+                at = Point(*(asked[name] for name in Point._fields))
             models = self.found.setdefault((row["subject"], row["variant"], at), {})
             models[asked["seed"]] = row["metrics"]
 
-    def at(self, system: str, arm: str, point: Point | str | None) -> Models:
-        """Without models where it was not measured."""
+    def at(self, system: str, arm: str, point: Point | str | int | None) -> Models:
+        """Without models where it was not measured. point: of the discrepancy its kind, of bicubic
+        the scale, or None for the system's own.
+        """
         return Models(self.found.get((system, arm, point), {}))
 
-    def full(self, system: str, arm: str, steps: int, equal: str = STEPS) -> Models:
-        return self.at(system, arm, Point(1.0, equal, steps))
+    def full(
+        self, system: str, arm: str, steps: int, equal: str = STEPS, enlarge: int | None = None
+    ) -> Models:
+        return self.at(system, arm, Point(1.0, equal, steps, enlarge))
 
 
 def difference(a: Models, b: Models, name: str) -> Interval | None:

@@ -19,66 +19,42 @@ class System(NamedTuple):
     crop: int  # centre crop, HR pixels
     sampling: tuple[int, ...]  # numbers of sampling steps, the full one last
     is_face: bool
+    scales: tuple[int, ...] = ()  # others than that of the training, at which it works too
 
 
 FACES = ("../shared/data/faces_congress128/val",)
 PHOTOS = ("../shared/data/val_photos/opennature", "../shared/data/val_photos/openimages")
 CELEBA = ("data/celebahq_128-eval100.txt",)
 DIV2K = ("data/DIV2K_valid_HR",)
+FEW, MANY, LATENT = (4, 10, 20, 50, 100), (100, 200, 500, 1000, 2000), (3, 5, 10, 25, 50)
 SYSTEMS = {
     "cpu": {
-        "sr3-face": System(
-            "SR3, faces", "configs/tiny/sr3-face.yaml", FACES, 24, 64, (4, 10, 20, 50, 100), True
-        ),
-        "resshift-ddpm": System(
-            "ResShift as DDPM, photos",
-            "configs/tiny/ddpm-latent.yaml",
-            PHOTOS,
-            24,
-            128,
-            (3, 5, 10, 25, 50),
-            False,
-        ),
+        name: System(title, f"configs/tiny/{config}.yaml", *others)
+        for name, (title, config, *others) in {
+            "resshift-ddpm": (
+                "ResShift as DDPM, photos", "ddpm-latent", PHOTOS, 24, 128, LATENT, False,
+            ),
+            "sr3-face": ("SR3, faces", "sr3-face", FACES, 24, 64, FEW, True),
+            "idm-face": ("IDM, faces", "idm-face", FACES, 24, 64, FEW, True),
+            "sr3-photo": ("SR3, photos", "sr3-photo", PHOTOS, 24, 128, FEW, False, (2, 3, 5)),
+        }.items()
     },
     "paper": {
-        "sr3-face": System(
-            "SR3, faces",
-            "configs/sr3/face-8x.yaml",
-            CELEBA,
-            100,
-            128,
-            (100, 200, 500, 1000, 2000),
-            True,
-        ),
-        "idm-face": System(
-            "IDM, faces",
-            "configs/idm/face-8x.yaml",
-            CELEBA,
-            100,
-            128,
-            (100, 200, 500, 1000, 2000),
-            True,
-        ),
-        "sr3-photo": System(
-            "SR3, photos",
-            "configs/sr3/div2k-4x.yaml",
-            DIV2K,
-            100,
-            512,
-            (50, 100, 200, 500, 1000),
-            False,
-        ),
-        "resshift-ddpm": System(
-            "ResShift as DDPM, photos",
-            "configs/resshift/ddpm-4x.yaml",
-            DIV2K,
-            100,
-            512,
-            (3, 5, 10, 25, 50),
-            False,
-        ),
+        name: System(title, f"configs/{config}.yaml", *others)
+        for name, (title, config, *others) in {
+            "resshift-ddpm": (
+                "ResShift as DDPM, photos", "resshift/ddpm-4x", DIV2K, 100, 512, LATENT, False,
+            ),
+            "sr3-face": ("SR3, faces", "sr3/face-8x", CELEBA, 100, 128, MANY, True),
+            "idm-face": ("IDM, faces", "idm/face-8x", CELEBA, 100, 128, MANY, True),
+            "sr3-photo": (
+                "SR3, photos", "sr3/div2k-4x", DIV2K, 100, 512, (50, 100, 200, 500, 1000), False,
+                (2, 3, 5),
+            ),
+        }.items()
     },
-}
+}  # fmt: skip
+BICUBIC, ORIGINAL = "bicubic", "original"  # beside the arms
 STANDARD, DREAM = "standard", "p = 1"
 # arm -> its knobs; in the order of the paper's Table 1
 ARMS: dict[str, list[str]] = {
@@ -96,12 +72,14 @@ STEPS, TIME = "steps", "time"  # what `Point.equal` may be
 
 class Point(NamedTuple):
     """What is scored: weights after this share of the training, sampled in so many steps. equal: with
-    the other arms, at share 1: number of training steps, or time.
+    the other arms, at share 1: number of training steps, or time. enlarge: by how much, at which the
+    network works itself; None: its own scale.
     """
 
     share: float
     equal: str
     steps: int
+    enlarge: int | None = None
 
 
 def points(arm: str, system: System) -> list[Point]:
@@ -109,8 +87,10 @@ def points(arm: str, system: System) -> list[Point]:
     found = [Point(1.0, STEPS, steps) for steps in system.sampling]
     if arm in MAIN:
         found += [Point(share, STEPS, full) for share in SHARES]
+        found += [Point(1.0, STEPS, full, scale) for scale in system.scales]
     if arm == STANDARD:
         found += [Point(1.0, TIME, steps) for steps in system.sampling]
+        found += [Point(1.0, TIME, full, scale) for scale in system.scales]
     return found
 
 
@@ -131,6 +111,8 @@ TABLES = {
     1: ("faces and photos, every p", (True, False), tuple(ARMS)),
     2: ("faces", (True,), MAIN),
     3: ("photos", (False,), MAIN),
+    4: ("other scales", (False,), MAIN),
+    5: ("time and memory of a step, from the rows of `train-step`", (), ()),
 }
 FIGURES = {
     "convergence": ("Figures 1, 7, 10-12: scores against steps of training", (True, False), MAIN),

@@ -36,7 +36,7 @@ def tiny(tmp_path, monkeypatch):
         (tmp_path / "pictures").mkdir(exist_ok=True)
         Image.fromarray(pixels).save(tmp_path / f"pictures/{name}.png")
     hr = (str(tmp_path / "pictures"),)
-    system = System("SR3", "configs/tiny/sr3-face.yaml", hr, 2, 32, (1, 2), True)
+    system = System("SR3", "configs/tiny/sr3-face.yaml", hr, 2, 32, (1, 2), True, (2,))
     monkeypatch.setitem(paper_systems.SYSTEMS, "cpu", {"sr3": system})
     for name, value in {"PACE_STEPS": 4, "PACE_EVERY": 1, "PACE_TURNS": 1}.items():
         monkeypatch.setattr(trainings, name, value)
@@ -70,7 +70,9 @@ def test_it_trains_scores_goes_on_and_writes_its_page(tiny, tmp_path):
         for equal in equals
     }
     scored = [row for row in rows if "kind" not in row["settings"]]
-    assert len(scored) == 1 + len(points(STANDARD, paper_systems.SYSTEMS["cpu"]["sr3"])) + 5
+    system = paper_systems.SYSTEMS["cpu"]["sr3"]
+    assert len(scored) == 2 + len(points(STANDARD, system)) + len(points(DREAM, system))
+    assert [len(points(arm, system)) for arm in (STANDARD, DREAM, "p = 0")] == [9, 6, 2]
     assert all(len(row["metrics"]["psnr_y"]) == 2 for row in scored)
     gaps = [row["metrics"] for row in rows if row not in scored]
     assert len(gaps) == 2 and all(len(found["mse/sampling/0"]) == 2 for found in gaps)
@@ -138,9 +140,11 @@ SYSTEM = "resshift-ddpm"
 FULL = paper_systems.SYSTEMS["cpu"][SYSTEM].sampling[-1]
 
 
-def row(arm, seed=0, psnr=25.0, lpips=0.3, share=1.0, equal=STEPS, steps=FULL, seconds=1.0):
+def row(
+    arm, seed=0, psnr=25.0, lpips=0.3, share=1.0, equal=STEPS, steps=FULL, seconds=1.0, enlarge=None
+):
     settings = {"scale": "cpu", "seed": seed, "full": 8, "set": [], "dtype": "fp32"}
-    settings |= {"share": share, "equal": equal, "steps": steps}
+    settings |= {"share": share, "equal": equal, "steps": steps, "enlarge": enlarge}
     jitter = [0.01 * seed, -0.01, 0.02]
     metrics = {"psnr_y": [psnr + x for x in jitter], "lpips": [lpips + x / 10 for x in jitter]}
     metrics |= {"ssim_y": [psnr / 100 + x for x in jitter], "step_seconds": seconds}
@@ -208,6 +212,16 @@ def test_c5_wants_a_smaller_gap_at_every_step():
     assert verdict("C5", [gaps(STANDARD, 0.5), half]) == "not shown"
     # nearer in sampling because training has become worse: that closes the gap too
     assert verdict("C5", [gaps(STANDARD, 0.5), gaps(DREAM, 0.5, training=0.3)]) == "shown"
+
+
+def test_c6_is_of_every_scale_of_a_system_that_has_them(monkeypatch):
+    both = [row(STANDARD, equal=TIME, enlarge=2), row(DREAM, psnr=25.5, enlarge=2)]
+    assert verdict("C6", both) == "not run"
+    scaled = paper_systems.SYSTEMS["cpu"][SYSTEM]._replace(scales=(2,))
+    monkeypatch.setitem(paper_systems.SYSTEMS["cpu"], SYSTEM, scaled)
+    assert verdict("C6", both) == "shown"
+    monkeypatch.setitem(paper_systems.SYSTEMS["cpu"], SYSTEM, scaled._replace(scales=(2, 3)))
+    assert verdict("C6", both) == "not run"
 
 
 def test_c7_is_of_the_time_of_a_step():
