@@ -113,6 +113,12 @@ IMPORT_RULES = {
         (*MODEL, *root("training", "scoring.metrics")),
         ("torch", "numpy", "safetensors", "taming", "tqdm", "huggingface_hub"),
     ),
+    "ldm_dream.training.trainer": May(
+        (*MODEL, *root("training", "scoring.set_metrics", "scoring.lite0")), ("torch",)
+    ),
+    "ldm_dream.training.validation": May(
+        (*MODEL, *root("training", "scoring.metrics")), ("torch", "numpy")
+    ),
     "ldm_dream.upscaling": May((*MODEL, *root("upscaling")), ("torch", "numpy", "PIL", "tqdm")),
     "ldm_dream.upscaling.flags": May(root("cli", "model_config", "upscaling.defaults")),
     "ldm_dream.upscaling.ray": May(

@@ -149,6 +149,7 @@ MAY_CHANGE = (
     "expected",
     "lpips_weights",  # a place on this disk, as these are:
     "vgg_weights",
+    "inception_weights",
     "data.train",  # its pictures may not change
     "data.lr",  # likewise
     "data.val",
@@ -170,6 +171,7 @@ MAY_CHANGE = (
     "train.val_every",
     "train.val_images",
     "train.val_crop",
+    "train.val_distance",
     "train.best",
     "train.patience",
     "train.tracker",
@@ -196,7 +198,20 @@ VggWeights = Annotated[
 ]
 
 
-def _lpips_has_its_weights(run):
+InceptionWeights = Annotated[
+    Annotated[Name, AfterValidator(os.path.expanduser)] | None,
+    Field(
+        description="File with torch-fidelity's Inception, for train.val_distance: fid; null: the one "
+        "in torch's cache."
+    ),
+]
+
+
+def _best_is_measured(run):
+    if run.train.best == "distance" and run.train.val_distance is None:
+        raise ValueError("train.best=distance needs train.val_distance; name one, or choose psnr_y")
+    if run.inception_weights is not None and run.train.val_distance != "fid":
+        raise ValueError("inception_weights has no effect without train.val_distance: fid")
     if run.train.best == "lpips" and run.lpips_weights is None:
         raise ValueError("train.best=lpips needs lpips_weights; name them, or choose psnr_y")
     return run
@@ -239,10 +254,11 @@ class DiffusionRun(Strict):
     train: Train = TrainConfig()
     lpips_weights: LpipsWeights = None
     vgg_weights: VggWeights = None
+    inception_weights: InceptionWeights = None
 
     @model_validator(mode="after")
-    def _lpips_has_its_weights(self):
-        return _lpips_has_its_weights(self)
+    def _best_is_measured(self):
+        return _best_is_measured(self)
 
     @model_validator(mode="after")
     def _process_allows_prediction_and_dream(self):
@@ -318,6 +334,7 @@ class AutoencoderRun(Strict):
     train: Train = TrainConfig()
     lpips_weights: LpipsWeights = None
     vgg_weights: VggWeights = None
+    inception_weights: InceptionWeights = None
 
     @model_validator(mode="after")
     def _parts_fit(self):
@@ -329,8 +346,8 @@ class AutoencoderRun(Strict):
         return self
 
     @model_validator(mode="after")
-    def _lpips_has_its_weights(self):
-        return _lpips_has_its_weights(self)
+    def _best_is_measured(self):
+        return _best_is_measured(self)
 
     @model_validator(mode="after")
     def _a_teacher_teaches(self):

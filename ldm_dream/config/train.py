@@ -103,9 +103,15 @@ class TrainConfig(Strict):
         ge=16,
         description="Largest side of their centre crop in HR pixels; null: whole pictures.",
     )
-    best: Literal["psnr_y", "ssim_y", "lpips"] = Field(
+    val_distance: Literal["fid", "frechet_efficientnet_lite0"] | None = Field(
+        default=None,
+        description="Frechet distance of all results of a validation from the originals: FID (see "
+        "inception_weights), or a stand-in that needs only the extra `eval`; null: none.",
+    )
+    best: Literal["psnr_y", "ssim_y", "lpips", "distance"] = Field(
         default="psnr_y",
-        description="Validation figure by which `model-best` is chosen; lpips needs lpips_weights.",
+        description="Validation figure by which `model-best` is chosen; lpips needs lpips_weights, "
+        "distance needs val_distance.",
     )
     patience: int | None = Field(
         default=None,

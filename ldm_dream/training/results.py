@@ -82,8 +82,8 @@ class Results:
 
 
 def best_step(validations: dict[int, dict[str, float]], figure: str) -> int | None:
-    """The first step with the best value of `figure`, of which higher is better but for LPIPS."""
-    sign = -1 if figure == "lpips" else 1
+    """The first step with the best value of `figure`, of which higher is better but for distances."""
+    sign = -1 if figure in ("lpips", "distance") else 1
     values = {step: row.get(f"val/{figure}") for step, row in validations.items()}
     known = {step: sign * value for step, value in values.items() if value is not None}
     return max(known, key=lambda step: (known[step], -step)) if known else None

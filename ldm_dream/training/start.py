@@ -24,7 +24,14 @@ from ldm_dream.training.run_folder import (
 from ldm_dream.writing import whole_file
 
 # knobs that make figures of validation incomparable with earlier ones
-OF_VALIDATION = {"data.val", "data.val_lr", "lpips_weights", "train.val_images", "train.val_crop"}
+OF_VALIDATION = {
+    "data.val",
+    "data.val_lr",
+    "lpips_weights",
+    "train.val_images",
+    "train.val_crop",
+    "train.val_distance",
+}
 
 
 @dataclass(frozen=True)

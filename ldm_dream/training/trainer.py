@@ -34,6 +34,8 @@ from ldm_dream.model_folder import load_autoencoder, load_weights
 from ldm_dream.networks import compile_blocks, recompute_blocks
 from ldm_dream.networks.base import Network
 from ldm_dream.networks.vqgan import VQGAN
+from ldm_dream.scoring.lite0 import load_lite0
+from ldm_dream.scoring.set_metrics import SetMetric, load_inception
 from ldm_dream.training import distributed
 from ldm_dream.training.autoencoder import AutoencoderObjective
 from ldm_dream.training.diffusion import DiffusionObjective
@@ -63,6 +65,7 @@ class Trainer:
         if device.type == "cpu":
             keep_freed_memory()
         self.perceptual = load_networks(run, device)
+        self.distance = _distance_of(run)
         self.start, self.run, self.means = start, run, Means()
         self.micro_batches = cfg.accumulate * rank.world
         pairs = PairDataset(run.data, run.scale, run.seed)
@@ -353,3 +356,12 @@ def _seed(*numbers: int) -> int:
         mixed = ((mixed ^ number) * 0xBF58476D1CE4E5B9 + 0x94D049BB133111EB) % 2**64
         mixed ^= mixed >> 31
     return mixed % 2**63
+
+
+def _distance_of(run: Run) -> SetMetric | None:
+    """`train.val_distance` of a run. Raises MetricUnavailable where its package or weights are not
+    here.
+    """
+    if run.train.val_distance == "fid":
+        return load_inception(run.inception_weights)
+    return load_lite0().set_metric() if run.train.val_distance else None

@@ -30,12 +30,14 @@ class Judged(NamedTuple):
 
     figures: dict[str, float]
     row: np.ndarray | None
+    features: tuple[Tensor, Tensor] | None  # of result and original, for the distance of the sets
 
 
 @torch.no_grad()
 def validate(trainer: Trainer, pairs: list[Pair], grid: Path) -> dict[str, float]:
     """Means over `pairs` in the protocol of `ldm-dream evaluate`: `val/psnr_y` (dB), `val/ssim_y`,
-    `val/lpips`; the same in every process. Each judges its share, in batches of equal size.
+    `val/lpips`, and `val/distance` of the sets; the same in every process. Each judges its share, in
+    batches of equal size.
 
     A grid LR | result | HR goes to `grid`.
     """
@@ -53,7 +55,12 @@ def validate(trainer: Trainer, pairs: list[Pair], grid: Path) -> dict[str, float
     if rank.is_first:
         _write_grid(grid, [one.row for one in found if one.row is not None])
     keys = [key for key in ("psnr_y", "ssim_y", "lpips") if key in found[0].figures]
-    return {f"val/{key}": float(np.mean([one.figures[key] for one in found])) for key in keys}
+    means = {f"val/{key}": float(np.mean([one.figures[key] for one in found])) for key in keys}
+    sets = [one.features for one in found if one.features]
+    if trainer.distance and len(sets) > 1:
+        sr, hr = (torch.stack(side) for side in zip(*sets))
+        means["val/distance"] = trainer.distance.compare(sr, hr)[trainer.distance.name]
+    return means
 
 
 def _batches(pairs: list[Pair], numbers: Sequence[int], pixels: int) -> Iterator[tuple[int, ...]]:
@@ -83,7 +90,10 @@ def _judge(trainer: Trainer, pairs: list[Pair], numbers: tuple[int, ...]) -> dic
         if i < GRID_ROWS:
             shown = F.interpolate(small, size=truth.shape[-2:], mode="nearest")
             row = np.concatenate([from_tensor(shown), ours, wanted], axis=1)
-        found[i] = Judged(figures, row)
+        features = None
+        if measure := trainer.distance:
+            features = measure.features(ours), measure.features(wanted)
+        found[i] = Judged(figures, row, features)
     return found
 
 

@@ -20,6 +20,7 @@ from ldm_dream.errors import UserError
 from ldm_dream.model_folder import load_autoencoder, load_model, resolve_autoencoder
 from ldm_dream.networks.idm import ImplicitUNet
 from ldm_dream.networks.vqgan import VQGAN
+from ldm_dream.scoring.metrics import MetricUnavailable
 from ldm_dream.training.autoencoder import CodeUsage
 from ldm_dream.training.check import check_run
 from ldm_dream.training.diffusion import DiffusionObjective
@@ -205,6 +206,36 @@ def test_the_best_step_is_the_first_with_the_best_figure():
     rows = {step: {"val/psnr_y": psnr, "val/lpips": lpips} for step, psnr, lpips in figures}
     assert best_step(rows, "psnr_y") == 2 and best_step(rows, "lpips") == 3
     assert best_step({}, "psnr_y") is None
+
+
+def test_a_distance_of_the_sets_is_validated_and_chooses_the_best(tmp_path):
+    wanted = {"val_distance": "frechet_efficientnet_lite0", "best": "distance", "val_images": 3}
+    run = diffusion_run(tmp_path, steps=4, val_every=2, **wanted)
+    train(run, tmp_path / "run")
+    found = {row["step"]: row for row in rows_of(tmp_path / "run") if "val/psnr_y" in row}
+    assert list(found) == [2, 4] and all(row["val/distance"] > 0 for row in found.values())
+    least = min(found, key=lambda step: found[step]["val/distance"])
+    assert best_step(found, "distance") == least
+
+
+def test_fid_without_its_weights_ends_before_a_run_begins(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "none"))
+    run = diffusion_run(tmp_path, val_distance="fid")
+    with pytest.raises(MetricUnavailable, match="put torch-fidelity's weights-inception"):
+        train(run, tmp_path / "run")
+    assert not (tmp_path / "run/checkpoints").exists()
+
+
+@pytest.mark.parametrize(
+    ("knobs", "says"),
+    [
+        ({"train": {"best": "distance"}}, "train.best=distance needs train.val_distance"),
+        ({"inception_weights": "x.pth"}, "has no effect without train.val_distance: fid"),
+    ],
+)
+def test_a_distance_that_has_no_effect_or_is_missing_is_refused(knobs, says):
+    with pytest.raises(ValueError, match=says):
+        DiffusionRun.model_validate(knobs)
 
 
 def test_logged_losses_are_means_over_all_micro_batches(tmp_path):
