@@ -58,6 +58,7 @@ from .paper_systems import (
 )
 from .peer_scores import Found, Scorer
 from .record import Measured, append, complete, read
+from .tables import grid
 from .trainings import diffusion_run, pace, train
 
 SCORED = ("psnr_y", "ssim_y", "lpips", "lite0_distance", "consistency_x1e5")
@@ -79,6 +80,9 @@ def main(args: argparse.Namespace) -> None:
     queue = list(jobs(args.scale, tables, figures, systems, args.seeds))
     with alone(Path(args.runs)):
         paper = Paper(args)
+        if args.estimate:
+            print(grid(*paper.estimate(queue)))
+            return
         for number, job in enumerate(queue, 1):
             print(f"{number} of {len(queue)}: {job.system}, {job.arm}, seed {job.seed}", flush=True)
             paper.make(job)
@@ -163,9 +167,7 @@ class Paper:
                 f"train.steps={full}: scores are taken at {SHARES[0]} of it; give a multiple of "
                 f"{1 / SHARES[0]:g}."
             )
-        recipe = {"config": system.config, "set": args.set}
-        arms = {arm: ARMS[arm] for arm in MAIN}
-        seconds = pace(Path(args.runs) / job.system, recipe, args.set, arms)
+        seconds = self._pace(job.system)
         last = {STEPS: full, TIME: full}
         if job.arm == STANDARD:
             last[TIME] = round(full * max(1, seconds[DREAM] / seconds[STANDARD]))
@@ -175,6 +177,27 @@ class Paper:
         folder = Path(args.runs) / job.folder
         train(system.config, folder, [*args.set, *ARMS[job.arm], *knobs])
         return Training(folder, last, seconds[STANDARD if job.arm == STANDARD else DREAM])
+
+    def _pace(self, name: str) -> dict[str, float]:
+        """Seconds of a step of the MAIN arms, measured once."""
+        args, system = self.args, SYSTEMS[self.args.scale][name]
+        recipe = {"config": system.config, "set": args.set}
+        arms = {arm: ARMS[arm] for arm in MAIN}
+        return pace(Path(args.runs) / name, recipe, args.set, arms)
+
+    def estimate(self, queue: list[Job]) -> tuple[list[str], list[list[str]]]:
+        """Hours of training on this machine, from steps that are measured: head and lines of a table.
+        Every arm takes about the time of p = 1.
+        """
+        lines, total = [], 0.0
+        for name in dict.fromkeys(job.system for job in queue):
+            steps = diffusion_run(SYSTEMS[self.args.scale][name].config, self.args.set).train.steps
+            count = sum(job.system == name for job in queue)
+            hours = steps * self._pace(name)[DREAM] / 3600
+            total += count * hours
+            lines.append([name, f"{steps}", f"{count}", f"{hours:.1f}", f"{count * hours:.1f}"])
+        lines.append(["all", "", f"{len(queue)}", "", f"{total:.1f}"])
+        return ["system", "steps", "trainings", "hours each", "hours"], lines
 
     def _bicubic(
         self, job: Job, asked: dict[str, Any], pairs: dict[int | None, Pairs], own: int

@@ -155,6 +155,11 @@ def add_quality(
         default="cpu",
         help="cpu: minutes a training; paper: as published (default: %(default)s)",
     )
+    paper.add_argument(
+        "--estimate",
+        action="store_true",
+        help="train nothing: measure a few steps of each system, and print hours of training",
+    )
     paper.add_argument("--systems", nargs="+", metavar="NAME", help="only these (default: all)")
     paper.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], metavar="N")
     paper.add_argument("--set", action="extend", nargs="+", default=[], metavar="a.b=value")

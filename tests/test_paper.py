@@ -55,7 +55,7 @@ def tiny(tmp_path, monkeypatch):
     return words, trained
 
 
-def test_it_trains_scores_goes_on_and_writes_its_page(tiny, tmp_path):
+def test_it_trains_scores_goes_on_and_writes_its_page(tiny, tmp_path, capsys):
     words, trained = tiny
     paper.main(build_parser().parse_args([*words, "--table", "2"]))
     rows = record.read(tmp_path / "rows.jsonl")
@@ -84,6 +84,9 @@ def test_it_trains_scores_goes_on_and_writes_its_page(tiny, tmp_path):
     assert page.count("<svg") == 3 and page.count("data:image/webp") == 4
     assert f"{results.full('sr3', DREAM, 2).text('psnr_y')}</td>" in page
 
+    capsys.readouterr()
+    paper.main(build_parser().parse_args([*words, "--table", "2", "--estimate"]))
+    assert "| sr3    | 8     | 2         | 0.0        | 0.0   |" in capsys.readouterr().out
     before, done = page, len(trained)
     paper.main(build_parser().parse_args([*words, "--table", "2"]))
     assert len(trained) == done, "what has its row is not trained again"
