@@ -5,6 +5,7 @@ and once where it is what sampling has led to.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import numpy as np
@@ -20,19 +21,41 @@ from ldm_dream.sampler import plan, sample_steps, seeded
 
 from .peer_scores import Score
 
+PIXELS = 24 * 128 * 128  # HR pixels of a batch, at the most
 PLACES = 10  # steps of the path that are looked at, spread evenly
 TRAINING, SAMPLING = "training", "sampling"
 Pairs = list[tuple[str, Tensor, Tensor]]
 
 
-@torch.no_grad()
 def discrepancies(
-    model: LoadedModel, pairs: Pairs, steps: int, lpips: Score | None
+    model: LoadedModel, pairs: Pairs, steps: int, lpips: Score | None, device: str = "cpu"
 ) -> dict[str, list[float]]:
     """ "mse/training/T" and the like -> a value a picture, T being an index of the process: squared
     error of z0 in the latents' units, and LPIPS of the decoded estimate. All pictures are of one size.
     """
-    hr, lr = torch.cat([hr for _, hr, _ in pairs]), torch.cat([lr for _, _, lr in pairs])
+    for module in model.modules:
+        module.to(device)
+    found: dict[str, list[float]] = {}
+    for few in batches(pairs):
+        for name, values in _of_batch(model, few, steps, lpips, device).items():
+            found.setdefault(name, []).extend(values)
+    return found
+
+
+def batches(pairs: Pairs) -> Iterator[Pairs]:
+    """Neighbours that are taken together; noise is the same for every picture."""
+    area = math.prod(pairs[0][1].shape[-2:])
+    count = max(1, PIXELS // area)
+    for first in range(0, len(pairs), count):
+        yield pairs[first : first + count]
+
+
+@torch.no_grad()
+def _of_batch(
+    model: LoadedModel, pairs: Pairs, steps: int, lpips: Score | None, device: str
+) -> dict[str, list[float]]:
+    hr = torch.cat([hr for _, hr, _ in pairs]).to(device)
+    lr = torch.cat([lr for _, _, lr in pairs]).to(device)
     denoiser = Denoiser(model.network, model.process, model.run.condition, model.run.prediction)
     z0 = model.autoencoder.encode(hr)
     z_lr = model.autoencoder.encode(upsample(lr, (hr.shape[-2], hr.shape[-1])))
@@ -40,16 +63,18 @@ def discrepancies(
     path = plan(model.process, sampling)
     places = {path[round(i)] for i in np.linspace(0, len(path) - 1, min(PLACES, len(path)))}
     inputs = denoiser.prepare(lr, z_lr)
-    noise = seeded(0, z_lr)
+    noise, bound = seeded(0, z_lr), model.autoencoder.bound
     found: dict[str, list[float]] = {}
-    for step in sample_steps(denoiser, inputs, sampling, noise, model.autoencoder.bound):
+    for step in sample_steps(denoiser, inputs, sampling, noise, bound):
         if step.t not in places:
             continue
-        t = torch.full((len(z0),), step.t)
+        t = torch.full((len(z0),), step.t, device=z0.device)
         at = denoiser.numbers(t, z0)
         z_t = q_sample(z0, z_lr, noise(0).expand_as(z0), at.a, at.b, at.s)
         output = denoiser(z_t, t, inputs)
         of_truth = model.process.to_z0(output, z_t, z_lr, at, model.run.prediction)
+        if bound is not None:  # as sampling has it
+            of_truth = of_truth.clamp(-bound, bound)
         for name, z0_hat in ((TRAINING, of_truth), (SAMPLING, step.z0_hat)):
             found[f"mse/{name}/{step.t}"] = (z0_hat - z0).square().mean((1, 2, 3)).tolist()
             if lpips:
@@ -58,6 +83,6 @@ def discrepancies(
 
 
 def _lpips(model: LoadedModel, z0_hat: Tensor, pairs: Pairs, lpips: Score) -> Iterator[float]:
-    pictures = model.autoencoder.decode(z0_hat).clamp(-1, 1)
+    pictures = model.autoencoder.decode(z0_hat).clamp(-1, 1).cpu()
     for made, (_, hr, lr) in zip(pictures, pairs):
         yield lpips(*(from_tensor(x) for x in (made[None], hr, lr)))

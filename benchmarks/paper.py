@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import fcntl
 import json
-import math
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -31,10 +30,12 @@ from ldm_dream.dtypes import name_of
 from ldm_dream.errors import UserError
 from ldm_dream.model_folder import load_model
 from ldm_dream.scoring.evaluation import bicubic
+from ldm_dream.stopping import stoppable
 from ldm_dream.training.release import release
 from ldm_dream.upscaling.upscaler import Upscaler
+from ldm_dream.writing import whole_file
 
-from .discrepancy import Pairs, discrepancies
+from .discrepancy import Pairs, batches, discrepancies
 from .paper_page import drawing, strip_of, write
 from .paper_systems import (
     ARMS,
@@ -62,6 +63,11 @@ from .tables import grid
 from .trainings import diffusion_run, pace, train
 
 SCORED = ("psnr_y", "ssim_y", "lpips", "lite0_distance", "consistency_x1e5")
+OWN = ("seed", "loss.strength", "loss.p", "train.keep_every", "train.save_every")  # knobs
+STAYS, PATIENCE = (
+    "the same command goes on from here",
+    60,
+)  # seconds that a training may take to save
 SHOWN = 6  # pictures of each system that the page shows
 
 
@@ -74,11 +80,14 @@ def main(args: argparse.Namespace) -> None:
             f"--systems {' '.join(sorted(unknown))}: not known at --scale {args.scale}; choose of "
             f"{', '.join(SYSTEMS[args.scale])}."
         )
+    for word in args.set:
+        if (knob := word.partition("=")[0]) in OWN:
+            raise UserError(f"--set {word}: `paper` sets {knob} itself; leave it out.")
     everything = args.table is None and args.figure is None
     tables = list(TABLES) if everything else args.table or []
     figures = list(FIGURES) if everything else args.figure or []
     queue = list(jobs(args.scale, tables, figures, systems, args.seeds))
-    with alone(Path(args.runs)):
+    with stoppable(STAYS, PATIENCE), alone(Path(args.runs)):
         paper = Paper(args)
         if args.estimate:
             print(grid(*paper.estimate(queue)))
@@ -123,41 +132,61 @@ class Paper:
         self.scorer = Scorer(args, SCORED)
         path = Path(args.json)
         rows = read(path) if path.exists() else []
-        self.known = {_key(row["subject"], row["variant"], row["settings"]) for row in rows}
+        wanted = {*self.scorer.scores, *self.scorer.sets}  # a row that lacks one is measured again
+        self.known = {
+            _key(row["subject"], row["variant"], row["settings"])
+            for row in rows
+            if "kind" in row["settings"] or wanted <= row["metrics"].keys()
+        }
+
+    def settings(self, job: Job) -> dict[str, Any]:
+        """What all rows of a training have in common."""
+        args, system = self.args, SYSTEMS[self.args.scale][job.system]
+        full = diffusion_run(system.config, args.set).train.steps
+        asked = {"scale": args.scale, "set": args.set, "seed": job.seed, "full": full}
+        return asked | {"pictures": system.hr, "count": system.count, "crop": system.crop}
+
+    def left(self, job: Job) -> tuple[list[Point], bool]:
+        """Points of a training that have no row yet, and whether its discrepancy has none."""
+        system, asked = SYSTEMS[self.args.scale][job.system], self.settings(job)
+
+        def has(about: dict[str, Any]) -> bool:
+            return _key(job.system, job.arm, asked | about) in self.known
+
+        left = [point for point in points(job.arm, system) if not has(point._asdict())]
+        return left, job.arm in MAIN and not has(_gaps(system))
+
+    def is_done(self, job: Job) -> bool:
+        return self.left(job) == ([], False)
 
     def make(self, job: Job) -> None:
         """Train it, unless that is done, and score every point of it that has no row yet."""
         args, system = self.args, SYSTEMS[self.args.scale][job.system]
-        run = diffusion_run(system.config, args.set)
-        asked = {"scale": args.scale, "set": args.set, "seed": job.seed, "full": run.train.steps}
-        asked |= {"pictures": system.hr, "count": system.count, "crop": system.crop}
+        run, asked = diffusion_run(system.config, args.set), self.settings(job)
         pairs = {scale: _pairs(system, run, scale) for scale in (None, *system.scales)}
         self._bicubic(job, asked, pairs, run.scale)
-        end = Point(1.0, STEPS, system.sampling[-1])
-        gaps = {"kind": DISCREPANCY, "steps": end.steps}
-        settings = {point: asked | point._asdict() for point in points(job.arm, system)}
-        todo = [
-            point for point, about in settings.items() if not self._has(job.system, job.arm, about)
-        ]
-        gaps_todo = job.arm in MAIN and not self._has(job.system, job.arm, asked | gaps)
-        if not todo and not gaps_todo:
+        if self.is_done(job):
             return
+        left, gaps_left = self.left(job)
         done = self._train(job, system, run)
-        for point in todo:
+        end = Point(1.0, STEPS, system.sampling[-1])
+        for point in left:
             with released(done.folder, done.step(point)) as model:
                 upscaler = Upscaler.from_pretrained(model)
             pictures = enlarged(upscaler, pairs[point.enlarge], point)
             metrics = {"training_steps": done.step(point), "step_seconds": done.step_seconds}
             metrics |= scores(self.scorer, pictures, pairs[point.enlarge])
-            self._keep(job.system, job.arm, settings[point], metrics, name_of(upscaler.dtype))
             if point == end and job.seed == args.seeds[0]:
                 self._show(job, pictures)
-        if gaps_todo:
-            with released(done.folder, done.step(end)) as model:
-                found = discrepancies(
-                    load_model(model), pairs[None], end.steps, self.scorer.scores.get("lpips")
-                )
-            self._keep(job.system, job.arm, asked | gaps, found, "fp32")
+            about = asked | point._asdict()
+            self._keep(job.system, job.arm, about, metrics, name_of(upscaler.dtype))
+        if gaps_left:
+            with released(done.folder, done.step(end)) as folder:
+                model = load_model(folder)
+            found = discrepancies(
+                model, pairs[None], end.steps, self.scorer.scores.get("lpips"), args.device
+            )
+            self._keep(job.system, job.arm, asked | _gaps(system), found, "fp32")
 
     def _train(self, job: Job, system: System, run: DiffusionRun) -> Training:
         """Raises UserError where no checkpoint would lie at the shares that are scored."""
@@ -173,7 +202,8 @@ class Paper:
             last[TIME] = round(full * max(1, seconds[DREAM] / seconds[STANDARD]))
         every = round(full * SHARES[0])
         knobs = [f"seed={job.seed}", f"train.steps={last[TIME]}", f"train.keep_every={every}"]
-        knobs.append(f"train.save_every={math.gcd(every, run.train.save_every)}")
+        saved = max(n for n in range(1, run.train.save_every + 1) if every % n == 0)
+        knobs += [f"train.save_every={saved}", "train.val_images=0"]  # it is scored afterwards
         folder = Path(args.runs) / job.folder
         train(system.config, folder, [*args.set, *ARMS[job.arm], *knobs])
         return Training(folder, last, seconds[STANDARD if job.arm == STANDARD else DREAM])
@@ -186,17 +216,17 @@ class Paper:
         return pace(Path(args.runs) / name, recipe, args.set, arms)
 
     def estimate(self, queue: list[Job]) -> tuple[list[str], list[list[str]]]:
-        """Hours of training on this machine, from steps that are measured: head and lines of a table.
-        Every arm takes about the time of p = 1.
+        """Hours of training that are left on this machine, from steps that are measured: head and lines
+        of a table. Every arm takes about the time of p = 1.
         """
         lines, total = [], 0.0
         for name in dict.fromkeys(job.system for job in queue):
             steps = diffusion_run(SYSTEMS[self.args.scale][name].config, self.args.set).train.steps
-            count = sum(job.system == name for job in queue)
+            count = sum(job.system == name and not self.is_done(job) for job in queue)
             hours = steps * self._pace(name)[DREAM] / 3600
             total += count * hours
             lines.append([name, f"{steps}", f"{count}", f"{hours:.1f}", f"{count * hours:.1f}"])
-        lines.append(["all", "", f"{len(queue)}", "", f"{total:.1f}"])
+        lines.append(["all", "", "", "", f"{total:.1f}"])
         return ["system", "steps", "trainings", "hours each", "hours"], lines
 
     def _bicubic(
@@ -204,16 +234,13 @@ class Paper:
     ) -> None:
         for scale, found in pairs.items():
             about = {**asked, "seed": None, "enlarge": scale}
-            if self._has(job.system, BICUBIC, about):
+            if _key(job.system, BICUBIC, about) in self.known:
                 continue
             made = [bicubic(from_tensor(lr), scale or own) for _, _, lr in found]
-            self._keep(job.system, BICUBIC, about, scores(self.scorer, made, found), "fp32")
             if scale is None:
                 self._show(Job(job.system, BICUBIC, 0), made)
                 self._show(Job(job.system, ORIGINAL, 0), [from_tensor(hr) for _, hr, _ in found])
-
-    def _has(self, subject: str, variant: str, asked: dict[str, Any]) -> bool:
-        return _key(subject, variant, asked) in self.known
+            self._keep(job.system, BICUBIC, about, scores(self.scorer, made, found), "fp32")
 
     def _keep(
         self, subject: str, variant: str, asked: dict[str, Any], metrics: dict[str, Any], dtype: str
@@ -228,13 +255,19 @@ class Paper:
         target = strip_of(Path(self.args.json), self.args.scale, job.system, job.arm)
         target.parent.mkdir(parents=True, exist_ok=True)
         strip = np.concatenate(pictures[:SHOWN], axis=1)
-        Image.fromarray(strip).save(target, lossless=True)
+        with whole_file(target) as draft:
+            Image.fromarray(strip).save(draft, "WEBP", lossless=True)
 
 
 def _key(subject: str, variant: str, asked: dict[str, Any]) -> str:
     """Of a row, whatever dtype the machine chose."""
     settings = {name: value for name, value in asked.items() if name != "dtype"}
     return json.dumps([subject, variant, settings], sort_keys=True)
+
+
+def _gaps(system: System) -> dict[str, Any]:
+    """Settings of the row of `discrepancy.py`."""
+    return {"kind": DISCREPANCY, "steps": system.sampling[-1]}
 
 
 @contextmanager
@@ -252,12 +285,14 @@ def _pairs(system: System, run: DiffusionRun, scale: int | None) -> Pairs:
 
 def enlarged(upscaler: Upscaler, pairs: Pairs, point: Point) -> list[np.ndarray]:
     """uint8 [H,W,3] each, from the same noise for every model."""
-    lr = torch.cat([lr for _, _, lr in pairs])
     how: dict[str, Any] = {"steps": point.steps, "seed": 0, "color_fix": "none"}
     if point.enlarge:
         how |= {"scale": point.enlarge, "native_scale": True}
-    sr = upscaler((lr + 1) / 2, **how) * 2 - 1
-    return [from_tensor(picture[None]) for picture in sr]
+    made: list[np.ndarray] = []
+    for few in batches(pairs):
+        lr = torch.cat([lr for _, _, lr in few])
+        made += [from_tensor(one[None]) for one in upscaler((lr + 1) / 2, **how) * 2 - 1]
+    return made
 
 
 def scores(

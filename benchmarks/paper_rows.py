@@ -36,6 +36,9 @@ class Models(NamedTuple):
 
     by_seed: dict[int | None, dict]
 
+    def of(self, seeds: Iterable[int | None]) -> Models:
+        return Models({seed: self.by_seed[seed] for seed in sorted(seeds, key=str)})
+
     def values(self, name: str) -> list[float]:
         """A value a seed: of scores of each picture their mean."""
         found = (metrics[name] for metrics in self.by_seed.values() if name in metrics)
@@ -50,14 +53,21 @@ class Models(NamedTuple):
         return f"{mean} ± {apart:.{DIGITS[name]}f}" if len(values) > 1 else mean
 
 
+COMMON = ("set", "full", "pictures", "count", "crop")  # settings, without which rows do not compare
+
+
 class Results:
-    """Rows of one scale; of what was measured twice the later row counts."""
+    """Rows of one scale; of what was measured twice the later row counts. Of a system whose rows are
+    of several recipes or pictures only those count that are as the latest.
+    """
 
     def __init__(self, rows: Iterable[Row], scale: str):
         self.scale = scale
-        self.rows = [row for row in rows if row["settings"]["scale"] == scale]
+        rows = sorted((row for row in rows if row["settings"]["scale"] == scale), key=_date)
+        latest = {row["subject"]: _common(row) for row in rows}
+        self.rows = [row for row in rows if _common(row) == latest[row["subject"]]]
         self.found: dict[tuple, dict[int | None, dict]] = {}
-        for row in sorted(self.rows, key=lambda row: row["date"]):
+        for row in self.rows:
             asked = row["settings"]
             at = asked.get("kind") or asked.get("enlarge")
             if "share" in asked:
@@ -75,6 +85,14 @@ class Results:
         self, system: str, arm: str, steps: int, equal: str = STEPS, enlarge: int | None = None
     ) -> Models:
         return self.at(system, arm, Point(1.0, equal, steps, enlarge))
+
+
+def _date(row: Row) -> str:
+    return row["date"]
+
+
+def _common(row: Row) -> list:
+    return [row["settings"].get(name) for name in COMMON]
 
 
 def difference(a: Models, b: Models, name: str) -> Interval | None:

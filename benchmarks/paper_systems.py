@@ -130,6 +130,8 @@ def jobs(
     kinds = {is_face for _, faces, _ in wanted for is_face in faces}
     arms = {arm for _, _, needed in wanted for arm in needed}
     names = [name for name in systems if SYSTEMS[scale][name].is_face in kinds]
+    if tables == [4] and not figures:  # of those that work at other scales
+        names = [name for name in names if SYSTEMS[scale][name].scales]
     for seed in seeds:
         yield from (Job(name, arm, seed) for name in names for arm in MAIN if arm in arms)
     others = [arm for arm in ARMS if arm in arms and arm not in MAIN]

@@ -181,7 +181,7 @@ def add_quality(
     claims.add_argument("--scale", choices=SYSTEMS, default="cpu", help="(default: %(default)s)")
     claims.add_argument(
         "--rows",
-        default="benchmarks/results/paper.jsonl",
+        default="runs/paper/paper.jsonl",
         metavar="FILE",
-        help="that `paper --json` has written (default: %(default)s)",
+        help="that `paper` has written (default: %(default)s)",
     )

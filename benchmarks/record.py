@@ -221,8 +221,9 @@ def append(path: str | None, rows: list[Row]) -> None:
         return
     check_target(path)
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "a", encoding="utf-8") as file:
-        file.writelines(json.dumps(row) + "\n" for row in rows)
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    with open(path, "ab", buffering=0) as file:  # in one call, which no signal cuts
+        file.write(text.encode())
 
 
 def check_target(path: str) -> None:

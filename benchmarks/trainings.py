@@ -5,6 +5,9 @@ time of a step, by which arms that take equal time get their numbers of steps.
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,10 +15,28 @@ from pathlib import Path
 from ldm_dream.config.files import load_config
 from ldm_dream.config.run import DiffusionRun
 from ldm_dream.errors import UserError
-
-from .systems import python
+from ldm_dream.writing import whole_file
 
 PACE_STEPS, PACE_EVERY, PACE_TURNS = 40, 10, 2
+
+
+def python(words: Sequence[str]) -> None:
+    """A training as a process. One that is to stop is told so, and waited for: it saves its state."""
+    with (
+        tempfile.TemporaryFile("w+") as said,
+        subprocess.Popen(
+            [sys.executable, *words], stdout=said, stderr=said, start_new_session=True
+        ) as training,
+    ):
+        try:
+            status = training.wait()
+        except KeyboardInterrupt:
+            training.send_signal(signal.SIGINT)
+            training.wait()
+            raise
+        if status:
+            said.seek(0)
+            raise SystemExit(f"{' '.join(words)} failed:\n{said.read()}")
 
 
 def train(config: str, place: Path, knobs: Sequence[str]) -> None:
@@ -63,5 +84,6 @@ def pace(
     # the least: other work on the machine only adds to it
     seconds = {arm: min(times) for arm, times in found.items()}
     runs.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps({"recipe": recipe, "seconds": seconds}))
+    with whole_file(file) as draft:
+        draft.write_text(json.dumps({"recipe": recipe, "seconds": seconds}))
     return seconds

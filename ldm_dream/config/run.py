@@ -210,6 +210,8 @@ InceptionWeights = Annotated[
 def _best_is_measured(run):
     if run.train.best == "distance" and run.train.val_distance is None:
         raise ValueError("train.best=distance needs train.val_distance; name one, or choose psnr_y")
+    if run.train.val_distance and run.train.val_images < 2:
+        raise ValueError("train.val_distance compares sets; set train.val_images to 2 or more")
     if run.inception_weights is not None and run.train.val_distance != "fid":
         raise ValueError("inception_weights has no effect without train.val_distance: fid")
     if run.train.best == "lpips" and run.lpips_weights is None:
