@@ -235,6 +235,7 @@ def _discrepancy(results: Results, name: str) -> str:
                 label_of = f"{arm}, {kind}"
                 _banded(panel, at, values, COLOURS[arm], label_of, line)
         panel.set_title(label, fontsize=9)
+        panel.set_yscale("log" if score == "mse" else "linear")  # it spans thousands
         panel.set_xlabel("index t of the process; sampling goes from the right", fontsize=8)
         _plain(panel)
     panels[0].legend(fontsize=7)

@@ -44,11 +44,16 @@ class Models(NamedTuple):
         found = (metrics[name] for metrics in self.by_seed.values() if name in metrics)
         return [statistics.fmean(x) if isinstance(x, list) else x for x in found]
 
+    def mean(self, name: str) -> str:
+        """Over the seeds; empty where there is none."""
+        values = self.values(name)
+        return f"{statistics.fmean(values):.{DIGITS[name]}f}" if values else ""
+
     def text(self, name: str) -> str:
-        """Mean over the seeds, and how far they lie apart; empty where there is none."""
-        if not (values := self.values(name)):
+        """That, and how far the seeds lie apart."""
+        values, mean = self.values(name), self.mean(name)
+        if not values:
             return ""
-        mean = f"{statistics.fmean(values):.{DIGITS[name]}f}"
         apart = (max(values) - min(values)) / 2
         return f"{mean} ± {apart:.{DIGITS[name]}f}" if len(values) > 1 else mean
 
@@ -108,16 +113,17 @@ def difference(a: Models, b: Models, name: str) -> Interval | None:
 def sampled(rows: list[Row]) -> list[list[str]]:
     """Rows of one system: scores of standard and p = 1, trained for equal time, by steps of sampling."""
     results, system = Results(rows, rows[0]["settings"]["scale"]), rows[0]["subject"]
-    names = ("psnr_y", "ssim_y", "lpips")
-    head = [f"{arm}: {TITLES[name]}" for arm in (STANDARD, DREAM) for name in names]
-    lines = [["sampling steps", *head, *(f"difference: {TITLES[name]}" for name in names)]]
+    shown = ("psnr_y", "ssim_y", "lpips", "frechet_efficientnet_lite0")
+    compared = shown[:3]
+    head = [f"{arm}: PSNR-Y / SSIM-Y / LPIPS / Frechet" for arm in (STANDARD, DREAM)]
+    lines = [["sampling steps", *head, *(f"{TITLES[name]}: {DREAM} gains" for name in compared)]]
     counts = {row["settings"]["steps"] for row in rows if "share" in row["settings"]}
     for steps in sorted(counts):
         plain = results.full(system, STANDARD, steps, TIME)
         dream = results.full(system, DREAM, steps)
         if plain.by_seed and dream.by_seed:
-            cells = [models.text(name) for models in (plain, dream) for name in names]
-            gains = [signed(difference(dream, plain, name), name) for name in names]
+            cells = [" / ".join(map(models.mean, shown)) for models in (plain, dream)]
+            gains = [signed(difference(dream, plain, name), name) for name in compared]
             lines.append([str(steps), *cells, *gains])
     return lines
 

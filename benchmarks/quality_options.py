@@ -175,6 +175,13 @@ def add_quality(
         "--page", default="runs/paper/paper.html", metavar="FILE", help="(default: %(default)s)"
     )
 
+    conformance = commands.add_parser(
+        "conformance", help="write the cases by which any implementation of DREAM can be checked"
+    )
+    conformance.add_argument(
+        "-o", "--output", default="docs/conformance", metavar="DIR", help="(default: %(default)s)"
+    )
+
     claims = commands.add_parser(
         "claims", help="the paper's claims as checks of the rows of `paper`"
     )

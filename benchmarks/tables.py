@@ -367,9 +367,10 @@ TABLES = {
     "paper-latent": Table(
         "paper",
         sampled,
-        "The paper's latent system (ResShift's network, DDPM, eps) without DREAM and with it "
-        "(p = 1), trained for equal time: mean of the seeds, ± half of the distance between the best "
-        "and the worst, and the difference with its 95 % interval over seeds and pictures.",
+        "The paper's latent system (ResShift's network, DDPM, eps) without DREAM (standard) and with "
+        "it (p = 1), trained for equal time: means of seeds and pictures, and the difference with its "
+        "95 % interval over both. LPIPS and the Frechet distance (EfficientNet-lite0; not FID) are "
+        "better where they are lower.",
         wanted=lambda row: row["subject"] == "resshift-ddpm" and row["settings"]["scale"] == "cpu",
         spans=True,
     ),

@@ -154,6 +154,7 @@ IMPORT_RULES = {
     "benchmarks": May(
         (*ALL, "benchmarks"), ("torch", "numpy", "PIL", "pyvips", "taming", "onnxruntime")
     ),
+    "benchmarks.conformance": May(root("writing"), ("numpy", "safetensors")),
     "benchmarks.paper_page": May((*root("errors", "writing"), "benchmarks"), ("matplotlib",)),
 }
 
