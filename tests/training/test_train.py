@@ -220,7 +220,7 @@ def test_a_distance_of_the_sets_is_validated_and_chooses_the_best(tmp_path):
 
 def test_fid_without_its_weights_ends_before_a_run_begins(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "none"))
-    run = diffusion_run(tmp_path, val_distance="fid")
+    run = diffusion_run(tmp_path, val_distance="fid", val_images=2)
     with pytest.raises(MetricUnavailable, match="put torch-fidelity's weights-inception"):
         train(run, tmp_path / "run")
     assert not (tmp_path / "run/checkpoints").exists()
@@ -230,6 +230,10 @@ def test_fid_without_its_weights_ends_before_a_run_begins(tmp_path, monkeypatch)
     ("knobs", "says"),
     [
         ({"train": {"best": "distance"}}, "train.best=distance needs train.val_distance"),
+        (
+            {"train": {"val_distance": "fid", "val_images": 1}},
+            "set train.val_images to 2 or more",
+        ),
         ({"inception_weights": "x.pth"}, "has no effect without train.val_distance: fid"),
     ],
 )

@@ -486,7 +486,7 @@ def test_the_networks_work_grows_as_the_pixels_do():
         multiple=8,
         align=32,
         context=4,
-        makes=lambda scale: False,
+        makes=lambda scale, asked: False,
         calls=lambda how: 1,
     )
     work = []
