@@ -36,15 +36,15 @@ def main(args: argparse.Namespace) -> None:
     rows = Path(args.rows)
     if not rows.exists():
         raise UserError(f"--rows {rows}: is not there; `paper --json {rows}` writes it.")
-    print(grid(["claim", "system", "verdict", "figures"], lines(rows, args.scale)))
+    found = lines(Results(read(rows), args.scale))
+    print(grid(["claim", "system", "verdict", "figures"], found))
 
 
-def lines(rows: Path, scale: str) -> list[list[str]]:
-    results = Results(read(rows) if rows.exists() else [], scale)
+def lines(results: Results) -> list[list[str]]:
     return [
-        [f"{name}: {text}", system, *check(results, system, SYSTEMS[scale][system].sampling)]
+        [f"{name}: {text}", key, *check(results, key, system.sampling)]
         for name, (text, check) in CLAIMS.items()
-        for system in SYSTEMS[scale]
+        for key, system in SYSTEMS[results.scale].items()
     ]
 
 
@@ -88,7 +88,7 @@ def samples(results: Results, system: str, sampling: tuple[int, ...]) -> Verdict
 
 def gaps_close(results: Results, system: str, sampling: tuple[int, ...]) -> Verdict:
     """C5: the estimate in sampling is nearer to that in training at every step that is looked at."""
-    ours, plain = (gap(results.at(system, arm, DISCREPANCY), "mse") for arm in MAIN[::-1])
+    ours, plain = (gap(results.at(system, arm, DISCREPANCY)) for arm in MAIN[::-1])
     if not ours.by_seed or not plain.by_seed:
         return Verdict(NO_ROWS, "")
     found = [difference(ours, plain, index) for index in indices(plain)]

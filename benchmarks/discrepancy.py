@@ -30,8 +30,8 @@ Pairs = list[tuple[str, Tensor, Tensor]]
 def discrepancies(
     model: LoadedModel, pairs: Pairs, steps: int, lpips: Score | None, device: str = "cpu"
 ) -> dict[str, list[float]]:
-    """ "mse/training/T" and the like -> a value a picture, T being an index of the process: squared
-    error of z0 in the latents' units, and LPIPS of the decoded estimate. All pictures are of one size.
+    """Squared error of z0 in the latents' units, and LPIPS of the decoded estimate, by names like
+    `mse/training/T`, T being an index of the process: a value a picture. All are of one size.
     """
     for module in model.modules:
         module.to(device)

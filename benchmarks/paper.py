@@ -64,10 +64,8 @@ from .trainings import diffusion_run, pace, train
 
 SCORED = ("psnr_y", "ssim_y", "lpips", "lite0_distance", "consistency_x1e5")
 OWN = ("seed", "loss.strength", "loss.p", "train.keep_every", "train.save_every")  # knobs
-STAYS, PATIENCE = (
-    "the same command goes on from here",
-    60,
-)  # seconds that a training may take to save
+STAYS = "the same command goes on from here"
+PATIENCE = 60  # seconds that a training may take to save its state
 SHOWN = 6  # pictures of each system that the page shows
 
 
@@ -170,11 +168,14 @@ class Paper:
         left, gaps_left = self.left(job)
         done = self._train(job, system, run)
         end = Point(1.0, STEPS, system.sampling[-1])
-        for point in left:
-            with released(done.folder, done.step(point)) as model:
-                upscaler = Upscaler.from_pretrained(model)
+        upscaler, at = None, None
+        for point in sorted(left, key=done.step):
+            if upscaler is None or at != done.step(point):
+                at = done.step(point)
+                with released(done.folder, at) as model:
+                    upscaler = Upscaler.from_pretrained(model)
             pictures = enlarged(upscaler, pairs[point.enlarge], point)
-            metrics = {"training_steps": done.step(point), "step_seconds": done.step_seconds}
+            metrics = {"training_steps": at, "step_seconds": done.step_seconds}
             metrics |= scores(self.scorer, pictures, pairs[point.enlarge])
             if point == end and job.seed == args.seeds[0]:
                 self._show(job, pictures)

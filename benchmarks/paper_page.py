@@ -30,6 +30,7 @@ from .paper_systems import (
     TIME,
     Point,
     System,
+    in_a_name,
 )
 from .record import RESULTS, Row, read
 from .tables import SPREAD, TABLES, asked, cost, newest, runs
@@ -54,7 +55,7 @@ def write(rows: Path, page: Path, scale: str) -> None:
     """The page of all rows that there are; what was not run yet is said."""
     found = read(rows) if rows.exists() else []
     results = Results(found, scale)
-    parts = [_head(results.rows, scale), "<h2>Claims</h2>", _claims(rows, scale)]
+    parts = [_head(results.rows, scale), "<h2>Claims</h2>", _claims(results)]
     for name, system in SYSTEMS[scale].items():
         parts.append(f"<h2>{escape(system.title)}</h2>")
         if not any(row["subject"] == name for row in results.rows):
@@ -107,12 +108,12 @@ def _table(head: Iterable[str], lines: Iterable[Iterable[str]], caption: str) ->
     return f"<table><caption>{escape(caption)}</caption>{cells('th', head)}\n{body}</table>"
 
 
-def _claims(rows: Path, scale: str) -> str:
+def _claims(results: Results) -> str:
     body = "\n".join(
-        f'<tr><td>{escape(claim)}</td><td class="text">{escape(SYSTEMS[scale][system].title)}</td>'
+        f'<tr><td>{escape(claim)}</td><td class="text">{escape(SYSTEMS[results.scale][system].title)}</td>'
         f'<td class="text {escape(word.replace(" ", "-"))}">{escape(word)}</td>'
         f'<td class="text">{escape(figures)}</td></tr>'
-        for claim, system, word, figures in claims.lines(rows, scale)
+        for claim, system, word, figures in claims.lines(results)
     )
     head = "".join(f"<th>{x}</th>" for x in ("claim", "system", "verdict", "figures"))
     return f"<table><tr>{head}</tr>{body}</table>"
@@ -295,7 +296,7 @@ def _curves(
 
 def strip_of(rows: Path, scale: str, system: str, arm: str) -> Path:
     """Where the first pictures of an arm lie side by side, beside the file of the rows."""
-    return rows.with_suffix("") / f"{scale}-{system}-{arm.replace(' = ', '')}.webp"
+    return rows.with_suffix("") / f"{scale}-{system}-{in_a_name(arm)}.webp"
 
 
 def _pictures(rows: Path, scale: str, name: str) -> str:

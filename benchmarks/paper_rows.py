@@ -128,21 +128,14 @@ def sampled(rows: list[Row]) -> list[list[str]]:
     return lines
 
 
-def gap(models: Models, figure: str) -> Models:
-    """Of `discrepancy` rows: index -> how much farther from the truth the estimate in sampling is."""
-    start, end = f"{figure}/{SAMPLING}/", f"{figure}/{TRAINING}/"
-    return Models(
-        {
-            seed: {
-                name.removeprefix(start): [
-                    a - b for a, b in zip(values, metrics[end + name.removeprefix(start)])
-                ]
-                for name, values in metrics.items()
-                if name.startswith(start)
-            }
-            for seed, metrics in models.by_seed.items()
-        }
-    )
+def gap(models: Models) -> Models:
+    """Of `discrepancy` rows: index -> how much larger the error of the estimate is in sampling."""
+    start, found = f"mse/{SAMPLING}/", {}
+    for seed, metrics in models.by_seed.items():
+        at = [name.removeprefix(start) for name in metrics if name.startswith(start)]
+        pairs = {t: (metrics[start + t], metrics[f"mse/{TRAINING}/{t}"]) for t in at}
+        found[seed] = {t: [a - b for a, b in zip(*both)] for t, both in pairs.items()}
+    return Models(found)
 
 
 def indices(models: Models) -> list[str]:

@@ -5,7 +5,7 @@ imports nothing, so that `--help` answers at once.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 
@@ -94,6 +94,11 @@ def points(arm: str, system: System) -> list[Point]:
     return found
 
 
+def in_a_name(arm: str) -> str:
+    """As files and folders have it."""
+    return arm.replace(" = ", "")
+
+
 class Job(NamedTuple):
     """One training, and the scores of it."""
 
@@ -103,22 +108,29 @@ class Job(NamedTuple):
 
     @property
     def folder(self) -> str:
-        return f"{self.system}-{self.arm.replace(' = ', '')}-{self.seed}"
+        return f"{self.system}-{in_a_name(self.arm)}-{self.seed}"
 
 
-# of the paper -> what is in it, whether faces or photos, arms
+class Need(NamedTuple):
+    """What a table or figure is about, and the trainings that it needs: of which systems, which arms."""
+
+    text: str
+    arms: tuple[str, ...] = MAIN
+    of: Callable[[System], bool] = lambda system: True
+
+
 TABLES = {
-    1: ("faces and photos, every p", (True, False), tuple(ARMS)),
-    2: ("faces", (True,), MAIN),
-    3: ("photos", (False,), MAIN),
-    4: ("other scales", (False,), MAIN),
-    5: ("time and memory of a step, from the rows of `train-step`", (), ()),
+    1: Need("faces and photos, every p", tuple(ARMS)),
+    2: Need("faces", of=lambda system: system.is_face),
+    3: Need("photos", of=lambda system: not system.is_face),
+    4: Need("other scales", of=lambda system: bool(system.scales)),
+    5: Need("time and memory of a step, from the rows of `train-step`", ()),
 }
 FIGURES = {
-    "convergence": ("Figures 1, 7, 10-12: scores against steps of training", (True, False), MAIN),
-    "discrepancy": ("Figure 3: estimates in training and in sampling", (True, False), MAIN),
-    "steps": ("Figures 8, 13, 14: scores against steps of sampling", (True, False), MAIN),
-    "pictures": ("Figures 4-6, 9, 15-22: pictures side by side", (True, False), MAIN),
+    "convergence": Need("Figures 1, 7, 10-12: scores against steps of training"),
+    "discrepancy": Need("Figure 3: estimates in training and in sampling"),
+    "steps": Need("Figures 8, 13, 14: scores against steps of sampling"),
+    "pictures": Need("Figures 4-6, 9, 15-22: pictures side by side"),
 }
 
 
@@ -126,13 +138,15 @@ def jobs(
     scale: str, tables: list[int], figures: list[str], systems: list[str], seeds: list[int]
 ) -> Iterator[Job]:
     """Trainings that these need, the ones that say most first."""
-    wanted = [TABLES[n] for n in tables] + [FIGURES[name] for name in figures]
-    kinds = {is_face for _, faces, _ in wanted for is_face in faces}
-    arms = {arm for _, _, needed in wanted for arm in needed}
-    names = [name for name in systems if SYSTEMS[scale][name].is_face in kinds]
-    if tables == [4] and not figures:  # of those that work at other scales
-        names = [name for name in names if SYSTEMS[scale][name].scales]
+    needs = [TABLES[n] for n in tables] + [FIGURES[name] for name in figures]
+    wanted = {
+        (name, arm)
+        for name in systems
+        for need in needs
+        if need.of(SYSTEMS[scale][name])
+        for arm in need.arms
+    }
+    ordered = [(name, arm) for name in systems for arm in ARMS if (name, arm) in wanted]
     for seed in seeds:
-        yield from (Job(name, arm, seed) for name in names for arm in MAIN if arm in arms)
-    others = [arm for arm in ARMS if arm in arms and arm not in MAIN]
-    yield from (Job(name, arm, seeds[0]) for name in names for arm in others)
+        yield from (Job(name, arm, seed) for name, arm in ordered if arm in MAIN)
+    yield from (Job(name, arm, seeds[0]) for name, arm in ordered if arm not in MAIN)

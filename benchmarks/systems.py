@@ -24,6 +24,7 @@ from ldm_dream.errors import UserError
 
 from .record import Measured
 from .tables import finish
+from .trainings import python
 
 SYSTEMS = {  # name -> config, scales to upscale by
     "sr3": ("configs/tiny/sr3-dream.yaml", (4,)),
@@ -104,13 +105,6 @@ def measure(config: str, scales: tuple[float, ...], steps: int, folder: Path) ->
         "widths": list(widths),
         "heights": list(heights),
     }
-
-
-def python(command: list[str]) -> str:
-    done = subprocess.run([sys.executable, *command], capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise SystemExit(f"{' '.join(command)} failed:\n{done.stdout}{done.stderr}")
-    return done.stdout
 
 
 def kill_when_there(command: list[str], checkpoint: Path) -> None:

@@ -20,8 +20,10 @@ from ldm_dream.writing import whole_file
 PACE_STEPS, PACE_EVERY, PACE_TURNS = 40, 10, 2
 
 
-def python(words: Sequence[str]) -> None:
-    """A training as a process. One that is to stop is told so, and waited for: it saves its state."""
+def python(words: Sequence[str]) -> str:
+    """A tool as a process -> what it has said. One that is to stop is told so, and waited for: a
+    training saves its state. Raises SystemExit with its output where it fails.
+    """
     with (
         tempfile.TemporaryFile("w+") as said,
         subprocess.Popen(
@@ -34,9 +36,11 @@ def python(words: Sequence[str]) -> None:
             training.send_signal(signal.SIGINT)
             training.wait()
             raise
-        if status:
-            said.seek(0)
-            raise SystemExit(f"{' '.join(words)} failed:\n{said.read()}")
+        said.seek(0)
+        output = said.read()
+    if status:
+        raise SystemExit(f"{' '.join(words)} failed:\n{output}")
+    return output
 
 
 def train(config: str, place: Path, knobs: Sequence[str]) -> None:

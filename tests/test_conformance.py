@@ -75,8 +75,12 @@ def test_diffusers_computes_those_of_eps(p):
 
 
 @pytest.mark.parametrize(
-    ("prediction", "error"), [("v_prediction", NotImplementedError), ("sample", ValueError)]
+    ("prediction", "error", "says"),
+    [
+        ("v_prediction", NotImplementedError, "not been implemented for v-prediction"),
+        ("sample", ValueError, "Unknown prediction type sample"),
+    ],
 )
-def test_diffusers_has_no_others(prediction, error):
-    with pytest.raises(error):
+def test_diffusers_has_no_others(prediction, error, says):
+    with pytest.raises(error, match=says):
         of_diffusers(prediction, 1)
