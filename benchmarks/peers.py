@@ -1,15 +1,17 @@
 """Published networks, bicubic and models of this project on the same pictures, in one run: every
 score of every picture, seconds a megapixel of the result, and memory.
 
-Pictures are cut to a multiple of four and made small and worn as `wear.py` says, whose random numbers
-are its own. Each method runs in a process of its own, on so many threads. They take turns: picture by
-picture for the scores, which also warms them up, then `--repetitions` times on the largest picture for
-the seconds. Memory is the most that the process held beyond what it held before the method was loaded.
-A method that fails or whose process dies is left out, with its rows; the others go on.
+Pictures of Set5 and Set14 are cut to a multiple of four, those of `--hr` as `wear` cuts them. All
+are made small and worn as `wear.py` says, whose random numbers are its own. Each method runs in a
+process of its own, on so many threads. They take turns: picture by picture for the scores, which
+also warms them up, then `--repetitions` times on the largest picture for the seconds. Memory is the
+most that the process held beyond what it held before the method was loaded. A method that fails or
+whose process dies is left out, with its rows; the others go on.
 """
 
 from __future__ import annotations
 
+import sys
 from argparse import Namespace
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -17,10 +19,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
+from ldm_dream.config.data import DataConfig
 from ldm_dream.data.image import from_tensor, to_uint8
 from ldm_dream.data.images import list_images, read_image
 from ldm_dream.data.pairs import to_float
+from ldm_dream.data.resize import size_of
+from ldm_dream.data.validation import validation_pairs
 from ldm_dream.errors import UserError
 
 from .choices import WEARS
@@ -40,7 +46,7 @@ PUBLISHED = {
 
 class Pictures(NamedTuple):
     name: str
-    files: list[Path]
+    hr: list[Tensor]  # [1,3,H,W] in [-1, 1]
     wears: tuple[str, ...]
 
 
@@ -89,44 +95,45 @@ def wanted(args: Namespace) -> dict[str, Method]:
 
 def picture_sets(args: Namespace) -> list[Pictures]:
     """Raises UserError where there is no picture."""
-    if args.hr:
-        found = [
-            Pictures(name, list_images(Path(name)).pictures, WEARS)
-            for name in dict.fromkeys(args.hr)
-        ]
-    else:
-        if not TEST_SETS.is_dir():
-            raise UserError(
-                f"{TEST_SETS} is not here; name folders of original pictures with --hr."
-            )
-        files = list_images(TEST_SETS).pictures
-        found = [
-            Pictures(name, [path for path in files if path.name.startswith(start)], wears)
-            for name, (start, wears) in PUBLISHED.items()
-        ]
-    chosen = (
-        Pictures(name, files[: args.limit], tuple(wear for wear in wears if wear in args.wear))
-        for name, files, wears in found
-    )
-    kept = [pictures for pictures in chosen if pictures.files and pictures.wears]
-    if not kept:
+    sets = [_named(args)] if args.hr else _published(args)
+    if not any(pictures.hr for pictures in sets):
         raise UserError("no picture to measure on; look at --hr, --wear and --limit.")
-    return kept
+    return sets
+
+
+def _named(args: Namespace) -> Pictures:
+    limit = sys.maxsize if args.limit is None else args.limit
+    pairs = validation_pairs(DataConfig(val=tuple(args.hr)), SCALE, limit, args.crop)
+    name = " and ".join(dict.fromkeys(Path(folder).name for folder in args.hr))
+    return Pictures(name, [hr for _, hr, _ in pairs], tuple(args.wear))
+
+
+def _published(args: Namespace) -> list[Pictures]:
+    if args.crop:
+        raise UserError("--crop: Set5 and Set14 are taken whole; name other pictures with --hr.")
+    if not TEST_SETS.is_dir():
+        raise UserError(f"{TEST_SETS} is not here; name folders of original pictures with --hr.")
+    files = list_images(TEST_SETS).pictures
+    found = []
+    for name, (start, wears) in PUBLISHED.items():
+        of_set = [path for path in files if path.name.startswith(start)][: args.limit]
+        if chosen := tuple(wear for wear in wears if wear in args.wear):
+            found.append(Pictures(name, [_whole(path) for path in of_set], chosen))
+    return found
+
+
+def _whole(path: Path) -> Tensor:
+    hr = torch.from_numpy(to_uint8(read_image(path).pixels)).permute(2, 0, 1)[None]
+    height, width = (side // SCALE * SCALE for side in size_of(hr))
+    return to_float(hr[..., :height, :width])
 
 
 def cases_of(pictures: Pictures) -> Iterator[Case]:
     """Wear by wear, so that rows of one wear follow each other."""
-    made = []
-    for number, path in enumerate(pictures.files):
-        hr = to_uint8(read_image(path).pixels)
-        height, width = (side // SCALE * SCALE for side in hr.shape[:2])
-        hr = hr[:height, :width]
-        made.append(
-            (hr, worn(to_float(torch.from_numpy(hr).permute(2, 0, 1)[None]), SCALE, number))
-        )
+    made = [(hr, worn(hr, SCALE, number)) for number, hr in enumerate(pictures.hr)]
     for wear in pictures.wears:
         for hr, lr in made:
-            yield Case(pictures.name, wear, hr, from_tensor(lr[wear]))
+            yield Case(pictures.name, wear, from_tensor(hr), from_tensor(lr[wear]))
 
 
 def costs_of(

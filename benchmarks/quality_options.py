@@ -115,8 +115,9 @@ def add_quality(
         "--hr",
         action="append",
         metavar="DIR",
-        help="original pictures; several allowed (default: Set5, Set14)",
+        help="original pictures; several folders are one set (default: Set5, Set14)",
     )
+    peers.add_argument("--crop", type=int, help="centre crop of --hr, HR pixels (default: whole)")
     peers.add_argument(
         "--wear",
         nargs="+",

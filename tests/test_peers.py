@@ -65,7 +65,7 @@ def test_a_run_gives_a_row_for_each_method_and_wear(folder, capsys):
     assert means[0] > means[2], "clean pictures come back better"
     printed = capsys.readouterr().out
     assert "without IMDN: " in printed and "imdn_x4_author.pth: no such file" in printed
-    assert f"| 2 of {folder / 'hr'}, web40 | bicubic " in printed and "| PSNR-Y " in printed
+    assert "| 2 of hr, web40 | bicubic " in printed and "| PSNR-Y " in printed
 
 
 def test_without_any_method_it_says_so(folder):
@@ -123,6 +123,14 @@ def test_without_pictures_it_says_so(folder, monkeypatch):
     monkeypatch.setattr(peers, "TEST_SETS", folder / "none")
     with pytest.raises(UserError, match="--hr"):
         peers.picture_sets(build_parser().parse_args(["peers"]))
+
+
+def test_folders_are_one_set_cut_as_wear_cuts_it(folder):
+    words = ["peers", *2 * ["--hr", str(folder / "hr")], "--crop", "32"]
+    (pictures,) = peers.picture_sets(build_parser().parse_args(words))
+    assert pictures.name == "hr" and [hr.shape[-2:] for hr in pictures.hr] == [(32, 32)] * 2
+    with pytest.raises(UserError, match="--crop: Set5 and Set14 are taken whole"):
+        peers.picture_sets(build_parser().parse_args(["peers", "--crop", "32"]))
 
 
 def test_the_choices_are_what_there_is(tmp_path):
