@@ -18,16 +18,19 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ldm_dream.config.data import DataConfig
 from ldm_dream.data.image import from_tensor, to_uint8
-from ldm_dream.data.images import list_images, read_image
+from ldm_dream.data.images import check_writable, list_images, read_image
 from ldm_dream.data.pairs import to_float
 from ldm_dream.data.resize import size_of
 from ldm_dream.data.validation import validation_pairs
 from ldm_dream.errors import UserError
+from ldm_dream.training.validation import write_grid
+from ldm_dream.writing import check_outputs
 
 from .choices import WEARS
 from .peer_methods import SCALE, Method, Pixels, begin, memory, ours, peers, run
@@ -61,18 +64,30 @@ def main(args: Namespace) -> None:
     torch.set_num_threads(args.threads)
     chosen = wanted(args)
     cases = [case for pictures in picture_sets(args) for case in cases_of(pictures)]
+    if args.sheet:
+        check_writable(args.sheet, 1, 1)
+        folders = map(Path, args.hr or [TEST_SETS])
+        check_outputs([args.sheet], (path for dir in folders for path in list_images(dir).pictures))
     scorer = Scorer(args)
+    sheet: list[dict[str, Pixels]] = []
     found: dict[tuple[str, str, str], Found] = {}  # method, pictures, wear
     with ExitStack() as stack:
         processes = {name: stack.enter_context(process()) for name in chosen}
         dtypes = in_turns(processes, begin, chosen, args.threads)
         for number, case in enumerate(cases, 1):
             print(f"{number} of {len(cases)}: {case.pictures}, {case.wear}", flush=True)
-            for name, (sr, _) in in_turns(processes, run, case.lr).items():
+            made = {name: sr for name, (sr, _) in in_turns(processes, run, case.lr).items()}
+            for name, sr in made.items():
                 of_case = found.setdefault((name, case.pictures, case.wear), Found())
                 scorer.add(of_case, sr, case.hr, case.lr)
+            if args.sheet:
+                sheet.append(made | {"original": case.hr})
         largest = max((case.lr for case in cases), key=pixels_of)
         costs = costs_of(processes, largest, args.repetitions)
+    if args.sheet:
+        columns = [name for name in sheet[0] if all(name in made for made in sheet)]
+        write_grid(args.sheet, [np.hstack([made[name] for name in columns]) for made in sheet])
+        print(f"{args.sheet}: {' | '.join(columns)}")
     rows = []
     for (name, pictures, wear), of_case in found.items():
         if name not in costs:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 from benchmarks.choices import METHODS, WEARS
 from benchmarks.paper_systems import FIGURES, SYSTEMS, TABLES
@@ -136,6 +137,13 @@ def add_quality(
     )
     peers.add_argument("--lpips-weights", metavar="FILE")
     peers.add_argument("--vgg-weights", metavar="FILE", help="torchvision's VGG16, for DISTS")
+
+    peers.add_argument(
+        "--sheet",
+        type=Path,
+        metavar="FILE",
+        help="one picture of all results, a row for each picture and wear",
+    )
 
     paper = commands.add_parser(
         "paper",

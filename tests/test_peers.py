@@ -53,7 +53,8 @@ def run(folder, *words: str) -> list[record.Row]:
 
 def test_a_run_gives_a_row_for_each_method_and_wear(folder, capsys):
     words = ["--peers", "bicubic", "imdn", "--weights", str(folder), "--wear", "clean", "web40"]
-    rows = run(folder, *words, "-n", "dream-latent-x4-tiny", "--steps", "1")
+    sheet = folder / "sheet.png"
+    rows = run(folder, *words, "-n", "dream-latent-x4-tiny", "--steps", "1", "--sheet", str(sheet))
     methods = ["bicubic", "dream-latent-x4-tiny, 1 steps"]
     assert [(row["subject"], row["settings"]["wear"]) for row in rows] == [
         (method, wear) for wear in ("clean", "web40") for method in methods
@@ -64,6 +65,9 @@ def test_a_run_gives_a_row_for_each_method_and_wear(folder, capsys):
     means = [np.mean(row["metrics"]["psnr_y"]) for row in rows]
     assert means[0] > means[2], "clean pictures come back better"
     printed = capsys.readouterr().out
+    assert f"{sheet}: bicubic | dream-latent-x4-tiny, 1 steps | original" in printed
+    with Image.open(sheet) as picture:
+        assert picture.size == (3 * 64, 4 * (64 + 4))  # a row for each picture and wear
     assert "without IMDN: " in printed and "imdn_x4_author.pth: no such file" in printed
     assert "| 2 of hr, web40 | bicubic " in printed and "| PSNR-Y " in printed
 

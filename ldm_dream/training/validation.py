@@ -53,7 +53,7 @@ def validate(trainer: Trainer, pairs: list[Pair], grid: Path) -> dict[str, float
         judged |= share
     found = [judged[i] for i in range(len(pairs))]
     if rank.is_first:
-        _write_grid(grid, [one.row for one in found if one.row is not None])
+        write_grid(grid, [one.row for one in found if one.row is not None])
     keys = [key for key in ("psnr_y", "ssim_y", "lpips") if key in found[0].figures]
     means = {f"val/{key}": float(np.mean([one.figures[key] for one in found])) for key in keys}
     sets = [one.features for one in found if one.features]
@@ -97,7 +97,8 @@ def _judge(trainer: Trainer, pairs: list[Pair], numbers: tuple[int, ...]) -> dic
     return found
 
 
-def _write_grid(path: Path, rows: list[np.ndarray]) -> None:
+def write_grid(path: Path, rows: list[np.ndarray]) -> None:
+    """Rows of pictures, uint8 [H,W,3] each, one below the other."""
     width = max(row.shape[1] for row in rows)
     padded = [
         np.pad(row, ((0, 4), (0, width - row.shape[1]), (0, 0)), constant_values=255)
