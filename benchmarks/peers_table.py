@@ -9,17 +9,20 @@ from typing import Any
 
 from ldm_dream.scoring.bootstrap import paired_interval
 
+from .choices import PEERS
 from .record import Row
 
 COSTS = {"seconds_per_megapixel": "s per MP", "peak_mib": "memory, MiB"}
 NAMES = {
     "psnr_y": "PSNR-Y",
+    "ssim_y": "SSIM-Y",
     "lpips": "LPIPS",
     "lpips_cut": "LPIPS, 2 px cut",
     "dists": "DISTS",
     "consistency_x1e5": "consistency x 1e5",
 }
-HIGHER_IS_BETTER = {"psnr_y"}
+HIGHER_IS_BETTER = {"psnr_y", "ssim_y"}
+ALWAYS = [PEERS[short].name for short in ("real-esrgan", "clear-reality")]  # made for photos
 
 
 def peers(rows: list[Row]) -> list[list[str]]:
@@ -41,14 +44,15 @@ def peers(rows: list[Row]) -> list[list[str]]:
 
 def differences(rows: list[Row]) -> list[list[str]]:
     """For every score of two pictures or more that a model of ours has: ours minus the peer whose mean
-    is best, on the same pictures in the same wear.
+    is best, and minus each of `ALWAYS`, on the same pictures in the same wear.
     """
     peers: dict[tuple, dict[str, list[float]]] = {}  # pictures, score -> peer -> values
     for row in rows:
         if not _is_ours(row):
             for name, values in scores_of_each_picture(row):
                 peers.setdefault((_pictures(row), name), {})[row["subject"]] = values
-    lines = [["pictures", "method", "score", "best peer", "difference", "95 % interval"]]
+    minus = [f"minus {name}" for name in ALWAYS]
+    lines = [["pictures", "method", "score", "best peer", "ours minus it", *minus]]
     for row in filter(_is_ours, by_pictures(rows)):
         where = f"{row['settings']['count']} of {row['variant']}"
         for name, values in scores_of_each_picture(row):
@@ -56,11 +60,17 @@ def differences(rows: list[Row]) -> list[list[str]]:
             if not found:
                 continue
             choose = max if name in HIGHER_IS_BETTER else min
-            best, theirs = choose(found.items(), key=lambda peer: statistics.fmean(peer[1]))
-            mean, low, high = paired_interval(values, theirs)
-            figures = [f"{mean:+.3f}", f"{low:+.3f} to {high:+.3f}"]
-            lines.append([where, row["subject"], NAMES.get(name, name), best, *figures])
+            best = choose(found, key=lambda peer: statistics.fmean(found[peer]))
+            gains = [_minus(values, found.get(peer)) for peer in (best, *ALWAYS)]
+            lines.append([where, row["subject"], NAMES.get(name, name), best, *gains])
     return lines
+
+
+def _minus(ours: list[float], theirs: list[float] | None) -> str:
+    if theirs is None:
+        return ""
+    mean, low, high = paired_interval(ours, theirs)
+    return f"{mean:+.3f} ({low:+.3f} to {high:+.3f})"
 
 
 def by_pictures(rows: list[Row]) -> list[Row]:

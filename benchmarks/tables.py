@@ -383,8 +383,8 @@ TABLES = {
     "peers-difference": Table(
         "peers",
         differences,
-        "Ours minus the best peer in each score: the mean over the pictures, and what a paired "
-        "bootstrap leaves of it. An interval that holds 0 shows no difference.",
+        "Ours minus the best peer in each score, and minus two made for photos: the mean over the "
+        "pictures, and its interval by a paired bootstrap. One that holds 0 shows no difference.",
     ),
     "autoencoder": Table("autoencoder", autoencoder, "Reconstruction by the autoencoder alone."),
     "systems": Table(

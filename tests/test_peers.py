@@ -21,6 +21,7 @@ from benchmarks.peer_methods import SCALE, _pixels
 from benchmarks.peer_methods import peers as known_peers
 from benchmarks.peer_networks import FastSrgan, Imdn
 from benchmarks.peer_processes import in_turns
+from benchmarks.peers_table import differences
 from benchmarks.tables import text
 from benchmarks.wear import PLANS
 from ldm_dream.errors import UserError
@@ -75,6 +76,23 @@ def test_a_run_gives_a_row_for_each_method_and_wear(folder, capsys):
 def test_without_any_method_it_says_so(folder):
     with pytest.raises(UserError, match="no method is left"):
         run(folder, "--peers", "imdn", "--weights", str(folder), "--wear", "clean")
+
+
+def test_ours_is_set_beside_the_best_peer_and_those_for_photos():
+    def row(subject, values, **settings):
+        settings |= {"pictures": "A", "count": 2}
+        return {
+            "subject": subject,
+            "variant": "A",
+            "settings": settings,
+            "metrics": {"lpips": values},
+        }
+
+    rows = [row("ours", [0.3, 0.3], model="m"), row("bicubic", [0.2, 0.2])]
+    rows += [row("Real-ESRGAN x4plus", [0.4, 0.5])]
+    _, line = differences(rows)
+    assert line[:4] == ["2 of A", "ours", "LPIPS", "bicubic"]
+    assert line[4:] == ["+0.100 (+0.100 to +0.100)", "-0.150 (-0.200 to -0.100)", ""]
 
 
 @pytest.mark.parametrize(
