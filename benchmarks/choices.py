@@ -57,3 +57,18 @@ PEERS: dict[str, Ncnn | Weights] = {
     "fast-srgan": Weights("Fast-SRGAN", "FastSrgan", "fast_srgan_x4_gan.pt"),
 }
 METHODS = (BICUBIC, *PEERS)  # that `--peers` may name
+
+PLAIN = "plain"
+# of `variant_losses.py`, beside the plain loss
+VARIANTS = (
+    "DREAM",
+    "DREAM, p = 0",
+    "coin",
+    "share",
+    "one step",
+    "rollout",
+    "perturbed",
+    "min-SNR",
+    "DREAM, min-SNR",
+    "low frequencies",
+)

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import fcntl
-import json
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -58,7 +57,7 @@ from .paper_systems import (
     points,
 )
 from .peer_scores import Found, Scorer
-from .record import Measured, append, complete, read
+from .record import Measured, append, asked_for, complete, read
 from .tables import grid
 from .trainings import diffusion_run, pace, train
 
@@ -132,7 +131,7 @@ class Paper:
         rows = read(path) if path.exists() else []
         wanted = {*self.scorer.scores, *self.scorer.sets}  # a row that lacks one is measured again
         self.known = {
-            _key(row["subject"], row["variant"], row["settings"])
+            asked_for(row["subject"], row["variant"], row["settings"])
             for row in rows
             if "kind" in row["settings"] or wanted <= row["metrics"].keys()
         }
@@ -149,7 +148,7 @@ class Paper:
         system, asked = SYSTEMS[self.args.scale][job.system], self.settings(job)
 
         def has(about: dict[str, Any]) -> bool:
-            return _key(job.system, job.arm, asked | about) in self.known
+            return asked_for(job.system, job.arm, asked | about) in self.known
 
         left = [point for point in points(job.arm, system) if not has(point._asdict())]
         return left, job.arm in MAIN and not has(_gaps(system))
@@ -235,7 +234,7 @@ class Paper:
     ) -> None:
         for scale, found in pairs.items():
             about = {**asked, "seed": None, "enlarge": scale}
-            if _key(job.system, BICUBIC, about) in self.known:
+            if asked_for(job.system, BICUBIC, about) in self.known:
                 continue
             made = [bicubic(from_tensor(lr), scale or own) for _, _, lr in found]
             if scale is None:
@@ -249,7 +248,7 @@ class Paper:
         """At once: a command that is stopped loses nothing that it has measured."""
         row = Measured(subject, variant, {**asked, "dtype": dtype}, metrics)
         append(self.args.json, complete(self.args, "paper", [row]))
-        self.known.add(_key(subject, variant, asked))
+        self.known.add(asked_for(subject, variant, asked))
 
     def _show(self, job: Job, pictures: list[np.ndarray]) -> None:
         """The first pictures, side by side in one file beside the rows."""
@@ -258,12 +257,6 @@ class Paper:
         strip = np.concatenate(pictures[:SHOWN], axis=1)
         with whole_file(target) as draft:
             Image.fromarray(strip).save(draft, "WEBP", lossless=True)
-
-
-def _key(subject: str, variant: str, asked: dict[str, Any]) -> str:
-    """Of a row, whatever dtype the machine chose."""
-    settings = {name: value for name, value in asked.items() if name != "dtype"}
-    return json.dumps([subject, variant, settings], sort_keys=True)
 
 
 def _gaps(system: System) -> dict[str, Any]:

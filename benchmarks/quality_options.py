@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from benchmarks.choices import METHODS, WEARS
+from benchmarks.choices import METHODS, VARIANTS, WEARS
 from benchmarks.paper_systems import FIGURES, SYSTEMS, TABLES
 
 
@@ -182,6 +182,35 @@ def add_quality(
     )
     paper.add_argument(
         "--page", default="runs/paper/paper.html", metavar="FILE", help="(default: %(default)s)"
+    )
+
+    variants = commands.add_parser(
+        "variants",
+        parents=[worn],
+        help="variants of DREAM's loss, trained for equal time: scores, and at equal PSNR",
+    )
+    variants.set_defaults(json="runs/variants/variants.jsonl")
+    variants.add_argument("--config", default="configs/tiny/native-latent.yaml")
+    variants.add_argument("--set", action="extend", nargs="+", default=[], metavar="a.b=value")
+    variants.add_argument(
+        "--variants",
+        nargs="+",
+        choices=VARIANTS,
+        default=list(VARIANTS),
+        metavar="NAME",
+        help=f"beside the plain loss, of {', '.join(VARIANTS)} (default: all)",
+    )
+    variants.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], metavar="N")
+    variants.add_argument(
+        "--sampling",
+        type=int,
+        nargs="+",
+        default=[1, 2, 3, 4],
+        metavar="N",
+        help="steps of sampling (default: 1 2 3 4)",
+    )
+    variants.add_argument(
+        "--runs", default="runs/variants", metavar="DIR", help="trainings lie here"
     )
 
     conformance = commands.add_parser(

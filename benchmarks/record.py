@@ -125,6 +125,14 @@ METRICS = {  # benchmark -> metric (a pattern) -> unit and meaning
         "mse/*": "of the estimate of z0 in training or sampling at an index, of each picture",
         "lpips/*": "of that estimate, decoded, of each picture",
     },
+    "variants": {
+        "training_steps": "that take as long as the plain loss's",
+        "step_seconds": "of a training step, measured before the first run",
+        "psnr_y/*": "dB, on Y, of each picture, by steps of sampling",
+        "lpips/*": "AlexNet, of each picture; where its weights are at hand",
+        "lite0_distance/*": "EfficientNet-lite0, of each picture; where its package is at hand",
+        "frechet_*": "squared distance of all results from all originals",
+    },
     "autoencoder": {
         **QUALITY,
         "lpips_cut": "LPIPS without two rows and columns at the top and left",
@@ -194,6 +202,12 @@ class Measured(NamedTuple):
     variant: str
     settings: dict[str, Any]
     metrics: dict[str, Any]
+
+
+def asked_for(subject: str, variant: str, settings: dict[str, Any]) -> str:
+    """What a row answers, whatever dtype the machine chose."""
+    asked = {name: value for name, value in settings.items() if name != "dtype"}
+    return json.dumps([subject, variant, asked], sort_keys=True)
 
 
 class Tree(NamedTuple):

@@ -82,3 +82,24 @@ def data(rows: list[Row]) -> list[list[str]]:
             + [*seconds, f"{settings['step_seconds']:g}"]
         )
     return lines
+
+
+def kernels(rows: list[Row]) -> list[list[str]]:
+    cases: dict[tuple, dict[str, dict[str, float]]] = {}
+    for row in rows:
+        settings = row["settings"]
+        case = (row["subject"], settings["mode"], "x".join(map(str, settings["shape"])))
+        cases.setdefault((*case, settings["dtype"]), {})[row["variant"]] = row["metrics"]
+    known = ("eager", "compiled", "ours")
+    others = sorted({name for found in cases.values() for name in found} - set(known))
+    names = [*known, *others]
+    head = ["op", "pass", "shape", "dtype", *(f"{name}, ms" for name in names)]
+    lines = [[*head, "eager / ours", "compiled / ours", "peak MiB: eager, compiled, ours"]]
+    for case, found in cases.items():
+        times = [number(found.get(name, {}), "p50", factor=1e3) for name in names]
+        faster = ["", ""]
+        if "ours" in found:
+            faster = [f"{found[name]['p50'] / found['ours']['p50']:.2f}" for name in known[:2]]
+        peaks = ", ".join(number(found.get(name, {}), "peak_mib", 1) or "-" for name in known)
+        lines.append([*case, *times, *faster, peaks])
+    return lines

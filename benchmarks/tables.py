@@ -16,7 +16,8 @@ from .gain_table import gained, trained
 from .paper_rows import sampled
 from .peers_table import differences, peers
 from .record import Measured, Row, append, complete
-from .speed_tables import data, engines, number, parts, sampling
+from .speed_tables import data, engines, kernels, number, parts, sampling
+from .variants_table import variants
 
 OFFICIAL = ("official fp32", "official bf16", "official compiled")  # recipes beside ours
 NOTHING = "No rows yet."  # in place of a table
@@ -187,27 +188,6 @@ def step_profile(rows: list[Row]) -> list[list[str]]:
 
 
 # -------------------------------------------------------------------------------------- the others
-
-
-def kernels(rows: list[Row]) -> list[list[str]]:
-    cases: dict[tuple, dict[str, dict[str, float]]] = {}
-    for row in rows:
-        settings = row["settings"]
-        case = (row["subject"], settings["mode"], "x".join(map(str, settings["shape"])))
-        cases.setdefault((*case, settings["dtype"]), {})[row["variant"]] = row["metrics"]
-    known = ("eager", "compiled", "ours")
-    others = sorted({name for found in cases.values() for name in found} - set(known))
-    names = [*known, *others]
-    head = ["op", "pass", "shape", "dtype", *(f"{name}, ms" for name in names)]
-    lines = [[*head, "eager / ours", "compiled / ours", "peak MiB: eager, compiled, ours"]]
-    for case, found in cases.items():
-        times = [number(found.get(name, {}), "p50", factor=1e3) for name in names]
-        faster = ["", ""]
-        if "ours" in found:
-            faster = [f"{found[name]['p50'] / found['ours']['p50']:.2f}" for name in known[:2]]
-        peaks = ", ".join(number(found.get(name, {}), "peak_mib", 1) or "-" for name in known)
-        lines.append([*case, *times, *faster, peaks])
-    return lines
 
 
 def pictures(row: Row) -> str:
@@ -385,6 +365,16 @@ TABLES = {
         differences,
         "Ours minus the best peer in each score, and minus two made for photos: the mean over the "
         "pictures, and its interval by a paired bootstrap. One that holds 0 shows no difference.",
+    ),
+    "variants": Table(
+        "variants",
+        variants,
+        "A recipe trained with one loss after the other for equal time, and sampled in the most steps: "
+        "means over seeds and pictures. By how much a loss is better than the plain one is read where "
+        "both have the same PSNR-Y, on the curve of the plain loss over its numbers of steps; interval: "
+        "a bootstrap over seeds and pictures. Both scores are better where they are lower.",
+        common=lambda row: f"{asked(row)}; {worn(row)}",
+        spans=True,
     ),
     "autoencoder": Table("autoencoder", autoencoder, "Reconstruction by the autoencoder alone."),
     "systems": Table(

@@ -17,6 +17,7 @@ from ldm_dream.config.run import DiffusionRun
 from ldm_dream.errors import UserError
 from ldm_dream.writing import whole_file
 
+TOOL = ("tools/train.py",)
 PACE_STEPS, PACE_EVERY, PACE_TURNS = 40, 10, 2
 
 
@@ -43,8 +44,8 @@ def python(words: Sequence[str]) -> str:
     return output
 
 
-def train(config: str, place: Path, knobs: Sequence[str]) -> None:
-    python(["tools/train.py", config, "--run-dir", str(place), "--set", *knobs])
+def train(config: str, place: Path, knobs: Sequence[str], tool: Sequence[str] = TOOL) -> None:
+    python([*tool, config, "--run-dir", str(place), "--set", *knobs])
 
 
 def diffusion_run(config: str, knobs: Sequence[str]) -> DiffusionRun:
@@ -56,11 +57,16 @@ def diffusion_run(config: str, knobs: Sequence[str]) -> DiffusionRun:
 
 
 def pace(
-    runs: Path, recipe: Mapping[str, object], knobs: Sequence[str], arms: Mapping[str, list[str]]
+    runs: Path,
+    recipe: Mapping[str, object],
+    knobs: Sequence[str],
+    arms: Mapping[str, list[str]],
+    tools: Mapping[str, Sequence[str]] = {},
 ) -> dict[str, float]:
-    """Seconds of a step of each arm (name -> its knobs), the least of turns, from patches whose latents
-    are kept; or as measured when the first run in `runs` began. recipe: its config, and all that makes
-    runs comparable. Raises UserError where `runs` holds those of another recipe.
+    """Seconds of a step of each arm (name -> its knobs), the least of turns, from patches whose
+    latents are kept; or as measured when the first run in `runs` began. recipe: its config, and all
+    that makes runs comparable. tools: arm -> what trains it, if that is another one. Raises
+    UserError where `runs` holds those of another recipe.
     """
     file = runs / "pace.json"
     if file.exists():
@@ -80,7 +86,7 @@ def pace(
     for _ in range(PACE_TURNS):
         for arm, own in arms.items():
             with tempfile.TemporaryDirectory() as place:
-                train(config, Path(place) / "run", [*knobs, *own, *few])
+                train(config, Path(place) / "run", [*knobs, *own, *few], tools.get(arm, TOOL))
                 lines = (Path(place) / "run/metrics.jsonl").read_text().splitlines()
             logged = [row for row in map(json.loads, lines) if "steps_per_second" in row]
             # by then latents and memory are there
