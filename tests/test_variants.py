@@ -8,11 +8,10 @@ from benchmarks import record, variants
 from benchmarks.__main__ import build_parser
 from benchmarks.choices import PLAIN
 from benchmarks.choices import VARIANTS as NAMES
+from benchmarks.trainings import diffusion_run
 from benchmarks.variant_losses import VARIANTS, variant_loss
 from benchmarks.variants_table import at_equal_psnr
-from ldm_dream.config.files import load_config
 from ldm_dream.config.process import Dream
-from ldm_dream.config.run import DiffusionRun
 from ldm_dream.denoiser import Denoiser
 from ldm_dream.loss import diffusion_loss
 from ldm_dream.networks import build_network
@@ -32,8 +31,7 @@ TINY = [
 def setting(request):
     """A denoiser of a system, and a batch of every step that differs."""
     sizes = TINY + (["network.channel_mult=[1,2]"] if request.param == "ddpm-latent" else [])
-    run = load_config(f"configs/tiny/{request.param}.yaml", sizes)
-    assert isinstance(run, DiffusionRun)
+    run = diffusion_run(f"configs/tiny/{request.param}.yaml", sizes)
     torch.manual_seed(0)
     process = build_process(run.process)
     denoiser = Denoiser(build_network(run.network), process, run.condition, run.prediction)
@@ -44,7 +42,7 @@ def setting(request):
     return denoiser, z0, denoiser.prepare(torch.randn(4, 3, 32, 32), z_lr), t, eps
 
 
-def loss_of(name, setting, dream=None):
+def loss_of(name, setting: tuple, dream=None):
     torch.manual_seed(0)
     return variant_loss(VARIANTS[name], *setting, dream or Dream())
 
@@ -57,7 +55,7 @@ def loss_of(name, setting, dream=None):
         ("DREAM, p = 0", Dream(strength=1.0, p=0.0)),
     ],
 )
-def test_what_the_product_has_is_its_loss(setting, name, dream):
+def test_what_the_product_has_is_its_loss(setting: tuple, name, dream):
     wanted = diffusion_loss(*setting, dream)
     found = loss_of(name, setting, dream)
     torch.testing.assert_close(found.loss, wanted.loss, rtol=1e-4, atol=1e-5)
@@ -75,7 +73,7 @@ def test_each_differs_from_the_plain_loss_and_gives_the_same_again(setting, name
 
 
 def test_the_share_of_noise_is_dreams_own_strength_for_ddpm():
-    process = build_process(load_config("configs/tiny/ddpm-latent.yaml", []).process)
+    process = build_process(diffusion_run("configs/tiny/ddpm-latent.yaml", []).process)
     at = process.at(torch.arange(50))
     torch.testing.assert_close(at.s / (at.a**2 + at.s**2).sqrt(), at.weight)
 
