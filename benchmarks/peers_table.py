@@ -60,7 +60,7 @@ def differences(rows: list[Row]) -> list[list[str]]:
             if not found:
                 continue
             choose = max if name in HIGHER_IS_BETTER else min
-            best = choose(found, key=lambda peer: statistics.fmean(found[peer]))
+            best, _ = choose(found.items(), key=lambda peer: statistics.fmean(peer[1]))
             gains = [_minus(values, found.get(peer)) for peer in (best, *ALWAYS)]
             lines.append([where, row["subject"], NAMES.get(name, name), best, *gains])
     return lines

@@ -60,7 +60,7 @@ def at_equal_psnr(psnr: Values, score: Values, curve: list[tuple[Values, Values]
     found = []
     for drawn in draws:
         points = sorted((x[drawn].mean(), y[drawn].mean()) for x, y in curve)
-        theirs = np.interp(psnr[drawn].mean(), *zip(*points))
+        theirs = np.interp(psnr[drawn].mean(), [x for x, _ in points], [y for _, y in points])
         found.append(score[drawn].mean() - theirs)
     tail = 50 * (1 - COVERED)
     low, high = np.percentile(found[1:], [tail, 100 - tail])

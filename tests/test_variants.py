@@ -1,5 +1,7 @@
 """Variants of DREAM's loss: those that are in the product give its loss, and each trains."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -42,9 +44,9 @@ def setting(request):
     return denoiser, z0, denoiser.prepare(torch.randn(4, 3, 32, 32), z_lr), t, eps
 
 
-def loss_of(name, setting: tuple, dream=None):
+def loss_of(name, setting: Any, dream=None):
     torch.manual_seed(0)
-    return variant_loss(VARIANTS[name], *setting, dream or Dream())
+    return variant_loss(VARIANTS[name], *setting, dream=dream or Dream())
 
 
 @pytest.mark.parametrize(
@@ -55,8 +57,8 @@ def loss_of(name, setting: tuple, dream=None):
         ("DREAM, p = 0", Dream(strength=1.0, p=0.0)),
     ],
 )
-def test_what_the_product_has_is_its_loss(setting: tuple, name, dream):
-    wanted = diffusion_loss(*setting, dream)
+def test_what_the_product_has_is_its_loss(setting: Any, name, dream):
+    wanted = diffusion_loss(*setting, dream=dream)
     found = loss_of(name, setting, dream)
     torch.testing.assert_close(found.loss, wanted.loss, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(found.z0_hat, wanted.z0_hat, rtol=1e-4, atol=1e-4)
