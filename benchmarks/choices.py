@@ -69,6 +69,5 @@ VARIANTS = (
     "rollout",
     "perturbed",
     "min-SNR",
-    "DREAM, min-SNR",
-    "low frequencies",
+    "DREAM, low frequencies",
 )

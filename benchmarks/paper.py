@@ -105,7 +105,7 @@ def alone(runs: Path) -> Iterator[None]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise UserError(
-                f"--runs {runs}: another `paper` is at work here; let it end, or name another folder."
+                f"--runs {runs}: another command is at work here; let it end, or name another folder."
             ) from None
         yield
 

@@ -29,7 +29,7 @@ from ldm_dream.data.pairs import to_float
 from ldm_dream.data.resize import size_of
 from ldm_dream.data.validation import validation_pairs
 from ldm_dream.errors import UserError
-from ldm_dream.training.validation import write_grid
+from ldm_dream.training.validation import GAP, write_grid
 from ldm_dream.writing import check_outputs
 
 from .choices import WEARS
@@ -65,9 +65,7 @@ def main(args: Namespace) -> None:
     chosen = wanted(args)
     cases = [case for pictures in picture_sets(args) for case in cases_of(pictures)]
     if args.sheet:
-        check_writable(args.sheet, 1, 1)
-        folders = map(Path, args.hr or [TEST_SETS])
-        check_outputs([args.sheet], (path for dir in folders for path in list_images(dir).pictures))
+        _check_sheet(args, cases, len(chosen) + 1)
     scorer = Scorer(args)
     sheet: list[dict[str, Pixels]] = []
     found: dict[tuple[str, str, str], Found] = {}  # method, pictures, wear
@@ -84,19 +82,30 @@ def main(args: Namespace) -> None:
                 sheet.append(made | {"original": case.hr})
         largest = max((case.lr for case in cases), key=pixels_of)
         costs = costs_of(processes, largest, args.repetitions)
-    if args.sheet:
-        columns = [name for name in sheet[0] if all(name in made for made in sheet)]
-        write_grid(args.sheet, [np.hstack([made[name] for name in columns]) for made in sheet])
-        print(f"{args.sheet}: {' | '.join(columns)}")
     rows = []
     for (name, pictures, wear), of_case in found.items():
         if name not in costs:
             continue
         asked = {"pictures": pictures, "wear": wear, "count": of_case.count}
+        if args.hr:
+            asked |= {"folders": args.hr, "crop": args.crop}
         asked |= {"threads": args.threads, "dtype": dtypes[name], **chosen[name].settings}
         metrics = {**scorer.metrics(of_case), **costs[name]}
         rows.append(Measured(name, f"{pictures}, {wear}", asked, metrics))
     finish(args, "peers", rows)
+    if args.sheet:
+        columns = [name for name in sheet[0] if all(name in made for made in sheet)]
+        write_grid(args.sheet, [np.hstack([made[name] for name in columns]) for made in sheet])
+        print(f"{args.sheet}: {' | '.join(columns)}")
+
+
+def _check_sheet(args: Namespace, cases: list[Case], columns: int) -> None:
+    """Raises UserError where it could not be written in the end."""
+    width = max(case.hr.shape[1] for case in cases) * columns
+    check_writable(args.sheet, width, sum(case.hr.shape[0] + GAP for case in cases))
+    folders = map(Path, args.hr or [TEST_SETS])
+    read = (path for folder in folders for path in list_images(folder).pictures)
+    check_outputs([args.sheet], read)
 
 
 def wanted(args: Namespace) -> dict[str, Method]:

@@ -81,9 +81,11 @@ def _is_ours(row: Row) -> bool:
     return "model" in row["settings"]
 
 
-def _pictures(row: Row) -> tuple[str, str, int]:
+def _pictures(row: Row) -> tuple:
     """What rows of the same pictures have in common, the wear among it."""
-    return row["settings"]["pictures"], row["variant"], row["settings"]["count"]
+    asked = row["settings"]
+    cut = tuple(asked.get("folders", ())), asked.get("crop") or 0
+    return asked["pictures"], row["variant"], asked["count"], *cut
 
 
 def scores_of_each_picture(row: Row) -> Iterator[tuple[str, list[float]]]:

@@ -1,4 +1,5 @@
-"""Options of the commands that measure quality: `steps-quality`, `wear`, `dream-gain`, `peers`, `paper`."""
+"""Options of the commands that measure quality: `steps-quality`, `wear`, `dream-gain`, `peers`,
+`paper`, `variants`."""
 
 from __future__ import annotations
 
@@ -118,7 +119,7 @@ def add_quality(
         metavar="DIR",
         help="original pictures; several folders are one set (default: Set5, Set14)",
     )
-    peers.add_argument("--crop", type=int, help="centre crop of --hr, HR pixels (default: whole)")
+    peers.add_argument("--crop", type=int, help="centre crop of --hr (default: whole)")
     peers.add_argument(
         "--wear",
         nargs="+",
@@ -126,7 +127,12 @@ def add_quality(
         default=list(WEARS),
         help="(default: all; Set5 is taken clean only)",
     )
-    peers.add_argument("--limit", type=int, metavar="N", help="pictures of each set (default: all)")
+    peers.add_argument(
+        "--limit",
+        type=int,
+        metavar="N",
+        help="pictures: spread over those of --hr, the first of Set5 and Set14 (default: all)",
+    )
     peers.add_argument("--threads", type=int, default=2, metavar="N", help="(default: 2)")
     peers.add_argument(
         "--repetitions",
@@ -199,6 +205,9 @@ def add_quality(
         default=list(VARIANTS),
         metavar="NAME",
         help=f"beside the plain loss, of {', '.join(VARIANTS)} (default: all)",
+    )
+    variants.add_argument(
+        "--steps", type=int, default=1500, metavar="N", help="of the plain loss (default: 1500)"
     )
     variants.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], metavar="N")
     variants.add_argument(

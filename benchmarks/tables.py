@@ -370,9 +370,9 @@ TABLES = {
         "variants",
         variants,
         "A recipe trained with one loss after the other for equal time, and sampled in the most steps: "
-        "means over seeds and pictures. By how much a loss is better than the plain one is read where "
-        "both have the same PSNR-Y, on the curve of the plain loss over its numbers of steps; interval: "
-        "a bootstrap over seeds and pictures. Both scores are better where they are lower.",
+        "means over seeds and pictures. The last columns compare each loss with the plain one at the "
+        "same PSNR-Y, on the plain one's curve over its numbers of sampling steps (below 0: better); "
+        "interval: a bootstrap over seeds and pictures, too narrow for few seeds.",
         common=lambda row: f"{asked(row)}; {worn(row)}",
         spans=True,
     ),

@@ -75,6 +75,11 @@ def pace(
             raise UserError(
                 f"--runs {runs}: holds runs of {known['recipe']}, not of {recipe}; name another folder."
             )
+        if missing := arms.keys() - known["seconds"].keys():
+            raise UserError(
+                f"--runs {runs}: the time of a step was taken without {', '.join(sorted(missing))}; "
+                "name another folder."
+            )
         return known["seconds"]
     config = str(recipe["config"])
     run = diffusion_run(config, knobs)

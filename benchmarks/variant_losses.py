@@ -1,10 +1,12 @@
-"""Variants of DREAM: each says which z_t the network is trained at instead of the true one, in place
-of `loss.estimate` and its blend, or how much a sample counts. All train on the pair (z_t', z0): the
-noise that these two imply is what an eps or v prediction learns, as in DREAM's Eq. 14.
+"""Variants of DREAM's loss, for configs in latents whose process has whole steps. Each says which z_t
+the network is trained at instead of the true one, how much a sample counts, or what is added.
+
+All train on the pair (z_t', z0): the noise that these two imply is what an eps or v prediction learns,
+as in DREAM's Eq. 14. A step of the sampler is an ancestral one, from a step of the process to the next.
 
     python -m benchmarks.variant_losses NAME CONFIG [options of train]
 
-trains a config with one of `VARIANTS` as its loss.
+trains a config with one of `LOSSES`.
 """
 
 from __future__ import annotations
@@ -21,16 +23,19 @@ from torch import Tensor
 from dream_kernels import dream_loss, q_sample
 from ldm_dream.commands import train
 from ldm_dream.config.process import Dream
-from ldm_dream.denoiser import Denoiser, Inputs
-from ldm_dream.loss import DiffusionLoss, as_in_sampling, estimate
+from ldm_dream.denoiser import Denoiser, Inputs, sent
+from ldm_dream.loss import DiffusionLoss, as_in_sampling
 from ldm_dream.process import Numbers
 from ldm_dream.training import diffusion
+
+GAMMA = 5.0  # of min-SNR
+MORE = 0.1  # noise that `perturbed` adds
 
 
 @dataclass(frozen=True)
 class Batch:
-    """What a variant knows. z_t: the true one, at t [B]; eps its noise; random: [B,..] of any
-    shape, drawn anew at each call from numbers that this batch decides.
+    """What a variant knows: z_t, the true one at t [B]; eps, its noise. generator: for more random
+    numbers, on the host.
     """
 
     denoiser: Denoiser
@@ -46,136 +51,149 @@ class Batch:
     def at(self) -> Numbers:
         return self.inputs.numbers
 
+    @property
+    def last(self) -> int:
+        """The noisiest step."""
+        return self.denoiser.process.num_timesteps - 1
+
     def noise(self) -> Tensor:
-        return torch.randn(self.z0.shape, generator=self.generator)
-
-    def chance(self) -> Tensor:
-        return torch.rand(len(self.z0), 1, 1, 1, generator=self.generator)
-
-    def truth(self, t: Tensor) -> Tensor:
-        """The true z at other steps, of fresh noise."""
-        at = self.denoiser.numbers(t, self.z0)
-        return q_sample(self.z0, self.inputs.z_lr, self.noise(), at.a, at.b, at.s)
+        return sent(torch.randn(self.z0.shape, generator=self.generator), self.z0.device)
 
     @torch.no_grad()
-    def estimated(self, z: Tensor, t: Tensor) -> Tensor:
-        """z0_hat at z, as sampling has it."""
-        denoiser, inputs = self.denoiser, self.denoiser.at(t, self.inputs)
+    def estimate(self, z: Tensor, t: Tensor, samples: Tensor) -> tuple[Tensor, Tensor]:
+        """(z0_hat, eps_hat) of these samples (int64 [n]) as sampling has them: z at t, [n,..]."""
+        denoiser, process = self.denoiser, self.denoiser.process
+        inputs = denoiser.at(t, self.inputs.of(samples))
         with as_in_sampling(denoiser.modules, z.device.type, self.dream.estimate_precision):
             output = denoiser(z, t, inputs)
-        z_lr, at = inputs.z_lr, inputs.numbers
-        return denoiser.process.to_z0(output, z, z_lr, at, denoiser.prediction).to(z.dtype)
+        about = z, inputs.z_lr, inputs.numbers, denoiser.prediction
+        return process.to_z0(output, *about), process.to_eps(output, *about)
 
-    def stepped(self, z: Tensor, t: Tensor, u: Tensor) -> Tensor:
-        """One ancestral step of the sampler, from z at t to the less noisy u."""
-        mean, variance = self.denoiser.process.posterior(self.estimated(z, t), z, t, u)
-        return mean + variance.sqrt() * self.noise()
+    def stepped(self, z: Tensor, t: int, samples: Tensor) -> Tensor:
+        """Where the sampler leads these samples, from z at t to t - 1."""
+        here, there = (torch.full((len(samples),), n, device=z.device) for n in (t, t - 1))
+        z0_hat, _ = self.estimate(z, here, samples)
+        mean, variance = self.denoiser.process.posterior(z0_hat, z, here, there)
+        return mean + variance.sqrt() * self.noise()[samples]
 
 
-Rectify = Callable[[Batch], Tensor]  # -> z_t'
+# --------------------------------------------------------------------------------- which z_t: -> z_t'
 
 
 def plain(batch: Batch) -> Tensor:
     return batch.z_t
 
 
-def blend(batch: Batch, lam: Callable[[Batch, Tensor], Tensor] = lambda batch, lam: lam) -> Tensor:
-    """DREAM (Eq. 15). lam: of DREAM's own another one."""
-    own = batch.dream.model_copy(update={"strength": 1.0})
-    found = estimate(batch.denoiser, batch.z_t, batch.t, batch.inputs, own)
-    if found is None:
-        return batch.z_t
-    eps_hat, of_dream = found
-    return batch.z_t + batch.at.s * lam(batch, of_dream) * (batch.eps - eps_hat)
+def dream(batch: Batch) -> Tensor:
+    """Eq. 15 with p = 1."""
+    return _moved(batch, batch.at.weight)
 
 
-def coin(batch: Batch, lam: Tensor) -> Tensor:
-    """All or nothing, with lam as the chance."""
-    return (batch.chance() < lam).to(lam.dtype)
+def everywhere(batch: Batch) -> Tensor:
+    """DREAM with p = 0: the whole way at every step."""
+    return _moved(batch, torch.ones_like(batch.at.weight))
 
 
-def share(batch: Batch, lam: Tensor) -> Tensor:
-    """The noise's share of z_t, the same function of a / s for every process; DDPM's is DREAM's own."""
+def coin(batch: Batch) -> Tensor:
+    """The whole way or none; DREAM's strength is the chance."""
+    chance = torch.rand(len(batch.z0), generator=batch.generator)
+    return _moved(batch, (chance < batch.at.weight.flatten().cpu()).float().view(-1, 1, 1, 1))
+
+
+def share(batch: Batch) -> Tensor:
+    """The strength is the noise's share of a z0 + s eps, s / sqrt(a^2 + s^2): the same function of
+    a / s for every process. For DDPM that is DREAM's own.
+    """
     a, s = batch.at.a, batch.at.s
-    return s / (a * a + s * s).sqrt()
+    return _moved(batch, s / (a * a + s * s).sqrt())
 
 
-def everywhere(batch: Batch, lam: Tensor) -> Tensor:
-    """DREAM's p = 0."""
-    return torch.ones_like(lam)
+def _moved(batch: Batch, lam: Tensor) -> Tensor:
+    """Eq. 15. lam: [B,1,1,1]; no estimate is made where it is 0."""
+    samples = lam.flatten().nonzero().flatten().to(batch.t.device)
+    if not len(samples):
+        return batch.z_t
+    _, eps_hat = batch.estimate(batch.z_t[samples], batch.t[samples], samples)
+    error = torch.zeros_like(batch.eps)
+    error[samples] = batch.eps[samples] - eps_hat.to(error.dtype)
+    return batch.z_t + batch.at.s * sent(lam, error.device) * error
 
 
 def one_step(batch: Batch) -> Tensor:
-    """Where one step of the sampler leads from the true z of the step before (the paper's footnote 1)."""
-    before = (batch.t + 1).clamp(max=batch.denoiser.process.num_timesteps - 1)
-    led = batch.stepped(batch.truth(before), before, batch.t)
-    return torch.where((before > batch.t).view(-1, 1, 1, 1), led, batch.z_t)
+    """Where one step of the sampler leads from the true z of the step before; true at the first."""
+    z_t = batch.z_t.clone()
+    for t in range(1, batch.last + 1):
+        samples = (batch.t == t - 1).nonzero().flatten()
+        if len(samples):
+            at = batch.denoiser.numbers(torch.full_like(samples, t), z_t)
+            z0, z_lr, noise = (x[samples] for x in (batch.z0, batch.inputs.z_lr, batch.noise()))
+            z_t[samples] = batch.stepped(q_sample(z0, z_lr, noise, at.a, at.b, at.s), t, samples)
+    return z_t
 
 
 def rollout(batch: Batch) -> Tensor:
-    """Where the sampler leads from its start, through every step of the process."""
-    process = batch.denoiser.process
-    z = process.prior(batch.inputs.z_lr, batch.noise())
-    found = batch.z_t
-    for last in range(process.num_timesteps - 1, 0, -1):
-        t, u = torch.full_like(batch.t, last), torch.full_like(batch.t, last - 1)
-        z = batch.stepped(z, t, u)
-        found = torch.where((batch.t == last - 1).view(-1, 1, 1, 1), z, found)
-    return found
+    """Where the sampler has come from its start."""
+    z = batch.denoiser.process.prior(batch.inputs.z_lr, batch.eps)
+    for t in range(batch.last, 0, -1):
+        samples = (batch.t < t).nonzero().flatten()
+        if len(samples):
+            z = z.clone()
+            z[samples] = batch.stepped(z[samples], t, samples)
+    return z
 
 
 def perturbed(batch: Batch) -> Tensor:
-    """A tenth more noise, which nobody estimated (arXiv 2301.11706): a control."""
-    return batch.z_t + 0.1 * batch.at.s * batch.noise()
+    """A tenth more noise, which nobody estimated and eps does not hold (arXiv 2301.11706): a control."""
+    return batch.z_t + MORE * batch.at.s * batch.noise()
+
+
+# ------------------------------------------------------------------------ how much a sample counts: [B]
 
 
 def min_snr(batch: Batch) -> Tensor:
-    """[B]: how much a sample counts, min(a^2 / s^2, 5) of z0's error (arXiv 2303.09556), with mean 1
-    over the steps.
+    """min(SNR, 5) on the squared error of z0, SNR = a^2 / s^2 (arXiv 2303.09556): here its root on the
+    error, with mean 1 over the steps. What z_lr tells is not counted, so a residual shift hardly
+    trains its first step.
     """
 
     def weight(at: Numbers) -> Tensor:
-        return (at.a / at.s).square().clamp(max=5.0).flatten()
+        snr = (at.a / at.s).square()
+        of_output = {"z0": 1, "eps": snr, "v": snr + 1}[batch.denoiser.prediction]
+        return (snr.clamp(max=GAMMA) / of_output).sqrt().flatten()
 
-    process = batch.denoiser.process
-    every = batch.denoiser.numbers(torch.arange(process.num_timesteps), batch.z0)
+    every = batch.denoiser.numbers(torch.arange(batch.last + 1), batch.z0)
     return weight(batch.at) / weight(every).mean()
 
 
-def equally(batch: Batch) -> Tensor:
-    return torch.ones(len(batch.z0))
+# -------------------------------------------------------------------------------- what is added: [B]
 
 
-def low_frequencies(z0_hat: Tensor, z0: Tensor) -> Tensor:
-    """[B]: L1 of what is wider than four places, which drifts in sampling (after ReflexFlow, arXiv
-    2512.04904).
+def low_frequencies(batch: Batch, z0_hat: Tensor) -> Tensor:
+    """The error of means over 4x4 places, which drifts in sampling (after ReflexFlow, arXiv
+    2512.04904); times a, as an eps prediction's z0_hat holds 1 / a.
     """
-    return F.avg_pool2d(z0_hat - z0, 4).abs().flatten(1).mean(1)
-
-
-def nothing(z0_hat: Tensor, z0: Tensor) -> Tensor:
-    return torch.zeros(len(z0))
+    return F.avg_pool2d(batch.at.a * (z0_hat - batch.z0), 4).abs().flatten(1).mean(1)
 
 
 @dataclass(frozen=True)
 class Variant:
-    rectify: Rectify = plain
-    weigh: Callable[[Batch], Tensor] = equally
-    also: Callable[[Tensor, Tensor], Tensor] = nothing  # a term more
+    rectify: Callable[[Batch], Tensor] = plain
+    weigh: Callable[[Batch], Tensor] | None = None
+    add: Callable[[Batch, Tensor], Tensor] | None = None
+    keeps_noise: bool = False  # what is learnt is eps, not what z_t' implies
 
 
-VARIANTS = {
+LOSSES = {
     "plain": Variant(),
-    "DREAM": Variant(blend),
-    "DREAM, p = 0": Variant(partial(blend, lam=everywhere)),
-    "coin": Variant(partial(blend, lam=coin)),
-    "share": Variant(partial(blend, lam=share)),
+    "DREAM": Variant(dream),
+    "DREAM, p = 0": Variant(everywhere),
+    "coin": Variant(coin),
+    "share": Variant(share),
     "one step": Variant(one_step),
     "rollout": Variant(rollout),
-    "perturbed": Variant(perturbed),
+    "perturbed": Variant(perturbed, keeps_noise=True),
     "min-SNR": Variant(weigh=min_snr),
-    "DREAM, min-SNR": Variant(blend, weigh=min_snr),
-    "low frequencies": Variant(blend, also=low_frequencies),
+    "DREAM, low frequencies": Variant(dream, add=low_frequencies),
 }
 
 
@@ -188,26 +206,29 @@ def variant_loss(
     eps: Tensor,
     dream: Dream,
 ) -> DiffusionLoss:
-    """As `loss.diffusion_loss`, on a CPU."""
+    """As `loss.diffusion_loss`. Of `dream` only `kind` and `estimate_precision` count."""
     inputs = denoiser.at(t, inputs)
     at = inputs.numbers
     z_t = q_sample(z0, inputs.z_lr, eps, at.a, at.b, at.s)
-    # more random numbers than the loss is given: of a seed that these decide
     generator = torch.Generator().manual_seed(int(eps.view(torch.int32).sum()) & 0x7FFFFFFF)
-    batch = Batch(denoiser, z0, inputs, t, eps, z_t, generator, dream)
+    batch = Batch(denoiser, z0, inputs, sent(t, z0.device), eps, z_t, generator, dream)
     z_t = variant.rectify(batch)
     output = denoiser(z_t, t, inputs)
     z0_hat = denoiser.process.to_z0(output, z_t, inputs.z_lr, at, denoiser.prediction)
-    implied = (z_t - at.a * z0 - at.b * inputs.z_lr) / at.s
+    noise = eps if variant.keeps_noise else (z_t - at.a * z0 - at.b * inputs.z_lr) / at.s
     loss = dream_loss(
-        output, implied, None, None, z0, at.a, at.s, prediction=denoiser.prediction, kind=dream.kind
+        output, noise, None, None, z0, at.a, at.s, prediction=denoiser.prediction, kind=dream.kind
     )
-    return DiffusionLoss(loss * variant.weigh(batch) + variant.also(z0_hat, z0), z0_hat)
+    if variant.weigh:
+        loss = loss * variant.weigh(batch)
+    if variant.add:
+        loss = loss + variant.add(batch, z0_hat)
+    return DiffusionLoss(loss, z0_hat)
 
 
 def main(words: list[str]) -> None:
     name, *others = words
-    diffusion.diffusion_loss = partial(variant_loss, VARIANTS[name])
+    diffusion.diffusion_loss = partial(variant_loss, LOSSES[name])
     train.main(others)
 
 

@@ -100,8 +100,6 @@ def estimate(
         eps_hat.copy_(found)
     else:
         eps_hat.index_copy_(0, moved, found)
-    if not _casts_keep_gradients():
-        torch.clear_autocast_cache()
     return eps_hat, sent(lam, device)
 
 
@@ -141,6 +139,8 @@ def as_in_sampling(modules: Sequence[nn.Module], device: str, precision: str) ->
             yield
     finally:
         _set_training(trained, True)
+        if not _casts_keep_gradients():
+            torch.clear_autocast_cache()
 
 
 def _set_training(modules: Sequence[nn.Module], training: bool) -> None:

@@ -19,6 +19,7 @@ from ldm_dream.scoring.metrics import scores
 from ldm_dream.training import distributed
 from ldm_dream.training.trainer import Trainer
 
+GAP = 4  # pixels below a row of a grid
 GRID_ROWS = 4
 BORDER = 4  # pixels cut before PSNR and SSIM
 
@@ -98,10 +99,10 @@ def _judge(trainer: Trainer, pairs: list[Pair], numbers: tuple[int, ...]) -> dic
 
 
 def write_grid(path: Path, rows: list[np.ndarray]) -> None:
-    """Rows of pictures, uint8 [H,W,3] each, one below the other."""
+    """Rows of pictures, uint8 [H,W,3] each, one below the other with GAP white pixels."""
     width = max(row.shape[1] for row in rows)
     padded = [
-        np.pad(row, ((0, 4), (0, width - row.shape[1]), (0, 0)), constant_values=255)
+        np.pad(row, ((0, GAP), (0, width - row.shape[1]), (0, 0)), constant_values=255)
         for row in rows
     ]
     write_image(path, Image(np.concatenate(padded)))
