@@ -145,7 +145,4 @@ def indices(models: Models) -> list[str]:
 
 
 def signed(found: Interval | None, name: str) -> str:
-    if found is None:
-        return ""
-    mean, low, high = (f"{x:+.{DIGITS[name]}f}" for x in found)
-    return f"{mean} ({low} to {high})"
+    return "" if found is None else found.text(DIGITS[name])

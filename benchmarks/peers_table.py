@@ -61,16 +61,10 @@ def differences(rows: list[Row]) -> list[list[str]]:
                 continue
             choose = max if name in HIGHER_IS_BETTER else min
             best, _ = choose(found.items(), key=lambda peer: statistics.fmean(peer[1]))
-            gains = [_minus(values, found.get(peer)) for peer in (best, *ALWAYS)]
+            theirs = [found.get(peer) for peer in (best, *ALWAYS)]
+            gains = [paired_interval(values, peer).text() if peer else "" for peer in theirs]
             lines.append([where, row["subject"], NAMES.get(name, name), best, *gains])
     return lines
-
-
-def _minus(ours: list[float], theirs: list[float] | None) -> str:
-    if theirs is None:
-        return ""
-    mean, low, high = paired_interval(ours, theirs)
-    return f"{mean:+.3f} ({low:+.3f} to {high:+.3f})"
 
 
 def by_pictures(rows: list[Row]) -> list[Row]:

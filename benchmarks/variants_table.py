@@ -52,9 +52,7 @@ def variants(rows: list[Row]) -> list[list[str]]:
 def gained(psnr: Values, score: Values, curve: list[tuple[Values, ...]]) -> str:
     """`at_equal_psnr` in words."""
     gain = at_equal_psnr(psnr, score, curve)
-    return (
-        "less PSNR-Y than plain" if gain is None else "{:+.3f} ({:+.3f} to {:+.3f})".format(*gain)
-    )
+    return "less PSNR-Y than plain" if gain is None else gain.text()
 
 
 def at_equal_psnr(psnr: Values, score: Values, curve: list[tuple[Values, ...]]) -> Interval | None:

@@ -21,6 +21,11 @@ class Interval(NamedTuple):
     low: float
     high: float
 
+    def text(self, digits: int = 3) -> str:
+        """`+0.100 (+0.050 to +0.150)`"""
+        mean, low, high = (f"{x:+.{digits}f}" for x in self)
+        return f"{mean} ({low} to {high})"
+
 
 def paired_interval(a: Sequence[float], b: Sequence[float]) -> Interval:
     """Of the mean of a - b, by the percentiles of its values on pictures drawn with replacement.
