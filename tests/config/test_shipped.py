@@ -79,7 +79,7 @@ def test_a_part_starts_from_the_run_folder_of_the_part_before():
     models = {(default_run_dir(path) / "model").as_posix() for path in SHIPPED}
     models |= {folder.name for folder in (CONFIGS.parent / "ldm_dream/weights").iterdir()}
     starts = {load_config(path).train.init_from for path in SHIPPED} - {None}
-    assert len(starts) == 5 and starts <= models
+    assert len(starts) == 6 and starts <= models
 
 
 # where a path of a config comes from, if it is not in the repository -> what its head says of that
