@@ -270,9 +270,10 @@ def _git(*words: str) -> str:
 
 
 def command(words: list[str]) -> str:
-    """What measures the same again; where its rows went is no part of it."""
+    """What measures the same again; where its rows, runs and pictures went is no part of it."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--json")
+    for place in ("--json", "--page", "--runs", "--sheet"):
+        parser.add_argument(place)
     return shlex.join(["python", "-m", "benchmarks", *parser.parse_known_args(words)[1]])
 
 

@@ -140,6 +140,8 @@ def test_a_row_names_the_command_without_where_it_was_written():
     kept = "train-step --set a.b=1 'c=[1,2]' --ours-only"
     assert record.command(words) == f"python -m benchmarks {kept}"
     assert record.command(["kernels", "--json=rows.jsonl"]) == "python -m benchmarks kernels"
+    placed = ["paper", "--page", "a.html", "--runs", "b", "--table", "1"]
+    assert record.command(placed) == "python -m benchmarks paper --table 1"
 
 
 def test_rows_become_curves_over_steps_and_the_later_measurement_counts():
