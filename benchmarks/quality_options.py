@@ -10,6 +10,25 @@ from benchmarks.choices import METHODS, VARIANTS, WEARS
 from benchmarks.paper_systems import FIGURES, SYSTEMS, TABLES
 
 
+def _add_trainings(parser: argparse.ArgumentParser, command: str) -> None:
+    """Options of a command that trains a recipe several times."""
+    parser.add_argument("--set", action="extend", nargs="+", default=[], metavar="a.b=value")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], metavar="N")
+    parser.add_argument(
+        "--runs", default=f"runs/{command}", metavar="DIR", help="trainings lie here"
+    )
+
+
+def _add_rows(parser: argparse.ArgumentParser, command: str) -> None:
+    """Of a command that keeps every row at once."""
+    parser.add_argument(
+        "--json",
+        default=f"runs/{command}/{command}.jsonl",
+        metavar="FILE",
+        help="rows; one that is there is not measured again (default: %(default)s)",
+    )
+
+
 def add_quality(
     commands: argparse._SubParsersAction,
     kept: argparse.ArgumentParser,
@@ -40,7 +59,7 @@ def add_quality(
     quality.add_argument("--color-fix", choices=("none", "wavelet", "adain"), default="none")
     quality.add_argument("--lpips-weights", metavar="FILE")
 
-    worn = argparse.ArgumentParser(add_help=False, parents=[kept])
+    worn = argparse.ArgumentParser(add_help=False)
     worn.add_argument(
         "--hr",
         required=True,
@@ -53,7 +72,7 @@ def add_quality(
     worn.add_argument("--lpips-weights", metavar="FILE")
     wear = commands.add_parser(
         "wear",
-        parents=[worn, placed],
+        parents=[kept, worn, placed],
         help="LPIPS and PSNR-Y on clean, JPEG, web and camera pictures",
     )
     wear.add_argument(
@@ -73,15 +92,13 @@ def add_quality(
     )
     gain = commands.add_parser(
         "dream-gain",
-        parents=[worn],
+        parents=[kept, worn],
         help="a recipe trained with DREAM and without for equal time; both on worn pictures",
     )
     gain.add_argument("--vgg-weights", metavar="FILE", help="torchvision's VGG16, for DISTS")
     gain.add_argument("--config", default="configs/tiny/dream-photo-x4-tiny.yaml")
-    gain.add_argument("--set", action="extend", nargs="+", default=[], metavar="a.b=value")
     gain.add_argument("--steps", type=int, default=400, metavar="N", help="DREAM (default: 400)")
-    gain.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], metavar="N")
-    gain.add_argument("--runs", default="runs/dream-gain", metavar="DIR", help="trainings lie here")
+    _add_trainings(gain, "dream-gain")
 
     peers = commands.add_parser(
         "peers",
@@ -143,7 +160,6 @@ def add_quality(
     )
     peers.add_argument("--lpips-weights", metavar="FILE")
     peers.add_argument("--vgg-weights", metavar="FILE", help="torchvision's VGG16, for DISTS")
-
     peers.add_argument(
         "--sheet",
         type=Path,
@@ -176,16 +192,9 @@ def add_quality(
         help="train nothing: measure a few steps of each system, and print hours of training",
     )
     paper.add_argument("--systems", nargs="+", metavar="NAME", help="only these (default: all)")
-    paper.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], metavar="N")
-    paper.add_argument("--set", action="extend", nargs="+", default=[], metavar="a.b=value")
-    paper.add_argument("--runs", default="runs/paper", metavar="DIR", help="trainings lie here")
+    _add_trainings(paper, "paper")
     paper.add_argument("--lpips-weights", metavar="FILE")
-    paper.add_argument(
-        "--json",
-        default="runs/paper/paper.jsonl",
-        metavar="FILE",
-        help="rows; one that is there is not measured again (default: %(default)s)",
-    )
+    _add_rows(paper, "paper")
     paper.add_argument(
         "--page", default="runs/paper/paper.html", metavar="FILE", help="(default: %(default)s)"
     )
@@ -195,9 +204,7 @@ def add_quality(
         parents=[worn],
         help="variants of DREAM's loss, trained for equal time: scores, and at equal PSNR",
     )
-    variants.set_defaults(json="runs/variants/variants.jsonl")
     variants.add_argument("--config", default="configs/tiny/native-latent.yaml")
-    variants.add_argument("--set", action="extend", nargs="+", default=[], metavar="a.b=value")
     variants.add_argument(
         "--variants",
         nargs="+",
@@ -209,7 +216,6 @@ def add_quality(
     variants.add_argument(
         "--steps", type=int, default=1500, metavar="N", help="of the plain loss (default: 1500)"
     )
-    variants.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], metavar="N")
     variants.add_argument(
         "--sampling",
         type=int,
@@ -218,9 +224,8 @@ def add_quality(
         metavar="N",
         help="steps of sampling (default: 1 2 3 4)",
     )
-    variants.add_argument(
-        "--runs", default="runs/variants", metavar="DIR", help="trainings lie here"
-    )
+    _add_trainings(variants, "variants")
+    _add_rows(variants, "variants")
 
     conformance = commands.add_parser(
         "conformance", help="write the cases by which any implementation of DREAM can be checked"

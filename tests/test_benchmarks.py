@@ -328,6 +328,16 @@ def test_all_runs_commands_that_exist(device):
             assert load_config(args.config, args.set).prediction == "eps"
 
 
+def test_only_those_that_go_on_from_their_rows_keep_them_unasked():
+    pictures = ["--hr", "x"]
+    asked = {"kernels": [], "peers": [], "wear": pictures, "dream-gain": pictures}
+    kept = {"paper": [], "variants": pictures}
+    parser = build_parser()
+    assert all(parser.parse_args([name, *words]).json is None for name, words in asked.items())
+    for name, words in kept.items():
+        assert parser.parse_args([name, *words]).json == f"runs/{name}/{name}.jsonl"
+
+
 def test_all_stops_when_the_minutes_are_over_and_the_report_says_so(tmp_path, monkeypatch):
     monkeypatch.setitem(COMMANDS, "cpu", [["kernels", "--repetitions", "1000000"], ["sampling"]])
     args = build_parser().parse_args(["all", "--minutes", "0.3", "-o", str(tmp_path)])
