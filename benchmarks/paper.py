@@ -10,7 +10,6 @@ and after as much time.
 from __future__ import annotations
 
 import argparse
-import fcntl
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -59,12 +58,10 @@ from .paper_systems import (
 from .peer_scores import Found, Scorer
 from .record import Measured, append, asked_for, complete, read
 from .tables import grid
-from .trainings import diffusion_run, pace, train
+from .trainings import PATIENCE, STAYS, alone, diffusion_run, pace, refuse_own, train
 
 SCORED = ("psnr_y", "ssim_y", "lpips", "lite0_distance", "consistency_x1e5")
 OWN = ("seed", "loss.strength", "loss.p", "train.keep_every", "train.save_every")  # knobs
-STAYS = "the same command goes on from here"
-PATIENCE = 60  # seconds that a training may take to save its state
 SHOWN = 6  # pictures of each system that the page shows
 
 
@@ -77,9 +74,7 @@ def main(args: argparse.Namespace) -> None:
             f"--systems {' '.join(sorted(unknown))}: not known at --scale {args.scale}; choose of "
             f"{', '.join(SYSTEMS[args.scale])}."
         )
-    for word in args.set:
-        if (knob := word.partition("=")[0]) in OWN:
-            raise UserError(f"--set {word}: `paper` sets {knob} itself; leave it out.")
+    refuse_own(args.set, OWN, "paper")
     everything = args.table is None and args.figure is None
     tables = list(TABLES) if everything else args.table or []
     figures = list(FIGURES) if everything else args.figure or []
@@ -94,20 +89,6 @@ def main(args: argparse.Namespace) -> None:
             paper.make(job)
     write(Path(args.json), Path(args.page), args.scale)
     print(args.page)
-
-
-@contextmanager
-def alone(runs: Path) -> Iterator[None]:
-    """Raises UserError where another process trains for this folder."""
-    runs.mkdir(parents=True, exist_ok=True)
-    with open(runs / "lock", "w", encoding="utf-8") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(
-                f"--runs {runs}: another command is at work here; let it end, or name another folder."
-            ) from None
-        yield
 
 
 class Training(NamedTuple):

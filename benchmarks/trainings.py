@@ -4,12 +4,14 @@ time of a step, by which arms that take equal time get their numbers of steps.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from ldm_dream.config.files import load_config
@@ -17,6 +19,8 @@ from ldm_dream.config.run import DiffusionRun
 from ldm_dream.errors import UserError
 from ldm_dream.writing import whole_file
 
+STAYS = "the same command goes on from here"
+PATIENCE = 60  # seconds that a training may take to save its state
 TOOL = ("tools/train.py",)
 PACE_STEPS, PACE_EVERY, PACE_TURNS = 40, 10, 2
 
@@ -42,6 +46,27 @@ def python(words: Sequence[str]) -> str:
     if status:
         raise SystemExit(f"{' '.join(words)} failed:\n{output}")
     return output
+
+
+@contextmanager
+def alone(runs: Path) -> Iterator[None]:
+    """Raises UserError where another process trains for this folder."""
+    runs.mkdir(parents=True, exist_ok=True)
+    with open(runs / "lock", "w", encoding="utf-8") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(
+                f"--runs {runs}: another command is at work here; let it end, or name another folder."
+            ) from None
+        yield
+
+
+def refuse_own(words: Sequence[str], own: Container[str], command: str) -> None:
+    """Raises UserError for a knob of --set that the command sets itself."""
+    for word in words:
+        if (knob := word.partition("=")[0]) in own:
+            raise UserError(f"--set {word}: `{command}` sets {knob} itself; leave it out.")
 
 
 def train(config: str, place: Path, knobs: Sequence[str], tool: Sequence[str] = TOOL) -> None:

@@ -28,13 +28,13 @@ from ldm_dream.upscaling.upscaler import Upscaler
 
 from .choices import PLAIN
 from .discrepancy import Pairs
-from .paper import PATIENCE, STAYS, alone, enlarged, scores
+from .paper import enlarged, scores
 from .paper_systems import STEPS, Point
 from .peer_methods import SCALE
 from .peer_scores import Scorer
 from .record import Measured, append, asked_for, complete, read
 from .tables import text
-from .trainings import diffusion_run, pace, train
+from .trainings import PATIENCE, STAYS, alone, diffusion_run, pace, refuse_own, train
 
 SCORED = ("psnr_y", "lpips", "lite0_distance")
 OWN = ("seed", "train.steps", "loss.strength", "loss.p", "loss.min_lam", "loss.min_shift")  # knobs
@@ -82,9 +82,7 @@ def main(args: argparse.Namespace) -> None:
 
 def check(args: argparse.Namespace, run: DiffusionRun, pairs: Pairs) -> None:
     """Raises UserError for what would fail, or be ignored, hours later."""
-    for word in args.set:
-        if (knob := word.partition("=")[0]) in OWN:
-            raise UserError(f"--set {word}: `variants` sets {knob} itself; leave it out.")
+    refuse_own(args.set, OWN, "variants")
     if len(pairs) < 2:
         raise UserError("an interval needs 2 pictures or more; name more, or a larger --limit.")
     if run.scale != SCALE:
@@ -100,5 +98,6 @@ def check(args: argparse.Namespace, run: DiffusionRun, pairs: Pairs) -> None:
         raise UserError(
             f"{args.config}: the variants need whole steps; set process.continuous=false."
         )
+    process = build_process(run.process)
     for count in args.sampling:
-        plan(build_process(run.process), run.sampler.model_copy(update={"steps": count}))
+        plan(process, run.sampler.model_copy(update={"steps": count}))

@@ -106,12 +106,12 @@ def test_it_trains_scores_goes_on_and_writes_its_page(tiny, tmp_path, capsys):
 
 def test_two_at_a_time_are_refused(tmp_path):
     with (
-        paper.alone(tmp_path),
+        trainings.alone(tmp_path),
         pytest.raises(UserError, match="another command is at work here"),
-        paper.alone(tmp_path),
+        trainings.alone(tmp_path),
     ):
         pass
-    with paper.alone(tmp_path):
+    with trainings.alone(tmp_path):
         pass
 
 
