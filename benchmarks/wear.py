@@ -25,7 +25,7 @@ from ldm_dream.dtypes import name_of
 from ldm_dream.scoring.evaluation import PROTOCOL, bicubic
 from ldm_dream.scoring.metrics import lpips_distance, lpips_or_reason, psnr
 from ldm_dream.scoring.report import means
-from ldm_dream.upscaling.pictures import COLOR_FIXES
+from ldm_dream.upscaling.colors import COLOR_FIXES
 from ldm_dream.upscaling.upscaler import Upscaler
 
 from .choices import WEARS

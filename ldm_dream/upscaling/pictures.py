@@ -1,19 +1,14 @@
-"""Pictures at the border of the model: of every type in, the same type and bit depth out, and the
-colours that they came with.
+"""Pictures at the border of the model: of every type in, the same type and bit depth out.
 
 `unpack` gives every picture one form, `Pixels`: an array in its own depth, which is all that is
 kept of a picture whole. Floats are made of parts of it only: `Source` cuts them out, of the picture
 or of its bicubic enlargement, and `Canvas` takes the result's rows. Grey becomes three equal
 channels and comes back as one. Alpha is straight, as in PNG.
-
-Colour fixes give the result the colours of the picture it was made from, since diffusion models
-drift in the mean and the low frequencies. Symbols there: sr = the result, base = the enlarged LR
-picture; both [B, 3, H, W] in [-1, 1].
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from copy import copy
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
@@ -21,12 +16,12 @@ from typing import Any, TypeVar
 import numpy as np
 import PIL.Image
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ldm_dream.data.images import Image, ImageError
 from ldm_dream.data.resize import imresize_part
 from ldm_dream.data.scratch import let_go, room
+from ldm_dream.data.taps import mirrored_index
 from ldm_dream.upscaling import pil
 
 Picture = TypeVar("Picture", PIL.Image.Image, np.ndarray, Tensor, Image)
@@ -209,8 +204,7 @@ def _from(places: np.ndarray) -> tuple[slice, Tensor]:
 def _mirrored(length: int, context: int, multiple: int) -> np.ndarray:
     """Of an axis: the pixel at each place, `context` before and after and on to the multiple."""
     padded = -(-(length + 2 * context) // multiple) * multiple
-    index = (np.arange(padded) - context) % (2 * length)
-    return np.minimum(index, 2 * length - 1 - index)
+    return mirrored_index(np.arange(padded) - context, length)
 
 
 class Canvas:
@@ -263,138 +257,3 @@ def resized(
         return x[..., rows.start - top : rows.stop - top, columns]
 
     return imresize_part(cut, length, size, rows, slice(0, size[1])).clamp(0, 1)
-
-
-# ----------------------------------------------------------------------------------- colour fixes
-
-Fix = Callable[[Tensor, Tensor], Tensor]  # sr, base -> sr
-Pairs = Callable[[], Iterable[tuple[Tensor, Tensor]]]  # -> sr and base of all parts of a picture
-
-COARSE = 2**5  # HR pixels: the coarse band holds what is wider than about that
-REACH = COARSE - 1  # rows around itself that a fixed row depends on, of sr and of base
-COLUMNS = 2048  # HR pixels of the width that are fixed at a time
-CHROMA_RADIUS = 8  # HR pixels, two LR pixels of a x4 model: as far as bicubic looks
-LUMA = (0.299, 0.587, 0.114)  # of red, green, blue (ITU-R BT.601)
-
-
-def keep(sr: Tensor, base: Tensor) -> Tensor:
-    """No fix."""
-    return sr
-
-
-def in_columns(fix: Fix, sr: Tensor, base: Tensor) -> Tensor:
-    """fix(sr, base), with what it holds on the way for a part of the width alone."""
-    width, made = sr.shape[-1], []
-    for left in range(0, width, COLUMNS):
-        right = min(left + COLUMNS, width)
-        part = slice(max(0, left - REACH), min(width, right + REACH))
-        fixed = fix(sr[..., part], base[..., part])
-        made.append(fixed[..., left - part.start : right - part.start])
-    return torch.cat(made, -1)
-
-
-def wavelet(sr: Tensor, base: Tensor) -> Tensor:
-    """high(sr) + low(base) = sr + low(base - sr), since the low pass is linear.
-
-    Idea: StableSR (arXiv 2305.07015), which keeps the detail of the result and takes the coarse
-    band from the LR picture by five levels of an a-trous transform.
-    """
-    return no_new_colors(sr + _coarse(base - sr), base)
-
-
-def measured_adain(pairs: Pairs) -> Fix:
-    """Mean and standard deviation of every channel over the picture become those of `base` (arXiv
-    1703.06868, Eq. 8). They are measured first, part by part.
-    """
-    measures = Moments(), Moments()
-    for pair in pairs():
-        for moments, part in zip(measures, pair):
-            moments.add(part)
-    (mean, std), (base_mean, base_std) = (moments.mean_and_std() for moments in measures)
-    contrast = base_std / std.clamp_min(1e-4)  # a flat picture has none to scale
-
-    def adain(sr: Tensor, base: Tensor) -> Tensor:
-        return no_new_colors((sr - mean) * contrast + base_mean, base)
-
-    return adain
-
-
-COLOR_FIXES: dict[str, Callable[[Pairs], Fix]] = {
-    "none": lambda pairs: keep,
-    "wavelet": lambda pairs: wavelet,
-    "adain": measured_adain,
-}
-
-
-def no_new_colors(sr: Tensor, base: Tensor) -> Tensor:
-    """Brightness of `sr`; of its chroma (each channel less the brightness) what the neighbourhood
-    in `base` allows, so that grey stays grey.
-
-    The lowest and highest chroma of `base` within CHROMA_RADIUS, and once their distance beyond:
-    nothing where all colours are the same, and much where they differ.
-    """
-    luma, chroma = _luma(sr), base - _luma(base)
-    highest, lowest = _highest_around(chroma), -_highest_around(-chroma)
-    room = highest - lowest
-    chroma = torch.clamp(sr - luma, lowest - room, highest + room)
-    return luma + chroma - _luma(chroma)
-
-
-class Moments:
-    """Sums of parts that come one by one, [B, 3, h, w]; of every channel [B, 3, 1, 1] in float32."""
-
-    def __init__(self) -> None:
-        self.count, self.sum, self.squares = 0, torch.zeros(1), torch.zeros(1)
-        self.device = torch.device("cpu")
-
-    def add(self, part: Tensor) -> None:
-        # mps has no float64
-        wide = (part.cpu() if part.device.type == "mps" else part).double()
-        self.device = part.device
-        self.count += part.shape[-2] * part.shape[-1]
-        self.sum = self.sum.to(wide) + wide.sum((2, 3), keepdim=True)
-        self.squares = self.squares.to(wide) + wide.square().sum((2, 3), keepdim=True)
-
-    def mean_and_std(self) -> tuple[Tensor, Tensor]:
-        mean = self.sum / self.count
-        variance = self.squares / self.count - mean.square()
-        std = variance.clamp_min(0).sqrt()
-        return mean.float().to(self.device), std.float().to(self.device)
-
-
-def _luma(x: Tensor) -> Tensor:
-    red, green, blue = (weight * x[:, i : i + 1] for i, weight in enumerate(LUMA))
-    return red + green + blue
-
-
-def _coarse(x: Tensor) -> Tensor:
-    """The a-trous low pass of five levels, taps 1/4, 1/2, 1/4 at distances 1, 2, 4, 8 and 16: along
-    each axis its taps are those of two running means over COARSE pixels. Outside is the mirrored
-    picture.
-    """
-    for axis in (-2, -1):
-        around = _mirrored(x.shape[axis], REACH, 1)
-        x = x.index_select(axis, torch.from_numpy(around).to(x.device))
-        for _ in range(2):
-            x = _over_all(torch.add, x, axis, COARSE)
-    return x / COARSE**4
-
-
-def _highest_around(x: Tensor) -> Tensor:
-    """The maximum over a square; outside of the picture is nothing."""
-    x = F.pad(x, (CHROMA_RADIUS,) * 4, value=-torch.inf)
-    for axis in (-2, -1):
-        x = _over_all(torch.maximum, x, axis, 2 * CHROMA_RADIUS + 1)
-    return x
-
-
-def _over_all(both: Callable[[Tensor, Tensor], Tensor], x: Tensor, axis: int, count: int) -> Tensor:
-    """`both` over each `count` neighbours along an axis: of neighbours, of pairs, of fours, .. A sum
-    wants a power of two, or it counts some twice.
-    """
-    done = 1
-    while done < count:
-        step = min(done, count - done)
-        length = x.shape[axis] - step
-        x, done = both(x.narrow(axis, 0, length), x.narrow(axis, step, length)), done + step
-    return x

@@ -37,6 +37,7 @@ from ldm_dream.dtypes import DTYPES, name_of
 from ldm_dream.errors import did_you_mean
 from ldm_dream.hub import Search, upload
 from ldm_dream.model_folder import LoadedModel, save_loaded
+from ldm_dream.upscaling.colors import COLOR_FIXES, around, in_columns
 from ldm_dream.upscaling.defaults import DEFAULT_MODEL
 from ldm_dream.upscaling.devices import (
     Device,
@@ -52,16 +53,13 @@ from ldm_dream.upscaling.hidden import filled
 from ldm_dream.upscaling.layout import Layout, first_layout, with_less_memory
 from ldm_dream.upscaling.models import Model, engine_of, load
 from ldm_dream.upscaling.pictures import (
-    COLOR_FIXES,
-    REACH,
     Canvas,
     Picture,
     Pixels,
-    in_columns,
     outline,
     resized,
     unpack,
-)  # fmt: skip
+)
 from ldm_dream.upscaling.sizes import Size
 from ldm_dream.upscaling.watch import PREVIEW, Callback, Watch
 
@@ -262,7 +260,7 @@ class Upscaler:
         """Colours, then the wanted size, strip by strip."""
         strips, height = frame.strips(canvas.size[0]), frame.inner[0]
         needs = [rows_needed(height, canvas.size[0], strip) for strip in strips]
-        wants = [slice(max(0, r.start - REACH), min(height, r.stop + REACH)) for r in needs]
+        wants = [around(rows, height) for rows in needs]
         fix = COLOR_FIXES[how.color_fix or self.engine.color_fix](
             lambda: frame.pairs(made(), frame.strips(height))
         )

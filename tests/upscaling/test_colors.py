@@ -1,7 +1,9 @@
+import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
-from ldm_dream.upscaling.pictures import COLOR_FIXES, REACH, no_new_colors, wavelet
+from ldm_dream.upscaling.colors import COLOR_FIXES, around, no_new_colors, wavelet
 
 
 def fix(name: str, sr: torch.Tensor, base: torch.Tensor) -> torch.Tensor:
@@ -32,17 +34,44 @@ def test_wavelet_keeps_detail_and_takes_coarse_colours():
     assert (detail - (base + detail)).abs().mean() > 0.1
 
 
-def test_the_coarse_band_is_that_of_the_a_trous_transform():
+def coarse_band(x: torch.Tensor) -> torch.Tensor:
+    """What a result that is black everywhere takes of x, before its chroma is looked at."""
+    return wavelet(torch.zeros_like(x), x.expand(-1, 3, -1, -1))[:, :1]
+
+
+def test_the_coarse_band_is_a_triangle_over_the_means_of_blocks():
+    x = torch.randn(1, 1, 88, 100, generator=torch.Generator().manual_seed(0))
+    means = np.pad(F.avg_pool2d(x, 4).numpy(), ((0, 0), (0, 0), (7, 7), (7, 7)), "symmetric")
+    taps = 1 - torch.arange(-7, 8).abs() / 8
+    low = F.conv2d(torch.from_numpy(means), (taps * taps[:, None] / 64).view(1, 1, 15, 15))
+    wanted = F.interpolate(low, scale_factor=4, mode="bilinear")
+    torch.testing.assert_close(coarse_band(x), wanted, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("period", [8, 16, 32, 64, 128])
+def test_the_coarse_band_is_about_that_of_the_a_trous_transform(period):
     """Away from the border, where each level would have one of its own."""
-    x = torch.randn(1, 3, 90, 100, generator=torch.Generator().manual_seed(0))
+    x = (torch.arange(256) * 2 * torch.pi / period).sin().expand(1, 1, 96, 256)
     low = x
     for level in range(5):
-        for axis in (-2, -1):
-            before, after = (low.roll(way * 2**level, axis) for way in (1, -1))
-            low = 0.25 * before + 0.5 * low + 0.25 * after
-    inner = (..., slice(REACH, -REACH), slice(REACH, -REACH))
-    fixed = wavelet(torch.zeros_like(x), x)
-    torch.testing.assert_close(fixed[inner], no_new_colors(low, x)[inner], rtol=0, atol=1e-6)
+        before, after = (low.roll(way * 2**level, -1) for way in (1, -1))
+        low = 0.25 * before + 0.5 * low + 0.25 * after
+    inner = (..., slice(32, -32))
+    torch.testing.assert_close(coarse_band(x)[inner], low[inner], rtol=0, atol=0.005)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (5, 7), (90, 101), (91, 130)])
+def test_a_part_is_fixed_as_in_the_whole(size):
+    """Wherever it begins and ends, from what lies around it alone."""
+    sr, base = torch.randn(2, 1, 3, *size, generator=torch.Generator().manual_seed(0))
+    whole = wavelet(sr, base)
+    for begin, end in ((0, 1), (37, 58), (48, size[0])):
+        begin, end = min(begin, size[0] - 1), min(end, size[0])
+        rows = around(slice(begin, end), size[0])
+        part = wavelet(sr[..., rows, :], base[..., rows, :])
+        assert torch.equal(
+            part[..., begin - rows.start : end - rows.start, :], whole[..., begin:end, :]
+        )
 
 
 def test_the_border_of_the_coarse_band_follows_no_single_row():

@@ -16,6 +16,7 @@ from ldm_dream.model_folder import load_model, save_loaded
 from ldm_dream.upscaling import models
 from ldm_dream.upscaling import upscaler as upscaler_module
 from ldm_dream.upscaling import watch as watch_module
+from ldm_dream.upscaling.colors import Moments
 from ldm_dream.upscaling.devices import (
     KINDS,
     UpscaleError,
@@ -25,7 +26,6 @@ from ldm_dream.upscaling.devices import (
     placed,
 )
 from ldm_dream.upscaling.engine import Choices, Options
-from ldm_dream.upscaling.pictures import Moments
 from ldm_dream.upscaling.upscaler import DEFAULT_MODEL, Upscaler
 from ldm_dream.upscaling.watch import Stopped
 from ldm_dream.writing import WriteError

@@ -27,9 +27,9 @@ from ldm_dream.networks.autoencoders import build_autoencoder
 from ldm_dream.networks.layers import LastConv2d
 from ldm_dream.process import build_process
 from ldm_dream.sampler import SamplerError
+from ldm_dream.upscaling import colors as colors_module
 from ldm_dream.upscaling import frame as frame_module
 from ldm_dream.upscaling import layout as layout_module
-from ldm_dream.upscaling import pictures as pictures_module
 from ldm_dream.upscaling.devices import TooLittleMemory, placed
 from ldm_dream.upscaling.engine import Options
 from ldm_dream.upscaling.layout import first_layout
@@ -428,7 +428,7 @@ def test_strips_change_no_number(color_fix, scale, monkeypatch):
     whole = upscaler()(image, **options)
     monkeypatch.setattr(frame_module, "STRIP", 21 * 4 * 13)
     monkeypatch.setattr(frame_module, "MIN_STRIP", 13)
-    monkeypatch.setattr(pictures_module, "COLUMNS", 37)
+    monkeypatch.setattr(colors_module, "COLUMNS", 37)
     in_strips = upscaler()(image, **options)
     assert np.array_equal(in_strips.alpha, whole.alpha)
     # the moments of adain are summed in another order
