@@ -17,7 +17,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ldm_dream.config.process import Sampling
-from ldm_dream.data.resize import upsample
 from ldm_dream.denoiser import Denoiser
 from ldm_dream.model_folder import LoadedModel
 from ldm_dream.networks import compile_blocks
@@ -25,6 +24,7 @@ from ldm_dream.sampler import Sampler, Turn, plan, sample_steps, seeded
 from ldm_dream.upscaling.cuda_graphs import GraphedCall
 from ldm_dream.upscaling.devices import placed
 from ldm_dream.upscaling.engine import Engine, Made, Options, on_device
+from ldm_dream.upscaling.frame import Frame
 from ldm_dream.upscaling.in_tiles import Calls, InTiles
 from ldm_dream.upscaling.pictures import Source
 from ldm_dream.upscaling.tiling import Tiles
@@ -82,10 +82,10 @@ class Diffusion(Engine):
         """Raises SamplerError for a sampler or steps that are not possible."""
         return len(plan(self.denoiser.process, self._sampling(how))) + 2
 
-    def whole(self, source: Source, size: tuple[int, int], how: Options, watch: Watch) -> Made:
-        lr = on_device(source.whole(source.size), self.device)
+    def whole(self, frame: Frame, how: Options, watch: Watch) -> Made:
+        lr = on_device(frame.source.whole(frame.source.size), self.device)
         with self._autocast():
-            inputs = self.denoiser.prepare(lr, watch.counts(self._encode)(upsample(lr, size)))
+            inputs = self.denoiser.prepare(lr, watch.counts(self._encode)(frame.enlarged))
             noise = seeded(how.seed or 0, inputs.z_lr)
             bound = self.autoencoder.bound
             for step in sample_steps(self.denoiser, inputs, self._sampling(how), noise, bound):

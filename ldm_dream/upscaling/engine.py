@@ -20,6 +20,7 @@ from ldm_dream.sampler import LARGEST_SEED
 from ldm_dream.upscaling.colors import COLOR_FIXES
 from ldm_dream.upscaling.defaults import BATCH_SIZE, MAX_PIXELS, TILE_PAD
 from ldm_dream.upscaling.devices import UpscaleError
+from ldm_dream.upscaling.frame import Frame
 from ldm_dream.upscaling.pictures import Source
 from ldm_dream.upscaling.sizes import Size, check_whole
 from ldm_dream.upscaling.tiling import Tiles
@@ -143,8 +144,8 @@ class Engine(ABC):
         """
 
     @abstractmethod
-    def whole(self, source: Source, size: tuple[int, int], how: Options, watch: Watch) -> Made:
-        """In one piece, which stays on the device."""
+    def whole(self, frame: Frame, how: Options, watch: Watch) -> Made:
+        """In one piece, which stays on the device. frame: with what is enlarged."""
 
     @abstractmethod
     def in_tiles(self, source: Source, tiles: Tiles, how: Options, watch: Watch) -> Made:

@@ -5,11 +5,12 @@ and its rows cut out of the bands that the model makes.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from ldm_dream.data.resize import upsample
 from ldm_dream.denoiser import sent
 from ldm_dream.upscaling.pictures import Source
 
@@ -21,13 +22,20 @@ class Frame:
     """Where the result lies in what the model makes.
 
     size: of all that it makes of `source`. edge: pixels of mirrored context at the top and left.
-    inner: size of the result in it.
+    inner: size of the result in it. enlarged: all of the LR picture at `size`, where it is taken
+    whole: for the encoder and for the colour fix.
     """
 
     source: Source
     size: tuple[int, int]
     edge: int
     inner: tuple[int, int]
+    enlarged: Tensor | None = None
+
+    def whole(self, device: torch.device) -> Frame:
+        """With what is enlarged, on the device."""
+        lr = sent(self.source.whole(self.source.size), device)
+        return replace(self, enlarged=upsample(lr, self.size))
 
     def strips(self, height: int) -> list[slice]:
         """All rows of a result of `height` rows, in strips that hold about STRIP pixels here."""
@@ -52,8 +60,12 @@ class Frame:
         columns = slice(self.edge, self.edge + self.inner[1])
         moved = [slice(r.start + self.edge, r.stop + self.edge) for r in wants]
         for rows, sr in zip(moved, cut_anew(bands, moved)):
-            base = self.source.part(self.size, rows, columns).clamp(-1, 1)
-            yield sr[..., columns], sent(base, sr.device)
+            yield sr[..., columns], self._base(rows, columns, sr.device)
+
+    def _base(self, rows: slice, columns: slice, device: torch.device) -> Tensor:
+        if self.enlarged is not None:
+            return self.enlarged[..., rows, columns]
+        return sent(self.source.part(self.size, rows, columns).clamp(-1, 1), device)
 
 
 def cut_anew(bands: Iterator[Tensor], wants: Iterable[slice]) -> Iterator[Tensor]:

@@ -16,6 +16,7 @@ from ldm_dream.denoiser import sent
 from ldm_dream.dtypes import DTYPES, fastest, name_of
 from ldm_dream.upscaling.devices import UpscaleError
 from ldm_dream.upscaling.engine import Engine, Made, Options
+from ldm_dream.upscaling.frame import Frame
 from ldm_dream.upscaling.peers import PeerModel
 from ldm_dream.upscaling.pictures import Source
 from ldm_dream.upscaling.tiling import Pass, Tile, Tiles, wavefront
@@ -70,8 +71,8 @@ class OnePass(Engine):
             )
         return 1
 
-    def whole(self, source: Source, size: tuple[int, int], how: Options, watch: Watch) -> Made:
-        made = [watch.counts(self._enlarged)(source.whole(source.size))]
+    def whole(self, frame: Frame, how: Options, watch: Watch) -> Made:
+        made = [watch.counts(self._enlarged)(frame.source.whole(frame.source.size))]
         return lambda: iter(made)
 
     def in_tiles(self, source: Source, tiles: Tiles, how: Options, watch: Watch) -> Made:

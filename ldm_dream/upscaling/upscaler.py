@@ -245,16 +245,16 @@ class Upscaler:
                 try:
                     with memory_errors():
                         # without a name, which would hold it while less is tried
-                        self._draw(self._made(layout, how, watch), layout.frame, how, canvas)
+                        self._draw(*self._made(layout, how, watch), how, canvas)
                     return canvas.picture()
                 except torch.OutOfMemoryError:
                     layout = with_less_memory(self.engine, layout, how)
 
-    def _made(self, layout: Layout, how: Options, watch: Watch) -> Made:
-        source = layout.frame.source
+    def _made(self, layout: Layout, how: Options, watch: Watch) -> tuple[Made, Frame]:
         if layout.tiles is None:
-            return self.engine.whole(source, layout.frame.size, how, watch)
-        return self.engine.in_tiles(source, layout.tiles, how, watch)
+            frame = layout.frame.whole(self.device)
+            return self.engine.whole(frame, how, watch), frame
+        return self.engine.in_tiles(layout.frame.source, layout.tiles, how, watch), layout.frame
 
     def _draw(self, made: Made, frame: Frame, how: Options, canvas: Canvas) -> None:
         """Colours, then the wanted size, strip by strip."""
