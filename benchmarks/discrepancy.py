@@ -5,7 +5,6 @@ and once where it is what sampling has led to.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 
 import numpy as np
@@ -20,11 +19,10 @@ from ldm_dream.model_folder import LoadedModel
 from ldm_dream.sampler import plan, sample_steps, seeded
 
 from .peer_scores import Score
+from .scored import Pairs, batches
 
-PIXELS = 24 * 128 * 128  # HR pixels of a batch, at the most
 PLACES = 10  # steps of the path that are looked at, spread evenly
 TRAINING, SAMPLING = "training", "sampling"
-Pairs = list[tuple[str, Tensor, Tensor]]
 
 
 def discrepancies(
@@ -40,14 +38,6 @@ def discrepancies(
         for name, values in _of_batch(model, few, steps, lpips, device).items():
             found.setdefault(name, []).extend(values)
     return found
-
-
-def batches(pairs: Pairs) -> Iterator[Pairs]:
-    """Neighbours that are taken together; noise is the same for every picture."""
-    area = math.prod(pairs[0][1].shape[-2:])
-    count = max(1, PIXELS // area)
-    for first in range(0, len(pairs), count):
-        yield pairs[first : first + count]
 
 
 @torch.no_grad()

@@ -12,7 +12,6 @@ import argparse
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from ldm_dream.config.data import DataConfig
 from ldm_dream.data.images import from_tensor
@@ -24,6 +23,7 @@ from ldm_dream.upscaling.upscaler import Upscaler
 from .peer_methods import SCALE
 from .peer_scores import Found, Scorer
 from .record import Measured
+from .scored import Pairs, check_comparable
 from .tables import finish
 from .trainings import diffusion_run, pace, train
 from .wear import worn
@@ -33,12 +33,11 @@ ARMS: dict[str, list[str]] = {"plain": ["loss.strength=0"], "DREAM": []}
 
 def main(args: argparse.Namespace) -> None:
     args.device = "cuda" if torch.cuda.is_available() else "cpu"  # as training chooses
-    _check(args)
-    pairs = validation_pairs(DataConfig(val=tuple(args.hr)), SCALE, args.limit, args.crop)
-    if len(pairs) < 2:
-        raise UserError(
-            "an interval needs 2 pictures or more; give more of them, or a larger --limit."
-        )
+    run = diffusion_run(args.config, args.set)
+    if not run.loss.strength:
+        raise UserError(f"{args.config}: loss.strength is 0, so both arms are plain; set it to 1.")
+    pairs = validation_pairs(DataConfig(val=tuple(args.hr)), run.scale, args.limit, args.crop)
+    check_comparable(args.config, run, pairs)
     recipe = {"config": args.config, "set": args.set, "steps": args.steps}
     seconds = pace(Path(args.runs), recipe, args.set, ARMS)
     ratio = seconds["DREAM"] / seconds["plain"]
@@ -55,23 +54,13 @@ def main(args: argparse.Namespace) -> None:
             asked = {"set": args.set, "seed": seed, "steps": args.steps, "pictures": args.hr}
             asked |= {"count": len(pairs), "crop": args.crop, "dtype": name_of(upscaler.dtype)}
             metrics = {"step_seconds": seconds[arm], "steps": steps[arm]}
-            metrics |= scores(upscaler, pairs, scorer)
+            metrics |= worn_scores(upscaler, pairs, scorer)
             rows.append(Measured(args.config, arm, asked, metrics))
             print(f"{arm}, seed {seed}: scored", flush=True)
     finish(args, "dream-gain", rows)
 
 
-def _check(args: argparse.Namespace) -> None:
-    run = diffusion_run(args.config, args.set)
-    if run.scale != SCALE:
-        raise UserError(f"{args.config}: scale is {run.scale}; the scores are for {SCALE}.")
-    if not run.loss.strength:
-        raise UserError(f"{args.config}: loss.strength is 0, so both arms are plain; set it to 1.")
-
-
-def scores(
-    upscaler: Upscaler, pairs: list[tuple[str, Tensor, Tensor]], scorer: Scorer
-) -> dict[str, float | list[float]]:
+def worn_scores(upscaler: Upscaler, pairs: Pairs, scorer: Scorer) -> dict[str, float | list[float]]:
     """Name of the score / wear -> a value of each picture, or one of all."""
     found: dict[str, Found] = {}
     for number, (_, hr, _) in enumerate(pairs):

@@ -33,8 +33,10 @@ from ldm_dream.training.release import release
 from ldm_dream.upscaling.upscaler import Upscaler
 from ldm_dream.writing import whole_file
 
-from .discrepancy import Pairs, batches, discrepancies
-from .paper_page import drawing, strip_of, write
+from .discrepancy import discrepancies
+from .paper_others import made_by, others
+from .paper_page import drawing, write
+from .paper_pictures import strip_of
 from .paper_systems import (
     ARMS,
     BICUBIC,
@@ -43,6 +45,7 @@ from .paper_systems import (
     FIGURES,
     MAIN,
     ORIGINAL,
+    REGRESSION,
     SHARES,
     STANDARD,
     STEPS,
@@ -52,11 +55,13 @@ from .paper_systems import (
     Job,
     Point,
     System,
+    ends,
     jobs,
     points,
 )
-from .peer_scores import Found, Scorer
-from .record import Measured, append, asked_for, complete, read
+from .peer_scores import Scorer
+from .record import Measured, answered, append, asked_for, complete
+from .scored import Pairs, enlarged, scores
 from .tables import grid
 from .trainings import PATIENCE, STAYS, alone, diffusion_run, pace, refuse_own, train
 
@@ -84,6 +89,8 @@ def main(args: argparse.Namespace) -> None:
         if args.estimate:
             print(grid(*paper.estimate(queue)))
             return
+        for system in dict.fromkeys(job.system for job in queue):
+            paper.beside(system)
         for number, job in enumerate(queue, 1):
             print(f"{number} of {len(queue)}: {job.system}, {job.arm}, seed {job.seed}", flush=True)
             paper.make(job)
@@ -96,7 +103,7 @@ class Training(NamedTuple):
 
     folder: Path
     last: dict[str, int]
-    step_seconds: float
+    step_seconds: float | None = None  # where time is compared
 
     def step(self, point: Point) -> int:
         return round(point.share * self.last[point.equal])
@@ -106,27 +113,24 @@ class Paper:
     """What a call of the command has in common."""
 
     def __init__(self, args: argparse.Namespace):
-        self.args = args
+        self.args, self.named = args, others(args.other)
         self.scorer = Scorer(args, SCORED)
-        path = Path(args.json)
-        rows = read(path) if path.exists() else []
         wanted = {*self.scorer.scores, *self.scorer.sets}  # a row that lacks one is measured again
-        self.known = {
-            asked_for(row["subject"], row["variant"], row["settings"])
-            for row in rows
-            if "kind" in row["settings"] or wanted <= row["metrics"].keys()
-        }
+        self.known = answered(
+            Path(args.json),
+            lambda row: "kind" in row["settings"] or wanted <= row["metrics"].keys(),
+        )
 
-    def settings(self, job: Job) -> dict[str, Any]:
-        """What all rows of a training have in common."""
-        args, system = self.args, SYSTEMS[self.args.scale][job.system]
+    def settings(self, name: str, seed: int | None) -> dict[str, Any]:
+        """What all rows of a training have in common. seed: None where nothing is trained."""
+        args, system = self.args, SYSTEMS[self.args.scale][name]
         full = diffusion_run(system.config, args.set).train.steps
-        asked = {"scale": args.scale, "set": args.set, "seed": job.seed, "full": full}
+        asked = {"scale": args.scale, "set": args.set, "seed": seed, "full": full}
         return asked | {"pictures": system.hr, "count": system.count, "crop": system.crop}
 
     def left(self, job: Job) -> tuple[list[Point], bool]:
         """Points of a training that have no row yet, and whether its discrepancy has none."""
-        system, asked = SYSTEMS[self.args.scale][job.system], self.settings(job)
+        system, asked = SYSTEMS[self.args.scale][job.system], self.settings(job.system, job.seed)
 
         def has(about: dict[str, Any]) -> bool:
             return asked_for(job.system, job.arm, asked | about) in self.known
@@ -140,22 +144,27 @@ class Paper:
     def make(self, job: Job) -> None:
         """Train it, unless that is done, and score every point of it that has no row yet."""
         args, system = self.args, SYSTEMS[self.args.scale][job.system]
-        run, asked = diffusion_run(system.config, args.set), self.settings(job)
+        run, asked = diffusion_run(system.config, args.set), self.settings(job.system, job.seed)
         pairs = {scale: _pairs(system, run, scale) for scale in (None, *system.scales)}
-        self._bicubic(job, asked, pairs, run.scale)
+        self._bicubic(job.system, pairs, run.scale)
         if self.is_done(job):
             return
         left, gaps_left = self.left(job)
         done = self._train(job, system, run)
-        end = Point(1.0, STEPS, system.sampling[-1])
+        end = ends(job.arm, system)[-1]
         upscaler, at = None, None
         for point in sorted(left, key=done.step):
             if upscaler is None or at != done.step(point):
                 at = done.step(point)
                 with released(done.folder, at) as model:
                     upscaler = Upscaler.from_pretrained(model)
-            pictures = enlarged(upscaler, pairs[point.enlarge], point)
-            metrics = {"training_steps": at, "step_seconds": done.step_seconds}
+            how: dict[str, Any] = {"steps": point.steps, "seed": 0}
+            if point.enlarge:
+                how |= {"scale": point.enlarge, "native_scale": True}
+            pictures = enlarged(upscaler, pairs[point.enlarge], **how)
+            metrics: dict[str, Any] = {"training_steps": at}
+            if done.step_seconds is not None:
+                metrics["step_seconds"] = done.step_seconds
             metrics |= scores(self.scorer, pictures, pairs[point.enlarge])
             if point == end and job.seed == args.seeds[0]:
                 self._show(job, pictures)
@@ -177,17 +186,21 @@ class Paper:
                 f"train.steps={full}: scores are taken at {SHARES[0]} of it; give a multiple of "
                 f"{1 / SHARES[0]:g}."
             )
-        seconds = self._pace(job.system)
-        last = {STEPS: full, TIME: full}
-        if job.arm == STANDARD:
-            last[TIME] = round(full * max(1, seconds[DREAM] / seconds[STANDARD]))
+        config, last, own = system.config, {STEPS: full, TIME: full}, None
+        if job.arm == REGRESSION and system.regression:
+            config = system.regression
+        else:
+            seconds = self._pace(job.system)
+            own = seconds[STANDARD if job.arm == STANDARD else DREAM]
+            if job.arm == STANDARD:
+                last[TIME] = round(full * max(1, seconds[DREAM] / own))
         every = round(full * SHARES[0])
         knobs = [f"seed={job.seed}", f"train.steps={last[TIME]}", f"train.keep_every={every}"]
         saved = max(n for n in range(1, run.train.save_every + 1) if every % n == 0)
         knobs += [f"train.save_every={saved}", "train.val_images=0"]  # it is scored afterwards
         folder = Path(args.runs) / job.folder
-        train(system.config, folder, [*args.set, *ARMS[job.arm], *knobs])
-        return Training(folder, last, seconds[STANDARD if job.arm == STANDARD else DREAM])
+        train(config, folder, [*args.set, *ARMS.get(job.arm, []), *knobs])
+        return Training(folder, last, own)
 
     def _pace(self, name: str) -> dict[str, float]:
         """Seconds of a step of the MAIN arms, measured once."""
@@ -210,21 +223,38 @@ class Paper:
         lines.append(["all", "", "", "", f"{total:.1f}"])
         return ["system", "steps", "trainings", "hours each", "hours"], lines
 
-    def _bicubic(
-        self, job: Job, asked: dict[str, Any], pairs: dict[int | None, Pairs], own: int
-    ) -> None:
+    def beside(self, name: str) -> None:
+        """Rows of what --other names, as far as they are missing."""
+        system, asked = SYSTEMS[self.args.scale][name], self.settings(name, None)
+        run = diffusion_run(system.config, self.args.set)
+        for other in self.named:
+            about = asked | {"enlarge": None, "from": other.path}
+            if asked_for(name, other.name, about) in self.known:
+                continue
+            pairs = _pairs(system, run, None)
+            made, dtype = made_by(other, system, pairs, run.scale)
+            self._show(Job(name, other.name, 0), made)
+            self._keep(name, other.name, about, scores(self.scorer, made, pairs), dtype)
+
+    def _bicubic(self, name: str, pairs: dict[int | None, Pairs], own: int) -> None:
+        asked = self.settings(name, None)
         for scale, found in pairs.items():
-            about = {**asked, "seed": None, "enlarge": scale}
-            if asked_for(job.system, BICUBIC, about) in self.known:
+            about = asked | {"enlarge": scale}
+            if asked_for(name, BICUBIC, about) in self.known:
                 continue
             made = [bicubic(from_tensor(lr), scale or own) for _, _, lr in found]
             if scale is None:
-                self._show(Job(job.system, BICUBIC, 0), made)
-                self._show(Job(job.system, ORIGINAL, 0), [from_tensor(hr) for _, hr, _ in found])
-            self._keep(job.system, BICUBIC, about, scores(self.scorer, made, found), "fp32")
+                self._show(Job(name, BICUBIC, 0), made)
+                self._show(Job(name, ORIGINAL, 0), [from_tensor(hr) for _, hr, _ in found])
+            self._keep(name, BICUBIC, about, scores(self.scorer, made, found), "fp32")
 
     def _keep(
-        self, subject: str, variant: str, asked: dict[str, Any], metrics: dict[str, Any], dtype: str
+        self,
+        subject: str,
+        variant: str,
+        asked: dict[str, Any],
+        metrics: dict[str, Any],
+        dtype: str | None,
     ) -> None:
         """At once: a command that is stopped loses nothing that it has measured."""
         row = Measured(subject, variant, {**asked, "dtype": dtype}, metrics)
@@ -256,24 +286,3 @@ def released(folder: Path, step: int) -> Iterator[Path]:
 def _pairs(system: System, run: DiffusionRun, scale: int | None) -> Pairs:
     data = DataConfig(val=system.hr, degradation=run.data.degradation)
     return validation_pairs(data, scale or run.scale, system.count, system.crop)
-
-
-def enlarged(upscaler: Upscaler, pairs: Pairs, point: Point) -> list[np.ndarray]:
-    """uint8 [H,W,3] each, from the same noise for every model."""
-    how: dict[str, Any] = {"steps": point.steps, "seed": 0, "color_fix": "none"}
-    if point.enlarge:
-        how |= {"scale": point.enlarge, "native_scale": True}
-    made: list[np.ndarray] = []
-    for few in batches(pairs):
-        lr = torch.cat([lr for _, _, lr in few])
-        made += [from_tensor(one[None]) for one in upscaler((lr + 1) / 2, **how) * 2 - 1]
-    return made
-
-
-def scores(
-    scorer: Scorer, pictures: list[np.ndarray], pairs: Pairs
-) -> dict[str, float | list[float]]:
-    found = Found()
-    for sr, (_, hr, lr) in zip(pictures, pairs):
-        scorer.add(found, sr, from_tensor(hr), from_tensor(lr))
-    return scorer.metrics(found)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import io
 import statistics
 from collections.abc import Callable, Iterable, Sequence
@@ -15,6 +14,7 @@ from ldm_dream.writing import whole_file
 
 from . import claims
 from .discrepancy import SAMPLING, TRAINING
+from .paper_pictures import pictures
 from .paper_rows import TITLES, Models, Results, difference, signed
 from .paper_systems import (
     ARMS,
@@ -23,6 +23,7 @@ from .paper_systems import (
     DREAM,
     MAIN,
     ORIGINAL,
+    REGRESSION,
     SHARES,
     STANDARD,
     STEPS,
@@ -30,7 +31,6 @@ from .paper_systems import (
     TIME,
     Point,
     System,
-    in_a_name,
 )
 from .record import RESULTS, Row, read
 from .tables import SPREAD, TABLES, asked, cost, newest, runs
@@ -44,7 +44,8 @@ th, td { border-bottom: 1px solid #ddd; padding: .25rem .7rem; text-align: right
 th:first-child, td:first-child, td.text { text-align: left }
 caption, .note { color: #555; text-align: left } code { background: #f4f4f4; padding: 0 .2rem }
 pre { background: #f4f4f4; overflow-x: auto; padding: .7rem } svg { height: auto; max-width: 100% }
-figure { margin: 1rem 0 } figure img { display: block; image-rendering: pixelated; width: 100% }
+figure { margin: 1rem 0 } figure img { display: block; width: 100% }
+img { image-rendering: pixelated } .cuts td { border: 0; padding: .15rem } .cuts img { width: 9rem }
 .shown { color: #17692b } .against { color: #a11 }
 """
 COLOURS = {STANDARD: "#777777", DREAM: "#c2410c"}
@@ -65,7 +66,8 @@ def write(rows: Path, page: Path, scale: str) -> None:
         parts += [_gain(results, name, system), _sampling(results, name, system)]
         parts += [_scales(results, name, system)] if system.scales else []
         parts += [_convergence(results, name, system), _discrepancy(results, name)]
-        parts.append(_pictures(rows, scale, name))
+        shown = (BICUBIC, *_others(results, name), REGRESSION, *MAIN, ORIGINAL)
+        parts.append(pictures(rows, scale, name, shown))
     parts += ["<h2>Time and memory (Table 5)</h2>", _costs()]
     text = "\n".join(parts)
     with whole_file(page) as draft:
@@ -133,7 +135,9 @@ def _about(results: Results, name: str, system: System) -> str:
 def _arms(results: Results, name: str, system: System) -> str:
     """The paper's Tables 1 to 3."""
     full = system.sampling[-1]
-    found = {BICUBIC: results.at(name, BICUBIC, None)}
+    found = {other: results.at(name, other, None) for other in (BICUBIC, *_others(results, name))}
+    if system.regression:
+        found[REGRESSION] = results.full(name, REGRESSION, 1)
     found |= {arm: results.full(name, arm, full) for arm in ARMS}
     found[f"{STANDARD}, time of {DREAM}"] = results.full(name, STANDARD, full, TIME)
     lines = [
@@ -141,6 +145,15 @@ def _arms(results: Results, name: str, system: System) -> str:
         for arm, models in found.items()
     ]
     return _table(["", "seeds", *TITLES.values()], lines, "Every p (Tables 1 to 3)")
+
+
+def _others(results: Results, name: str) -> list[str]:
+    """Those of --other."""
+    return [
+        row["variant"]
+        for row in results.rows
+        if row["subject"] == name and "from" in row["settings"]
+    ]
 
 
 def _gain(results: Results, name: str, system: System) -> str:
@@ -219,7 +232,11 @@ def _convergence(results: Results, name: str, system: System) -> str:
 
 
 def _discrepancy(results: Results, name: str) -> str:
-    """The estimate of z0 where z_t is made of the truth (dashed), and where sampling led to it."""
+    """The estimate of z0 where z_t is made of the truth (dashed), and where sampling led to it; empty
+    where no arm has rows of it.
+    """
+    if not any(results.at(name, arm, DISCREPANCY).by_seed for arm in MAIN):
+        return ""
     _, pyplot = drawing()
     figure, panels = pyplot.subplots(1, 2, figsize=(8, 2.8))
     for panel, (score, label) in zip(panels, {"mse": "MSE of z0", "lpips": "LPIPS"}.items()):
@@ -289,25 +306,3 @@ def _curves(
         _plain(panel)
     panels[0].legend(fontsize=8)
     return _svg(figure, title)
-
-
-# ----------------------------------------------------------------------------------------- pictures
-
-
-def strip_of(rows: Path, scale: str, system: str, arm: str) -> Path:
-    """Where the first pictures of an arm lie side by side, beside the file of the rows."""
-    return rows.with_suffix("") / f"{scale}-{system}-{in_a_name(arm)}.webp"
-
-
-def _pictures(rows: Path, scale: str, name: str) -> str:
-    parts = ["<h3>Pictures (Figures 4 to 6, 9, 15 to 22)</h3>"]
-    for arm in (BICUBIC, *MAIN, ORIGINAL):
-        path = strip_of(rows, scale, name, arm)
-        if path.exists():
-            data = base64.b64encode(path.read_bytes()).decode()
-            source = f"data:image/webp;base64,{data}"
-            parts.append(
-                f"<figure><figcaption>{escape(arm)}</figcaption>"
-                f'<img alt="{escape(arm)}: the first pictures" src="{source}"></figure>'
-            )
-    return "\n".join(parts)

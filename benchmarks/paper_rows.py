@@ -10,7 +10,7 @@ from ldm_dream.scoring.bootstrap import Interval, interval_over_seeds
 
 from .discrepancy import SAMPLING, TRAINING
 from .paper_systems import DREAM, STANDARD, STEPS, TIME, Point
-from .record import Row
+from .record import Row, alike, date
 
 DIGITS = {
     "psnr_y": 2,
@@ -68,9 +68,8 @@ class Results:
 
     def __init__(self, rows: Iterable[Row], scale: str):
         self.scale = scale
-        rows = sorted((row for row in rows if row["settings"]["scale"] == scale), key=_date)
-        latest = {row["subject"]: _common(row) for row in rows}
-        self.rows = [row for row in rows if _common(row) == latest[row["subject"]]]
+        of_scale = (row for row in rows if row["settings"]["scale"] == scale)
+        self.rows = alike(sorted(of_scale, key=date), COMMON)
         self.found: dict[tuple, dict[int | None, dict]] = {}
         for row in self.rows:
             asked = row["settings"]
@@ -90,14 +89,6 @@ class Results:
         self, system: str, arm: str, steps: int, equal: str = STEPS, enlarge: int | None = None
     ) -> Models:
         return self.at(system, arm, Point(1.0, equal, steps, enlarge))
-
-
-def _date(row: Row) -> str:
-    return row["date"]
-
-
-def _common(row: Row) -> list:
-    return [row["settings"].get(name) for name in COMMON]
 
 
 def difference(a: Models, b: Models, name: str) -> Interval | None:

@@ -20,6 +20,7 @@ class System(NamedTuple):
     sampling: tuple[int, ...]  # numbers of sampling steps, the full one last
     is_face: bool
     scales: tuple[int, ...] = ()  # others than that of the training, at which it works too
+    regression: str | None = None  # config of a network that predicts the picture in one call
 
 
 FACES = ("../shared/data/faces_congress128/val",)
@@ -34,7 +35,9 @@ SYSTEMS = {
             "resshift-ddpm": (
                 "ResShift as DDPM, photos", "ddpm-latent", PHOTOS, 24, 128, LATENT, False,
             ),
-            "sr3-face": ("SR3, faces", "sr3-face", FACES, 24, 64, FEW, True),
+            "sr3-face": (
+                "SR3, faces", "sr3-face", FACES, 24, 64, FEW, True, (), "configs/tiny/regression.yaml",
+            ),
             "idm-face": ("IDM, faces", "idm-face", FACES, 24, 64, FEW, True),
             "sr3-photo": ("SR3, photos", "sr3-photo", PHOTOS, 24, 128, FEW, False, (2, 3, 5)),
         }.items()
@@ -45,7 +48,10 @@ SYSTEMS = {
             "resshift-ddpm": (
                 "ResShift as DDPM, photos", "resshift/ddpm-4x", DIV2K, 100, 512, LATENT, False,
             ),
-            "sr3-face": ("SR3, faces", "sr3/face-8x", CELEBA, 100, 128, MANY, True),
+            "sr3-face": (
+                "SR3, faces", "sr3/face-8x", CELEBA, 100, 128, MANY, True, (),
+                "configs/sr3/regression-8x.yaml",
+            ),
             "idm-face": ("IDM, faces", "idm/face-8x", CELEBA, 100, 128, MANY, True),
             "sr3-photo": (
                 "SR3, photos", "sr3/div2k-4x", DIV2K, 100, 512, (50, 100, 200, 500, 1000), False,
@@ -55,7 +61,7 @@ SYSTEMS = {
     },
 }  # fmt: skip
 BICUBIC, ORIGINAL = "bicubic", "original"  # beside the arms
-STANDARD, DREAM = "standard", "p = 1"
+STANDARD, DREAM, REGRESSION = "standard", "p = 1", "regression"
 # arm -> its knobs; in the order of the paper's Table 1
 ARMS: dict[str, list[str]] = {
     STANDARD: ["loss.strength=0"],
@@ -82,9 +88,14 @@ class Point(NamedTuple):
     enlarge: int | None = None
 
 
+def ends(arm: str, system: System) -> list[Point]:
+    """At the end of the training, by steps of sampling; the last is what the pictures show."""
+    sampling = (1,) if arm == REGRESSION else system.sampling
+    return [Point(1.0, STEPS, steps) for steps in sampling]
+
+
 def points(arm: str, system: System) -> list[Point]:
-    full = system.sampling[-1]
-    found = [Point(1.0, STEPS, steps) for steps in system.sampling]
+    found, full = ends(arm, system), system.sampling[-1]
     if arm in MAIN:
         found += [Point(share, STEPS, full) for share in SHARES]
         found += [Point(1.0, STEPS, full, scale) for scale in system.scales]
@@ -121,7 +132,7 @@ class Need(NamedTuple):
 
 TABLES = {
     1: Need("faces and photos, every p", tuple(ARMS)),
-    2: Need("faces", of=lambda system: system.is_face),
+    2: Need("faces", (*MAIN, REGRESSION), lambda system: system.is_face),
     3: Need("photos", of=lambda system: not system.is_face),
     4: Need("other scales", of=lambda system: bool(system.scales)),
     5: Need("time and memory of a step, from the rows of `train-step`", ()),
@@ -145,8 +156,11 @@ def jobs(
         for need in needs
         if need.of(SYSTEMS[scale][name])
         for arm in need.arms
+        if arm != REGRESSION or SYSTEMS[scale][name].regression
     }
-    ordered = [(name, arm) for name in systems for arm in ARMS if (name, arm) in wanted]
+    ordered = [
+        (name, arm) for name in systems for arm in (*ARMS, REGRESSION) if (name, arm) in wanted
+    ]
     for seed in seeds:
         yield from (Job(name, arm, seed) for name, arm in ordered if arm in MAIN)
     yield from (Job(name, arm, seeds[0]) for name, arm in ordered if arm not in MAIN)

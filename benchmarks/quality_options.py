@@ -192,6 +192,13 @@ def add_quality(
         help="train nothing: measure a few steps of each system, and print hours of training",
     )
     paper.add_argument("--systems", nargs="+", metavar="NAME", help="only these (default: all)")
+    paper.add_argument(
+        "--other",
+        action="append",
+        default=[],
+        metavar="NAME=PATH",
+        help="a row of another method: a model, as `upscale.py -n` takes it, or a folder of its pictures",
+    )
     _add_trainings(paper, "paper")
     paper.add_argument("--lpips-weights", metavar="FILE")
     _add_rows(paper, "paper")

@@ -27,6 +27,7 @@ import shlex
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Sequence
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -208,6 +209,26 @@ def asked_for(subject: str, variant: str, settings: dict[str, Any]) -> str:
     """What a row answers, whatever dtype the machine chose."""
     asked = {name: value for name, value in settings.items() if name != "dtype"}
     return json.dumps([subject, variant, asked], sort_keys=True)
+
+
+def answered(path: Path, counts: Callable[[Row], bool]) -> set[str]:
+    """What the rows of a file answer, of those that count; nothing where there is no file."""
+    rows = filter(counts, read(path)) if path.exists() else ()
+    return {asked_for(row["subject"], row["variant"], row["settings"]) for row in rows}
+
+
+def alike(rows: list[Row], names: Sequence[str]) -> list[Row]:
+    """Rows of each subject whose settings of these names are those of its latest."""
+    latest = {row["subject"]: _of(row, names) for row in sorted(rows, key=date)}
+    return [row for row in rows if _of(row, names) == latest[row["subject"]]]
+
+
+def date(row: Row) -> str:
+    return row["date"]
+
+
+def _of(row: Row, names: Sequence[str]) -> list:
+    return [row["machine"]["gpu"], *(row["settings"].get(name) for name in names)]
 
 
 class Tree(NamedTuple):

@@ -27,12 +27,9 @@ from ldm_dream.stopping import stoppable
 from ldm_dream.upscaling.upscaler import Upscaler
 
 from .choices import PLAIN
-from .discrepancy import Pairs
-from .paper import enlarged, scores
-from .paper_systems import STEPS, Point
-from .peer_methods import SCALE
 from .peer_scores import Scorer
-from .record import Measured, append, asked_for, complete, read
+from .record import Measured, answered, append, asked_for, complete, read
+from .scored import Pairs, check_comparable, enlarged, scores
 from .tables import text
 from .trainings import PATIENCE, STAYS, alone, diffusion_run, pace, refuse_own, train
 
@@ -48,12 +45,7 @@ def main(args: argparse.Namespace) -> None:
     check(args, run, pairs)
     scorer = Scorer(args, SCORED)
     wanted = {f"{score}/{n}" for score in scorer.scores for n in args.sampling}
-    rows = read(file) if file.exists() else []
-    known = {
-        asked_for(row["subject"], row["variant"], row["settings"])
-        for row in rows
-        if wanted <= row["metrics"].keys()
-    }
+    known = answered(file, lambda row: wanted <= row["metrics"].keys())
     names = dict.fromkeys([PLAIN, *args.variants])
     tools = {name: ["-m", "benchmarks.variant_losses", name] for name in names}
     with stoppable(STAYS, PATIENCE), alone(runs):
@@ -72,7 +64,7 @@ def main(args: argparse.Namespace) -> None:
             upscaler = Upscaler.from_pretrained(place / "model")
             metrics = {"step_seconds": seconds[name], "training_steps": steps}
             for count in args.sampling:
-                made = enlarged(upscaler, pairs, Point(1.0, STEPS, count))
+                made = enlarged(upscaler, pairs, steps=count, seed=0)
                 found = scores(scorer, made, pairs)
                 metrics |= {f"{score}/{count}": values for score, values in found.items()}
             row = Measured(args.config, name, asked | {"dtype": name_of(upscaler.dtype)}, metrics)
@@ -83,10 +75,7 @@ def main(args: argparse.Namespace) -> None:
 def check(args: argparse.Namespace, run: DiffusionRun, pairs: Pairs) -> None:
     """Raises UserError for what would fail, or be ignored, hours later."""
     refuse_own(args.set, OWN, "variants")
-    if len(pairs) < 2:
-        raise UserError("an interval needs 2 pictures or more; name more, or a larger --limit.")
-    if run.scale != SCALE:
-        raise UserError(f"{args.config}: scale is {run.scale}; the scores are for {SCALE}.")
+    check_comparable(args.config, run, pairs)
     if run.prediction not in ("eps", "z0", "v"):
         raise UserError(f"{args.config}: prediction is {run.prediction}; take eps, z0 or v.")
     if isinstance(run.autoencoder, PixelConfig) or run.sampler.kind not in (

@@ -8,7 +8,7 @@ from ldm_dream.scoring.bootstrap import COVERED, SEED, Interval
 
 from .choices import PLAIN
 from .peers_table import NAMES
-from .record import Row
+from .record import Row, alike, date
 
 RESAMPLES = 2000  # each asks a curve, so fewer than of plain differences
 COMPARED = ("lpips", "lite0_distance")
@@ -21,11 +21,10 @@ def variants(rows: list[Row]) -> list[list[str]]:
     and set beside the plain loss's curve over its numbers of steps. Of several recipes or pictures the
     latest row's count.
     """
-    last = max(rows, key=lambda row: row["date"])
+    last = max(rows, key=date)
     by_name: dict[str, dict[int, dict]] = {}
-    for row in rows:
-        if _common(row) == _common(last):
-            by_name.setdefault(row["variant"], {})[row["settings"]["seed"]] = row["metrics"]
+    for row in alike([row for row in rows if row["subject"] == last["subject"]], COMMON):
+        by_name.setdefault(row["variant"], {})[row["settings"]["seed"]] = row["metrics"]
     plain, counts = by_name.get(PLAIN, {}), last["settings"]["sampling"]
     compared = [name for name in COMPARED if _all_have(by_name, f"{name}/{max(counts)}")]
     scores = ("psnr_y", *compared)
@@ -78,11 +77,6 @@ def at_equal_psnr(psnr: Values, score: Values, curve: list[tuple[Values, ...]]) 
         return None
     low, high = np.quantile(found[1:], [tail, 1 - tail])
     return Interval(float(found[0]), float(low), float(high))
-
-
-def _common(row: Row) -> list:
-    settings = row["settings"]
-    return [row["subject"], row["machine"]["gpu"], *(settings[name] for name in COMMON)]
 
 
 def _all_have(by_name: dict[str, dict[int, dict]], name: str) -> bool:

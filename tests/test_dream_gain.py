@@ -17,7 +17,7 @@ from ldm_dream.data.resize import upsample
 from ldm_dream.errors import UserError
 
 CONFIG = "configs/tiny/dream-photo-x4-tiny.yaml"
-scores = dream_gain.scores
+scores = dream_gain.worn_scores
 
 
 @pytest.fixture
@@ -37,7 +37,7 @@ def trained(monkeypatch):
     model = SimpleNamespace(dtype=torch.float32)
     monkeypatch.setattr(dream_gain.Upscaler, "from_pretrained", lambda folder: model)
     scored = {"psnr_y/clean": [20.0, 24.0], "frechet_x/clean": 3.0, "niqe/clean": [1.0, np.inf]}
-    monkeypatch.setattr(dream_gain, "scores", lambda *_: dict(scored))
+    monkeypatch.setattr(dream_gain, "worn_scores", lambda *_: dict(scored))
     return commands
 
 

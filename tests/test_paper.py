@@ -11,10 +11,29 @@ import pytest
 import torch
 from PIL import Image
 
-from benchmarks import claims, discrepancy, paper, paper_page, paper_systems, record, trainings
+from benchmarks import (
+    claims,
+    discrepancy,
+    paper,
+    paper_page,
+    paper_pictures,
+    paper_systems,
+    record,
+    trainings,
+)
 from benchmarks.__main__ import build_parser
 from benchmarks.paper_rows import Results, difference
-from benchmarks.paper_systems import DREAM, STANDARD, STEPS, TIME, Point, System, jobs, points
+from benchmarks.paper_systems import (
+    DREAM,
+    REGRESSION,
+    STANDARD,
+    STEPS,
+    TIME,
+    Point,
+    System,
+    jobs,
+    points,
+)
 from benchmarks.tables import text
 from ldm_dream.commands.train import main
 from ldm_dream.config.autoencoder import PixelConfig
@@ -40,7 +59,8 @@ def tiny(tmp_path, monkeypatch):
         (tmp_path / "pictures").mkdir(exist_ok=True)
         Image.fromarray(pixels).save(tmp_path / f"pictures/{name}.png")
     hr = (str(tmp_path / "pictures"),)
-    system = System("SR3", "configs/tiny/sr3-face.yaml", hr, 2, 32, (1, 2), True, (2,))
+    config, floor = "configs/tiny/sr3-face.yaml", "configs/tiny/regression.yaml"
+    system = System("SR3", config, hr, 2, 32, (1, 2), True, (2,), floor)
     monkeypatch.setitem(paper_systems.SYSTEMS, "cpu", {"sr3": system})
     for name, value in {"PACE_STEPS": 4, "PACE_EVERY": 1, "PACE_TURNS": 1}.items():
         monkeypatch.setattr(trainings, name, value)
@@ -70,13 +90,15 @@ def test_it_trains_scores_goes_on_and_writes_its_page(tiny, tmp_path, capsys):
             "bicubic": [None],
             STANDARD: [None, STEPS, TIME],
             DREAM: [None, STEPS],
+            REGRESSION: [STEPS],
         }.items()
         for equal in equals
     }
     scored = [row for row in rows if "kind" not in row["settings"]]
     system = paper_systems.SYSTEMS["cpu"]["sr3"]
-    assert len(scored) == 2 + len(points(STANDARD, system)) + len(points(DREAM, system))
-    assert [len(points(arm, system)) for arm in (STANDARD, DREAM, "p = 0")] == [9, 6, 2]
+    arms = (STANDARD, DREAM, "p = 0", REGRESSION)
+    assert [len(points(arm, system)) for arm in arms] == [9, 6, 2, 1]
+    assert len(scored) == 2 + 9 + 6 + 1
     assert all(len(row["metrics"]["psnr_y"]) == 2 for row in scored)
     gaps = [row["metrics"] for row in rows if row not in scored]
     assert len(gaps) == 2 and all(len(found["mse/sampling/0"]) == 2 for found in gaps)
@@ -85,7 +107,11 @@ def test_it_trains_scores_goes_on_and_writes_its_page(tiny, tmp_path, capsys):
     assert early.by_seed[0]["training_steps"] == 1 and late.by_seed[0]["training_steps"] == 8
     assert early.values("psnr_y") != late.values("psnr_y")
     page = (tmp_path / "page.html").read_text()
-    assert page.count("<svg") == 3 and page.count("data:image/webp") == 4
+    assert page.count("<svg") == 3
+    arms = ("bicubic", REGRESSION, STANDARD, DREAM, "original")
+    assert [page.count(f'<img alt="{arm}"') for arm in arms] == [1 + 2] * 5, "strips and cuts"
+    floor = results.full("sr3", REGRESSION, 1)
+    assert floor.by_seed[0]["training_steps"] == 8 and f"{floor.text('psnr_y')}</td>" in page
     assert f"{results.full('sr3', DREAM, 2).text('psnr_y')}</td>" in page
 
     capsys.readouterr()
@@ -102,6 +128,75 @@ def test_it_trains_scores_goes_on_and_writes_its_page(tiny, tmp_path, capsys):
     paper.main(build_parser().parse_args([*words, "--table", "2"]))
     again = record.read(tmp_path / "rows.jsonl")[-1]
     assert again["metrics"] == rows[-1]["metrics"], "a point that was lost is scored again, alike"
+
+
+@pytest.fixture
+def beside(tiny, tmp_path):
+    """-> (a row of --other, the page) of a command in which everything else is done."""
+    words, _ = tiny
+    args = build_parser().parse_args(words)
+    args.device = "cpu"
+
+    def run(other):
+        (tmp_path / "rows.jsonl").unlink(missing_ok=True)
+        args.other = [other]
+        made = paper.Paper(args)
+        made.beside("sr3")
+        made.beside("sr3")  # it has its row by then
+        paper_page.write(tmp_path / "rows.jsonl", tmp_path / "page.html", "cpu")
+        (row,) = record.read(tmp_path / "rows.jsonl")
+        return row, (tmp_path / "page.html").read_text()
+
+    return run
+
+
+@pytest.mark.parametrize("side", [32, 64])
+def test_results_of_others_stand_beside_ours(beside, tmp_path, side):
+    """Of the size that is scored, or of the originals, whose centre that is."""
+    (tmp_path / "theirs").mkdir()
+    edge = (64 - side) // 2
+    for name in "ab":
+        with Image.open(tmp_path / f"pictures/{name}.png") as original:
+            cut = original.crop((edge, edge, 64 - edge, 64 - edge))
+        cut.putpixel((side // 2, side // 2), (0, 0, 0))
+        cut.save(tmp_path / f"theirs/{name}_x4.png")
+    row, page = beside(f"Flow++={tmp_path}/theirs")
+    assert row["variant"] == "Flow++" and row["settings"]["from"] == f"{tmp_path}/theirs"
+    assert all(30 < value < 70 for value in row["metrics"]["psnr_y"]), "one pixel is wrong"
+    assert "<td>Flow++</td><td>1</td>" in page
+
+
+def test_a_model_of_others_stands_beside_ours(beside):
+    row, page = beside("ours=dream-latent-x4-tiny")
+    assert row["settings"]["dtype"] in ("fp32", "bf16") and len(row["metrics"]["psnr_y"]) == 2
+    assert '<figcaption>ours</figcaption><img alt="ours"' in page
+
+
+@pytest.mark.parametrize(
+    ("other", "said"),
+    [
+        ("bicubic=a", "--other bicubic: there is a row of this name"),
+        ("name", "--other name=: give NAME=PATH"),
+        ("a/b=c", "--other a/b=c: give NAME=PATH"),
+        ("a={}/pictures/none", "none: neither a model folder"),
+        ("a={}/other", "no picture named a for .*a.png"),
+        ("a={}/small", "a.png is 8x8; give the size of .*a.png, or its centre of 32x32 pixels"),
+    ],
+)
+def test_an_other_that_is_no_use_is_one_sentence(beside, tmp_path, other, said):
+    for folder, names in {"other": "x", "small": "ab"}.items():
+        (tmp_path / folder).mkdir()
+        for name in names:
+            Image.new("RGB", (8, 8)).save(tmp_path / folder / f"{name}.png")
+    with pytest.raises(UserError, match=said):
+        beside(other.format(tmp_path))
+
+
+def test_the_cut_is_where_the_detail_is():
+    picture = np.full((30, 40, 3), 128, np.uint8)
+    picture[12:22, 25:35] = np.random.default_rng(0).integers(0, 256, (10, 10, 3), np.uint8)
+    top, left = paper_pictures.detailed(picture, 12)
+    assert 10 <= top <= 12 and 23 <= left <= 25
 
 
 def test_two_at_a_time_are_refused(tmp_path):
@@ -162,6 +257,8 @@ def test_what_says_most_is_trained_first():
     assert len(queue) == len(set(queue)) == (2 * 2 + 3) * len(names)
     faces = {job.system for job in jobs("paper", [2], [], names, [0])}
     assert faces == {"sr3-face", "idm-face"}
+    floors = {job.system for job in jobs("paper", [2], [], names, [0]) if job.arm == REGRESSION}
+    assert floors == {"sr3-face"}
     assert not list(jobs("paper", [], [], names, [0]))
     assert {job.system for job in jobs("paper", [4], [], names, [0])} == {"sr3-photo"}
 
@@ -171,6 +268,10 @@ def test_the_published_systems_are_configs_without_dream():
         for system in systems.values():
             run = trainings.diffusion_run(system.config, [])
             assert run.loss.strength == 0 and list(system.sampling) == sorted(system.sampling)
+            if system.regression:
+                floor = trainings.diffusion_run(system.regression, [])
+                assert floor.process.kind == "regression"
+                assert (floor.scale, floor.data) == (run.scale, run.data)
             assert run.train.steps * paper_systems.SHARES[0] % 1 == 0
 
 

@@ -275,7 +275,7 @@ def test_each_takes_the_time_of_the_plain_loss(tmp_path, monkeypatch):
     monkeypatch.setattr(trainings, "python", python)
     model = SimpleNamespace(dtype=torch.float32)
     monkeypatch.setattr(variants.Upscaler, "from_pretrained", lambda folder: model)
-    monkeypatch.setattr(variants, "enlarged", lambda *_: [])
+    monkeypatch.setattr(variants, "enlarged", lambda *_, **how: [])
     monkeypatch.setattr(variants, "scores", lambda *_: {"psnr_y": [20.0, 21.0]})
     variants.main(arguments(tmp_path))
     plain, coin = commands[-2:]
