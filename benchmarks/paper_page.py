@@ -45,7 +45,7 @@ th:first-child, td:first-child, td.text { text-align: left }
 caption, .note { color: #555; text-align: left } code { background: #f4f4f4; padding: 0 .2rem }
 pre { background: #f4f4f4; overflow-x: auto; padding: .7rem } svg { height: auto; max-width: 100% }
 figure { margin: 1rem 0 } figure img { display: block; width: 100% }
-img { image-rendering: pixelated } .cuts td { border: 0; padding: .15rem } .cuts img { width: 9rem }
+img { image-rendering: pixelated } .cuts th { text-align: left } .cuts td { border: 0; padding: .15rem } .cuts img { width: 9rem }
 .shown { color: #17692b } .against { color: #a11 }
 """
 COLOURS = {STANDARD: "#777777", DREAM: "#c2410c"}

@@ -108,7 +108,7 @@ def pace(
         return known["seconds"]
     config = str(recipe["config"])
     run = diffusion_run(config, knobs)
-    few = [f"train.{name}={PACE_STEPS}" for name in ("steps", "val_every", "save_every")]
+    few = [f"train.steps={PACE_STEPS}", f"train.save_every={PACE_STEPS}", "train.val_images=0"]
     few.append(f"train.log_every={PACE_EVERY}")
     if run.data.cache_latents:
         few.append(f"data.cache_latents={PACE_EVERY * run.train.batch_size}")

@@ -64,6 +64,8 @@ def test_both_arms_take_equal_time_with_every_seed(trained, tmp_path):
 def test_the_time_of_a_step_is_taken_once_and_belongs_to_its_recipe(trained, tmp_path):
     run(tmp_path, "--seeds", "0")
     assert len(trained) == 2 * trainings.PACE_TURNS + 2
+    short = trained[: 2 * trainings.PACE_TURNS]
+    assert all("train.val_images=0" in words for words in short), "nothing is validated"
     run(tmp_path, "--seeds", "0")
     assert len(trained) == 2 * trainings.PACE_TURNS + 4
     for other in (["--steps", "9"], ["--set", "train.learning_rate=1e-5"]):

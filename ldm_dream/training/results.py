@@ -8,6 +8,7 @@ from ldm_dream.data.validation import validation_pairs
 from ldm_dream.model_folder import save_model
 from ldm_dream.training.card import card
 from ldm_dream.training.log import Log
+from ldm_dream.training.signals import Stop, Stopped
 from ldm_dream.training.trainer import Trainer
 from ldm_dream.training.validation import validate
 
@@ -15,8 +16,8 @@ from ldm_dream.training.validation import validate
 class Results:
     """Of one run, in every process: all of them validate, the first one writes."""
 
-    def __init__(self, trainer: Trainer, run_dir: Path, log: Log):
-        self.trainer, self.run_dir, self.log = trainer, run_dir, log
+    def __init__(self, trainer: Trainer, run_dir: Path, log: Log, stop: Stop):
+        self.trainer, self.run_dir, self.log, self.stop = trainer, run_dir, log, stop
         run = trainer.run
         cfg = run.train
         self.pairs = validation_pairs(
@@ -27,7 +28,8 @@ class Results:
 
     def report(self, step: int) -> str | None:
         """Validate where that was not done, and write the model with the averaged weights; -> why the
-        run ends before its last step, None: it goes on.
+        run ends before its last step, None: it goes on. Raises Stopped, in every process, where a
+        signal ends a validation.
         """
         cfg, run_dir = self.trainer.run.train, self.run_dir
         last = step >= cfg.steps
@@ -35,7 +37,9 @@ class Results:
             self.trainer.check_finite()
             grid = run_dir / "samples" / f"step-{step:08d}.png"
             with self.trainer.averaged():
-                figures = validate(self.trainer, self.pairs, grid)
+                figures = validate(self.trainer, self.pairs, grid, self.stop)
+                if figures is None:
+                    raise Stopped
                 self.log(step, figures)
                 self._release("model", step)
                 if best_step(self._comparable(), cfg.best) == step:

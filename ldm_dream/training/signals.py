@@ -6,11 +6,17 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
 AGAIN = 2.0
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
+
+
+class Stopped(KeyboardInterrupt):
+    """A signal came `at_once`."""
 
 
 class Stop:
@@ -21,7 +27,7 @@ class Stop:
 
     def __init__(self):
         self.signal: signal.Signals | None = None
-        self._at = 0.0
+        self._at, self._ends_at_once = 0.0, False
         self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Stop:
@@ -42,10 +48,24 @@ class Stop:
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self.signal is None:
             self.signal, self._at = signal.Signals(number), time.monotonic()
+            when = "now" if self._ends_at_once else "after this step; wait"
             # stderr may be in the middle of a write
-            os.write(2, f"{self.signal.name}: the run ends after this step; wait.\n".encode())
+            os.write(2, f"{self.signal.name}: the run ends {when}.\n".encode())
+            if self._ends_at_once:
+                raise Stopped
         elif number == signal.SIGINT and time.monotonic() - self._at > AGAIN:
             raise KeyboardInterrupt
+
+    @contextmanager
+    def at_once(self) -> Iterator[None]:
+        """Within, a signal raises Stopped; so does one that came before."""
+        if self.signal:
+            raise Stopped
+        self._ends_at_once = True
+        try:
+            yield
+        finally:
+            self._ends_at_once = False
 
     @property
     def status(self) -> int:

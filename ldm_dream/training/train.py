@@ -21,7 +21,7 @@ from ldm_dream.training.log import Log
 from ldm_dream.training.profile import Profile
 from ldm_dream.training.results import Results
 from ldm_dream.training.run_folder import claim
-from ldm_dream.training.signals import Stop
+from ldm_dream.training.signals import Stop, Stopped
 from ldm_dream.training.start import open_run
 from ldm_dream.training.tracker import open_tracker
 from ldm_dream.training.trainer import Trainer, learning_rate
@@ -58,7 +58,7 @@ def _train(
         Profile(run_dir, profile if rank.is_first else 0) as profiler,
     ):
         log.validations = distributed.of_first_object(log.validations)
-        results = Results(trainer, run_dir, log)
+        results = Results(trainer, run_dir, log, stop)
         batch = distributed.batch_of_a_step(run.train.batch_size, trainer.micro_batches, rank.world)
         for line in (said, *start.said, batch, f"{trainer.describe()}, from step {step}"):
             if line:
@@ -72,18 +72,29 @@ def _train(
 def _loop(
     trainer: Trainer, step: int, results: Results, stop: Stop, profiler: Profile
 ) -> tuple[int, str]:
-    """From `step` to the last one, to a signal, or to an early end; -> where and why it ended."""
+    """From `step` to the last one, to a signal, or to an early end; -> where and why it ended. A
+    checkpoint comes before a validation of the same step, which may take long.
+    """
     cfg, rank, log, run_dir = trainer.run.train, trainer.rank, results.log, results.run_dir
-    saved, stopped = step, False
-    while True:
-        due = step % results.every == 0 or step >= cfg.steps
-        early = results.report(step) if due else None
-        ends = step >= cfg.steps or stopped or early
-        if (step % cfg.save_every == 0 or ends) and step != saved:
+    saved, stopped, cut, early = step, False, False, None
+
+    def save() -> int:
+        if step != saved:
             trainer.check_finite()
             state.save(trainer, run_dir, step)
-            saved = step
-        if ends:
+        return step
+
+    while True:
+        last = step >= cfg.steps
+        if step % cfg.save_every == 0 or last or stopped:
+            saved = save()
+        if step % results.every == 0 or last:
+            try:
+                early = results.report(step)
+            except Stopped:
+                cut = True
+        if last or stopped or early or cut:
+            saved = save()
             break
         if said := trainer.objective.begins(step):
             log.line(said)
@@ -98,7 +109,7 @@ def _loop(
         stopped = stop.signal is not None
         if rank.world > 1:
             stopped = bool(distributed.anywhere(torch.tensor(stopped)))
-    if step >= cfg.steps:
+    if step >= cfg.steps and not cut:
         return step, f"done: {run_dir / 'model'}"
     if early:
         return step, f"ended early at step {step}, {early}: {run_dir / 'model-best'}"

@@ -17,6 +17,7 @@ from torch import Tensor
 from ldm_dream.data.images import Image, from_tensor, write_image
 from ldm_dream.scoring.metrics import scores
 from ldm_dream.training import distributed
+from ldm_dream.training.signals import Stop, Stopped
 from ldm_dream.training.trainer import Trainer
 
 GAP = 4  # pixels below a row of a grid
@@ -35,23 +36,31 @@ class Judged(NamedTuple):
 
 
 @torch.no_grad()
-def validate(trainer: Trainer, pairs: list[Pair], grid: Path) -> dict[str, float]:
+def validate(
+    trainer: Trainer, pairs: list[Pair], grid: Path, stop: Stop
+) -> dict[str, float] | None:
     """Means over `pairs` in the protocol of `ldm-dream evaluate`: `val/psnr_y` (dB), `val/ssim_y`,
     `val/lpips`, and `val/distance` of the sets; the same in every process. Each judges its share, in
-    batches of equal size.
+    batches of equal size. None in every process where a signal came to one of them on the way.
 
     A grid LR | result | HR goes to `grid`.
     """
     rank, cfg = trainer.rank, trainer.run.train
     mine = range(rank.number, len(pairs), rank.world)
+    pixels = cfg.batch_size * trainer.run.data.patch**2  # as many as a step of training has
+    share: dict[int, Judged] | None = {}
+    try:
+        # a size that training did not meet is not worth a compilation
+        with stop.at_once(), torch.compiler.set_stance("eager_on_recompile"):
+            for numbers in _batches(pairs, mine, pixels):
+                share |= _judge(trainer, pairs, numbers)
+    except Stopped:
+        share = None
     judged: dict[int, Judged] = {}
-    # a size that training did not meet is not worth a compilation
-    with torch.compiler.set_stance("eager_on_recompile"):
-        pixels = cfg.batch_size * trainer.run.data.patch**2  # as many as a step of training has
-        for numbers in _batches(pairs, mine, pixels):
-            judged |= _judge(trainer, pairs, numbers)
-    for share in distributed.gathered(judged):
-        judged |= share
+    for each in distributed.gathered(share):
+        if each is None:
+            return None
+        judged |= each
     found = [judged[i] for i in range(len(pairs))]
     if rank.is_first:
         write_grid(grid, [one.row for one in found if one.row is not None])

@@ -16,7 +16,7 @@ import pytest
 from ldm_dream.config.files import dump_config, load_config
 from ldm_dream.errors import ConfigError
 from ldm_dream.model_folder import ModelError, read_run
-from ldm_dream.training import run_folder
+from ldm_dream.training import run_folder, validation
 from ldm_dream.training.check import check_run
 from ldm_dream.training.checkpoint import latest_checkpoint
 from ldm_dream.training.run_folder import RunFolderError, claim
@@ -209,6 +209,36 @@ def test_a_signal_ends_a_run_with_a_checkpoint_and_it_goes_on_as_if_never_stoppe
     assert train(run, tmp_path / "run") == 0
     for name in ("checkpoints/step-00000002/state.safetensors", "model/model.safetensors"):
         assert (tmp_path / "run" / name).read_bytes() == (made / "run" / name).read_bytes()
+
+
+@pytest.mark.parametrize("at", [1, 2], ids=["on its way", "last step"])
+def test_a_signal_ends_a_validation_at_once(made, tmp_path, monkeypatch, capfd, at):
+    """Which may take hours; it is made anew when the run goes on."""
+    real, judged = validation._judge, []
+
+    def signalled(trainer, pairs, numbers):
+        judged.append(numbers)
+        assert latest_checkpoint(tmp_path / "run").step == len(judged), "saved first"
+        if len(judged) == at:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(10)  # the work of hours
+        return real(trainer, pairs, numbers)
+
+    monkeypatch.setattr(validation, "_judge", signalled)
+    start = time.monotonic()
+    assert train(changed(made), tmp_path / "run") == 143
+    assert time.monotonic() - start < 9
+    said = capfd.readouterr()
+    assert "SIGTERM: the run ends now." in said.err
+    assert f"stopped at step {at}, checkpoint written" in said.out
+    assert [row["step"] for row in rows_of(tmp_path / "run") if "val/psnr_y" in row] == [1][
+        : at - 1
+    ]
+    monkeypatch.setattr(validation, "_judge", real)
+    assert train(changed(made), tmp_path / "run") == 0
+    for name in ("checkpoints/step-00000002/state.safetensors", "model/model.safetensors"):
+        assert (tmp_path / "run" / name).read_bytes() == (made / "run" / name).read_bytes()
+    assert [row["step"] for row in rows_of(tmp_path / "run") if "val/psnr_y" in row] == [1, 2]
 
 
 def test_a_row_of_the_log_stands_once_and_a_half_one_is_dropped(made, run_dir):
