@@ -63,7 +63,7 @@ from .peer_scores import Scorer
 from .record import Measured, answered, append, asked_for, complete
 from .scored import Pairs, enlarged, scores
 from .tables import grid
-from .trainings import PATIENCE, STAYS, alone, diffusion_run, pace, refuse_own, train
+from .trainings import PATIENCE, STAYS, alone, diffusion_run, memory_gib, pace, refuse_own, train
 
 SCORED = ("psnr_y", "ssim_y", "lpips", "lite0_distance", "consistency_x1e5")
 OWN = ("seed", "loss.strength", "loss.p", "train.keep_every", "train.save_every")  # knobs
@@ -210,8 +210,8 @@ class Paper:
         return pace(Path(args.runs) / name, recipe, args.set, arms)
 
     def estimate(self, queue: list[Job]) -> tuple[list[str], list[list[str]]]:
-        """Hours of training that are left on this machine, from steps that are measured: head and lines
-        of a table. Every arm takes about the time of p = 1.
+        """Hours of training that are left on this machine, and memory that it takes, from steps that are
+        measured: head and lines of a table. Every arm takes about the time of p = 1.
         """
         lines, total = [], 0.0
         for name in dict.fromkeys(job.system for job in queue):
@@ -219,9 +219,12 @@ class Paper:
             count = sum(job.system == name and not self.is_done(job) for job in queue)
             hours = steps * self._pace(name)[DREAM] / 3600
             total += count * hours
-            lines.append([name, f"{steps}", f"{count}", f"{hours:.1f}", f"{count * hours:.1f}"])
-        lines.append(["all", "", "", "", f"{total:.1f}"])
-        return ["system", "steps", "trainings", "hours each", "hours"], lines
+            memory = memory_gib(Path(self.args.runs) / name, DREAM)
+            held = "" if memory is None else f"{memory:.1f}"
+            line = [name, f"{steps}", f"{count}", f"{hours:.1f}", f"{count * hours:.1f}", held]
+            lines.append(line)
+        lines.append(["all", "", "", "", f"{total:.1f}", ""])
+        return ["system", "steps", "trainings", "hours each", "hours", "GiB"], lines
 
     def beside(self, name: str) -> None:
         """Rows of what --other names, as far as they are missing."""

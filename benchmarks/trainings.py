@@ -113,6 +113,7 @@ def pace(
     if run.data.cache_latents:
         few.append(f"data.cache_latents={PACE_EVERY * run.train.batch_size}")
     found: dict[str, list[float]] = {arm: [] for arm in arms}
+    memory: dict[str, float | None] = {}
     for _ in range(PACE_TURNS):
         for arm, own in arms.items():
             with tempfile.TemporaryDirectory() as place:
@@ -121,9 +122,15 @@ def pace(
             logged = [row for row in map(json.loads, lines) if "steps_per_second" in row]
             # by then latents and memory are there
             found[arm] += [1 / row["steps_per_second"] for row in logged[2:]]
+            memory[arm] = logged[-1].get("memory_gib")
     # the least: other work on the machine only adds to it
     seconds = {arm: min(times) for arm, times in found.items()}
     runs.mkdir(parents=True, exist_ok=True)
     with whole_file(file) as draft:
-        draft.write_text(json.dumps({"recipe": recipe, "seconds": seconds}))
+        draft.write_text(json.dumps({"recipe": recipe, "seconds": seconds, "memory_gib": memory}))
     return seconds
+
+
+def memory_gib(runs: Path, arm: str) -> float | None:
+    """That the training of an arm took when `pace` measured; None where that is not known."""
+    return json.loads((runs / "pace.json").read_text()).get("memory_gib", {}).get(arm)

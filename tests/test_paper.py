@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import threading
 import time
@@ -116,7 +117,8 @@ def test_it_trains_scores_goes_on_and_writes_its_page(tiny, tmp_path, capsys):
 
     capsys.readouterr()
     paper.main(build_parser().parse_args([*words, "--table", "2", "--estimate"]))
-    assert "| sr3    | 8     | 0         | 0.0        | 0.0   |" in capsys.readouterr().out
+    line = capsys.readouterr().out.splitlines()[-2]
+    assert re.fullmatch(r"\| sr3 +\| 8 +\| 0 +\| 0\.0 +\| 0\.0 +\| (?!0\.0)\d+\.\d +\|", line), line
     before, done = page, len(trained)
     paper.main(build_parser().parse_args([*words, "--table", "2"]))
     assert len(trained) == done, "what has its row is not trained again"

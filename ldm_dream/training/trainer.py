@@ -40,6 +40,7 @@ from ldm_dream.training import distributed
 from ldm_dream.training.autoencoder import AutoencoderObjective
 from ldm_dream.training.diffusion import DiffusionObjective
 from ldm_dream.training.latents import LatentDataset
+from ldm_dream.training.memory import peak_gib
 from ldm_dream.training.objective import Objective
 from ldm_dream.training.optimizer import freeze, make_optimizer
 from ldm_dream.training.perceptual import load_networks
@@ -175,11 +176,15 @@ class Trainer:
         return scalars
 
     def measured(self) -> dict[str, float]:
-        """Means since the last call, and the share of that time for which data was waited for."""
+        """Means since the last call, the share of that time for which data was waited for, and the most
+        memory so far.
+        """
         now, waited = time.perf_counter(), self.loader.waited
         share = (waited - self._waited) / max(now - self._measured, 1e-9)
         self._measured, self._waited = now, waited
-        return self.means.take() | {"data_wait": share}
+        peak = peak_gib(self.device)
+        memory = {} if peak is None else {"memory_gib": peak}
+        return self.means.take() | {"data_wait": share} | memory
 
     def check_finite(self) -> None:
         """Raises TrainingError, in all processes, where a loss or gradient was not finite in one since

@@ -214,6 +214,7 @@ def _end(folder: Path) -> dict[str, object]:
         row.pop("steps_per_second", None)
         row.pop("data_wait", None)
         row.pop("eta_s", None)
+        row.pop("memory_gib", None)
     files = ("model/model.safetensors", "model-best/model.safetensors")
     state = f"checkpoints/step-{STEPS:08d}/state.safetensors"
     drafts = sorted(path.name for path in folder.rglob(".draft-*"))

@@ -25,6 +25,8 @@ from ldm_dream.training.train import train
 from ldm_dream.training.trainer import Trainer
 from runs import autoencoder_folder, diffusion_run, pictures, rows_of
 
+OF_THE_MACHINE = ("steps_per_second", "eta_s", "data_wait", "memory_gib")
+
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
@@ -247,10 +249,7 @@ def test_a_row_of_the_log_stands_once_and_a_half_one_is_dropped(made, run_dir):
         file.write('{"step": 3, "loss/net')
     assert train(changed(made), run_dir) == 0
     timeless = [
-        [
-            {k: v for k, v in row.items() if k not in ("steps_per_second", "eta_s", "data_wait")}
-            for row in rows_of(d)
-        ]
+        [{k: v for k, v in row.items() if k not in OF_THE_MACHINE} for row in rows_of(d)]
         for d in (run_dir, made / "run")
     ]
     assert timeless[0] == timeless[1]

@@ -1,0 +1,19 @@
+"""The most memory that a run has taken so far."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import torch
+
+
+def peak_gib(device: torch.device) -> float | None:
+    """Of a GPU what tensors held at once, of a CPU what the process held; None where nothing tells."""
+    if device.type in ("cuda", "xpu"):
+        return getattr(torch, device.type).max_memory_allocated(device) / 2**30
+    status = Path("/proc/self/status")
+    if device.type != "cpu" or not status.exists():
+        return None
+    found = re.search(r"^VmHWM:\s+(\d+) kB", status.read_text(), re.M)
+    return int(found[1]) / 2**20 if found else None
