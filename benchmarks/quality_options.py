@@ -189,7 +189,7 @@ def add_quality(
     paper.add_argument(
         "--estimate",
         action="store_true",
-        help="train nothing: measure a few steps of each system, and print hours of training",
+        help="train nothing: measure a few steps of each system, and print hours and memory of training",
     )
     paper.add_argument("--systems", nargs="+", metavar="NAME", help="only these (default: all)")
     paper.add_argument(
