@@ -243,6 +243,15 @@ def test_a_signal_ends_a_validation_at_once(made, tmp_path, monkeypatch, capfd, 
     assert [row["step"] for row in rows_of(tmp_path / "run") if "val/psnr_y" in row] == [1, 2]
 
 
+def test_a_signal_to_another_process_ends_the_validation_here_too(
+    made, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(validation.distributed, "gathered", lambda share: [share, None])
+    assert train(changed(made), tmp_path / "run") == 143
+    assert "stopped at step 1, checkpoint written" in capsys.readouterr().out
+    assert not any("val/psnr_y" in row for row in rows_of(tmp_path / "run"))
+
+
 def test_a_row_of_the_log_stands_once_and_a_half_one_is_dropped(made, run_dir):
     shutil.rmtree(run_dir / "checkpoints/step-00000002")
     with (run_dir / "metrics.jsonl").open("a") as file:
