@@ -89,6 +89,7 @@ def main(args: argparse.Namespace) -> None:
         if args.estimate:
             print(grid(*paper.estimate(queue)))
             return
+        paper.check(queue)
         for system in dict.fromkeys(job.system for job in queue):
             paper.beside(system)
         for number, job in enumerate(queue, 1):
@@ -103,7 +104,7 @@ class Training(NamedTuple):
 
     folder: Path
     last: dict[str, int]
-    step_seconds: float | None = None  # where time is compared
+    step_seconds: float | None  # None: its time is not compared
 
     def step(self, point: Point) -> int:
         return round(point.share * self.last[point.equal])
@@ -120,6 +121,21 @@ class Paper:
             Path(args.json),
             lambda row: "kind" in row["settings"] or wanted <= row["metrics"].keys(),
         )
+
+    def check(self, queue: list[Job]) -> None:
+        """Raises UserError for what would fail after hours."""
+        if self.named and not queue:
+            raise UserError("--other: nothing of this has pictures to score; leave it out.")
+        for job in queue:
+            if job.arm == REGRESSION:
+                self._regression(job.system)
+
+    def _regression(self, name: str) -> str:
+        """Its config, which takes --set too."""
+        config = SYSTEMS[self.args.scale][name].regression
+        assert config  # else there is no such job
+        diffusion_run(config, self.args.set)
+        return config
 
     def settings(self, name: str, seed: int | None) -> dict[str, Any]:
         """What all rows of a training have in common. seed: None where nothing is trained."""
@@ -187,8 +203,8 @@ class Paper:
                 f"{1 / SHARES[0]:g}."
             )
         config, last, own = system.config, {STEPS: full, TIME: full}, None
-        if job.arm == REGRESSION and system.regression:
-            config = system.regression
+        if job.arm == REGRESSION:
+            config = self._regression(job.system)
         else:
             seconds = self._pace(job.system)
             own = seconds[STANDARD if job.arm == STANDARD else DREAM]
@@ -211,7 +227,8 @@ class Paper:
 
     def estimate(self, queue: list[Job]) -> tuple[list[str], list[list[str]]]:
         """Hours of training that are left on this machine, and memory that it takes, from steps that are
-        measured: head and lines of a table. Every arm takes about the time of p = 1.
+        measured: head and lines of a table. Every arm takes about the time of p = 1, the
+        regression less.
         """
         lines, total = [], 0.0
         for name in dict.fromkeys(job.system for job in queue):
@@ -233,6 +250,7 @@ class Paper:
         for other in self.named:
             about = asked | {"enlarge": None, "from": other.path}
             if asked_for(name, other.name, about) in self.known:
+                print(f"{other.name}, {name}: has its row", flush=True)
                 continue
             pairs = _pairs(system, run, None)
             made, dtype = made_by(other, system, pairs, run.scale)

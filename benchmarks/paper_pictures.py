@@ -39,8 +39,9 @@ def pictures(rows: Path, scale: str, name: str, arms: Iterable[str]) -> str:
 
 
 def _cuts(strips: dict[str, Pixels]) -> str:
-    """A line for each picture."""
-    side = len(strips[ORIGINAL])
+    """A line for each picture. A strip that was made of pictures of another size is left out."""
+    side, shape = len(strips[ORIGINAL]), strips[ORIGINAL].shape
+    strips = {arm: strip for arm, strip in strips.items() if strip.shape == shape}
     size, lines = side // CUT, []
     for left in range(0, strips[ORIGINAL].shape[1], side):
         top, begin = detailed(strips[ORIGINAL][:, left : left + side], size)

@@ -228,7 +228,7 @@ def date(row: Row) -> str:
 
 
 def _of(row: Row, names: Sequence[str]) -> list:
-    return [row["machine"]["gpu"], *(row["settings"].get(name) for name in names)]
+    return [row["settings"].get(name) for name in names]
 
 
 class Tree(NamedTuple):

@@ -23,7 +23,7 @@ def variants(rows: list[Row]) -> list[list[str]]:
     """
     last = max(rows, key=date)
     by_name: dict[str, dict[int, dict]] = {}
-    for row in alike([row for row in rows if row["subject"] == last["subject"]], COMMON):
+    for row in alike([row for row in rows if _recipe(row) == _recipe(last)], COMMON):
         by_name.setdefault(row["variant"], {})[row["settings"]["seed"]] = row["metrics"]
     plain, counts = by_name.get(PLAIN, {}), last["settings"]["sampling"]
     compared = [name for name in COMPARED if _all_have(by_name, f"{name}/{max(counts)}")]
@@ -77,6 +77,11 @@ def at_equal_psnr(psnr: Values, score: Values, curve: list[tuple[Values, ...]]) 
         return None
     low, high = np.quantile(found[1:], [tail, 1 - tail])
     return Interval(float(found[0]), float(low), float(high))
+
+
+def _recipe(row: Row) -> tuple:
+    """And what it ran on: a GPU does other steps in the same time."""
+    return row["subject"], row["machine"]["gpu"]
 
 
 def _all_have(by_name: dict[str, dict[int, dict]], name: str) -> bool:

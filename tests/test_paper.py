@@ -177,11 +177,12 @@ def test_a_model_of_others_stands_beside_ours(beside):
 @pytest.mark.parametrize(
     ("other", "said"),
     [
-        ("bicubic=a", "--other bicubic: there is a row of this name"),
+        ("Bicubic=a", "--other Bicubic: there is a row of this name"),
+        ("p1=a", "--other p1: there is a row of this name"),
         ("name", "--other name=: give NAME=PATH"),
         ("a/b=c", "--other a/b=c: give NAME=PATH"),
         ("a={}/pictures/none", "none: neither a model folder"),
-        ("a={}/other", "no picture named a for .*a.png"),
+        ("a={}/other", "--other a: .*other lacks some of the pictures, .* its original .a.png."),
         ("a={}/small", "a.png is 8x8; give the size of .*a.png, or its centre of 32x32 pixels"),
     ],
 )

@@ -9,11 +9,11 @@ import torch
 
 
 def peak_gib(device: torch.device) -> float | None:
-    """Of a GPU what tensors held at once, of a CPU what the process held; None where nothing tells."""
-    if device.type in ("cuda", "xpu"):
-        return getattr(torch, device.type).max_memory_allocated(device) / 2**30
+    """Of a GPU what tensors held at once, of a CPU what this process held, without its workers; None
+    where nothing tells.
+    """
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
     status = Path("/proc/self/status")
-    if device.type != "cpu" or not status.exists():
-        return None
-    found = re.search(r"^VmHWM:\s+(\d+) kB", status.read_text(), re.M)
+    found = re.search(r"^VmHWM:\s+(\d+) kB", status.read_text() if status.exists() else "", re.M)
     return int(found[1]) / 2**20 if found else None

@@ -8,7 +8,7 @@ from ldm_dream.data.validation import validation_pairs
 from ldm_dream.model_folder import save_model
 from ldm_dream.training.card import card
 from ldm_dream.training.log import Log
-from ldm_dream.training.signals import Stop, Stopped
+from ldm_dream.training.signals import Stop, StoppedAtOnce
 from ldm_dream.training.trainer import Trainer
 from ldm_dream.training.validation import validate
 
@@ -26,24 +26,25 @@ class Results:
         # steps between two reports; one more at the last step
         self.every = cfg.val_every if self.pairs else cfg.save_every
 
-    def report(self, step: int) -> str | None:
+    def report(self, step: int, stopped: bool = False) -> str | None:
         """Validate where that was not done, and write the model with the averaged weights; -> why the
-        run ends before its last step, None: it goes on. Raises Stopped, in every process, where a
-        signal ends a validation.
+        run ends before its last step, None: it goes on. Raises StoppedAtOnce, in every process, where
+        a validation is due and a signal came, before it (stopped) or on its way.
         """
         cfg, run_dir = self.trainer.run.train, self.run_dir
         last = step >= cfg.steps
         if self.pairs and step and step not in self.log.validations:
+            if stopped:
+                raise StoppedAtOnce
             self.trainer.check_finite()
             grid = run_dir / "samples" / f"step-{step:08d}.png"
             with self.trainer.averaged():
                 figures = validate(self.trainer, self.pairs, grid, self.stop)
-                if figures is None:
-                    raise Stopped
-                self.log(step, figures)
+                self.log.validations[step] = figures
                 self._release("model", step)
                 if best_step(self._comparable(), cfg.best) == step:
                     self._release("model-best", step)
+                self.log(step, figures)  # last: a run that goes on does all of it again, or nothing
         elif (last and not (run_dir / "model" / "config.yaml").is_file()) or (
             not self.pairs and step
         ):

@@ -1,4 +1,4 @@
-"""A signal ends a run after the step in work, with a whole checkpoint."""
+"""A signal ends a run after the step in work, or a validation at once, with a whole checkpoint."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ AGAIN = 2.0
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 
 
-class Stopped(KeyboardInterrupt):
-    """A signal came `at_once`."""
+class StoppedAtOnce(KeyboardInterrupt):
+    """A signal came within `Stop.at_once`."""
 
 
 class Stop:
-    """Context in which Ctrl-C, SIGTERM, SIGUSR1 and SIGHUP are only noted; another Ctrl-C, AGAIN seconds later
+    """Context in which Ctrl-C, SIGTERM, SIGUSR1 and SIGHUP are only noted, but for `at_once`; another Ctrl-C, AGAIN seconds later
     or more, ends at once (torchrun passes on the one that the terminal has already sent). Outside
     of the main thread, which alone may say what signals do, nothing changes.
     """
@@ -52,17 +52,17 @@ class Stop:
             # stderr may be in the middle of a write
             os.write(2, f"{self.signal.name}: the run ends {when}.\n".encode())
             if self._ends_at_once:
-                raise Stopped
+                raise StoppedAtOnce
         elif number == signal.SIGINT and time.monotonic() - self._at > AGAIN:
             raise KeyboardInterrupt
 
     @contextmanager
     def at_once(self) -> Iterator[None]:
-        """Within, a signal raises Stopped; so does one that came before."""
-        if self.signal:
-            raise Stopped
+        """Within, a signal raises StoppedAtOnce; so does one that came before."""
         self._ends_at_once = True
         try:
+            if self.signal:
+                raise StoppedAtOnce
             yield
         finally:
             self._ends_at_once = False

@@ -21,7 +21,7 @@ from ldm_dream.training.log import Log
 from ldm_dream.training.profile import Profile
 from ldm_dream.training.results import Results
 from ldm_dream.training.run_folder import claim
-from ldm_dream.training.signals import Stop, Stopped
+from ldm_dream.training.signals import Stop, StoppedAtOnce
 from ldm_dream.training.start import open_run
 from ldm_dream.training.tracker import open_tracker
 from ldm_dream.training.trainer import Trainer, learning_rate
@@ -73,28 +73,29 @@ def _loop(
     trainer: Trainer, step: int, results: Results, stop: Stop, profiler: Profile
 ) -> tuple[int, str]:
     """From `step` to the last one, to a signal, or to an early end; -> where and why it ended. A
-    checkpoint comes before a validation of the same step, which may take long.
+    checkpoint that is due comes before a validation, which may take long.
     """
     cfg, rank, log, run_dir = trainer.run.train, trainer.rank, results.log, results.run_dir
     saved, stopped, cut, early = step, False, False, None
 
-    def save() -> int:
+    def save() -> None:
+        nonlocal saved
         if step != saved:
             trainer.check_finite()
             state.save(trainer, run_dir, step)
-        return step
+            saved = step
 
     while True:
         last = step >= cfg.steps
         if step % cfg.save_every == 0 or last or stopped:
-            saved = save()
+            save()
         if step % results.every == 0 or last:
             try:
-                early = results.report(step)
-            except Stopped:
+                early = results.report(step, stopped)
+            except StoppedAtOnce:
                 cut = True
         if last or stopped or early or cut:
-            saved = save()
+            save()
             break
         if said := trainer.objective.begins(step):
             log.line(said)

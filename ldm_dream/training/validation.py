@@ -5,6 +5,8 @@ at.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 from typing import NamedTuple
@@ -17,7 +19,7 @@ from torch import Tensor
 from ldm_dream.data.images import Image, from_tensor, write_image
 from ldm_dream.scoring.metrics import scores
 from ldm_dream.training import distributed
-from ldm_dream.training.signals import Stop, Stopped
+from ldm_dream.training.signals import Stop, StoppedAtOnce
 from ldm_dream.training.trainer import Trainer
 
 GAP = 4  # pixels below a row of a grid
@@ -36,31 +38,29 @@ class Judged(NamedTuple):
 
 
 @torch.no_grad()
-def validate(
-    trainer: Trainer, pairs: list[Pair], grid: Path, stop: Stop
-) -> dict[str, float] | None:
+def validate(trainer: Trainer, pairs: list[Pair], grid: Path, stop: Stop) -> dict[str, float]:
     """Means over `pairs` in the protocol of `ldm-dream evaluate`: `val/psnr_y` (dB), `val/ssim_y`,
     `val/lpips`, and `val/distance` of the sets; the same in every process. Each judges its share, in
-    batches of equal size. None in every process where a signal came to one of them on the way.
+    batches of equal size. Raises StoppedAtOnce, in every process, where a signal came to one of them.
 
     A grid LR | result | HR goes to `grid`.
     """
     rank, cfg = trainer.rank, trainer.run.train
-    mine = range(rank.number, len(pairs), rank.world)
     pixels = cfg.batch_size * trainer.run.data.patch**2  # as many as a step of training has
-    share: dict[int, Judged] | None = {}
-    try:
-        # a size that training did not meet is not worth a compilation
-        with stop.at_once(), torch.compiler.set_stance("eager_on_recompile"):
-            for numbers in _batches(pairs, mine, pixels):
-                share |= _judge(trainer, pairs, numbers)
-    except Stopped:
-        share = None
+    shares = (range(number, len(pairs), rank.world) for number in range(rank.world))
+    batches = [list(_batches(pairs, share, pixels)) for share in shares]
+    mine = batches[rank.number]
     judged: dict[int, Judged] = {}
-    for each in distributed.gathered(share):
-        if each is None:
-            return None
-        judged |= each
+    for number in range(max(map(len, batches))):
+        # a size that training did not meet is not worth a compilation
+        stance = partial(torch.compiler.set_stance, "eager_on_recompile")
+        with suppress(StoppedAtOnce), stop.at_once(), stance():
+            if number < len(mine):
+                judged |= _judge(trainer, pairs, mine[number])
+        if distributed.anywhere(torch.tensor(stop.signal is not None)):
+            raise StoppedAtOnce
+    for share in distributed.gathered(judged):
+        judged |= share
     found = [judged[i] for i in range(len(pairs))]
     if rank.is_first:
         write_grid(grid, [one.row for one in found if one.row is not None])

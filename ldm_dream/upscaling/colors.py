@@ -31,7 +31,9 @@ LUMA = (0.299, 0.587, 0.114)  # of red, green, blue (ITU-R BT.601)
 
 
 def around(part: slice, length: int) -> slice:
-    """The rows, or columns, of all `length` that those of `part` depend on when they are fixed."""
+    """The rows, or columns, of all `length` that those of `part` depend on when they are fixed: of the
+    COARSE blocks on each side one is for the interpolation.
+    """
     first = part.start // BLOCK - COARSE
     last = -(-part.stop // BLOCK) + COARSE
     return slice(max(0, first * BLOCK), min(length, last * BLOCK))
@@ -57,8 +59,9 @@ def wavelet(sr: Tensor, base: Tensor) -> Tensor:
     """high(sr) + low(base) = sr + low(base - sr), since the low pass is linear.
 
     Idea: StableSR (arXiv 2305.07015), which keeps the detail of the result and takes the coarse
-    band from the LR picture by five levels of an a-trous transform. Along each axis their taps are
-    those of two running means over 32 pixels; here these run over the means of blocks.
+    band from the LR picture by five levels of an a-trous transform. Its taps are, along each axis,
+    those of two running means over 32 pixels. Here the means of blocks stand for their pixels, and
+    the result is interpolated.
     """
     means = _over_blocks(torch.add, base - sr) / BLOCK**2
     return no_new_colors(sr + _of_pixels(_coarse(means), "bilinear", sr), base)

@@ -37,6 +37,7 @@ class Diffusion(Engine):
     """
 
     color_fix = "wavelet"
+    sees_enlarged = True
     context = 4  # with it, the border of a flat picture is as its middle
 
     def __init__(

@@ -114,7 +114,8 @@ class Engine(ABC):
     multiple, align: pixels of that grid. Sides of a picture made in one piece are multiples of the
     first; tiles begin and end on multiples of the second. context: LR pixels of mirrored context on
     each side of a picture. color_fix: where none is asked for. stoppable: not only between calls of
-    its networks, but also within; False where these are compiled or recorded.
+    its networks, but also within; False where these are compiled or recorded. sees_enlarged: its
+    networks take the enlarged picture.
     """
 
     factor: int
@@ -123,6 +124,7 @@ class Engine(ABC):
     context: int
     color_fix: str
     stoppable: bool
+    sees_enlarged: bool
 
     def __init__(self, scale: int, device: torch.device, dtype: torch.dtype):
         self.scale, self.device, self.dtype = scale, device, dtype
@@ -145,7 +147,7 @@ class Engine(ABC):
 
     @abstractmethod
     def whole(self, frame: Frame, how: Options, watch: Watch) -> Made:
-        """In one piece, which stays on the device. frame: with what is enlarged."""
+        """In one piece, which stays on the device. frame: with the enlarged picture if it sees it."""
 
     @abstractmethod
     def in_tiles(self, source: Source, tiles: Tiles, how: Options, watch: Watch) -> Made:

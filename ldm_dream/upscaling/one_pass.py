@@ -37,6 +37,7 @@ class OnePass(Engine):
 
     color_fix = "none"
     context = 0
+    sees_enlarged = False
 
     def __init__(
         self, model: PeerModel, device: torch.device, dtype: torch.dtype, compile: bool = False

@@ -252,7 +252,8 @@ class Upscaler:
 
     def _made(self, layout: Layout, how: Options, watch: Watch) -> tuple[Made, Frame]:
         if layout.tiles is None:
-            frame = layout.frame.whole(self.device)
+            sees = self.engine.sees_enlarged
+            frame = layout.frame.whole(self.device) if sees else layout.frame
             return self.engine.whole(frame, how, watch), frame
         return self.engine.in_tiles(layout.frame.source, layout.tiles, how, watch), layout.frame
 

@@ -224,12 +224,12 @@ def test_a_signal_ends_a_validation_at_once(made, tmp_path, monkeypatch, capfd, 
         if len(judged) == at:
             os.kill(os.getpid(), signal.SIGTERM)
             time.sleep(10)  # the work of hours
+            judged.append("all of it")
         return real(trainer, pairs, numbers)
 
     monkeypatch.setattr(validation, "_judge", signalled)
-    start = time.monotonic()
     assert train(changed(made), tmp_path / "run") == 143
-    assert time.monotonic() - start < 9
+    assert "all of it" not in judged
     said = capfd.readouterr()
     assert "SIGTERM: the run ends now." in said.err
     assert f"stopped at step {at}, checkpoint written" in said.out
@@ -246,7 +246,7 @@ def test_a_signal_ends_a_validation_at_once(made, tmp_path, monkeypatch, capfd, 
 def test_a_signal_to_another_process_ends_the_validation_here_too(
     made, tmp_path, monkeypatch, capsys
 ):
-    monkeypatch.setattr(validation.distributed, "gathered", lambda share: [share, None])
+    monkeypatch.setattr(validation.distributed, "anywhere", lambda stopped: True)
     assert train(changed(made), tmp_path / "run") == 143
     assert "stopped at step 1, checkpoint written" in capsys.readouterr().out
     assert not any("val/psnr_y" in row for row in rows_of(tmp_path / "run"))
