@@ -28,7 +28,7 @@ from torch import Tensor
 from ldm_dream.config.data import BlindConfig
 from ldm_dream.data.blind_plan import Plan, Resize, plan_blind
 from ldm_dream.data.blind_ways import ON_CPU, ON_DEVICE, Ways, arrays_of
-from ldm_dream.data.taps import mirrored_index
+from ldm_dream.data.resize import mirrored_index
 
 
 @torch.no_grad()

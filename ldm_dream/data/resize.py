@@ -14,10 +14,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import lru_cache
+from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
+Index = TypeVar("Index", np.ndarray, Tensor)  # integers
 Cut = Callable[[slice, slice], Tensor]  # rows and columns of a picture -> that part of it
 
 
@@ -183,11 +186,17 @@ def _taps(length: int, size: int, scale: float, antialias: bool) -> tuple[Tensor
     weight = _cubic(squeeze * (u - position))
     weight = weight / weight.sum(0)
     used = weight.abs().amax(1) > 0
-    # Symmetric border: ..1 0 | 0 1 2 .. n-1 | n-1 n-2.., periodic in 2n, hence right for pictures
-    # narrower than the kernel too.
-    index = position.long() % (2 * length)
-    index = torch.minimum(index, 2 * length - 1 - index)
+    index = mirrored_index(position.long(), length)
     return index[used], weight[used]
+
+
+def mirrored_index(index: Index, length: int) -> Index:
+    """Pixels of a row of `length` that goes on as its mirror image without end: .. 1 0 | 0 1 .. n-1
+    | n-1 n-2 .., right for one that is narrower than a kernel too.
+    """
+    last = 2 * length - 1
+    turned: Any = index % (last + 1)
+    return (last - abs(2 * turned - last)) // 2
 
 
 def _cubic(x: Tensor) -> Tensor:

@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ldm_dream.data.resize import mirrored_index
+
 MISSING = 1e-5  # of a kernel whose sum is 1
 BICUBIC = -0.75  # slope of torch's bicubic at one pixel from the middle
 
@@ -177,11 +179,3 @@ def separated(kernel: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         if np.abs(rest).sum() < MISSING:
             return columns[:terms], right[:terms]
     return columns, right
-
-
-def mirrored_index(index: np.ndarray, length: int) -> np.ndarray:
-    """Pixels of a row of `length` that goes on as its mirror image without end: .. 1 0 | 0 1 .. n-1
-    | n-1 n-2 ..
-    """
-    turned = index % (2 * length)
-    return np.minimum(turned, 2 * length - 1 - turned)

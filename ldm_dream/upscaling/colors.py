@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ldm_dream.data.taps import mirrored_index
+from ldm_dream.data.resize import mirrored_index
 
 Fix = Callable[[Tensor, Tensor], Tensor]  # sr, base -> sr
 Pairs = Callable[[], Iterable[tuple[Tensor, Tensor]]]  # -> sr and base of all parts of a picture

@@ -24,9 +24,8 @@ from ldm_dream.sampler import Sampler, Turn, plan, sample_steps, seeded
 from ldm_dream.upscaling.cuda_graphs import GraphedCall
 from ldm_dream.upscaling.devices import placed
 from ldm_dream.upscaling.engine import Engine, Made, Options, on_device
-from ldm_dream.upscaling.frame import Frame
 from ldm_dream.upscaling.in_tiles import Calls, InTiles
-from ldm_dream.upscaling.pictures import Source
+from ldm_dream.upscaling.pictures import Frame, Source
 from ldm_dream.upscaling.tiling import Tiles
 from ldm_dream.upscaling.watch import QUICK, Watch
 

@@ -20,8 +20,7 @@ from ldm_dream.sampler import LARGEST_SEED
 from ldm_dream.upscaling.colors import COLOR_FIXES
 from ldm_dream.upscaling.defaults import BATCH_SIZE, MAX_PIXELS, TILE_PAD
 from ldm_dream.upscaling.devices import UpscaleError
-from ldm_dream.upscaling.frame import Frame
-from ldm_dream.upscaling.pictures import Source
+from ldm_dream.upscaling.pictures import Frame, Source
 from ldm_dream.upscaling.sizes import Size, check_whole
 from ldm_dream.upscaling.tiling import Tiles
 from ldm_dream.upscaling.watch import Watch

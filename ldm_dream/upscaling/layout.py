@@ -11,8 +11,7 @@ from dataclasses import dataclass, replace
 from ldm_dream.data.images import ImageError
 from ldm_dream.upscaling.devices import TooLittleMemory, UpscaleError
 from ldm_dream.upscaling.engine import Engine, Options
-from ldm_dream.upscaling.frame import Frame
-from ldm_dream.upscaling.pictures import Pixels, Source
+from ldm_dream.upscaling.pictures import Frame, Pixels, Source
 from ldm_dream.upscaling.sizes import Size
 from ldm_dream.upscaling.tiling import Tiles
 

@@ -16,9 +16,8 @@ from ldm_dream.denoiser import sent
 from ldm_dream.dtypes import DTYPES, fastest, name_of
 from ldm_dream.upscaling.devices import UpscaleError
 from ldm_dream.upscaling.engine import Engine, Made, Options
-from ldm_dream.upscaling.frame import Frame
 from ldm_dream.upscaling.peers import PeerModel
-from ldm_dream.upscaling.pictures import Source
+from ldm_dream.upscaling.pictures import Frame, Source
 from ldm_dream.upscaling.tiling import Pass, Tile, Tiles, wavefront
 from ldm_dream.upscaling.watch import Watch
 

@@ -48,12 +48,12 @@ from ldm_dream.upscaling.devices import (
     memory_errors,
 )
 from ldm_dream.upscaling.engine import Choices, Made, Options
-from ldm_dream.upscaling.frame import Frame
 from ldm_dream.upscaling.hidden import filled
 from ldm_dream.upscaling.layout import Layout, first_layout, with_less_memory
 from ldm_dream.upscaling.models import Model, engine_of, load
 from ldm_dream.upscaling.pictures import (
     Canvas,
+    Frame,
     Picture,
     Pixels,
     outline,

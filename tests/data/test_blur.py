@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from ldm_dream.data import blur, taps
+from ldm_dream.data.resize import mirrored_index
 
 
 def noise(*shape: int) -> torch.Tensor:
@@ -149,5 +150,5 @@ def test_blur_and_resizing_in_one_are_one_after_the_other(mode, size, sigma):
 @pytest.mark.parametrize("length", [1, 2, 5])
 def test_the_mirror_goes_on_without_end(length):
     expected = np.pad(np.arange(length), 12, mode="symmetric")
-    found = taps.mirrored_index(np.arange(-12, length + 12), length)
+    found = mirrored_index(np.arange(-12, length + 12), length)
     assert found.tolist() == expected.tolist()

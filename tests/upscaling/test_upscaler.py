@@ -28,8 +28,8 @@ from ldm_dream.networks.layers import LastConv2d
 from ldm_dream.process import build_process
 from ldm_dream.sampler import SamplerError
 from ldm_dream.upscaling import colors as colors_module
-from ldm_dream.upscaling import frame as frame_module
 from ldm_dream.upscaling import layout as layout_module
+from ldm_dream.upscaling import pictures as pictures_module
 from ldm_dream.upscaling.devices import TooLittleMemory, placed
 from ldm_dream.upscaling.engine import Options
 from ldm_dream.upscaling.layout import first_layout
@@ -426,8 +426,8 @@ def test_strips_change_no_number(color_fix, scale, monkeypatch):
     image = Image(image.pixels, image.alpha[..., 0])
     options = {"steps": 1, "scale": scale, "color_fix": color_fix, "tile": 24, "tile_pad": 2}
     whole = upscaler()(image, **options)
-    monkeypatch.setattr(frame_module, "STRIP", 21 * 4 * 13)
-    monkeypatch.setattr(frame_module, "MIN_STRIP", 13)
+    monkeypatch.setattr(pictures_module, "STRIP", 21 * 4 * 13)
+    monkeypatch.setattr(pictures_module, "MIN_STRIP", 13)
     monkeypatch.setattr(colors_module, "COLUMNS", 37)
     in_strips = upscaler()(image, **options)
     assert np.array_equal(in_strips.alpha, whole.alpha)
@@ -452,7 +452,7 @@ class Largest(TorchDispatchMode):
 
 @pytest.mark.parametrize("scale", [0.5, 4])
 def test_a_large_picture_is_never_whole_in_floats(scale, monkeypatch):
-    monkeypatch.setattr(frame_module, "STRIP", 0)
+    monkeypatch.setattr(pictures_module, "STRIP", 0)
     image = np.random.default_rng(0).integers(0, 256, (320, 8, 3), np.uint8)
     with Largest() as seen:
         upscaler()(image, steps=1, scale=scale, tile=16, tile_pad=2)

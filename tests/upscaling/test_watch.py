@@ -12,7 +12,7 @@ from test_upscaler import make, pictures
 from ldm_dream import Stopped, Upscaler
 from ldm_dream.config.autoencoder import VQGANConfig
 from ldm_dream.model_folder import load_autoencoder, load_model
-from ldm_dream.upscaling import frame as frame_module
+from ldm_dream.upscaling import pictures as pictures_module
 from ldm_dream.upscaling import upscaler as upscaler_module
 from ldm_dream.upscaling import watch as watch_module
 from ldm_dream.upscaling.devices import UpscaleError
@@ -86,7 +86,7 @@ def test_running_out_of_memory_begins_the_picture_anew_and_not_the_list(monkeypa
 
 
 def test_the_preview_grows(monkeypatch):
-    monkeypatch.setattr(frame_module, "STRIP", 0)
+    monkeypatch.setattr(pictures_module, "STRIP", 0)
     heard, image = Heard(), np.random.default_rng(0).integers(0, 256, (190, 20, 3), np.uint8)
     out = make()(image, callback=heard, steps=1, tile=24, tile_pad=4)
     seen = [preview for preview in heard.previews if preview]
