@@ -24,6 +24,7 @@ from torch import Tensor
 from ldm_dream.data.images import Image, write_image
 from ldm_dream.dtypes import name_of
 from ldm_dream.heap import give_back_freed_memory
+from ldm_dream.training.memory import status_kib
 from ldm_dream.upscaling.diffusion import Diffusion
 from ldm_dream.upscaling.upscaler import Upscaler
 from ldm_dream.upscaling.watch import Stopped
@@ -60,9 +61,10 @@ class Lines:
 
     def say(self, what: str) -> None:
         passed = time.monotonic() - self.begun
+        held = 1024 * (status_kib("VmRSS") or 0)
         most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         print(
-            f"{passed:6.0f} s  {_resident() / 1e9:.2f} GB, {most / 1e9:.2f} GB at the most  {what}",
+            f"{passed:6.0f} s  {held / 1e9:.2f} GB, {most / 1e9:.2f} GB at the most  {what}",
             flush=True,
         )
 
@@ -90,10 +92,3 @@ def main(args: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory(dir=".") as folder:
         write_image(Path(folder) / f"x.{args.ext}", result)
     lines.say(f"written as {args.ext}")
-
-
-def _resident() -> int:
-    """Bytes, of Linux; 0 elsewhere."""
-    status = Path("/proc/self/status")
-    lines = status.read_text().splitlines() if status.exists() else []
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmRSS")), 0)

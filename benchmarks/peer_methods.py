@@ -4,7 +4,6 @@ own, so that one's memory is not another's.
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Callable
 from functools import partial
@@ -17,6 +16,7 @@ import torch
 from ldm_dream.dtypes import name_of
 from ldm_dream.interchange.checkpoint_file import read_checkpoint
 from ldm_dream.scoring.evaluation import bicubic
+from ldm_dream.training.memory import status_kib
 from ldm_dream.upscaling.upscaler import Upscaler
 
 from . import ncnn_models, peer_networks
@@ -106,7 +106,7 @@ _before: dict[str, int | None] = {}  # KiB that it held before the method was lo
 def begin(name: str, methods: dict[str, Method], threads: int) -> str | None:
     """-> dtype of the method, which is loaded from now on."""
     torch.set_num_threads(threads)
-    _before[name] = _status("VmRSS")
+    _before[name] = status_kib("VmRSS")
     _upscale[name], dtype = methods[name].load(threads)
     return dtype
 
@@ -122,12 +122,5 @@ def memory(name: str) -> dict[str, float]:
     """peak_mib: most resident memory so far beyond what was held before the method was loaded;
     nothing where the system does not tell.
     """
-    peak, before = _status("VmHWM"), _before[name]
+    peak, before = status_kib("VmHWM"), _before[name]
     return {} if peak is None or before is None else {"peak_mib": (peak - before) / 2**10}
-
-
-def _status(name: str) -> int | None:
-    """KiB; of this process alone, which getrusage's mark is not: it knows the parent's too."""
-    status = Path("/proc/self/status")
-    found = re.search(rf"^{name}:\s+(\d+) kB", status.read_text() if status.exists() else "", re.M)
-    return int(found[1]) if found else None

@@ -23,7 +23,7 @@ def variants(rows: list[Row]) -> list[list[str]]:
     """
     last = max(rows, key=date)
     by_name: dict[str, dict[int, dict]] = {}
-    for row in alike([row for row in rows if _recipe(row) == _recipe(last)], COMMON):
+    for row in alike([row for row in rows if _what(row) == _what(last)], COMMON):
         by_name.setdefault(row["variant"], {})[row["settings"]["seed"]] = row["metrics"]
     plain, counts = by_name.get(PLAIN, {}), last["settings"]["sampling"]
     compared = [name for name in COMPARED if _all_have(by_name, f"{name}/{max(counts)}")]
@@ -79,8 +79,8 @@ def at_equal_psnr(psnr: Values, score: Values, curve: list[tuple[Values, ...]]) 
     return Interval(float(found[0]), float(low), float(high))
 
 
-def _recipe(row: Row) -> tuple:
-    """And what it ran on: a GPU does other steps in the same time."""
+def _what(row: Row) -> tuple:
+    """The config, and the GPU: another one does other steps in the same time."""
     return row["subject"], row["machine"]["gpu"]
 
 

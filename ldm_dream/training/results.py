@@ -26,7 +26,7 @@ class Results:
         # steps between two reports; one more at the last step
         self.every = cfg.val_every if self.pairs else cfg.save_every
 
-    def report(self, step: int, stopped: bool = False) -> str | None:
+    def report(self, step: int, stopped: bool) -> str | None:
         """Validate where that was not done, and write the model with the averaged weights; -> why the
         run ends before its last step, None: it goes on. Raises StoppedAtOnce, in every process, where
         a validation is due and a signal came, before it (stopped) or on its way.

@@ -20,9 +20,10 @@ class StoppedAtOnce(KeyboardInterrupt):
 
 
 class Stop:
-    """Context in which Ctrl-C, SIGTERM, SIGUSR1 and SIGHUP are only noted, but for `at_once`; another Ctrl-C, AGAIN seconds later
-    or more, ends at once (torchrun passes on the one that the terminal has already sent). Outside
-    of the main thread, which alone may say what signals do, nothing changes.
+    """Context in which Ctrl-C, SIGTERM, SIGUSR1 and SIGHUP are only noted, but for `at_once`; another
+    Ctrl-C, AGAIN seconds later or more, ends at once (torchrun passes on the one that the terminal
+    has already sent). Outside of the main thread, which alone may say what signals do, nothing
+    changes.
     """
 
     def __init__(self):
