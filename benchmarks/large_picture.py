@@ -23,7 +23,6 @@ from torch import Tensor
 
 from ldm_dream.data.images import Image, write_image
 from ldm_dream.dtypes import name_of
-from ldm_dream.heap import give_back_freed_memory
 from ldm_dream.training.memory import status_kib
 from ldm_dream.upscaling.diffusion import Diffusion
 from ldm_dream.upscaling.upscaler import Upscaler
@@ -70,7 +69,6 @@ class Lines:
 
 
 def main(args: argparse.Namespace) -> None:
-    give_back_freed_memory()
     upscaler = Upscaler.from_pretrained(device="cpu")
     if args.networks == "free":
         torch.set_num_threads(1)

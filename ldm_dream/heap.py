@@ -1,8 +1,8 @@
-"""What happens to memory that the process frees: kept for the next step, or given back at once.
+"""What happens to memory that the process frees: kept for the next use, or given back at once.
 
-glibc gives large blocks back to the system, which then clears 200 MB of pages anew in each training
-step of a small SR3. Which blocks are large it learns as it goes, up to 32 MB: so holes stay in the
-heap where bands of a large picture were.
+What is given back costs time when it is wanted again, as the system clears each page anew: 200 MB in
+each training step of a small SR3, and more than half of the time of a picture upscaled on a CPU. What
+is kept leaves holes in the heap where bands of a large picture were.
 """
 
 from __future__ import annotations
@@ -12,7 +12,9 @@ import sys
 
 # of malloc.h
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -3, -4, -8
-BIG_BLOCK = 2**22  # bytes
+# bytes
+LARGEST_KEPT = 2**25  # the most that glibc takes
+KEPT = 2**28
 
 
 def keep_freed_memory() -> bool:
@@ -23,9 +25,11 @@ def keep_freed_memory() -> bool:
     return _set({M_TRIM_THRESHOLD: -1, M_MMAP_MAX: 0, M_ARENA_MAX: 1})
 
 
-def give_back_freed_memory() -> bool:
-    """For this process, from now on: blocks of BIG_BLOCK bytes lie apart from the heap. -> as above."""
-    return _set({M_MMAP_THRESHOLD: BIG_BLOCK})
+def keep_small_blocks(below: int = LARGEST_KEPT) -> bool:
+    """For this process, from now on: blocks of `below` bytes and more lie apart from the heap and go
+    back at once; of the heap up to KEPT free bytes stay. -> as above.
+    """
+    return _set({M_MMAP_THRESHOLD: below, M_TRIM_THRESHOLD: KEPT})
 
 
 def _set(options: dict[int, int]) -> bool:

@@ -1,16 +1,19 @@
-"""Memory that a step frees stays: the next step faults in few pages, and the peak stays. Memory of
-bands of a picture goes back.
+"""Memory that a step frees stays: the next step faults in few pages, and the peak stays. Of a
+picture, features stay and bands go back.
 """
 
 import resource
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from processes import in_a_new_process
 
-from ldm_dream.heap import give_back_freed_memory, keep_freed_memory
+import ldm_dream.upscaling.upscaler as upscaler_module
+from ldm_dream.heap import keep_freed_memory, keep_small_blocks
+from ldm_dream.upscaling.upscaler import Upscaler
 
 
 def faults_and_peak(keeps: bool) -> tuple[int, int]:
@@ -34,19 +37,40 @@ def test_freed_memory_is_used_again_without_page_faults():
     assert keep[1] < 1.1 * leave[1]
 
 
-def resident_after_blocks(gives_back: bool) -> int:
-    """Bytes, when 40 blocks of 8 MiB are free that small ones lay between."""
-    if gives_back:
-        assert give_back_freed_memory()
-    torch.ones(6 * 2**20)  # from here on glibc counts blocks of up to 24 MiB as small
-    blocks = [(torch.ones(2**21), torch.ones(2**10)) for _ in range(40)]
-    kept = [small for _, small in blocks]
+def after_blocks(below: int) -> tuple[int, int]:
+    """Of 20 blocks of 8 MiB, freed and made again: bytes resident while they are free, and page
+    faults of the second time.
+    """
+    assert keep_small_blocks(below)
+    blocks = [torch.ones(2**21) for _ in range(20)]
     del blocks
     pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * resource.getpagesize() * (len(kept) == 40)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    again = [torch.ones(2**21) for _ in range(20)]
+    faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+    return pages * resource.getpagesize() * (len(again) == 20), faults
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's switch")
-def test_freed_blocks_go_back_from_between_others():
-    gives, leaves = (in_a_new_process(resident_after_blocks, gives) for gives in (True, False))
-    assert gives < leaves - 200 * 2**20
+def test_blocks_stay_below_a_size_and_go_back_from_it_on():
+    back, kept = (in_a_new_process(after_blocks, below) for below in (2**22, 2**25))
+    assert back[0] < kept[0] - 100 * 2**20
+    assert kept[1] < back[1] / 5
+
+
+def second_picture(tunes: bool) -> int:
+    """Page faults of a picture that is enlarged once more."""
+    if not tunes:
+        upscaler_module.keep_features = lambda pixels: None
+    upscaler = Upscaler.from_pretrained("dream-photo-x4-tiny", "cpu", "fp32")
+    picture = np.zeros((96, 128, 3), np.uint8)
+    upscaler(picture)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    upscaler(picture)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's switch")
+def test_a_second_picture_finds_the_memory_of_the_first():
+    tuned, plain = (in_a_new_process(second_picture, tunes) for tunes in (True, False))
+    assert tuned < plain / 5

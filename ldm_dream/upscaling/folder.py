@@ -30,7 +30,6 @@ from ldm_dream.data.images import (
 )
 from ldm_dream.dtypes import name_of
 from ldm_dream.errors import shown
-from ldm_dream.heap import give_back_freed_memory
 from ldm_dream.upscaling.devices import TooLittleMemory
 from ldm_dream.upscaling.engine import Engine, Options
 from ldm_dream.upscaling.layout import check_pixels
@@ -135,10 +134,8 @@ def _naming(job: Job, reason: str) -> str:
 def upscale_all(jobs: Iterable[Job], work: Work) -> Generator[Result, None, None]:
     """Read, upscale and write job by job; -> results in that order. A bad picture, and a place where
     it cannot be written, make it `failed` and the loop goes on; other errors end it, when what is
-    computed is written and told. `work.upscale` is called in this thread. From the first one on the
-    process gives large freed blocks back (`ldm_dream/heap.py`).
+    computed is written and told. `work.upscale` is called in this thread.
     """
-    give_back_freed_memory()
     left, waiting = iter(jobs), list[Future[Result]]()
     with ThreadPoolExecutor(1, "read") as reader, ThreadPoolExecutor(1, "write") as writer:
         try:

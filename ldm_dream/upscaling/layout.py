@@ -9,6 +9,7 @@ import math
 from dataclasses import dataclass, replace
 
 from ldm_dream.data.images import ImageError
+from ldm_dream.heap import LARGEST_KEPT, keep_small_blocks
 from ldm_dream.upscaling.devices import TooLittleMemory, UpscaleError
 from ldm_dream.upscaling.engine import Engine, Options
 from ldm_dream.upscaling.pictures import Frame, Pixels, Source
@@ -21,6 +22,7 @@ log = logging.getLogger(__name__)
 # that side; a very large one in smaller tiles, since its rows of tiles take memory too (with 184, a
 # picture 12000 pixels wide held 2.6 GB)
 AUTO_TILE, VERY_LARGE, SMALL_TILE = 256, 2**22, 128
+SMALL_BAND = 2**23  # bytes, above those of features of a small tile
 
 
 @dataclass(frozen=True)
@@ -136,7 +138,18 @@ def _in_tiles(engine: Engine, layout: Layout, tiles: Tiles, how: Options) -> Lay
 
 
 def _auto_tile(pixels: Pixels) -> int:
-    return AUTO_TILE if pixels.size[0] * pixels.size[1] <= VERY_LARGE else SMALL_TILE
+    return SMALL_TILE if _is_very_large(pixels) else AUTO_TILE
+
+
+def keep_features(pixels: Pixels) -> None:
+    """Freed memory of the networks' features stays with the process until they want it again, for
+    they take up to twice the time otherwise; that of a very large picture's bands goes back.
+    """
+    keep_small_blocks(SMALL_BAND if _is_very_large(pixels) else LARGEST_KEPT)
+
+
+def _is_very_large(pixels: Pixels) -> bool:
+    return pixels.size[0] * pixels.size[1] > VERY_LARGE
 
 
 def _is_small(pixels: Pixels, how: Options) -> bool:

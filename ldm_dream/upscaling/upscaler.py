@@ -10,6 +10,7 @@ result are held whole, both in the depth they came in, a large result that is fo
 (`data/scratch.py`); of a picture with alpha also a copy, and one more where colours are hidden
 (`hidden.py`). Accelerator memory depends on the size of tiles, on how many are made at a time,
 and on the picture's width. Colours and size are set in strips either way, which changes no number.
+From the first picture on, the process keeps more freed memory than glibc's default (`heap.py`).
 What a model is like is its engine's matter (`diffusion.py`).
 """
 
@@ -49,7 +50,7 @@ from ldm_dream.upscaling.devices import (
 )
 from ldm_dream.upscaling.engine import Choices, Made, Options
 from ldm_dream.upscaling.hidden import filled
-from ldm_dream.upscaling.layout import Layout, first_layout, with_less_memory
+from ldm_dream.upscaling.layout import Layout, first_layout, keep_features, with_less_memory
 from ldm_dream.upscaling.models import Model, engine_of, load
 from ldm_dream.upscaling.pictures import (
     Canvas,
@@ -232,6 +233,7 @@ class Upscaler:
     def _enlarged(self, pixels: Pixels, asked: Size, how: Options, watch: Watch) -> Any:
         """-> a picture of the type that came in. Where memory runs out, once more with less."""
         layout = first_layout(self.engine, pixels, asked, how)
+        keep_features(pixels)
         if pixels.has_alpha:
             watch.begin(layout.calls, lambda: None, layout.frame.crop)
             with watch.listening(within=True):
@@ -267,7 +269,7 @@ class Upscaler:
         )
         for strip, need, want, pair in zip(strips, needs, wants, frame.pairs(made(), wants)):
             sr = in_columns(fix, *pair)[..., need.start - want.start : need.stop - want.start, :]
-            if not sr.isfinite().all():
+            if not sr.sum().isfinite():  # NaN or infinity anywhere shows in it
                 raise ImageError(
                     f"the model's result holds NaN or infinity in {self.dtype}; try dtype fp32."
                 )

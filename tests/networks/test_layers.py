@@ -1,10 +1,12 @@
 """Laws of the blocks that networks share."""
 
+import math
+
 import pytest
 import torch
 from torch import nn
 
-from ldm_dream.networks.layers import Dropout, GroupNorm, LayerNorm
+from ldm_dream.networks.layers import WORTH_FOLDING, Dropout, GroupNorm, LayerNorm, Upsample
 
 
 def test_dropout_is_off_in_evaluation():
@@ -19,3 +21,30 @@ def test_a_norm_with_scale_shift_and_activation_is_the_three_in_a_row(norm):
     plain, whole = norm(64), norm(64, silu=True)
     want = nn.functional.silu(plain(x) * (1 + scale[:, :, None, None]) + shift[:, :, None, None])
     torch.testing.assert_close(whole(x, scale, shift), want)
+
+
+@pytest.mark.parametrize("size", [(32, 32), (33, 47), (31, 33)])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_a_doubling_without_gradient_is_the_one_with(size, layout):
+    upsample = Upsample(8).to(memory_format=layout)
+    x = torch.randn(2, 8, *size).contiguous(memory_format=layout)
+    with torch.no_grad():
+        made = upsample(x)
+    torch.testing.assert_close(made, upsample(x), atol=1e-5, rtol=1e-5)
+    assert made.is_contiguous(memory_format=layout)
+
+
+def test_a_doubling_is_folded_where_that_is_worth_it(monkeypatch):
+    calls = []
+    transposed = torch.nn.functional.conv_transpose2d
+    monkeypatch.setattr(
+        torch.nn.functional,
+        "conv_transpose2d",
+        lambda *a, **k: (calls.append(1), transposed(*a, **k))[1],
+    )
+    upsample, side = Upsample(4), math.isqrt(WORTH_FOLDING)
+    with torch.no_grad():
+        upsample(torch.zeros(1, 4, side, side - 1))
+        assert not calls
+        upsample(torch.zeros(1, 4, side, side))
+    assert calls
