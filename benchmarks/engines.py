@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ldm_dream.dtypes import DTYPES
 from ldm_dream.errors import UserError
+from ldm_dream.heap import keep_small_blocks
 from ldm_dream.interchange.onnx import Call, Graph, graphs_of, sides_of, write_graph
 from ldm_dream.model_folder import load_model
 
@@ -99,6 +100,7 @@ def main(args: argparse.Namespace) -> None:
     model, rows = load_model(args.model), []
     sides = sides_of(model)
     units = -(-args.size // sides.lr)
+    keep_small_blocks()  # as the upscaler does
     asked = {"size": units * sides.lr, "dtype": args.dtype}
     with tempfile.TemporaryDirectory() as folder, torch.no_grad():
         parts, exact = [], []
