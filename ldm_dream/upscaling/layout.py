@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 # that side; a very large one in smaller tiles, since its rows of tiles take memory too (with 184, a
 # picture 12000 pixels wide held 2.6 GB)
 AUTO_TILE, VERY_LARGE, SMALL_TILE = 256, 2**22, 128
-SMALL_BAND = 2**23  # bytes, above those of features of a small tile
+SMALL_BAND = 2**24  # bytes, above those of features of a small tile
 
 
 @dataclass(frozen=True)
