@@ -1,8 +1,8 @@
 """What happens to memory that the process frees: kept for the next use, or given back at once.
 
 What is given back costs time when it is wanted again, as the system clears each page anew: 200 MB in
-each training step of a small SR3, and more than half of the time of a picture upscaled on a CPU. What
-is kept leaves holes in the heap where bands of a large picture were.
+each training step of a small SR3. What is kept leaves holes in the heap where bands of a large picture
+were. Both functions set all that they depend on: of several calls the last one counts.
 """
 
 from __future__ import annotations
@@ -12,8 +12,9 @@ import sys
 
 # of malloc.h
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -3, -4, -8
+DEFAULT_MMAP_MAX = 2**16  # blocks
 # bytes
-LARGEST_KEPT = 2**25  # the most that glibc takes
+LARGEST_KEPT = 2**25  # the most that glibc takes, on 64 bits
 KEPT = 2**28
 
 
@@ -26,10 +27,12 @@ def keep_freed_memory() -> bool:
 
 
 def keep_small_blocks(below: int = LARGEST_KEPT) -> bool:
-    """For this process, from now on: blocks of `below` bytes and more lie apart from the heap and go
-    back at once; of the heap up to KEPT free bytes stay. -> as above.
+    """For this process, from now on: a block of `below` bytes or more lies apart from the heap and
+    goes back at once, unless the heap has a hole for it; up to KEPT free bytes at the heap's end stay.
+    -> as above.
     """
-    return _set({M_MMAP_THRESHOLD: below, M_TRIM_THRESHOLD: KEPT})
+    options = {M_MMAP_MAX: DEFAULT_MMAP_MAX, M_MMAP_THRESHOLD: below, M_TRIM_THRESHOLD: KEPT}
+    return _set(options)
 
 
 def _set(options: dict[int, int]) -> bool:

@@ -12,7 +12,10 @@ import torch
 from processes import in_a_new_process
 
 import ldm_dream.upscaling.upscaler as upscaler_module
-from ldm_dream.heap import keep_freed_memory, keep_small_blocks
+from ldm_dream.heap import LARGEST_KEPT, keep_freed_memory, keep_small_blocks
+from ldm_dream.upscaling import layout
+from ldm_dream.upscaling.defaults import TILE_PAD
+from ldm_dream.upscaling.pictures import outline
 from ldm_dream.upscaling.upscaler import Upscaler
 
 
@@ -58,19 +61,33 @@ def test_blocks_stay_below_a_size_and_go_back_from_it_on():
     assert kept[1] < back[1] / 5
 
 
-def second_picture(tunes: bool) -> int:
-    """Page faults of a picture that is enlarged once more."""
+def test_bands_of_a_very_large_picture_go_back_sooner(monkeypatch):
+    asked = []
+    monkeypatch.setattr(layout, "keep_small_blocks", asked.append)
+    monkeypatch.setattr(layout, "VERY_LARGE", 8 * 8)
+    for side in (8, 9):
+        layout.keep_features(outline((side, side)))
+    assert asked == [LARGEST_KEPT, layout.SMALL_BAND]
+    features = (
+        (layout.SMALL_TILE + 2 * TILE_PAD) ** 2 * 192 * 2
+    )  # bytes in bf16; the bundled models
+    assert features < layout.SMALL_BAND < LARGEST_KEPT
+
+
+def further_pictures(tunes: bool) -> int:
+    """Page faults of four pictures after two others."""
     if not tunes:
         upscaler_module.keep_features = lambda pixels: None
     upscaler = Upscaler.from_pretrained("dream-photo-x4-tiny", "cpu", "fp32")
-    picture = np.zeros((96, 128, 3), np.uint8)
-    upscaler(picture)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    upscaler(picture)
+    picture, before = np.zeros((128, 160, 3), np.uint8), 0
+    for number in range(6):
+        if number == 2:
+            before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        upscaler(picture)
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's switch")
-def test_a_second_picture_finds_the_memory_of_the_first():
-    tuned, plain = (in_a_new_process(second_picture, tunes) for tunes in (True, False))
-    assert tuned < plain / 5
+def test_further_pictures_find_the_memory_of_the_first():
+    tuned, plain = (in_a_new_process(further_pictures, tunes) for tunes in (True, False))
+    assert tuned < plain / 3

@@ -20,7 +20,7 @@ from ldm_dream.config.strict import GROUPS
 
 Layer = TypeVar("Layer", bound=nn.Module)
 
-WORTH_FOLDING = 32 * 32  # pixels, from which on `folded` takes less time than it spares
+WORTH_FOLDING = 32 * 32  # pixels; for fewer, `folded` itself takes a part of what it spares
 
 
 def timestep_embedding(t: Tensor, width: int, max_period: float = 10_000.0) -> Tensor:
@@ -99,7 +99,14 @@ class LayerNorm(nn.LayerNorm):
             h = h * (1 + scale[:, :, None, None].to(h.dtype))
         if shift is not None:
             h = h + shift[:, :, None, None].to(h.dtype)
-        return F.silu(h, inplace=not torch.is_grad_enabled()) if self.silu else h
+        return F.silu(h, inplace=_quick(h)) if self.silu else h
+
+
+def _quick(x: Tensor) -> bool:
+    """Whether x is computed at once on a CPU, without gradient: a graph that is compiled or exported
+    keeps the plain form.
+    """
+    return x.is_cpu and not torch.is_grad_enabled() and not torch.compiler.is_compiling()
 
 
 def make_norm(kind: Literal["group", "layer"], channels: int, silu: bool = False) -> nn.Module:
@@ -137,18 +144,19 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Doubles the size: nearest neighbour, then a convolution."""
+    """Doubles the size: nearest neighbour, then a convolution. On a CPU without gradient both are one
+    transposed convolution, which differs by rounding.
+    """
 
     def __init__(self, channels: int):
         super().__init__()
         self.conv = nn.Conv2d(channels, channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        plain = torch.is_grad_enabled() or torch.compiler.is_compiling()
-        if plain or x.device.type != "cpu" or x.shape[-2] * x.shape[-1] < WORTH_FOLDING:
-            return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
-        weight = folded(self.conv.weight)
-        return F.conv_transpose2d(x, weight, self.conv.bias, stride=2, padding=1)
+        if _quick(x) and x.shape[-2] * x.shape[-1] >= WORTH_FOLDING:
+            weight = folded(self.conv.weight)
+            return F.conv_transpose2d(x, weight, self.conv.bias, stride=2, padding=1)
+        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
 
 
 def folded(weight: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 # that side; a very large one in smaller tiles, since its rows of tiles take memory too (with 184, a
 # picture 12000 pixels wide held 2.6 GB)
 AUTO_TILE, VERY_LARGE, SMALL_TILE = 256, 2**22, 128
-SMALL_BAND = 2**24  # bytes, above those of features of a small tile
+SMALL_BAND = 2**24  # bytes; features of a small tile have less, in bf16 and one tile at a time
 
 
 @dataclass(frozen=True)
@@ -142,8 +142,9 @@ def _auto_tile(pixels: Pixels) -> int:
 
 
 def keep_features(pixels: Pixels) -> None:
-    """Freed memory of the networks' features stays with the process until they want it again, for
-    they take up to twice the time otherwise; that of a very large picture's bands goes back.
+    """Memory of the networks' features on a CPU stays with the process until they want it again; that
+    of a very large picture's bands goes back. Where the C library has no such switch, pictures take
+    more time.
     """
     keep_small_blocks(SMALL_BAND if _is_very_large(pixels) else LARGEST_KEPT)
 

@@ -10,7 +10,7 @@ result are held whole, both in the depth they came in, a large result that is fo
 (`data/scratch.py`); of a picture with alpha also a copy, and one more where colours are hidden
 (`hidden.py`). Accelerator memory depends on the size of tiles, on how many are made at a time,
 and on the picture's width. Colours and size are set in strips either way, which changes no number.
-From the first picture on, the process keeps more freed memory than glibc's default (`heap.py`).
+On a CPU each picture sets how much freed memory the process keeps (`heap.py`).
 What a model is like is its engine's matter (`diffusion.py`).
 """
 
@@ -233,7 +233,8 @@ class Upscaler:
     def _enlarged(self, pixels: Pixels, asked: Size, how: Options, watch: Watch) -> Any:
         """-> a picture of the type that came in. Where memory runs out, once more with less."""
         layout = first_layout(self.engine, pixels, asked, how)
-        keep_features(pixels)
+        if self.device.type == "cpu":
+            keep_features(pixels)
         if pixels.has_alpha:
             watch.begin(layout.calls, lambda: None, layout.frame.crop)
             with watch.listening(within=True):
