@@ -14,7 +14,7 @@ import sys
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -3, -4, -8
 DEFAULT_MMAP_MAX = 2**16  # blocks
 # bytes
-LARGEST_KEPT = 2**25  # the most that glibc takes, on 64 bits
+BIG_BLOCK = 2**25  # the most that glibc takes, on 64 bits
 KEPT = 2**28
 
 
@@ -26,13 +26,12 @@ def keep_freed_memory() -> bool:
     return _set({M_TRIM_THRESHOLD: -1, M_MMAP_MAX: 0, M_ARENA_MAX: 1})
 
 
-def keep_small_blocks(below: int = LARGEST_KEPT) -> bool:
-    """For this process, from now on: a block of `below` bytes or more lies apart from the heap and
+def keep_small_blocks() -> bool:
+    """For this process, from now on: a block of BIG_BLOCK bytes or more lies apart from the heap and
     goes back at once, unless the heap has a hole for it; up to KEPT free bytes at the heap's end stay.
-    -> as above.
+    So features of a tile stay, and bands of a large picture go. -> as above.
     """
-    options = {M_MMAP_MAX: DEFAULT_MMAP_MAX, M_MMAP_THRESHOLD: below, M_TRIM_THRESHOLD: KEPT}
-    return _set(options)
+    return _set({M_MMAP_MAX: DEFAULT_MMAP_MAX, M_MMAP_THRESHOLD: BIG_BLOCK, M_TRIM_THRESHOLD: KEPT})
 
 
 def _set(options: dict[int, int]) -> bool:

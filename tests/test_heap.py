@@ -12,10 +12,7 @@ import torch
 from processes import in_a_new_process
 
 import ldm_dream.upscaling.upscaler as upscaler_module
-from ldm_dream.heap import LARGEST_KEPT, keep_freed_memory, keep_small_blocks
-from ldm_dream.upscaling import layout
-from ldm_dream.upscaling.defaults import TILE_PAD
-from ldm_dream.upscaling.pictures import outline
+from ldm_dream.heap import keep_freed_memory, keep_small_blocks
 from ldm_dream.upscaling.upscaler import Upscaler
 
 
@@ -40,44 +37,32 @@ def test_freed_memory_is_used_again_without_page_faults():
     assert keep[1] < 1.1 * leave[1]
 
 
-def after_blocks(below: int) -> tuple[int, int]:
-    """Of 20 blocks of 8 MiB, freed and made again: bytes resident while they are free, and page
-    faults of the second time.
+def after_blocks(mib: int) -> tuple[int, int]:
+    """Of blocks of `mib` that make 160 MiB, freed and made again: bytes resident while they are free,
+    and page faults of the second time.
     """
-    assert keep_small_blocks(below)
-    blocks = [torch.ones(2**21) for _ in range(20)]
+    assert keep_small_blocks()
+    count, numbers = 160 // mib, mib * 2**18
+    blocks = [torch.ones(numbers) for _ in range(count)]
     del blocks
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    again = [torch.ones(2**21) for _ in range(20)]
+    again = [torch.ones(numbers) for _ in range(count)]
     faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
-    return pages * resource.getpagesize() * (len(again) == 20), faults
+    return pages * resource.getpagesize() * (len(again) == count), faults
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's switch")
-def test_blocks_stay_below_a_size_and_go_back_from_it_on():
-    back, kept = (in_a_new_process(after_blocks, below) for below in (2**22, 2**25))
-    assert back[0] < kept[0] - 100 * 2**20
-    assert kept[1] < back[1] / 5
-
-
-def test_bands_of_a_very_large_picture_go_back_sooner(monkeypatch):
-    asked = []
-    monkeypatch.setattr(layout, "keep_small_blocks", asked.append)
-    monkeypatch.setattr(layout, "VERY_LARGE", 8 * 8)
-    for side in (8, 9):
-        layout.keep_features(outline((side, side)))
-    assert asked == [LARGEST_KEPT, layout.SMALL_BAND]
-    features = (
-        (layout.SMALL_TILE + 2 * TILE_PAD) ** 2 * 192 * 2
-    )  # bytes in bf16; the bundled models
-    assert features < layout.SMALL_BAND < LARGEST_KEPT
+def test_small_blocks_stay_and_big_ones_go_back():
+    small, big = (in_a_new_process(after_blocks, mib) for mib in (8, 40))
+    assert big[0] < small[0] - 100 * 2**20
+    assert small[1] < big[1] / 5
 
 
 def further_pictures(tunes: bool) -> int:
     """Page faults of four pictures after two others."""
     if not tunes:
-        upscaler_module.keep_features = lambda pixels: None
+        upscaler_module.keep_small_blocks = lambda: True
     upscaler = Upscaler.from_pretrained("dream-photo-x4-tiny", "cpu", "fp32")
     picture, before = np.zeros((128, 160, 3), np.uint8), 0
     for number in range(6):

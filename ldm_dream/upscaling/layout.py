@@ -9,7 +9,6 @@ import math
 from dataclasses import dataclass, replace
 
 from ldm_dream.data.images import ImageError
-from ldm_dream.heap import LARGEST_KEPT, keep_small_blocks
 from ldm_dream.upscaling.devices import TooLittleMemory, UpscaleError
 from ldm_dream.upscaling.engine import Engine, Options
 from ldm_dream.upscaling.pictures import Frame, Pixels, Source
@@ -22,7 +21,6 @@ log = logging.getLogger(__name__)
 # that side; a very large one in smaller tiles, since its rows of tiles take memory too (with 184, a
 # picture 12000 pixels wide held 2.6 GB)
 AUTO_TILE, VERY_LARGE, SMALL_TILE = 256, 2**22, 128
-SMALL_BAND = 2**24  # bytes; features of a small tile have less, in bf16 and one tile at a time
 
 
 @dataclass(frozen=True)
@@ -138,19 +136,7 @@ def _in_tiles(engine: Engine, layout: Layout, tiles: Tiles, how: Options) -> Lay
 
 
 def _auto_tile(pixels: Pixels) -> int:
-    return SMALL_TILE if _is_very_large(pixels) else AUTO_TILE
-
-
-def keep_features(pixels: Pixels) -> None:
-    """Memory of the networks' features on a CPU stays with the process until they want it again; that
-    of a very large picture's bands goes back. Where the C library has no such switch, pictures take
-    more time.
-    """
-    keep_small_blocks(SMALL_BAND if _is_very_large(pixels) else LARGEST_KEPT)
-
-
-def _is_very_large(pixels: Pixels) -> bool:
-    return pixels.size[0] * pixels.size[1] > VERY_LARGE
+    return AUTO_TILE if pixels.size[0] * pixels.size[1] <= VERY_LARGE else SMALL_TILE
 
 
 def _is_small(pixels: Pixels, how: Options) -> bool:

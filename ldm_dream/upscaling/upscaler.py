@@ -10,7 +10,6 @@ result are held whole, both in the depth they came in, a large result that is fo
 (`data/scratch.py`); of a picture with alpha also a copy, and one more where colours are hidden
 (`hidden.py`). Accelerator memory depends on the size of tiles, on how many are made at a time,
 and on the picture's width. Colours and size are set in strips either way, which changes no number.
-On a CPU each picture sets how much freed memory the process keeps (`heap.py`).
 What a model is like is its engine's matter (`diffusion.py`).
 """
 
@@ -36,6 +35,7 @@ from ldm_dream.data.images import (
 from ldm_dream.data.resize import rows_needed
 from ldm_dream.dtypes import DTYPES, name_of
 from ldm_dream.errors import did_you_mean
+from ldm_dream.heap import keep_small_blocks
 from ldm_dream.hub import Search, upload
 from ldm_dream.model_folder import LoadedModel, save_loaded
 from ldm_dream.upscaling.colors import COLOR_FIXES, around, in_columns
@@ -50,7 +50,7 @@ from ldm_dream.upscaling.devices import (
 )
 from ldm_dream.upscaling.engine import Choices, Made, Options
 from ldm_dream.upscaling.hidden import filled
-from ldm_dream.upscaling.layout import Layout, first_layout, keep_features, with_less_memory
+from ldm_dream.upscaling.layout import Layout, first_layout, with_less_memory
 from ldm_dream.upscaling.models import Model, engine_of, load
 from ldm_dream.upscaling.pictures import (
     Canvas,
@@ -116,8 +116,9 @@ class Upscaler:
         device: auto (the first of cuda, xpu and mps that is there, else cpu), cpu, cuda, cuda:N, ..,
         or a torch.device. dtype: auto (the fastest of the device, as `ldm_dream.dtypes.fastest`
         says; of another project, what its network supports), fp32, bf16, fp16, or the type of
-        torch; as in torch it may stand alone. auto is decided anew at every move. Raises
-        UpscaleError.
+        torch; as in torch it may stand alone. auto is decided anew at every move. On a CPU the
+        process keeps more freed memory from then on (`ldm_dream/heap.py`), which tiles want again.
+        Raises UpscaleError.
         """
         if isinstance(device, torch.dtype) or (isinstance(device, str) and device in DTYPES):
             if dtype is not None:
@@ -128,6 +129,8 @@ class Upscaler:
         device = self._device if device is None else device
         dtype = self._dtype if dtype is None else dtype
         place = device_named(device)
+        if place.type == "cpu":
+            keep_small_blocks()
         self.engine = engine_of(self.model, place, dtype, self._compile)
         self._device, self._dtype = device, dtype  # as asked for: auto stays auto
         return self
@@ -233,8 +236,6 @@ class Upscaler:
     def _enlarged(self, pixels: Pixels, asked: Size, how: Options, watch: Watch) -> Any:
         """-> a picture of the type that came in. Where memory runs out, once more with less."""
         layout = first_layout(self.engine, pixels, asked, how)
-        if self.device.type == "cpu":
-            keep_features(pixels)
         if pixels.has_alpha:
             watch.begin(layout.calls, lambda: None, layout.frame.crop)
             with watch.listening(within=True):
