@@ -164,7 +164,7 @@ def folded(weight: Tensor) -> Tensor:
     transposed convolution with the same result: 4/9 of the products, as equal pixels are not
     multiplied one by one.
     """
-    result = weight.float()
+    result = weight.to(torch.promote_types(weight.dtype, torch.float32))  # sums are rounded once
     for axis in (2, 3):
         first, middle, last = result.unbind(axis)
         result = torch.stack([last, middle + last, first + middle, first], axis)
