@@ -99,10 +99,10 @@ class LayerNorm(nn.LayerNorm):
             h = h * (1 + scale[:, :, None, None].to(h.dtype))
         if shift is not None:
             h = h + shift[:, :, None, None].to(h.dtype)
-        return F.silu(h, inplace=_quick(h)) if self.silu else h
+        return F.silu(h, inplace=_infers_on_cpu(h)) if self.silu else h
 
 
-def _quick(x: Tensor) -> bool:
+def _infers_on_cpu(x: Tensor) -> bool:
     """Whether x is computed at once on a CPU, without gradient: a graph that is compiled or exported
     keeps the plain form.
     """
@@ -153,7 +153,7 @@ class Upsample(nn.Module):
         self.conv = nn.Conv2d(channels, channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        if _quick(x) and x.shape[-2] * x.shape[-1] >= WORTH_FOLDING:
+        if _infers_on_cpu(x) and x.shape[-2] * x.shape[-1] >= WORTH_FOLDING:
             weight = folded(self.conv.weight)
             return F.conv_transpose2d(x, weight, self.conv.bias, stride=2, padding=1)
         return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
